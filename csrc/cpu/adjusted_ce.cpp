@@ -1,0 +1,109 @@
+// The part of the loss that no instruction set changes: label check, denominator, threads, reduction.
+#include "adjusted_ce.h"
+
+#include <limits>
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace ltk {
+namespace {
+
+struct Denominators {
+    double weighted = 0.0;
+    int64_t rows = 0;
+};
+
+template <class Real>
+double weight_of(const AdjustedCe& job, int64_t label) noexcept {
+    return job.weight == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.weight)[label]);
+}
+
+// One pass over the labels. Returns the first bad row, or -1.
+template <class Real>
+int64_t check_labels(const AdjustedCe& job, Denominators& sum) noexcept {
+    for (int64_t i = 0; i < job.rows; ++i) {
+        const int64_t a = job.target[i];
+        if (a == job.ignore_index) continue;
+        if (a < 0 || a >= job.classes) return i;
+        double weight = weight_of<Real>(job, a);
+        if (job.target_b != nullptr) {
+            const int64_t b = job.target_b[i];
+            if (b < 0 || b >= job.classes) return i;
+            const double lam = static_cast<double>(static_cast<const Real*>(job.lam)[i]);
+            weight = lam * weight + (1.0 - lam) * weight_of<Real>(job, b);
+        }
+        sum.weighted += weight;
+        ++sum.rows;
+    }
+    return -1;
+}
+
+// The first table with an entry that is not finite (-inf removes a class and is allowed in shift), or -1. C reads a table; the rows
+// cost B C.
+template <class Real>
+int64_t check_tables(const AdjustedCe& job) noexcept {
+    const void* tables[] = {job.shift, job.scale, job.margin, job.row_scale, job.weight};
+    for (int64_t t = 0; t < 5; ++t) {
+        const Real* table = static_cast<const Real*>(tables[t]);
+        if (table == nullptr) continue;
+        const Real lowest = t == 0 ? -std::numeric_limits<Real>::infinity() : std::numeric_limits<Real>::lowest();
+        bool good = true;
+        for (int64_t j = 0; j < job.classes; ++j) good &= table[j] >= lowest && table[j] <= std::numeric_limits<Real>::max();
+        if (!good) return t;
+    }
+    return -1;
+}
+
+template <class Real>
+int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept {
+    Denominators sum;
+    const int64_t bad = check_labels<Real>(job, sum);
+    if (bad >= 0) return bad;
+    const int64_t table = check_tables<Real>(job);
+    if (table >= 0) return -2 - table;
+    const double denominator = reduction == Reduction::mean         ? sum.weighted
+                               : reduction == Reduction::batch_mean ? static_cast<double>(sum.rows)
+                                                                    : 1.0;
+    job.grad_scale = 1.0 / denominator;
+    job.smoothing_total = static_cast<double>(job.classes);
+    if (job.label_smoothing != 0.0 && job.weight != nullptr) {
+        job.smoothing_total = 0.0;
+        for (int64_t j = 0; j < job.classes; ++j) job.smoothing_total += weight_of<Real>(job, j);
+    }
+
+    struct Context {
+        const AdjustedCe& job;
+        AdjustedCeRows rows;
+        int64_t block;
+        Real* scratch;
+    };
+    // 16 384 logits are some microseconds of work: less would not pay for waking a thread.
+    const int64_t block = job.classes >= 16384 ? 1 : 16384 / job.classes;
+    Context context{job, kernels().adjusted_ce[dtype], block, static_cast<Real*>(scratch)};
+    parallel_blocks((job.rows + block - 1) / block, threads,
+                    [](void* c, int64_t index, int worker) noexcept {
+                        const Context& x = *static_cast<Context*>(c);
+                        const int64_t begin = index * x.block;
+                        const int64_t end = begin + x.block < x.job.rows ? begin + x.block : x.job.rows;
+                        x.rows(x.job, begin, end, x.scratch + worker * adjusted_ce_scratch(x.job.classes));
+                    },
+                    &context);
+
+    if (reduction != Reduction::none) {
+        // In row order and in double: the same bits for any number of threads.
+        double total = 0.0;
+        for (int64_t i = 0; i < job.rows; ++i) total += static_cast<double>(static_cast<const Real*>(job.row_loss)[i]);
+        *static_cast<Real*>(loss) = static_cast<Real>(total / denominator);
+    }
+    return -1;
+}
+
+}  // namespace
+
+int64_t adjusted_ce(AdjustedCe job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept {
+    if (static_cast<DType>(dtype) == DType::f64) return run<double>(job, dtype, reduction, loss, scratch, threads);
+    return run<float>(job, dtype, reduction, loss, scratch, threads);
+}
+
+}  // namespace ltk

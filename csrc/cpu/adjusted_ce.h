@@ -1,0 +1,54 @@
+// Adjusted softmax cross-entropy: the whole long-tail family in one row operation (csrc/README.md has the formula).
+#pragma once
+#include <cstdint>
+
+namespace ltk {
+
+// Pointers only; the caller has checked every shape. "real" is double for float64 logits, float for all others; every table, row
+// coefficient, row loss and scratch element is real. A null table means its neutral value.
+struct AdjustedCe {
+    const void* logits;       // rows x classes, unit class stride
+    int64_t logits_stride;    // elements between rows
+    const int64_t* target;    // (rows,)
+    const int64_t* target_b;  // (rows,) second label of mixed rows, or null
+    const void* lam;          // (rows,) share of `target` in mixed rows; with target_b
+    const void* shift;        // (classes,)
+    const void* scale;
+    const void* margin;
+    const void* row_scale;
+    const void* weight;
+    const void* row_coef;  // (rows,) factor on each row's gradient (an upstream gradient), or null
+    double focal_gamma;
+    double label_smoothing;
+    int64_t ignore_index;
+    int64_t rows;
+    int64_t classes;
+    double grad_scale;       // factor on every gradient: 1 / denominator of the reduction
+    double smoothing_total;  // sum of the weights over the classes (the number of classes without weights)
+    void* row_loss;          // (rows,)
+    void* grad;              // rows x classes in the logits' type, or null: loss only. May be the logits' own memory.
+    int64_t grad_stride;
+};
+
+enum class Reduction : int { none = 0, mean = 1, batch_mean = 2, sum = 3 };
+
+// The rows [begin, end) on one instruction set. `scratch` holds adjusted_ce_scratch(classes) reals.
+using AdjustedCeRows = void (*)(const AdjustedCe& job, int64_t begin, int64_t end, void* scratch) noexcept;
+
+// Columns that are handled while they sit in the first-level cache: logits, tables and exponentials of a block take 4 x 8 KiB.
+constexpr int64_t kBlock = 2048;
+
+// Reals of scratch one thread needs: two rows (exponentials; the first gradient of a mixed row), each rounded up to whole vectors,
+// and one maximum a block.
+constexpr int64_t adjusted_ce_row(int64_t classes) noexcept { return (classes + 63) / 64 * 64; }
+constexpr int64_t adjusted_ce_scratch(int64_t classes) noexcept {
+    return 2 * adjusted_ce_row(classes) + adjusted_ce_row((classes + kBlock - 1) / kBlock);
+}
+
+// Loss and gradient of a whole batch. Returns -1; or the first row whose label is neither in [0, classes) nor ignore_index; or
+// -2 - t where table t (shift, scale, margin, row_scale, weight) has an entry that is not finite. Nothing has been written unless it
+// returns -1. `*loss` (real) is written unless the reduction is none. `scratch` holds
+// threads * adjusted_ce_scratch(classes) reals.
+int64_t adjusted_ce(AdjustedCe job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept;
+
+}  // namespace ltk

@@ -1,0 +1,30 @@
+#include "subset_scores.h"
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace ltk {
+
+void subset_scores(const SubsetScores& job, double* scratch, int threads) noexcept {
+    int64_t largest = 1;
+    for (int64_t p = 0; p < job.packs; ++p)
+        if (job.pack_size[p] > largest) largest = job.pack_size[p];
+    // At least about 10 us of work in a block, so that handing it out costs little.
+    const int64_t work = job.d * job.d * largest;
+    const int64_t block = work >= 32768 ? 1 : 1 + 32768 / (work + 1);
+    struct Context {
+        const SubsetScores& job;
+        double* scratch;
+        int64_t block, stride;
+    } context{job, scratch, block, subset_scores_scratch(job.d, largest)};
+    parallel_blocks((job.packs + block - 1) / block, threads,
+                    [](void* c, int64_t index, int worker) noexcept {
+                        const Context& x = *static_cast<Context*>(c);
+                        const int64_t begin = index * x.block;
+                        const int64_t end = begin + x.block < x.job.packs ? begin + x.block : x.job.packs;
+                        kernels().subset_scores_f64(x.job, begin, end, x.scratch + worker * x.stride);
+                    },
+                    &context);
+}
+
+}  // namespace ltk

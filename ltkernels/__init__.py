@@ -1,0 +1,49 @@
+"""Fast, exact kernels for long-tailed recognition: fused losses, feature diversity, subset selection."""
+
+from __future__ import annotations
+
+import torch  # noqa: F401  first: its OpenMP runtime must be the one that the compiled module finds
+
+try:
+    from . import _C
+except ModuleNotFoundError as error:
+    if error.name != f"{__name__}._C":
+        raise
+    raise ImportError(
+        "ltkernels has no compiled module. This is probably the source folder of a checkout: run Python from another folder, "
+        "or install it in place with `pip install -e .`"
+    ) from error
+
+from importlib.metadata import version as _version
+
+from . import adjustments, functional, nn
+from ._backends import doctor_report
+from .losses import LOSSES, Adjustment
+from .losses._core import explain
+
+__version__ = _version("ltkernels")
+
+_LAZY = ("augment", "diversity", "selection", "train")  # imported on first use: the losses need torch alone
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "LOSSES",
+    "Adjustment",
+    "adjustments",
+    "augment",
+    "diversity",
+    "doctor_report",
+    "explain",
+    "functional",
+    "nn",
+    "selection",
+    "train",
+]

@@ -1,0 +1,156 @@
+"""Every argument check of the public functions and its message, once.
+
+Nothing here reads tensor contents on an accelerator: that would make each call wait for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "batch_mean", "sum")  # the index is the code of csrc/cpu/adjusted_ce.h
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Counts(NamedTuple):
+    """Checked class counts: ``n`` (C,) float64 on the CPU with empty classes replaced by the rarest non-empty count,
+    ``empty`` (C,) bool, ``total`` the sum of the true counts."""
+
+    n: Tensor
+    empty: Tensor
+    total: float
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of losses, tables and accumulators: float64 for float64 logits, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def class_counts(counts: Sequence[int] | Tensor, empty: str = "error") -> Counts:
+    """Checks integer class counts; see `Counts`. `empty` is ``"error"`` or ``"ignore"``."""
+    if empty not in ("error", "ignore"):
+        raise ValueError(f"empty is {empty!r}; it must be 'error' or 'ignore'")
+    if isinstance(counts, Tensor):
+        if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+            raise TypeError(f"class_counts has dtype {counts.dtype}; counts must be integers")
+        if counts.dim() != 1:
+            raise ValueError(f"class_counts has shape {tuple(counts.shape)}; it must be (C,)")
+        values = [int(value) for value in counts.tolist()]
+    else:
+        if isinstance(counts, str | numbers.Number) or not hasattr(counts, "__len__"):
+            raise TypeError(f"class_counts is {counts!r}; it must be a sequence of C integers, one count per class")
+        values = []
+        for index, value in enumerate(counts):
+            if isinstance(value, bool) or not (isinstance(value, numbers.Integral) or _is_integer_scalar(value)):
+                raise TypeError(f"class_counts[{index}] is {value!r}; counts must be integers")
+            values.append(int(value))
+    if not values:
+        raise ValueError("class_counts is empty; it must hold one count per class")
+    for index, value in enumerate(values):
+        if value < 0:
+            raise ValueError(f"class_counts[{index}] is {value}; counts must not be negative")
+    zeros = [index for index, value in enumerate(values) if value == 0]
+    if len(zeros) == len(values):
+        raise ValueError("class_counts holds zeros only; at least one class must have samples")
+    if zeros and empty == "error":
+        shown = ", ".join(map(str, zeros[:10])) + (", ..." if len(zeros) > 10 else "")
+        raise ValueError(f"class_counts is 0 for class {shown}; pass empty='ignore' to give such classes probability 0")
+    rarest = min(value for value in values if value > 0)
+    n = torch.tensor([value if value > 0 else rarest for value in values], dtype=torch.float64)
+    mask = torch.tensor([value == 0 for value in values])
+    return Counts(n, mask, float(sum(values)))
+
+
+def _is_integer_scalar(value: object) -> bool:
+    """A NumPy integer or a 0-dim integer tensor."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return False
+
+
+def num_classes(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"num_classes is {value!r}; it must be an integer of at least 1")
+    return int(value)
+
+
+def number(
+    name: str, value: float, *, low: float | None = None, high: float | None = None, above: float | None = None
+) -> float:
+    """A finite real number within [low, high], or strictly above `above`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    result = float(value)
+    if not -math.inf < result < math.inf:  # math.isfinite would break a torch.compile graph
+        raise ValueError(f"{name} is {value!r}; it must be finite")
+    if low is not None and result < low:
+        raise ValueError(f"{name} is {value!r}; it must be at least {low}")
+    if high is not None and result > high:
+        raise ValueError(f"{name} is {value!r}; it must be at most {high}")
+    if above is not None and result <= above:
+        raise ValueError(f"{name} is {value!r}; it must be above {above}")
+    return result
+
+
+def reduction(value: str) -> int:
+    """The kernel's code of a reduction."""
+    try:
+        return REDUCTIONS.index(value)
+    except ValueError:
+        raise ValueError(f"reduction is {value!r}; it must be one of {', '.join(map(repr, REDUCTIONS))}") from None
+
+
+def logits(value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"logits is {type(value).__name__}; it must be a tensor")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"logits has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
+    if value.dim() == 0:
+        raise ValueError("logits has no dimensions; it must be (N, C), (C,) or (N, C, d1, ...)")
+
+
+def target(value: Tensor, logits: Tensor, name: str = "target") -> bool:
+    """Checks a target against its logits. True for class probabilities, False for class indices."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor")
+    if value.device != logits.device:
+        raise ValueError(f"{name} is on {value.device}, logits on {logits.device}; both must be on one device")
+    shape = logits.shape
+    if value.is_floating_point():
+        if value.shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; class probabilities must have the "
+                f"logits' shape {tuple(shape)}, class indices an integer dtype"
+            )
+        return True
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} has dtype {value.dtype}; it must hold class indices (int64) or class probabilities")
+    wanted = shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
+    if value.shape != wanted:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; logits of shape {tuple(shape)} need class indices of shape "
+            f"{tuple(wanted)}"
+        )
+    return False
+
+
+def table(name: str, value: Tensor | None, classes: int, device: torch.device, real: torch.dtype) -> Tensor | None:
+    """A per-class vector, contiguous and in the kernel's dtype."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor of shape ({classes},)")
+    if value.shape != (classes,):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be ({classes},), one entry per class")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, logits on {device}; both must be on one device")
+    if value.dtype != real:
+        if not value.is_floating_point():
+            raise TypeError(f"{name} has dtype {value.dtype}; it must be a floating-point tensor")
+        return value.to(real)
+    return value if value.is_contiguous() else value.contiguous()

@@ -1,0 +1,72 @@
+"""The only file that calls ``torch.library``: the operators' schemas, their CPU kernels and their shapes for tracing.
+
+The raw operators carry no gradient. Public functions reach them through the autograd functions of `ltkernels.losses._core`;
+training through a raw operator would detach silently, so nothing public returns one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._checks import real_dtype
+
+_library = torch.library.Library("ltkernels", "DEF")
+
+_ARGUMENTS = (
+    "Tensor target, Tensor? target_b, Tensor? lam, Tensor? shift, Tensor? scale, Tensor? margin, Tensor? row_scale, "
+    "Tensor? weight, Tensor? row_coef, float focal_gamma, float label_smoothing, int ignore_index, int reduction"
+)
+# Loss and gradient. logits (N, C), target (N,) int64, tables (C,), lam and row_coef (N,); tables, lam, row_coef and the loss in
+# float64 for float64 logits, else float32. Without need_grad the gradient is an empty tensor.
+_library.define(f"adjusted_ce(Tensor logits, {_ARGUMENTS}, bool need_grad) -> (Tensor loss, Tensor grad)")
+# The same; the gradient replaces the logits.
+_library.define(f"adjusted_ce_(Tensor(a!) logits, {_ARGUMENTS}) -> Tensor loss")
+
+_NONE = 0  # code of reduction="none"
+
+
+def _loss_like(logits: Tensor, reduction: int) -> Tensor:
+    shape = (logits.shape[0],) if reduction == _NONE else ()
+    return logits.new_empty(shape, dtype=real_dtype(logits.dtype))
+
+
+def _adjusted_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    *arguments, need_grad = arguments
+    if logits.stride(1) != 1 and logits.shape[1] != 1:
+        logits = logits.contiguous()
+    loss = _loss_like(logits, arguments[-1])
+    grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
+    _backends.cpu_adjusted_ce(logits, loss, grad if need_grad else None, *arguments)
+    return loss, grad
+
+
+def _adjusted_ce_inplace(logits: Tensor, *arguments: object) -> Tensor:
+    loss = _loss_like(logits, arguments[-1])
+    if logits.stride(1) == 1 or logits.shape[1] == 1:
+        _backends.cpu_adjusted_ce(logits, loss, logits, *arguments)
+    else:
+        grad = logits.contiguous()
+        _backends.cpu_adjusted_ce(grad, loss, grad, *arguments)
+        logits.copy_(grad)
+    return loss
+
+
+def _adjusted_ce_fake(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    *arguments, need_grad = arguments
+    grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
+    return _loss_like(logits, arguments[-1]), grad
+
+
+def _adjusted_ce_inplace_fake(logits: Tensor, *arguments: object) -> Tensor:
+    return _loss_like(logits, arguments[-1])
+
+
+_library.impl("adjusted_ce", _adjusted_ce, "CPU")
+_library.impl("adjusted_ce_", _adjusted_ce_inplace, "CPU")
+torch.library.register_fake("ltkernels::adjusted_ce", _adjusted_ce_fake, lib=_library)
+torch.library.register_fake("ltkernels::adjusted_ce_", _adjusted_ce_inplace_fake, lib=_library)
+
+adjusted_ce = torch.ops.ltkernels.adjusted_ce.default
+adjusted_ce_ = torch.ops.ltkernels.adjusted_ce_.default

@@ -1,0 +1,12 @@
+"""Parameter builders: from integer class counts to the per-class vectors of a loss.
+
+Tables are computed on the host in float64 and stored in float32. The builders are those of the records in `ltkernels.losses`.
+"""
+
+from __future__ import annotations
+
+from .losses import LOSSES, Adjustment
+
+globals().update({loss.build.__name__: loss.build for loss in LOSSES.values()})
+
+__all__ = ["Adjustment", *(loss.build.__name__ for loss in LOSSES.values())]

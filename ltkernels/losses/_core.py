@@ -1,0 +1,267 @@
+"""From a public call to a kernel and back: shapes, backend, autograd. One place for every loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _backends, _checks, _ops
+from . import _reference
+
+Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
+
+_NONE = _checks.REDUCTIONS.index("none")
+
+
+class _AdjustedCrossEntropy(torch.autograd.Function):
+    """Scalar reductions compute the gradient together with the loss, one exp a logit; backward multiplies it by the upstream
+    gradient. Unreduced losses know their upstream gradient in backward only, so they compute the gradient there."""
+
+    @staticmethod
+    def forward(ctx, logits, target, target_b, lam, shift, scale, margin, row_scale, weight, options, inplace):
+        arguments = (target, target_b, lam, shift, scale, margin, row_scale, weight)
+        ctx.options = options
+        ctx.inplace = inplace
+        reduction = options[-1]
+        if inplace:
+            loss = _ops.adjusted_ce_(logits, *arguments, None, *options)
+            # The operator wrote through the address; autograd must see that anyone who saved the logits holds the wrong values.
+            torch.autograd.graph.increment_version(logits)
+            ctx.save_for_backward(logits)
+        elif reduction == _NONE:
+            loss, _ = _ops.adjusted_ce(logits, *arguments, None, *options, False)
+            ctx.save_for_backward(logits, *arguments)
+        else:
+            loss, grad = _ops.adjusted_ce(logits, *arguments, None, *options, True)
+            ctx.save_for_backward(logits, *arguments, grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grad = _differentiable_gradient(saved, ctx, upstream)
+        elif ctx.options[-1] == _NONE:
+            logits, *arguments = saved
+            _, grad = _ops.adjusted_ce(logits, *arguments, upstream.contiguous(), *ctx.options, True)
+        else:
+            grad = saved[-1]
+            if torch.compiler.is_compiling() or upstream.item() != 1.0:
+                # In the loss' precision, rounded once: a 16-bit upstream factor would be rounded itself.
+                grad = (grad.to(upstream.dtype) * upstream).to(grad.dtype)
+        return grad, None, None, None, None, None, None, None, None, None, None
+
+
+def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -> Tensor:
+    """The gradient as a differentiable function of logits and upstream, for backward(create_graph=True)."""
+    if ctx.inplace:
+        raise RuntimeError("double backward needs the logits, and inplace=True has overwritten them; pass inplace=False")
+    logits, *arguments = saved[:9]
+    with torch.enable_grad():
+        # A view of the saved logits: the gradient with respect to it stays connected to whatever the logits came from.
+        z = logits.view_as(logits) if logits.requires_grad else logits.detach().requires_grad_()
+        loss = _reference.adjusted_cross_entropy(z, *arguments, *ctx.options)
+        (grad,) = torch.autograd.grad(loss, z, upstream, create_graph=True)
+    return grad
+
+
+def adjusted_cross_entropy(
+    logits: Tensor,
+    target: Target,
+    *,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    margin: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Softmax cross-entropy with per-class scale, shift, margin, row scale and weight: the whole long-tail family.
+
+    .. math::
+        a_{ij} = \sigma_{y_i} (\beta_j z_{ij} + \delta_j - m_{y_i} [j = y_i]), \quad
+        l_i = -\log \mathrm{softmax}_j(a_i)_{y_i}, \quad
+        L_i = \alpha_{y_i} (1 - e^{-l_i})^\gamma l_i
+
+    On every input that `torch.nn.functional.cross_entropy` accepts, the call without vectors gives torch's result, with a
+    float32 loss for 16-bit logits.
+
+    Args:
+        logits: (N, C), (C,) or (N, C, d1, ...); float32, float64, bfloat16 or float16.
+        target: class indices (N,), () or (N, d1, ...), any integer dtype; or class probabilities in the logits' shape (then
+            without margin, row_scale and focal_gamma, which a label chooses); or ``(y_a, y_b, lam)`` for mixed samples: two
+            class-index tensors and the share of the first, a number or a tensor in their shape, in [0, 1]. A mixed loss is
+            ``lam * L(y_a) + (1 - lam) * L(y_b)``, and a row whose `y_a` is `ignore_index` is ignored.
+        shift: (C,) delta, added to the logits (a log prior); -inf removes a class.
+        scale: (C,) beta, multiplies the logits.
+        margin: (C,) m, subtracted from the label's logit only.
+        row_scale: (C,) sigma, multiplies the whole row; chosen by the label.
+        weight: (C,) alpha, class weight; chosen by the label.
+        focal_gamma: gamma >= 0 of the focal factor, on the label's own term.
+        label_smoothing: eps in [0, 1]: ``(1 - eps) L_i + eps / C * sum_j alpha_j l_ij`` with l_ij the cross-entropy of class j.
+        ignore_index: label of rows that have no loss and gradient 0.
+        reduction: ``"mean"`` divides by the sum of the weights of the rows, as torch; ``"batch_mean"`` by the number of rows;
+            ``"sum"``; ``"none"`` keeps the target's shape. Ignored rows do not count.
+        inplace: let the gradient overwrite the logits' memory (saves one array). The logits are garbage afterwards, and their
+            version counter says so to autograd. Not with ``reduction="none"``.
+        backend: None, ``"cpu"`` or ``"torch"``; see `ltkernels.explain`.
+
+    Returns:
+        The loss, float64 for float64 logits and float32 for all others.
+
+    Tables are rounded to the loss' dtype. Gradients with respect to a table, second derivatives and class probabilities are
+    computed by the plain torch reference.
+
+    Raises:
+        ValueError: a label out of range (row and value), a table entry that is not finite, a shape or device that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    _checks.logits(logits)
+    reduction_code = _checks.reduction(reduction)
+    if type(focal_gamma) is not float or not 0.0 <= focal_gamma < 1e30:
+        focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
+    if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
+        label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
+    target, target_b, lam = _split_target(target, logits)
+    probabilities = target.is_floating_point()
+
+    dim = logits.dim()
+    classes = logits.shape[1 if dim > 1 else 0]
+    if classes == 0:
+        raise ValueError(f"logits has shape {tuple(logits.shape)}; there must be at least one class")
+    real = _checks.real_dtype(logits.dtype)
+    device = logits.device
+    shift = _checks.table("shift", shift, classes, device, real)
+    scale = _checks.table("scale", scale, classes, device, real)
+    margin = _checks.table("margin", margin, classes, device, real)
+    row_scale = _checks.table("row_scale", row_scale, classes, device, real)
+    weight = _checks.table("weight", weight, classes, device, real)
+    tables = (shift, scale, margin, row_scale, weight)
+    if probabilities:
+        _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
+    backend = _backends.choose(backend, device, _needs_torch(probabilities, lam, tables))
+    if inplace and (reduction_code == _NONE or backend == "torch"):
+        reason = "reduction='none' needs the logits in backward" if backend == "cpu" else "the torch backend serves this call"
+        raise ValueError(f"inplace=True is not possible: {reason}")
+
+    shape = target.shape
+    if dim != 2:
+        logits, target, target_b, lam = _as_rows(logits, target, target_b, lam, probabilities)
+    options = (focal_gamma, label_smoothing, ignore_index, reduction_code)
+    if backend == "torch":
+        if not probabilities:
+            _check_labels(target, target_b, classes, ignore_index)
+        loss = _reference.adjusted_cross_entropy(logits, target, target_b, lam, *tables, *options)
+    else:
+        if not target.is_contiguous():
+            target = target.contiguous()
+        if logits.requires_grad and torch.is_grad_enabled():
+            loss = _AdjustedCrossEntropy.apply(logits, target, target_b, lam, *tables, options, inplace)
+        else:
+            loss, _ = _ops.adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False)
+    if dim != 2 and reduction_code == _NONE:
+        loss = loss.reshape(shape[:1] + shape[2:] if probabilities and dim > 2 else shape[:0] if dim == 1 else shape)
+    return loss
+
+
+def explain(
+    op: object, logits: Tensor, target: Target, *args: object, backend: str | None = None, **kwargs: object
+) -> _backends.Explanation:
+    """Which backend would serve a loss call, and why; nothing is computed.
+
+    Args:
+        op: a function of `ltkernels.functional`, or a Module of `ltkernels.nn`.
+        logits, target, args, kwargs: the arguments of the call.
+
+    Returns:
+        ``(backend, reason)``; prints as ``"cpu-avx512: compiled kernel on 2 thread(s)"``.
+    """
+    if not callable(op) or not getattr(op, "__module__", "").startswith("ltkernels."):
+        raise TypeError(f"op is {op!r}; it must be a function of ltkernels.functional or a Module of ltkernels.nn")
+    _checks.logits(logits)
+    first, _, lam = _split_target(target, logits)
+    sources = [*kwargs.values(), *args]
+    if isinstance(op, torch.nn.Module):
+        sources += list(op.buffers())
+        backend = getattr(op, "backend", None) if backend is None else backend
+    tables = tuple(value for value in sources if isinstance(value, Tensor) and value.is_floating_point())
+    return _backends.explain(backend, logits.device, _needs_torch(first.is_floating_point(), lam, tables))
+
+
+def _needs_torch(probabilities: bool, lam: Tensor | None, tables: tuple[Tensor | None, ...]) -> str:
+    """Why no kernel can serve a call; empty when one can."""
+    if probabilities:
+        return "class probabilities as target"
+    if torch.is_grad_enabled():
+        if any(table is not None and table.requires_grad for table in tables):
+            return "gradient with respect to a table"
+        if lam is not None and lam.requires_grad:
+            return "gradient with respect to lam"
+    return ""
+
+
+def _split_target(target: Target, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Checked (target, target_b, lam); class indices become int64, lam a tensor in the targets' shape."""
+    if not isinstance(target, tuple):
+        if not _checks.target(target, logits) and target.dtype != torch.int64:
+            target = target.long()
+        return target, None, None
+    if len(target) != 3:
+        raise ValueError(f"target is a tuple of {len(target)}; mixed targets are (y_a, y_b, lam)")
+    first, second, lam = target
+    if _checks.target(first, logits, "target[0]") or _checks.target(second, logits, "target[1]"):
+        raise TypeError("target[0] and target[1] of mixed targets must hold class indices, not probabilities")
+    real = _checks.real_dtype(logits.dtype)
+    if isinstance(lam, Tensor):
+        if lam.shape not in ((), first.shape):
+            raise ValueError(f"target[2] (lam) has shape {tuple(lam.shape)}; it must be () or {tuple(first.shape)}")
+        lam = lam.to(device=logits.device, dtype=real).expand(first.shape)
+    else:
+        lam = torch.full(first.shape, _checks.number("target[2] (lam)", lam, low=0.0, high=1.0), dtype=real, device=logits.device)
+    return first.long(), second.long().contiguous(), lam.contiguous()
+
+
+def _check_probabilities(margin: Tensor | None, row_scale: Tensor | None, focal_gamma: float, ignore_index: int) -> None:
+    if margin is not None or row_scale is not None or focal_gamma != 0.0:
+        name = "margin" if margin is not None else "row_scale" if row_scale is not None else "focal_gamma"
+        raise ValueError(f"{name} is chosen by the label; it cannot be used with class probabilities as target")
+    if ignore_index >= 0:
+        raise ValueError(f"ignore_index is {ignore_index}; it has no meaning with class probabilities as target")
+
+
+def _as_rows(
+    logits: Tensor, target: Tensor, target_b: Tensor | None, lam: Tensor | None, probabilities: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(C,) and (N, C, d1, ...) to one row a sample; differentiable."""
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+    return (
+        rows(logits),
+        rows(target) if probabilities else target.reshape(-1),
+        None if target_b is None else target_b.reshape(-1),
+        None if lam is None else lam.reshape(-1),
+    )
+
+
+def _check_labels(target: Tensor, target_b: Tensor | None, classes: int, ignore_index: int) -> None:
+    """The kernel's label check for the reference. On the CPU only: reading labels back would make each call wait for a GPU."""
+    if target.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    valid = target != ignore_index
+    for name, labels in (("target", target), ("the second target", target_b)):
+        if labels is None:
+            continue
+        bad = valid & ((labels < 0) | (labels >= classes))
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"{name} has label {int(labels[row])} in row {row}; labels must lie in [0, {classes}) or equal "
+                f"ignore_index ({ignore_index})"
+            )
