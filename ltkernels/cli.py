@@ -1,0 +1,236 @@
+"""The command line: parses, calls the library, prints. Exit codes: 0 done, 1 a bug, 2 bad input, 130 Ctrl-C.
+
+With LTKERNELS_TRACEBACK=1 in the environment, errors that are reported in one line keep their traceback.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ltkernels
+
+# The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
+
+_OPTIONAL = {
+    "numpy": "numpy",
+    "faiss": "faiss-cpu",
+    "sklearn": "scikit-learn",
+    "triton": "triton",
+}
+_SELECT_SETTINGS = (
+    "seed", "select", "head_ratio", "pool_factor", "subset_size", "similarity", "shrinkage", "random_repeats",
+)  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any) -> None:
+        # An abbreviated flag would change its meaning when a flag with the same beginning is added.
+        super().__init__(**{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        # argparse prints the usage first; the promise is one line.
+        self.exit(2, f"ltkernels: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ltkernels", description="Long-tailed recognition: train, select augmented data, report.")
+    parser.add_argument("--version", action="version", version=f"ltkernels {ltkernels.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="the whole pipeline: two trainings, FDG selection, retraining, report")
+    train = commands.add_parser("train", help="one training")
+    select = commands.add_parser("select", help="select synthetic tail features for features of your own")
+    select.add_argument("features", type=Path, metavar="FEATURES.npz", help="arrays features (n, d) and labels (n,)")
+    for command in (run, train):
+        _add_settings(command, None)
+    _add_settings(select, _SELECT_SETTINGS)
+    for command, default in ((run, None), (train, None), (select, "selection")):
+        command.add_argument("--out", type=Path, default=default, help="result folder")
+        command.add_argument("--force", action="store_true", help="replace the results in an existing --out")
+        command.add_argument("--config", type=Path, help="TOML file of settings; flags win")
+        command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+    evaluate = commands.add_parser("evaluate", help="evaluate a run's checkpoints again")
+    evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report = commands.add_parser("report", help="build a run's report.html again")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -> None:
+    """A flag per setting of `Config`; a flag that is not given stays out of the namespace."""
+    from ltkernels.train.config import Config
+
+    kinds = {"int": int, "float": float}
+    for item in fields(Config):
+        if only is not None and item.name not in only:
+            continue
+        text = item.metadata["help"]
+        if item.default is not None:
+            text += f" (default: {item.default})"
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            dest=item.name,
+            type=kinds.get(str(item.type).split(" ")[0], str),
+            default=argparse.SUPPRESS,
+            choices=item.metadata.get("choices"),
+            help=text.replace("%", "%%"),
+            metavar=None if "choices" in item.metadata else item.name.upper(),
+        )
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    from ltkernels.train.config import Config, from_mapping, read_toml
+
+    values = read_toml(arguments.config) if arguments.config else {}
+    given = {item.name: getattr(arguments, item.name) for item in fields(Config) if hasattr(arguments, item.name)}
+    return from_mapping({**values, **given}, str(arguments.config or "settings"))
+
+
+class _Progress:
+    """One line on stderr that is written over; silent where stderr is not a terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.active = not quiet and sys.stderr.isatty()
+        self.width = 0
+
+    def __call__(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        filled = 24 * done // max(total, 1)
+        accuracy = record.get("test_balanced_accuracy")
+        tail = "" if accuracy is None else f"  balanced accuracy {100 * accuracy:.1f} %"
+        line = f"{phase:<28} [{'#' * filled}{'.' * (24 - filled)}] {done}/{total}{tail}"
+        self.width = max(self.width, len(line))
+        print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self.active and self.width:
+            print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)
+
+
+def _job(arguments: argparse.Namespace) -> None:
+    from ltkernels import train
+    from ltkernels.train.config import to_toml
+
+    config = _config(arguments)
+    name = config.data.partition(":")[0]
+    out = arguments.out or Path("runs") / f"{arguments.command}-{name}-{config.loss}-seed{config.seed}"
+    progress = _Progress(arguments.quiet)
+
+    def on_config(resolved: Any) -> None:
+        if not arguments.quiet:
+            print(to_toml(resolved))
+
+    job = train.run if arguments.command == "run" else train.train
+    try:
+        summary = job(config, out=out, force=arguments.force, progress=progress, on_config=on_config)
+    finally:
+        progress.clear()
+    if not arguments.quiet:
+        _print_variants(summary["variants"])
+        print(f"\n{summary['seconds']:.1f} s; results in {out}, open {out / 'report.html'}")
+
+
+def _print_variants(variants: list[dict[str, Any]]) -> None:
+    def percent(value: float | None) -> str:
+        return "n/a" if value is None else f"{100 * value:.1f}"
+
+    def group(variant: dict[str, Any], name: str) -> str:
+        return percent(variant["groups"][name]["accuracy"])
+
+    print(f"{'variant':<24}{'balanced':>10}{'top-1':>8}{'many':>8}{'medium':>8}{'few':>8}{'FDG tail':>10}")
+    for v in variants:
+        fdg = "-" if v.get("fdg_tail") is None else f"{v['fdg_tail']:.3f}"
+        groups = "".join(f"{group(v, name):>8}" for name in ("many", "medium", "few"))
+        print(f"{v['name']:<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}")
+
+
+def _select(arguments: argparse.Namespace) -> None:
+    from ltkernels import train
+
+    progress = _Progress(arguments.quiet)
+    try:
+        result = train.select_features(
+            arguments.features, _config(arguments), out=arguments.out, force=arguments.force, progress=progress
+        )
+    finally:
+        progress.clear()
+    if arguments.quiet:
+        return
+    for entry in result["classes"]:
+        arms = entry["arms"]
+        print(
+            f"class {entry['label']}: {entry['need']} added in the spread of class {entry['similar_head']}, "
+            f"FDG {arms[result['selected']]['fdg']:.3f} (at random {arms['random-0']['fdg']:.3f})"
+        )
+    print(f"{result['seconds']:.1f} s; results in {arguments.out}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from ltkernels import train
+
+    results = train.evaluate(arguments.run_dir)
+    _print_variants(results)
+    changed = [r["name"] for r in results if abs(r["balanced_accuracy"] - r["recorded_balanced_accuracy"]) > 1e-12]
+    print(f"differs from summary.json: {', '.join(changed)}" if changed else "equal to summary.json")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from ltkernels import train
+
+    print(train.rebuild_report(arguments.run_dir))
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    rows = [("ltkernels", ltkernels.__version__), *ltkernels.doctor_report()]
+    known = {name for name, _ in rows}
+    for module, package in _OPTIONAL.items():
+        if package in known or module in known:
+            continue
+        # find_spec does not import: a broken optional package must not break the doctor.
+        found = importlib.util.find_spec(module) is not None
+        rows.append((package, _version(package) if found else "not installed"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "installed, version unknown"
+
+
+_COMMANDS = {
+    "run": _job,
+    "train": _job,
+    "select": _select,
+    "evaluate": _evaluate,
+    "report": _report,
+    "doctor": _doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (argparse's own exits are SystemExit with code 0 or 2)."""
+    try:
+        arguments = _parser().parse_args(argv)
+        _COMMANDS[arguments.command](arguments)
+    except KeyboardInterrupt:
+        print("ltkernels: interrupted; no results were written", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("LTKERNELS_TRACEBACK"):
+            raise
+        print(f"ltkernels: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

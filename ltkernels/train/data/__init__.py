@@ -1,0 +1,59 @@
+"""Data sets by name. One file per data set; adding one is writing that file and naming its function in `_LOADERS`.
+
+Custom data takes two lines of Python:
+
+    import ltkernels.train as train
+    train.data.register("mine", lambda request: train.data.Dataset.from_arrays(x, y, x_test, y_test))
+
+after which `train.run(train.Config(data="mine"))` works, and so does passing a `Dataset` itself to `train.run`.
+"""
+
+from collections.abc import Callable
+
+from ltkernels.train.data import digits, fashion_mnist, npz
+from ltkernels.train.data._dataset import DataRequest, Dataset
+from ltkernels.train.data._longtail import PROFILES, class_sizes, make_long_tailed
+
+__all__ = ["PROFILES", "DataRequest", "Dataset", "class_sizes", "load", "make_long_tailed", "names", "register"]
+
+Loader = Callable[[DataRequest], Dataset]
+
+# A key that ends in ":" takes an argument: `npz:PATH` calls the loader with request.argument == "PATH".
+_LOADERS: dict[str, Loader] = {
+    "digits-lt": digits.load,
+    "fashion-mnist-lt": fashion_mnist.load,
+    "npz:": npz.load,
+}
+
+
+def names() -> list[str]:
+    """Known data set names, those that take a path with the word PATH: `['digits-lt', ..., 'npz:PATH']`."""
+    return [f"{key}PATH" if key.endswith(":") else key for key in _LOADERS]
+
+
+def register(name: str, loader: Loader) -> None:
+    """Make `loader(request) -> Dataset` available as `--data name`.
+
+    A name that ends in ":" takes an argument, which arrives as `request.argument`. Raises ValueError where the name
+    is taken: replacing a built-in silently would change what an old config file means.
+    """
+    if name in _LOADERS:
+        raise ValueError(f"data set {name!r} is registered already")
+    _LOADERS[name] = loader
+
+
+def load(name: str, request: DataRequest | None = None) -> Dataset:
+    """Load a data set by name.
+
+    Raises ValueError for an unknown name (listing the known) and FileNotFoundError where files are missing (saying
+    where to put them).
+    """
+    request = request or DataRequest()
+    prefix, colon, argument = name.partition(":")
+    loader = _LOADERS.get(prefix + colon)
+    if loader is None or (colon and not argument):
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(names())}")
+    dataset = loader(request.with_argument(argument))
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"the loader of data set {name!r} returned {type(dataset).__name__}, not a Dataset")
+    return dataset

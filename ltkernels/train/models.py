@@ -1,0 +1,158 @@
+"""Models: a backbone that turns a sample into a feature vector, and a classifier on top, kept apart.
+
+A new backbone is one function in `BACKBONES`; one outside this package is named by its import path. Either takes
+`input_shape` (the shape of one sample) and gives a module that maps (n, *input_shape) to features (n, d).
+"""
+
+import importlib
+from collections.abc import Callable
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltkernels.nn import CosineLinear
+
+# A loss that is defined on plain logits cannot separate classes with cosines in [-1, 1] (its smallest possible value at
+# C = 10 is 1.4 nats): under such a loss the cosine head's logits are multiplied by this. Losses that are defined on
+# cosines bring their own scale.
+COSINE_TEMPERATURE = 16.0
+
+
+class ScaledCosineLinear(CosineLinear):
+    """A cosine head for losses defined on plain logits: cosines times `COSINE_TEMPERATURE`."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return COSINE_TEMPERATURE * super().forward(features)
+
+
+class Classifier(nn.Module):
+    """`head(backbone(x))`; `backbone` gives the features that the selection works on."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+
+def _images(name: str, input_shape: tuple[int, ...]) -> int:
+    """The number of channels; ValueError where samples are not images."""
+    if len(input_shape) != 3:
+        raise ValueError(f"model {name} needs images (channels, height, width), the data has samples of {input_shape}")
+    return input_shape[0]
+
+
+def mlp(input_shape: tuple[int, ...]) -> nn.Module:
+    """Two hidden layers of 128 and 64 units for any sample shape; 64 features."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+
+
+def cnn(input_shape: tuple[int, ...]) -> nn.Module:
+    """Three 3x3 convolutions (32, 64, 64 channels) with batch norm and pooling; 64 features. For small images."""
+    channels = _images("cnn", input_shape)
+    # 8x8 digits keep their resolution through the first block; 28x28 clothes do not need it.
+    first_pool = 2 if min(input_shape[1:]) >= 16 else 1
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(first_pool)),
+        *(nn.Conv2d(32, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
+        *(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a parameter-free (option A) shortcut: subsample by 2, pad the new channels with zeros."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.stride = 1 if in_channels == channels else 2
+        self.pad = (channels - in_channels) // 2
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, self.stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.stride == 2:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(out + x)
+
+
+def resnet32(input_shape: tuple[int, ...]) -> nn.Module:
+    """The CIFAR ResNet-32 of He et al. 2016: 3 stages of 5 blocks, 16/32/64 channels, option-A shortcuts; 64 features.
+
+    With a linear head for 10 classes on RGB images it has 464 154 parameters, with a cosine head 464 144.
+    """
+    channels = _images("resnet32", input_shape)
+    widths = [16] * 6 + [32] * 5 + [64] * 5
+    backbone = nn.Sequential(
+        *(nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        *(_BasicBlock(a, b) for a, b in zip(widths[:-1], widths[1:])),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return backbone
+
+
+BACKBONES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {"cnn": cnn, "mlp": mlp, "resnet32": resnet32}
+
+
+def _factory(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
+    if name in BACKBONES:
+        return BACKBONES[name]
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(
+            f"unknown model {name!r}; known: {', '.join(BACKBONES)}, or an import path package.module:Name"
+        )
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
+    return factory
+
+
+def build_backbone(name: str, input_shape: tuple[int, ...], seed: int) -> tuple[nn.Module, int]:
+    """The backbone by name, initialised from `seed`, and its number of features d.
+
+    The global random state is left as it was. Raises ValueError for an unknown name (listing the known) or where the
+    module does not map (2, *input_shape) to (2, d).
+    """
+    factory = _factory(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = factory(input_shape)
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"model {name!r} gave {type(backbone).__name__}, not a torch.nn.Module")
+    backbone.eval()
+    with torch.no_grad():
+        features = backbone(torch.zeros(2, *input_shape))
+    backbone.train()
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"model {name!r} must map (2, ...) samples to (2, d) features, got {shape}")
+    return backbone, features.shape[1]
+
+
+def build_head(kind: str, in_features: int, num_classes: int, loss_logits: str, seed: int) -> nn.Module:
+    """A `linear` or `cosine` classifier for a loss defined on `linear` or `cosine` logits, initialised from `seed`.
+
+    Raises ValueError for a linear head under a loss that is defined on cosines: its margins would have no meaning.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "cosine":
+            cosine = CosineLinear if loss_logits == "cosine" else ScaledCosineLinear
+            return cosine(in_features, num_classes)
+        if loss_logits == "cosine":
+            raise ValueError("head linear does not fit: the loss is defined on cosine logits; use head cosine")
+        return nn.Linear(in_features, num_classes)

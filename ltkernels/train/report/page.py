@@ -1,0 +1,243 @@
+"""The page: sections of prose, tables and charts. Every name that comes from data goes through `escape`."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from statistics import mean, stdev
+from typing import Any
+
+from ltkernels.train.metrics import FEW_BELOW, GROUPS, MANY_ABOVE
+from ltkernels.train.report import charts
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #222;
+  background: #fff; max-width: 1000px; margin: 32px auto 64px; padding: 0 24px; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; } p { margin: 8px 0; max-width: 76ch; }
+.sub, .note { color: #555; } .note { font-size: 13.5px; }
+.scroll { overflow-x: auto; } .row { display: flex; flex-wrap: wrap; gap: 20px; }
+table { border-collapse: collapse; margin: 12px 0; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 12px; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
+th { font-weight: 600; border-bottom: 2px solid #999; } th small { font-weight: 400; color: #666; display: block; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; } td.left, th.left { text-align: left; }
+tr.chosen td { background: #eef5fb; } svg { font-family: inherit; max-width: 100%; height: auto; }
+dt { font-weight: 600; margin-top: 8px; } dd { margin: 0 0 0 20px; max-width: 76ch; }
+"""
+# More small charts than this make a page that nobody reads; the table below them lists every class.
+_MAX_PATHS = 12
+
+
+def render(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
+    """The page as a string, from the content of summary.json and the records of metrics.jsonl."""
+    config = summary["config"]
+    title = f"ltkernels {summary['command']}: {config['data']}, {config['loss']}"
+    counts = summary["class_counts"]
+    intro = (
+        f"{sum(counts)} training samples in {len(counts)} classes, {max(counts)} to {min(counts)} a class; "
+        f"{sum(summary['test_counts'])} test samples; seed {summary['seed']}; {summary['seconds']:.1f} s."
+    )
+    sections = [
+        f"<h1>{escape(title)}</h1><p class=sub>{escape(intro)}</p>",
+        _result(summary),
+        _classes(summary),
+        _selection(summary) if summary.get("tail", {}).get("classes") else "",
+        _confusions(summary),
+        _curves(summary, metrics),
+        _what_was_run(summary),
+        _definitions(summary),
+    ]
+    return (
+        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
+    )
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "n/a" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: int = -1) -> str:
+    """Cells are HTML already; row number `marked` is shaded."""
+    body = "".join(
+        f"<tr{' class=chosen' if i == marked else ''}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+        for i, row in enumerate(rows)
+    )
+    return f"<div class=scroll><table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{body}</table></div>"
+
+
+def _compare(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """A sentence on b against a: the difference with its standard error, and whether that is more than noise."""
+    difference = b["balanced_accuracy"] - a["balanced_accuracy"]
+    error = math.hypot(a["balanced_accuracy_se"], b["balanced_accuracy_se"])
+    verdict = "beyond" if abs(difference) > 2 * error else "within"
+    return (
+        f"<li><b>{escape(b['title'])}</b> against <b>{escape(a['title'])}</b>: {100 * difference:+.1f} points "
+        f"({_percent(b['balanced_accuracy'])} against {_percent(a['balanced_accuracy'])}), {verdict} twice the "
+        f"standard error of {100 * error:.1f} points.</li>"
+    )
+
+
+def _result(summary: dict[str, Any]) -> str:
+    variants = summary["variants"]
+    groups = summary["groups"]
+    head = ["variant", "balanced<br>accuracy", "± s.e.", "top-1"]
+    head += [f"{name}<small>{len(groups[name]['classes'])} classes</small>" for name in GROUPS]
+    head += ["FDG tail", "best epoch<small>chosen on test</small>"]
+    rows = []
+    for v in variants:
+        fdg = "–" if v["fdg_tail"] is None else f"{v['fdg_tail']:.3f}"
+        row = [escape(v["title"]), f"<b>{_percent(v['balanced_accuracy'])}</b>", _percent(v["balanced_accuracy_se"])]
+        row += [_percent(v["top1"]), *(_percent(v["groups"][name]["accuracy"]) for name in GROUPS)]
+        rows.append([*row, fdg, _percent(v["best_balanced_accuracy"])])
+    chosen = next(i for i, v in enumerate(variants) if v["name"] == summary["chosen"])
+    by_name = {v["name"]: v for v in variants}
+    comparisons = []
+    if summary["chosen"] != "ce" and "ce" in by_name:
+        comparisons.append(_compare(by_name["ce"], variants[chosen]))
+    if "retrained" in by_name:
+        comparisons += [_compare(by_name["retrained"], v) for v in variants if v["fdg_tail"] is not None]
+        selected = [v for v in variants if v["fdg_tail"] is not None and v["name"] != "fdc-random"]
+        comparisons += [_compare(by_name["fdc-random"], v) for v in selected if "fdc-random" in by_name]
+    return (
+        "<h2>Result</h2><p>Last epoch, balanced test accuracy and its parts in per cent.</p>"
+        f"{_table(head, rows, chosen)}<ul>{''.join(comparisons)}</ul>{_random_spread(summary)}"
+        "<p class=note>One seed shows what this run did, not what the method does: the standard error covers the finite "
+        "test set alone (it treats the two test results as independent, which overstates it for one test set), while "
+        "another seed changes initialisation, batch order and synthesis, often by as much. Repeat with several "
+        "<code>--seed</code> values before you prefer one variant; the test set stays the same.</p>"
+    )
+
+
+def _random_spread(summary: dict[str, Any]) -> str:
+    repeats = summary.get("random_repeats") or []
+    if len(repeats) < 2 or not summary["tail"]["classes"]:
+        return ""
+    accuracy = [100 * r["balanced_accuracy"] for r in repeats]
+    fdg = [r["fdg_tail"] for r in repeats]
+    return (
+        f"<p>{len(repeats)} random selections from the same pools: balanced accuracy {mean(accuracy):.1f} ± "
+        f"{stdev(accuracy):.1f} ({min(accuracy):.1f} to {max(accuracy):.1f}), FDG tail {mean(fdg):.3f} ± "
+        f"{stdev(fdg):.3f} (mean ± standard deviation). The table shows the first of them.</p>"
+    )
+
+
+def _order(summary: dict[str, Any]) -> list[int]:
+    counts = summary["class_counts"]
+    return sorted(range(len(counts)), key=lambda c: (-counts[c], c))
+
+
+def _classes(summary: dict[str, Any]) -> str:
+    variants = [(v["title"], v["per_class_accuracy"]) for v in summary["variants"]]
+    chart = charts.counts_and_accuracy(summary["class_names"], summary["class_counts"], _order(summary), variants)
+    return (
+        "<h2>Class counts and per-class accuracy</h2>"
+        f"{charts.legend([title for title, _ in variants])}<div class=scroll>{chart}</div>"
+    )
+
+
+def _selection(summary: dict[str, Any]) -> str:
+    tail, names = summary["tail"], summary["class_names"]
+    selected, arms = tail["selected"], [tail["selected"], "random-0"]
+    arms = list(dict.fromkeys(arms))
+    titles = {
+        "random-0": "random samples from the pool",
+        "max": "subsets that maximise FDG",
+        "min": "that minimise FDG",
+    }
+    labels = [titles.get(arm, f"subsets by FDG ({arm})") for arm in arms]
+    colors = [3, 4][: len(arms)] if selected != "random-0" else [4]
+    rows, paths = [], []
+    for entry in tail["classes"]:
+        count = summary["class_counts"][entry["label"]]
+        rows.append(
+            [escape(names[entry["label"]]), str(count), str(entry["need"]), str(entry["pool"])]
+            + [escape(names[entry["similar_head"]]), *(f"{entry['arms'][arm]['fdg']:.3f}" for arm in arms)]
+        )
+        if len(paths) < _MAX_PATHS:
+            series = [(arm, [(0.0, 0.0), *map(tuple, entry["arms"][arm]["path"])]) for arm in arms]
+            title = f"class {names[entry['label']]} ({count} samples)"
+            paths.append(charts.lines(title, "synthetic samples added", series, colors, width=310))
+    head = ["tail class", "samples", "added", "pool", "spread of<small>head class</small>"]
+    head += [f"FDG<small>{escape(arm)}</small>" for arm in arms]
+    shown = (
+        "" if len(tail["classes"]) <= _MAX_PATHS else f" The first {_MAX_PATHS} of {len(tail['classes'])} are drawn."
+    )
+    return (
+        "<h2>Completing the tail: feature diversity gain</h2>"
+        f"<p>{len(tail['head_classes'])} head classes hold more than {_percent(summary['config']['head_ratio'], 0)} % of "
+        f"the samples. Each tail class gets a pool of synthetic features (FDC, in the feature space of the "
+        f"{escape(tail['features_from'])} training), from which it is filled up to the largest class.{shown}</p>"
+        f"{charts.line_legend(labels, colors)}<div class=row>{''.join(paths)}</div>{_table(head, rows)}"
+    )
+
+
+def _confusions(summary: dict[str, Any]) -> str:
+    order, names = _order(summary), summary["class_names"]
+    drawn = "".join(charts.confusion(v["title"], v["confusion"], names, order) for v in summary["variants"])
+    return (
+        "<h2>Confusion matrices</h2><p>Classes from the most to the least frequent in training; counts of test samples, "
+        f"shaded by their share of the row.</p><div class=row>{drawn}</div>"
+    )
+
+
+def _curves(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
+    names = {v["name"]: i for i, v in enumerate(summary["variants"])}
+    panels = []
+    for stage, title in (("train", "training"), ("retrain", "classifier's retraining")):
+        phases = {f"{stage}/{name}": color for name, color in names.items()}
+        series: dict[str, list[dict[str, Any]]] = {}
+        for record in metrics:
+            if record["phase"] in phases:
+                series.setdefault(record["phase"], []).append(record)
+        for key, what, factor in (
+            ("test_balanced_accuracy", "balanced test accuracy, %", 100),
+            ("train_loss", "training loss", 1),
+        ):
+            drawn = [(p, [(float(r["epoch"]), factor * r[key]) for r in records]) for p, records in series.items()]
+            if drawn:
+                panels.append(charts.lines(f"{title}: {what}", "epoch", drawn, [phases[p] for p in series]))
+    legend = charts.line_legend([v["title"] for v in summary["variants"]], list(names.values()))
+    return (
+        f"<h2>Training curves</h2>{legend}<div class=row>{''.join(panels)}</div>"
+        "<p class=note>Training losses of different variants are different functions; compare their shapes only.</p>"
+    )
+
+
+def _what_was_run(summary: dict[str, Any]) -> str:
+    config = [[escape(k), escape("–" if v is None else str(v))] for k, v in summary["config"].items()]
+    half = (len(config) + 1) // 2
+    machine = [[escape(k), escape(str(v))] for k, v in summary["environment"].items()]
+    times = [[escape(v["title"]), f"{v['seconds']:.2f}"] for v in summary["variants"]]
+    times.append(["everything, with selection and random repeats", f"{summary['seconds']:.2f}"])
+    return (
+        "<h2>What was run</h2><div class=row>"
+        f"{_table(['setting', 'value'], config[:half])}{_table(['setting', 'value'], config[half:])}"
+        f"<div>{_table(['environment', ''], machine)}{_table(['time', 'seconds'], times)}</div></div>"
+    )
+
+
+def _definitions(summary: dict[str, Any]) -> str:
+    terms = {
+        "balanced accuracy": "mean over the classes of the share of the class's test samples predicted right. Last epoch.",
+        "± s.e.": "standard error of the balanced accuracy from the finite test set (binomial per class), in points.",
+        "top-1": "share of all test samples predicted right; equal to balanced accuracy on a balanced test set.",
+        "best epoch": "the highest balanced accuracy of any epoch. It is chosen on the test set, so it is optimistic and "
+        "no result; shown to tell overfitting from failure.",
+        "many, medium, few": f"classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE}, and fewer than "
+        f"{FEW_BELOW} training samples; mean of their classes' accuracies; n/a for an empty group.",
+    }
+    if "tail" in summary:
+        terms |= {
+            "head and tail": "the head is the shortest run of largest classes that holds more than head_ratio of the "
+            "training samples; the rest is the tail.",
+            "feature diversity V": "V(F) = ½ log2 det(I + F Fᵀ / n) of n mean-centred feature vectors F.",
+            "FDG": "feature diversity gain: V(original and added) / V(original) − 1, centred by the joint mean. 0: the "
+            "added samples change nothing; positive: they widen the class; negative: they narrow it.",
+            "FDG tail": "mean of FDG over the tail classes.",
+            "FDC": "synthetic features of a tail class: Gaussian with the class's own mean and the covariance of the most "
+            "similar head class.",
+            "classifier retrained, no augmentation": "the control: the same features, the same retraining, no synthetic "
+            "samples. What an augmented variant gains over it is due to the augmentation.",
+        }
+    items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
+    return f"<h2>Definitions</h2><dl>{items}</dl>"
