@@ -29,7 +29,7 @@ _NONE = 0  # code of reduction="none"
 
 def _loss_like(logits: Tensor, reduction: int) -> Tensor:
     shape = (logits.shape[0],) if reduction == _NONE else ()
-    return logits.new_empty(shape, dtype=real_dtype(logits.dtype))
+    return torch.empty(shape, dtype=real_dtype(logits.dtype), device=logits.device)
 
 
 def _adjusted_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ static inline void put(double x, float* p) noexcept { *p = static_cast<float>(x)
 static inline void put(double x, bf16* p) noexcept { from_float(static_cast<float>(x), p); }
 static inline void put(double x, f16* p) noexcept { from_float(static_cast<float>(x), p); }
 
+// Most rows have one block, or the label at the maximum: then the argument is 0, and libm's exp is a fifth of a short row's time.
+static inline double exp_of(double x) noexcept { return x == 0.0 ? 1.0 : std::exp(x); }
+
 // What one label of one row needs.
 template <class Real>
 struct Term {
@@ -128,10 +131,10 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         });
         const double here = V::horizontal_sum(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
         if (block_top > highest) {
-            others = others * std::exp(highest - block_top) + here;
+            others = (others == 0.0 ? 0.0 : others * std::exp(highest - block_top)) + here;
             highest = block_top;
         } else if (here != 0.0) {  // true for NaN
-            others += here * std::exp(static_cast<double>(local) - highest);
+            others += here * exp_of(static_cast<double>(local) - highest);
         }
 
         if (smooth) {
@@ -147,7 +150,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         }
     }
 
-    const double label_e = std::exp(term.target_a - highest);
+    const double label_e = exp_of(term.target_a - highest);
     const double total = others + label_e;
     // Near the maximum log(total) would round a small loss away; log1p keeps its relative accuracy.
     const double label_below = term.target_a - highest;
@@ -169,7 +172,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     const double g = hard * slope + soft_total;
     for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
         const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
-        const double factor = std::exp(static_cast<double>(block_max[block]) - highest) / total;
+        const double factor = exp_of(static_cast<double>(block_max[block]) - highest) / total;
         const Reg k = V::set(static_cast<Real>(outer * g * factor));
         const Reg c = V::set(static_cast<Real>(-outer * soft));
         const auto write = [&](int64_t j, Mask mask) {

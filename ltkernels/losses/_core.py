@@ -17,23 +17,22 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     """Scalar reductions compute the gradient together with the loss, one exp a logit; backward multiplies it by the upstream
     gradient. Unreduced losses know their upstream gradient in backward only, so they compute the gradient there."""
 
+    # The labels and tables travel as one tuple: no gradient flows to them, and torch looks at every argument it is given.
     @staticmethod
-    def forward(ctx, logits, target, target_b, lam, shift, scale, margin, row_scale, weight, options, inplace):
-        arguments = (target, target_b, lam, shift, scale, margin, row_scale, weight)
+    def forward(ctx, logits, labels_and_tables, options, inplace):
         ctx.options = options
         ctx.inplace = inplace
-        reduction = options[-1]
         if inplace:
-            loss = _ops.adjusted_ce_(logits, *arguments, None, *options)
+            loss = _ops.adjusted_ce_(logits, *labels_and_tables, None, *options)
             # The operator wrote through the address; autograd must see that anyone who saved the logits holds the wrong values.
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(logits)
-        elif reduction == _NONE:
-            loss, _ = _ops.adjusted_ce(logits, *arguments, None, *options, False)
-            ctx.save_for_backward(logits, *arguments)
+        elif options[-1] == _NONE:
+            loss, _ = _ops.adjusted_ce(logits, *labels_and_tables, None, *options, False)
+            ctx.save_for_backward(logits, *labels_and_tables)
         else:
-            loss, grad = _ops.adjusted_ce(logits, *arguments, None, *options, True)
-            ctx.save_for_backward(logits, *arguments, grad)
+            loss, grad = _ops.adjusted_ce(logits, *labels_and_tables, None, *options, True)
+            ctx.save_for_backward(logits, *labels_and_tables, grad)
         return loss
 
     @staticmethod
@@ -42,25 +41,25 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             grad = _differentiable_gradient(saved, ctx, upstream)
         elif ctx.options[-1] == _NONE:
-            logits, *arguments = saved
-            _, grad = _ops.adjusted_ce(logits, *arguments, upstream.contiguous(), *ctx.options, True)
+            logits, *labels_and_tables = saved
+            _, grad = _ops.adjusted_ce(logits, *labels_and_tables, upstream.contiguous(), *ctx.options, True)
         else:
             grad = saved[-1]
             if torch.compiler.is_compiling() or upstream.item() != 1.0:
                 # In the loss' precision, rounded once: a 16-bit upstream factor would be rounded itself.
                 grad = (grad.to(upstream.dtype) * upstream).to(grad.dtype)
-        return grad, None, None, None, None, None, None, None, None, None, None
+        return grad, None, None, None
 
 
 def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -> Tensor:
     """The gradient as a differentiable function of logits and upstream, for backward(create_graph=True)."""
     if ctx.inplace:
         raise RuntimeError("double backward needs the logits, and inplace=True has overwritten them; pass inplace=False")
-    logits, *arguments = saved[:9]
+    logits, *labels_and_tables = saved[:9]
     with torch.enable_grad():
         # A view of the saved logits: the gradient with respect to it stays connected to whatever the logits came from.
         z = logits.view_as(logits) if logits.requires_grad else logits.detach().requires_grad_()
-        loss = _reference.adjusted_cross_entropy(z, *arguments, *ctx.options)
+        loss = _reference.adjusted_cross_entropy(z, *labels_and_tables, *ctx.options)
         (grad,) = torch.autograd.grad(loss, z, upstream, create_graph=True)
     return grad
 
@@ -161,7 +160,7 @@ def adjusted_cross_entropy(
         if not target.is_contiguous():
             target = target.contiguous()
         if logits.requires_grad and torch.is_grad_enabled():
-            loss = _AdjustedCrossEntropy.apply(logits, target, target_b, lam, *tables, options, inplace)
+            loss = _AdjustedCrossEntropy.apply(logits, (target, target_b, lam, *tables), options, inplace)
         else:
             loss, _ = _ops.adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False)
     if dim != 2 and reduction_code == _NONE:
