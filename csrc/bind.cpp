@@ -6,6 +6,7 @@
 
 #include "cpu/adjusted_ce.h"
 #include "cpu/isa.h"
+#include "cpu/balance.h"
 #include "cpu/logdet.h"
 #include "cpu/subset_scores.h"
 #if defined(LTK_HAVE_CUDA)
@@ -54,6 +55,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
     m.def("info", &info, "Instruction sets, the active one, compiler, CUDA runtime.");
 
+    m.def(
+        "exp_f32", [](Address x, Address y, int64_t n) { ltk::kernels().exp_f32(pointer<float>(x), pointer<float>(y), n); },
+        "The vector exp of the active instruction set.");
     m.def("adjusted_ce_scratch", &ltk::adjusted_ce_scratch, "Reals of scratch that one thread needs.");
     m.def(
         "adjusted_ce",
@@ -96,6 +100,16 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "Log-determinants of `batch` SPD float64 n x n matrices.");
     // Bindings of further kernels: one m.def each, below.
 
+    m.def(
+        "balance",
+        [](Address cost, int64_t rows, int64_t clusters, int64_t stride, Address capacity, float epsilon, Address price, Address label,
+           Address scratch, Address bid) {
+            ltk::Balance job{pointer<const float>(cost), rows, clusters, stride, pointer<const int64_t>(capacity), epsilon,
+                             pointer<float>(price), pointer<int64_t>(label), pointer<int64_t>(scratch), pointer<float>(bid)};
+            py::gil_scoped_release release;
+            ltk::balance(job);
+        },
+        "Near-minimal assignment of rows to clusters of fixed capacity.");
     m.def("subset_scores_scratch", &ltk::subset_scores_scratch, "Doubles of scratch that one thread needs.");
     m.def(
         "subset_scores",

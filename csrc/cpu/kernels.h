@@ -1,6 +1,7 @@
 // The list is the truth: a kernel that is not a member here does not exist. Each ISA file fills one such table.
 #pragma once
 #include "adjusted_ce.h"
+#include "balance.h"
 #include "logdet.h"
 #include "subset_scores.h"
 
@@ -9,10 +10,15 @@ namespace ltk {
 enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
 constexpr int kDTypes = 4;
 
+// The exp that the bodies use, for the test of its accuracy.
+using ExpArray = void (*)(const float* x, float* y, int64_t n) noexcept;
+
 struct Kernels {
+    ExpArray exp_f32;
     AdjustedCeRows adjusted_ce[kDTypes];
     LogdetBatch logdet_f64;
     SubsetScoresPacks subset_scores_f64;
+    BalanceRows balance_f32;
 };
 
 }  // namespace ltk

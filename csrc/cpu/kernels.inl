@@ -5,17 +5,27 @@
 #include "simd.h"
 
 #include "adjusted_ce.inl"
+#include "balance.inl"
 #include "logdet.inl"
 #include "subset_scores.inl"
 
 namespace ltk {
 namespace LTK_NAMESPACE {
 
+static void exp_f32(const float* x, float* y, int64_t n) noexcept {
+    for (int64_t i = 0; i < n; i += F32::N) {
+        const F32::Mask mask = n - i < F32::N ? F32::first(n - i) : F32::all();
+        F32::store(y + i, F32::exp(F32::load(x + i, mask)), mask);
+    }
+}
+
 extern const Kernels kernels;
 const Kernels kernels = {
+    exp_f32,
     {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
     logdet_f64,
     subset_scores_f64,
+    balance_f32,
 };
 
 }  // namespace LTK_NAMESPACE

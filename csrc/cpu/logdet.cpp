@@ -5,7 +5,8 @@
 
 namespace ltk {
 
-void logdet_batch(const double* matrices, int64_t batch, int64_t n, double* scratch, double* out, int threads) noexcept {
+void logdet_batch(const double* matrices, int64_t batch, int64_t n, double* scratch, double* out,
+                  int threads) noexcept {
     struct Context {
         const double* matrices;
         int64_t batch, n, block;
@@ -16,7 +17,8 @@ void logdet_batch(const double* matrices, int64_t batch, int64_t n, double* scra
                         const Context& x = *static_cast<Context*>(c);
                         const int64_t begin = block * x.block;
                         const int64_t end = begin + x.block < x.batch ? begin + x.block : x.batch;
-                        kernels().logdet_f64(x.matrices, x.n, begin, end, x.scratch + worker * logdet_scratch(x.n), x.out);
+                        kernels().logdet_f64(x.matrices, x.n, begin, end, x.scratch + worker * logdet_scratch(x.n),
+                                             x.out);
                     },
                     &context);
 }

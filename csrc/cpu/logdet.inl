@@ -1,4 +1,5 @@
-// Body of logdet.h: eight matrices at a time, one per lane, so that the recurrences run over lanes and nothing is summed across them.
+// Body of logdet.h: eight matrices at a time, one per lane, so that the recurrences run over lanes and nothing is
+// summed across them.
 #include <cmath>
 
 namespace ltk {
@@ -8,10 +9,12 @@ namespace LTK_NAMESPACE {
 typedef double Pack __attribute__((vector_size(64), aligned(8), may_alias));
 
 static inline void add_logs(const Pack& product, Pack& total) {
-    for (int lane = 0; lane < kPackLanes; ++lane) total[lane] += product[lane] > 0.0 ? std::log(product[lane]) : std::nan("");
+    for (int lane = 0; lane < kPackLanes; ++lane)
+        total[lane] += product[lane] > 0.0 ? std::log(product[lane]) : std::nan("");
 }
 
-// log det of the packed symmetric matrix in the lower triangle of `a` (size, size), which is overwritten: LDL^T, so no square roots.
+// log det of the packed symmetric matrix in the lower triangle of `a` (size, size), which is overwritten: LDL^T, so no
+// square roots.
 static inline void log_det_pack(Pack* a, int64_t size, Pack& total) {
     const Pack one = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0};
     Pack product = one;
@@ -37,7 +40,8 @@ static inline void log_det_pack(Pack* a, int64_t size, Pack& total) {
         if (!(smallest[lane] > 0.0)) total[lane] = std::nan("");
 }
 
-static void logdet_f64(const double* matrices, int64_t n, int64_t begin, int64_t end, double* scratch, double* out) noexcept {
+static void logdet_f64(const double* matrices, int64_t n, int64_t begin, int64_t end, double* scratch,
+                       double* out) noexcept {
     Pack* pack = reinterpret_cast<Pack*>(scratch);
     for (int64_t first = begin; first < end; first += kPackLanes) {
         for (int64_t lane = 0; lane < kPackLanes; ++lane) {

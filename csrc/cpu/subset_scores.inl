@@ -1,11 +1,13 @@
-// Body of subset_scores.h; Pack and log_det_pack come from logdet.inl. Everything below works on eight subsets at a time, one per lane of a pack. W = B X is a small GEMM whose
-// columns are the lanes; the rest (mean, Gram, LDL^T) is plain scalar code over lanes.
+// Body of subset_scores.h; Pack and log_det_pack come from logdet.inl. Everything below works on eight subsets at a
+// time, one per lane of a pack. W = B X is a small GEMM whose columns are the lanes; the rest (mean, Gram, LDL^T) is
+// plain scalar code over lanes.
 #include <cmath>
 
 namespace ltk {
 namespace LTK_NAMESPACE {
 
-// Register tiles: rows x columns accumulators of 64 bytes, plus one row of columns, must fit the register file, or the inner loop spills.
+// Register tiles: rows x columns accumulators of 64 bytes, plus one row of columns, must fit the register file, or the
+// inner loop spills.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 4, kTileColumns = 5, kGramTile = 5;
 #elif defined(__AVX__)
@@ -16,7 +18,8 @@ constexpr int kTileRows = 2, kTileColumns = 1, kGramTile = 1;
 
 // w[r][c] = sum over k < depth of b[r][k] x[k][c]
 template <int R, int C>
-static inline void whiten_tile(const double* b, int64_t b_stride, const Pack* x, int64_t stride, int64_t depth, Pack* w) {
+static inline void whiten_tile(const double* b, int64_t b_stride, const Pack* x, int64_t stride, int64_t depth,
+                               Pack* w) {
     Pack sum[R][C] = {};
     for (int64_t k = 0; k < depth; ++k) {
         Pack column[C];
@@ -31,7 +34,8 @@ static inline void whiten_tile(const double* b, int64_t b_stride, const Pack* x,
 }
 
 template <int R, int C>
-static inline void whiten_columns(const double* b, int64_t b_stride, const Pack* x, int64_t size, int64_t depth, Pack* w) {
+static inline void whiten_columns(const double* b, int64_t b_stride, const Pack* x, int64_t size, int64_t depth,
+                                  Pack* w) {
     int64_t c = 0;
     for (; c + C <= size; c += C) whiten_tile<R, C>(b, b_stride, x + c, size, depth, w + c);
     for (; c < size; ++c) whiten_tile<R, 1>(b, b_stride, x + c, size, depth, w + c);
@@ -83,9 +87,11 @@ static void subset_scores_f64(const SubsetScores& job, int64_t begin, int64_t en
         if (job.basis != nullptr) {
             int64_t row = 0;
             for (; row + kTileRows <= d; row += kTileRows)
-                whiten_columns<kTileRows, kTileColumns>(job.basis + row * d, d, x, size, job.lower ? row + kTileRows : d, w + row * size);
+                whiten_columns<kTileRows, kTileColumns>(job.basis + row * d, d, x, size,
+                                                        job.lower ? row + kTileRows : d, w + row * size);
             for (; row < d; ++row)
-                whiten_columns<1, kTileColumns>(job.basis + row * d, d, x, size, job.lower ? row + 1 : d, w + row * size);
+                whiten_columns<1, kTileColumns>(job.basis + row * d, d, x, size, job.lower ? row + 1 : d,
+                                                w + row * size);
             source = w;
         }
 
