@@ -14,8 +14,9 @@ from ._record import Adjustment, Loss
 LOSSES: dict[str, Loss] = {}
 for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")):
     for _loss in importlib.import_module(f"{__name__}.{_module}").LOSSES:
-        if _loss.name in LOSSES:
-            raise ImportError(f"two losses are named {_loss.name!r}")
+        for _attribute in ("name", "function", "class_name"):
+            if any(getattr(_loss, _attribute) == getattr(_other, _attribute) for _other in LOSSES.values()):
+                raise ImportError(f"two losses have the {_attribute} {getattr(_loss, _attribute)!r}")
         LOSSES[_loss.name] = _loss
 
 __all__ = ["LOSSES", "Adjustment", "Loss", "adjusted_cross_entropy"]

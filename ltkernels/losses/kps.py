@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -11,6 +10,9 @@ from torch import Tensor
 
 from .. import _checks
 from ._record import Adjustment, Loss, float32
+
+
+_MAX_TEMPERATURE = 50.0
 
 
 def kps(
@@ -49,17 +51,12 @@ def kps(
     return Adjustment(scale=float32(s * r), margin=float32(s * m))
 
 
-_MAX_TEMPERATURE = 50.0
-
-
-@functools.wraps(kps)
 def kps_ga(
     class_counts: Sequence[int] | Tensor, max_margin: float = 0.2, s: float = 15.0, *, empty: str = "error"
 ) -> Adjustment:
+    """`kps` with ``gradient_adjustment=True``: the second stage of the published schedule. Arguments as there."""
     return kps(class_counts, max_margin, s, gradient_adjustment=True, empty=empty)
 
-
-del kps_ga.__wrapped__  # the signature is this function's own
 
 _COSINE = "the cosines, without r and margin"
 

@@ -1,0 +1,50 @@
+"""Promise: every instruction set of this build that this processor has passes the value tests, and a wrong LTKERNELS_ISA is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltkernels import _C
+
+HERE = Path(__file__).parent
+USABLE = [name for name, state in _C.info()["isas"].items() if state == "usable"]
+OTHERS = [name for name in USABLE if name != _C.info()["isa"]]
+
+
+def python(*args: str, isa: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LTKERNELS_ISA": isa}
+    return subprocess.run(
+        [sys.executable, *args], env=environment, capture_output=True, text=True, cwd=HERE.parent, check=False, timeout=600
+    )
+
+
+@pytest.mark.skipif("LTKERNELS_ISA" in os.environ, reason="already inside such a run")
+@pytest.mark.parametrize("isa", OTHERS)
+def test_value_tests_pass(isa: str) -> None:
+    files = [str(HERE / name) for name in ("test_loss_values.py", "test_truth_table.py", "test_simd.py")]
+    result = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not 2_to_the_31", *files, isa=isa)
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.parametrize("isa", USABLE)
+def test_override(isa: str) -> None:
+    result = python("-c", "import os; os.chdir('/'); import ltkernels; print(ltkernels._C.info()['isa'])", isa=isa)
+    assert result.stdout.split() == [isa], result.stderr
+
+
+def test_unknown_isa_is_an_import_error() -> None:
+    result = python("-c", "import os; os.chdir('/'); import ltkernels", isa="sse9")
+    assert result.returncode != 0
+    assert "LTKERNELS_ISA=sse9" in result.stderr.splitlines()[-1]
+
+
+def test_the_fastest_one_is_chosen() -> None:
+    if "LTKERNELS_ISA" not in os.environ:
+        assert _C.info()["isa"] == USABLE[-1]
+    assert torch.get_num_threads() >= 1
