@@ -66,9 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -> None:
     """A flag per setting of `Config`; a flag that is not given stays out of the namespace."""
-    from ltkernels.train.config import Config
+    from ltkernels.train.config import Config, kind_of
 
-    kinds = {"int": int, "float": float}
     for item in fields(Config):
         if only is not None and item.name not in only:
             continue
@@ -78,7 +77,7 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -
         parser.add_argument(
             f"--{item.name.replace('_', '-')}",
             dest=item.name,
-            type=kinds.get(str(item.type).split(" ")[0], str),
+            type=kind_of(item),
             default=argparse.SUPPRESS,
             choices=item.metadata.get("choices"),
             help=text.replace("%", "%%"),

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import sys
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -68,11 +69,16 @@ class Config:
         return dataclasses.asdict(self)
 
 
+def kind_of(item: dataclasses.Field) -> type:
+    """str, int or float: what a setting holds where it is not None."""
+    return next(kind for kind in (str, int, float) if kind in (item.type, *typing.get_args(item.type)))
+
+
 def _checked(item: dataclasses.Field, value: Any) -> Any:
     """The value in the field's own type; ValueError or TypeError name the setting."""
     if value is None and item.default is None:
         return None
-    kind = next(kind for kind in (str, int, float) if kind.__name__ in str(item.type))
+    kind = kind_of(item)
     number = kind is float and isinstance(value, int)
     if isinstance(value, bool) or not (isinstance(value, kind) or number):
         raise TypeError(f"{item.name} must be {kind.__name__}, got {value!r}")

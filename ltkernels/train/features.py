@@ -142,7 +142,7 @@ def _select(original: Tensor, pool: Tensor, offsets: Tensor, need: int, config: 
     mode, target = parse_select(config.select)
     bounds = offsets.tolist()
     sizes = np.diff(bounds)
-    # Enough steps for the need even if the smallest subsets are the ones picked; greedy picks do not depend on later ones.
+    # Enough steps even if the smallest subsets are the ones picked; a greedy pick does not depend on how many follow.
     steps = min(int(np.searchsorted(np.cumsum(np.sort(sizes)), need)) + 1, len(sizes))
     chosen = selection.select_subsets(original, pool, offsets, m=steps, mode=mode, target=target)
     picked = chosen.picked.tolist()

@@ -1,7 +1,6 @@
 """What the command line can be asked to do: `train`, `run`, `evaluate`; each is also a function for Python users."""
 
 import json
-import pickle
 import platform
 import time
 from collections.abc import Callable
@@ -218,7 +217,7 @@ def save_checkpoint(path: Path, trained: Trained) -> None:
 
 
 def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str, Any]]:
-    """Evaluate the checkpoints of a result folder again: the metrics of each variant, with `recorded_balanced_accuracy`.
+    """Evaluate a result folder's checkpoints again: each variant's metrics, with `recorded_balanced_accuracy`.
 
     `data` replaces the data set that the folder's config.toml names. Raises FileNotFoundError or ValueError naming the
     file.
@@ -237,12 +236,12 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
             saved = torch.load(path, map_location=job.config.device, weights_only=True)
             model = job.build(loss_record(saved["loss"]))
             model.load_state_dict(saved["state"])
-        except (RuntimeError, KeyError, TypeError, OSError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torch.load of a damaged file raises whatever its parser meets: struct.error, ...
             raise ValueError(f"{path}: not a checkpoint of this run: {str(error).splitlines()[0]}") from error
         confusion = confusion_matrix(job.y_test, predict(model, job.x_test), data.num_classes).cpu()
-        recorded = variant["balanced_accuracy"]
         scores = summarize(confusion, data.class_counts)
-        results.append({"name": variant["name"], **scores, "recorded_balanced_accuracy": recorded})
+        recorded = {"fdg_tail": variant["fdg_tail"], "recorded_balanced_accuracy": variant["balanced_accuracy"]}
+        results.append({"name": variant["name"], **scores, **recorded})
     return results
 
 

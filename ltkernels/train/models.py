@@ -6,6 +6,7 @@ A new backbone is one function in `BACKBONES`; one outside this package is named
 
 import importlib
 from collections.abc import Callable
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -66,7 +67,7 @@ def cnn(input_shape: tuple[int, ...]) -> nn.Module:
 
 
 class _BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a parameter-free (option A) shortcut: subsample by 2, pad the new channels with zeros."""
+    """Two 3x3 convolutions and the parameter-free shortcut (option A): subsample by 2, pad new channels with zeros."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ def resnet32(input_shape: tuple[int, ...]) -> nn.Module:
     widths = [16] * 6 + [32] * 5 + [64] * 5
     backbone = nn.Sequential(
         *(nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-        *(_BasicBlock(a, b) for a, b in zip(widths[:-1], widths[1:])),
+        *(_BasicBlock(a, b) for a, b in pairwise(widths)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )

@@ -1,4 +1,4 @@
-"""The stages of a job, from a data set to the variants of its summary; `jobs.py` puts them in order and writes files."""
+"""The stages of a job, from a data set to the entries of its summary; `jobs.py` orders them and writes files."""
 
 import time
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +23,8 @@ _OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROW
 def check_free(out: Path, force: bool) -> None:
     """Raise where `out` cannot become a result folder, before any work is done.
 
-    FileExistsError if it exists and is not empty without `force`; ValueError if it is no folder, or holds anything that a
-    run of ours did not write: `force` replaces results, never other people's files.
+    FileExistsError if it exists and is not empty without `force`; ValueError if it is no folder, or holds anything
+    that a run of ours did not write: `force` replaces results, never other people's files.
     """
     if not out.exists() and not out.is_symlink():
         return
@@ -48,11 +48,11 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     check_free(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, so that the rename stays on one file system and is atomic.
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    work = out.parent / f".{out.name}.partial-{secrets.token_hex(6)}"
     try:
+        # Inside the try: a Ctrl-C between making the folder and entering the block left it behind.
+        work.mkdir()
         yield work
-        # mkdtemp makes it private; results are meant to be read.
-        work.chmod(0o777 & ~_umask())
         check_free(out, force)
         if out.exists():
             old = work.with_name(work.name.replace("partial", "old"))
@@ -103,9 +103,3 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise ValueError(f"{path}: not a file of JSON lines: {error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,7 +1,7 @@
 """`fashion-mnist-lt`: Fashion-MNIST (Xiao et al. 2017) from its four IDX files, thinned to a long-tailed profile.
 
 The files, plain or .gz, are read from --data-dir; Debian's package `dataset-fashion-mnist` puts them where the default
-looks. An IDX file is a big-endian header (magic 0x0000TTDD with type TT and DD dimensions, then DD sizes) and raw bytes.
+looks. An IDX file is a big-endian header (magic 0x0000TTDD: type TT, DD dimensions; then DD sizes) and raw bytes.
 """
 
 import gzip
@@ -82,4 +82,5 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
         expected *= size
     if len(content) - header != expected:
         raise ValueError(f"{path}: the header promises {shape}, but {len(content) - header} bytes follow")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+    # A copy: an array over immutable bytes makes torch warn.
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()

@@ -15,7 +15,7 @@ def counts_and_accuracy(
     names: Sequence[str], counts: Sequence[int], order: Sequence[int], variants: Sequence[tuple[str, Sequence[float]]]
 ) -> str:
     """One row per class in `order`: a bar of its training samples, and beside it a mark per variant at its recall."""
-    row = 24 if len(order) <= 30 else 15
+    row = 28 if len(order) <= 30 else 15
     # Marks of different variants at one recall would hide each other: they sit at different heights in the row.
     spread = (row - 9) / max(1, len(variants) - 1)
     left, bar_width, gap, width, top = 120, 230, 70, 460, 46
@@ -24,14 +24,15 @@ def counts_and_accuracy(
     svg.text(left, 16, "training samples", bold=True)
     svg.text(x0, 16, "accuracy on the class's test samples, %", bold=True)
     bottom = top + row * len(order)
-    for i, label_index in enumerate(order):
-        if i % 2 == 0:
-            svg.rect(0, top + i * row, svg.width, row, "#f6f7f9")
-    for percent in range(0, 101, 20):
-        x = x0 + width * percent / 100
+    for i in range(0, len(order), 2):
+        svg.rect(0, top + i * row, svg.width, row, "#f6f7f9")
+    # Positions, not bars: the axis may start above 0, and must where all classes are good, or the marks coincide.
+    low = min(90, int(10 * min(min(accuracy) for _, accuracy in variants)) * 10)
+    for percent in ticks(low, 100):
+        x = x0 + width * (percent - low) / (100 - low)
         svg.line(x, top, x, bottom)
-        svg.text(x, top - 8, str(percent), anchor="middle", color=MUTED, size=11)
-        svg.text(x, bottom + 18, str(percent), anchor="middle", color=MUTED, size=11)
+        svg.text(x, top - 8, label(percent), anchor="middle", color=MUTED, size=11)
+        svg.text(x, bottom + 18, label(percent), anchor="middle", color=MUTED, size=11)
     largest = max(counts)
     for i, label_index in enumerate(order):
         middle = top + (i + 0.5) * row
@@ -40,7 +41,8 @@ def counts_and_accuracy(
         svg.rect(left, middle - row * 0.32, max(length, 1), row * 0.64, "#8a97a8")
         svg.text(left + length + 6, middle + 4, str(counts[label_index]), color=MUTED, size=11 if row > 20 else 10)
         for series, (name, accuracy) in enumerate(variants):
-            x, y = x0 + width * accuracy[label_index], middle + (series - (len(variants) - 1) / 2) * spread
+            x = x0 + width * (100 * accuracy[label_index] - low) / (100 - low)
+            y = middle + (series - (len(variants) - 1) / 2) * spread
             tip = f"{names[label_index]}: {name} {100 * accuracy[label_index]:.1f} %"
             svg.marker(x, y, series, tip, 4.2 if row > 20 else 3)
     return svg.render()
@@ -60,24 +62,24 @@ def legend(names: Sequence[str]) -> str:
 def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str], order: Sequence[int]) -> str:
     """Rows are true classes, columns predictions, both in `order`; a cell's shade is its share of the row."""
     n = len(order)
-    cell = 28 if n <= 12 else max(4, 360 // n)
-    left, top = 96, 62
+    cell = 22 if n <= 12 else max(4, 264 // n)
+    left, top = 70, 62
     svg = Svg(left + n * cell + 12, top + n * cell + 14, f"confusion matrix of {title}")
-    svg.text(left, 16, shorten(title, 46), bold=True)
-    svg.text(left, 36, "predicted → (columns in the order of the rows)", color=MUTED, size=11)
+    svg.text(0, 16, shorten(title, 44), bold=True)
+    svg.text(0, 34, "columns: predicted, in the order of the rows", color=MUTED, size=11)
     for r, true in enumerate(order):
         total = max(1, sum(matrix[true]))
         y = top + r * cell
         if cell >= 10:
-            svg.text(left - 8, y + cell / 2 + 4, shorten(names[true], 13), anchor="end", size=min(12, cell))
+            svg.text(left - 8, y + cell / 2 + 4, shorten(names[true], 10), anchor="end", size=min(12, cell))
         for c, predicted in enumerate(order):
             count = matrix[true][predicted]
             share = count / total
             tip = f"{names[true]} as {names[predicted]}: {count} of {total}"
             svg.rect(left + c * cell, y, cell - (cell > 8), cell - (cell > 8), _shade(share), tip if count else "")
-            if cell >= 24 and count:
+            if cell >= 20 and count:
                 ink = "#ffffff" if share > 0.45 else INK
-                svg.text(left + (c + 0.5) * cell, y + cell / 2 + 4, str(count), anchor="middle", color=ink, size=11)
+                svg.text(left + (c + 0.5) * cell, y + cell / 2 + 4, str(count), anchor="middle", color=ink, size=10)
     if cell >= 20:
         for c, predicted in enumerate(order):
             x = left + (c + 0.5) * cell - 0.5

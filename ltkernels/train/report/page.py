@@ -13,11 +13,13 @@ _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #222;
   background: #fff; max-width: 1000px; margin: 32px auto 64px; padding: 0 24px; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; } p { margin: 8px 0; max-width: 76ch; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; }
+p { margin: 8px 0; max-width: 100ch; }
 .sub, .note { color: #555; } .note { font-size: 13.5px; }
 .scroll { overflow-x: auto; } .row { display: flex; flex-wrap: wrap; gap: 20px; }
 table { border-collapse: collapse; margin: 12px 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 12px; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
+th { white-space: nowrap; }
 th { font-weight: 600; border-bottom: 2px solid #999; } th small { font-weight: 400; color: #666; display: block; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } td.left, th.left { text-align: left; }
 tr.chosen td { background: #eef5fb; } svg { font-family: inherit; max-width: 100%; height: auto; }
@@ -81,11 +83,11 @@ def _result(summary: dict[str, Any]) -> str:
     variants = summary["variants"]
     groups = summary["groups"]
     head = ["variant", "balanced<br>accuracy", "± s.e.", "top-1"]
-    head += [f"{name}<small>{len(groups[name]['classes'])} classes</small>" for name in GROUPS]
-    head += ["FDG tail", "best epoch<small>chosen on test</small>"]
+    head += [f"{name}<small>{_classes_in(groups[name])}</small>" for name in GROUPS]
+    head += ["FDG tail", "best epoch<small>on test</small>"]
     rows = []
     for v in variants:
-        fdg = "–" if v["fdg_tail"] is None else f"{v['fdg_tail']:.3f}"
+        fdg = "&ndash;" if v["fdg_tail"] is None else f"{v['fdg_tail']:.3f}"
         row = [escape(v["title"]), f"<b>{_percent(v['balanced_accuracy'])}</b>", _percent(v["balanced_accuracy_se"])]
         row += [_percent(v["top1"]), *(_percent(v["groups"][name]["accuracy"]) for name in GROUPS)]
         rows.append([*row, fdg, _percent(v["best_balanced_accuracy"])])
@@ -101,11 +103,16 @@ def _result(summary: dict[str, Any]) -> str:
     return (
         "<h2>Result</h2><p>Last epoch, balanced test accuracy and its parts in per cent.</p>"
         f"{_table(head, rows, chosen)}<ul>{''.join(comparisons)}</ul>{_random_spread(summary)}"
-        "<p class=note>One seed shows what this run did, not what the method does: the standard error covers the finite "
-        "test set alone (it treats the two test results as independent, which overstates it for one test set), while "
+        "<p class=note>One seed shows what this run did, not what the method does. The standard error covers the "
+        "finite test set alone (it treats the two results as independent, which overstates it on a shared test set); "
         "another seed changes initialisation, batch order and synthesis, often by as much. Repeat with several "
         "<code>--seed</code> values before you prefer one variant; the test set stays the same.</p>"
     )
+
+
+def _classes_in(group: dict[str, Any]) -> str:
+    size = len(group["classes"])
+    return f"{size} class{'' if size == 1 else 'es'}"
 
 
 def _random_spread(summary: dict[str, Any]) -> str:
@@ -137,21 +144,18 @@ def _classes(summary: dict[str, Any]) -> str:
 
 def _selection(summary: dict[str, Any]) -> str:
     tail, names = summary["tail"], summary["class_names"]
-    selected, arms = tail["selected"], [tail["selected"], "random-0"]
-    arms = list(dict.fromkeys(arms))
-    titles = {
-        "random-0": "random samples from the pool",
-        "max": "subsets that maximise FDG",
-        "min": "that minimise FDG",
-    }
-    labels = [titles.get(arm, f"subsets by FDG ({arm})") for arm in arms]
-    colors = [3, 4][: len(arms)] if selected != "random-0" else [4]
+    arms = list(dict.fromkeys([tail["selected"], "random-0"]))
+    # The augmented variants come last and in the order of the arms; an arm has its variant's colour.
+    colors = list(range(len(summary["variants"]) - len(arms), len(summary["variants"])))
+    labels = [summary["variants"][color]["title"] for color in colors]
     rows, paths = [], []
     for entry in tail["classes"]:
         count = summary["class_counts"][entry["label"]]
         rows.append(
-            [escape(names[entry["label"]]), str(count), str(entry["need"]), str(entry["pool"])]
-            + [escape(names[entry["similar_head"]]), *(f"{entry['arms'][arm]['fdg']:.3f}" for arm in arms)]
+            [
+                *(escape(names[entry["label"]]), str(count), str(entry["need"]), str(entry["pool"])),
+                *(escape(names[entry["similar_head"]]), *(f"{entry['arms'][arm]['fdg']:.3f}" for arm in arms)),
+            ]
         )
         if len(paths) < _MAX_PATHS:
             series = [(arm, [(0.0, 0.0), *map(tuple, entry["arms"][arm]["path"])]) for arm in arms]
@@ -164,8 +168,8 @@ def _selection(summary: dict[str, Any]) -> str:
     )
     return (
         "<h2>Completing the tail: feature diversity gain</h2>"
-        f"<p>{len(tail['head_classes'])} head classes hold more than {_percent(summary['config']['head_ratio'], 0)} % of "
-        f"the samples. Each tail class gets a pool of synthetic features (FDC, in the feature space of the "
+        f"<p>{len(tail['head_classes'])} head classes hold more than {_percent(summary['config']['head_ratio'], 0)} % "
+        f"of the samples. Each tail class gets a pool of synthetic features (FDC, in the feature space of the "
         f"{escape(tail['features_from'])} training), from which it is filled up to the largest class.{shown}</p>"
         f"{charts.line_legend(labels, colors)}<div class=row>{''.join(paths)}</div>{_table(head, rows)}"
     )
@@ -175,8 +179,8 @@ def _confusions(summary: dict[str, Any]) -> str:
     order, names = _order(summary), summary["class_names"]
     drawn = "".join(charts.confusion(v["title"], v["confusion"], names, order) for v in summary["variants"])
     return (
-        "<h2>Confusion matrices</h2><p>Classes from the most to the least frequent in training; counts of test samples, "
-        f"shaded by their share of the row.</p><div class=row>{drawn}</div>"
+        "<h2>Confusion matrices</h2><p>Classes from the most to the least frequent in training; counts of test "
+        f"samples, shaded by their share of the row.</p><div class=row>{drawn}</div>"
     )
 
 
@@ -204,7 +208,7 @@ def _curves(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
 
 
 def _what_was_run(summary: dict[str, Any]) -> str:
-    config = [[escape(k), escape("–" if v is None else str(v))] for k, v in summary["config"].items()]
+    config = [[escape(k), "&ndash;" if v is None else escape(str(v))] for k, v in summary["config"].items()]
     half = (len(config) + 1) // 2
     machine = [[escape(k), escape(str(v))] for k, v in summary["environment"].items()]
     times = [[escape(v["title"]), f"{v['seconds']:.2f}"] for v in summary["variants"]]
@@ -218,11 +222,11 @@ def _what_was_run(summary: dict[str, Any]) -> str:
 
 def _definitions(summary: dict[str, Any]) -> str:
     terms = {
-        "balanced accuracy": "mean over the classes of the share of the class's test samples predicted right. Last epoch.",
+        "balanced accuracy": "mean over classes of the share of the class's test samples predicted right. Last epoch.",
         "± s.e.": "standard error of the balanced accuracy from the finite test set (binomial per class), in points.",
         "top-1": "share of all test samples predicted right; equal to balanced accuracy on a balanced test set.",
-        "best epoch": "the highest balanced accuracy of any epoch. It is chosen on the test set, so it is optimistic and "
-        "no result; shown to tell overfitting from failure.",
+        "best epoch": "the highest balanced accuracy of any epoch. It is chosen on the test set: optimistic, and no "
+        "result; shown to tell overfitting from failure.",
         "many, medium, few": f"classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE}, and fewer than "
         f"{FEW_BELOW} training samples; mean of their classes' accuracies; n/a for an empty group.",
     }
@@ -231,13 +235,13 @@ def _definitions(summary: dict[str, Any]) -> str:
             "head and tail": "the head is the shortest run of largest classes that holds more than head_ratio of the "
             "training samples; the rest is the tail.",
             "feature diversity V": "V(F) = ½ log2 det(I + F Fᵀ / n) of n mean-centred feature vectors F.",
-            "FDG": "feature diversity gain: V(original and added) / V(original) − 1, centred by the joint mean. 0: the "
+            "FDG": "feature diversity gain: V(original and added) / V(original) - 1, centred by the joint mean. 0: the "
             "added samples change nothing; positive: they widen the class; negative: they narrow it.",
             "FDG tail": "mean of FDG over the tail classes.",
-            "FDC": "synthetic features of a tail class: Gaussian with the class's own mean and the covariance of the most "
-            "similar head class.",
-            "classifier retrained, no augmentation": "the control: the same features, the same retraining, no synthetic "
-            "samples. What an augmented variant gains over it is due to the augmentation.",
+            "FDC": "synthetic features of a tail class: Gaussian with the class's own mean and the covariance of the "
+            "most similar head class.",
+            "classifier retrained, no augmentation": "the control: the same features, the same retraining, no "
+            "synthetic samples. What an augmented variant gains over it is due to the augmentation.",
         }
     items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
     return f"<h2>Definitions</h2><dl>{items}</dl>"

@@ -1,0 +1,198 @@
+"""The command line: exit codes, one line for bad input, nothing on a pipe that belongs on a terminal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ltkernels.cli import main
+
+QUICK = ["--model", "mlp", "--epochs", "2", "--retrain-epochs", "2", "--random-repeats", "1"]
+
+
+def _code(*arguments: object) -> int:
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+def _one_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("ltkernels: error: ")
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["run", *QUICK, "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+def test_run_writes_the_four_files(finished):
+    assert {p.name for p in finished.iterdir()} == {
+        *("config.toml", "metrics.jsonl", "summary.json", "report.html", "checkpoints")
+    }
+    assert len(json.loads((finished / "summary.json").read_text())["variants"]) == 5
+
+
+def test_run_prints_config_and_table_but_no_bar_on_a_pipe(tmp_path, capsys):
+    assert _code("train", *QUICK, "--out", tmp_path / "a", "--loss", "ldam") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert 'loss = "ldam"\n' in captured.out
+    assert "balanced" in captured.out
+
+
+def test_quiet_prints_nothing(tmp_path, capsys):
+    assert _code("train", *QUICK, "--out", tmp_path / "a", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_evaluate_and_report(finished, capsys):
+    assert _code("evaluate", finished) == 0
+    assert "equal to summary.json" in capsys.readouterr().out
+    before = (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    assert _code("report", finished) == 0
+    assert (finished / "report.html").read_text() == before
+
+
+def test_existing_folder_needs_force(finished, capsys):
+    assert _code("run", *QUICK, "--out", finished) == 2
+    assert "--force" in _one_line(capsys)
+    assert (finished / "summary.json").exists()
+
+
+def test_config_file_and_flags_win(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('loss = "ldam"\nepochs = 2\nmodel = "mlp"\nseed = 5\n')
+    assert _code("train", "--config", path, "--seed", 7, "--out", tmp_path / "out", "--quiet") == 0
+    config = json.loads((tmp_path / "out" / "summary.json").read_text())["config"]
+    assert (config["loss"], config["epochs"], config["seed"]) == ("ldam", 2, 7)
+    # The stored settings are a config file themselves.
+    stored = tmp_path / "out" / "config.toml"
+    assert _code("train", "--config", stored, "--out", tmp_path / "again", "--quiet") == 0
+    one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("out", "again"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--loss", "cee"], ["cee", "known", "ldam"]),
+        (["run", "--data", "imagenet"], ["imagenet", "digits-lt"]),
+        (["run", "--data", "npz:/no/such.npz"], ["/no/such.npz"]),
+        (["run", "--data", "fashion-mnist-lt", "--data-dir", "/no/such"], ["/no/such", "--data-dir", "apt-get"]),
+        (["run", "--epochs", "zero"], ["--epochs", "zero"]),
+        (["run", "--epochs", "0"], ["epochs", "0"]),
+        (["run", "--sampler", "progressive"], ["--sampler", "progressive", "balanced"]),
+        (["run", "--model", "vgg"], ["vgg", "resnet32"]),
+        (["run", "--select", "best"], ["select", "best"]),
+        (["run", "--imbalance", "1000"], ["imbalance", "1000"]),
+        (["run", "--device", "abacus"], ["device", "abacus"]),
+        (["run", "--loss", "ldam", "--head", "linear"], ["head", "linear", "cosine"]),
+        (["run", "--config", "/no/such.toml"], ["/no/such.toml"]),
+        (["run", "--epoch", "3"], ["--epoch"]),
+        (["fly"], ["fly"]),
+        ([], ["COMMAND"]),
+        (["evaluate", "/no/such"], ["/no/such"]),
+        (["report", "/no/such"], ["/no/such"]),
+        (["select", "/no/such.npz"], ["/no/such.npz"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _code(*arguments) == 2
+    line = _one_line(capsys)
+    for word in words:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_config_key_is_named(tmp_path, capsys):
+    (tmp_path / "bad.toml").write_text("epochz = 3\n")
+    assert _code("run", "--config", tmp_path / "bad.toml", "--out", tmp_path / "out") == 2
+    assert "epochz" in _one_line(capsys)
+    (tmp_path / "bad.toml").write_text("epochs = = 3\n")
+    assert _code("run", "--config", tmp_path / "bad.toml", "--out", tmp_path / "out") == 2
+    assert "bad.toml" in _one_line(capsys)
+
+
+def test_select_on_own_features(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), [60, 30, 8])
+    features = rng.normal(size=(98, 6)).astype(np.float32)
+    np.savez(tmp_path / "features.npz", features=features, labels=labels)
+    out = tmp_path / "out"
+    assert _code("select", tmp_path / "features.npz", "--out", out, "--select", "min") == 0
+    assert "class 2: 52 added" in capsys.readouterr().out
+    added = np.load(out / "selection.npz")
+    assert added["features"].shape == (52, 6)
+    assert added["features"].dtype == np.float32
+    assert added["labels"].tolist() == [2] * 52
+    result = json.loads((out / "selection.json").read_text())
+    assert result["head_classes"] == [0, 1]
+    assert result["classes"][0]["arms"]["min"]["fdg"] == result["fdg_tail"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"features": np.zeros((3, 2))}, "labels"),
+        ({"features": np.full((3, 2), np.nan), "labels": np.arange(3)}, "finite"),
+        ({"features": np.zeros((3, 2)), "labels": np.arange(4)}, "labels must hold 3"),
+        ({"features": np.ones((4, 2)), "labels": np.array([0, 0, 2, 2])}, "class 1"),
+    ],
+)
+def test_bad_features_are_named(arrays, words, tmp_path, capsys):
+    np.savez(tmp_path / "features.npz", **arrays)
+    assert _code("select", tmp_path / "features.npz", "--out", tmp_path / "out") == 2
+    assert words in _one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_version_help_and_doctor(capsys):
+    assert _code("--version") == 0
+    assert capsys.readouterr().out.startswith("ltkernels 0.")
+    assert _code("run", "--help") == 0
+    assert "--imbalance" in capsys.readouterr().out
+    assert _code("doctor") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"ltkernels", "torch", "faiss-cpu", "scikit-learn", "triton"} <= set(names)
+
+
+def test_importing_the_library_does_not_import_the_trainer():
+    code = "import sys, ltkernels; print([m for m in ('ltkernels.train', 'sklearn', 'faiss') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert _code("run", "--out", tmp_path / "out") == 2
+    assert 'pip install "ltkernels[train]"' in _one_line(capsys)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_leaves_one_line_and_no_files(tmp_path):
+    command = [sys.executable, "-m", "ltkernels", "run", "--epochs", "100000", "--model", "mlp", "--out", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # The settings are printed before the first epoch; the temporary folder follows.
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    # Death by the signal is 130 to a shell too: CPython chooses it where the interrupt met an exec() of an import.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert errors == "ltkernels: interrupted; no results were written\n"
+    assert list(tmp_path.iterdir()) == []

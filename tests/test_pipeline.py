@@ -1,0 +1,279 @@
+"""The jobs on the embedded digits: what a summary holds, same seed same numbers, nothing half-written."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from ltkernels import train
+from ltkernels.train import rundir
+from ltkernels.train.config import Config, from_mapping, parse_select, read_toml, to_toml
+from ltkernels.train.engine import rate_factor
+from ltkernels.train.features import complete_tail, derived_seed, head_tail_split
+from ltkernels.train.jobs import load_data
+from ltkernels.train.pipeline import Job, loss_record
+
+QUICK = Config(model="mlp", epochs=3, retrain_epochs=3, random_repeats=2, batch_size=64, lr=0.05, threads=1)
+
+
+def _numbers(value):
+    """A summary or log without its times."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items() if key != "seconds"}
+    return [_numbers(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return train.run(QUICK, out=out), out
+
+
+def test_head_tail_split_by_hand():
+    # 50, 80, 90, 95 of 100: 90 is not more than 0.9.
+    assert head_tail_split([10, 50, 5, 30, 5]) == ([1, 3, 0, 2], [4])
+    assert head_tail_split([10, 50, 5, 30, 5], 0.79) == ([1, 3], [0, 2, 4])
+    digits = [124, 88, 63, 45, 32, 23, 16, 12, 8, 6]
+    assert head_tail_split(digits) == ([0, 1, 2, 3, 4, 5, 6], [7, 8, 9])
+    with pytest.raises(ValueError, match="empty: class 1"):
+        head_tail_split([5, 0, 3])
+
+
+def test_learning_rate_warms_up_and_decays():
+    factors = [rate_factor(step, 100) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[52] == pytest.approx(0.5 * (1 + math.cos(math.pi * 47 / 95)))
+    assert 0 < factors[99] < 0.001
+
+
+def test_summary_has_what_it_promises(finished):
+    summary, out = finished
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    names = [v["name"] for v in summary["variants"]]
+    assert names == ["ce", "logit_adjusted", "retrained", "fdc-max", "fdc-random"]
+    for key in ("balanced_accuracy", "top1", "best_balanced_accuracy", "per_class_accuracy", "groups"):
+        assert summary[key] == summary["variants"][1][key]
+    assert [v["fdg_tail"] is None for v in summary["variants"]] == [True, True, True, False, False]
+    assert summary["class_counts"] == [124, 88, 63, 45, 32, 23, 16, 12, 8, 6]
+    assert summary["groups"]["many"]["classes"] == [0]
+    assert summary["groups"]["few"]["classes"] == [6, 7, 8, 9]
+    assert summary["seed"] == 0
+    assert summary["config"]["epochs"] == 3
+    assert summary["seconds"] > 0
+    for v in summary["variants"]:
+        assert [sum(row) for row in v["confusion"]] == [50] * 10
+        assert v["best_balanced_accuracy"] >= v["balanced_accuracy"]
+
+
+def test_headline_is_the_last_epoch(finished):
+    summary, out = finished
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    phases = ["train/ce", "train/logit_adjusted", "retrain/retrained", "retrain/fdc-max"]
+    assert list(dict.fromkeys(r["phase"] for r in log)) == [*phases, "retrain/fdc-random", "retrain/fdc-random-1"]
+    for phase, variant in zip(phases, summary["variants"]):
+        records = [r for r in log if r["phase"] == phase]
+        assert [r["epoch"] for r in records] == [1, 2, 3]
+        assert records[-1]["test_balanced_accuracy"] == variant["balanced_accuracy"]
+        assert max(r["test_balanced_accuracy"] for r in records) == variant["best_balanced_accuracy"]
+
+
+def test_selection_fills_the_tail_and_orders_the_arms(finished):
+    summary, _ = finished
+    tail = summary["tail"]
+    assert [t["label"] for t in tail["classes"]] == [7, 8, 9]
+    assert [t["need"] for t in tail["classes"]] == [112, 116, 118]
+    assert [t["pool"] for t in tail["classes"]] == [450, 470, 480]
+    for entry in tail["classes"]:
+        assert entry["similar_head"] in tail["head_classes"]
+        chosen = entry["arms"]["max"]
+        assert tuple(chosen["path"][-1]) == (entry["need"], chosen["fdg"])
+        assert chosen["fdg"] > entry["arms"]["random-0"]["fdg"]
+    fdg = {v["name"]: v["fdg_tail"] for v in summary["variants"]}
+    assert fdg["fdc-max"] == pytest.approx(sum(t["arms"]["max"]["fdg"] for t in tail["classes"]) / 3)
+
+
+def test_same_seed_same_numbers_and_other_seed_other_numbers(finished, tmp_path):
+    summary, out = finished
+    again = train.run(QUICK, out=tmp_path / "again")
+    assert _numbers(json.loads(json.dumps(again))) == _numbers(json.loads(json.dumps(summary)))
+    assert (tmp_path / "again" / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
+    first = torch.load(out / "checkpoints" / "fdc-max.pt", weights_only=True)["state"]
+    second = torch.load(tmp_path / "again" / "checkpoints" / "fdc-max.pt", weights_only=True)["state"]
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = train.train(QUICK.replace(seed=1))
+    assert other["variants"][0]["confusion"] != summary["variants"][1]["confusion"]
+
+
+def test_a_run_leaves_torch_as_it_was():
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    train.train(QUICK.replace(epochs=1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_both_trainings_start_from_one_backbone():
+    data = load_data(QUICK)
+    job = Job(QUICK, data, None)
+    plain, margin = job.build(loss_record("ce")), job.build(loss_record("ldam"))
+    pairs = zip(plain.backbone.parameters(), margin.backbone.parameters())
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert type(margin.head).__name__ == "CosineLinear"
+
+
+def test_evaluate_repeats_the_recorded_numbers(finished):
+    summary, out = finished
+    for again, variant in zip(train.evaluate(out), summary["variants"]):
+        assert again["name"] == variant["name"]
+        assert again["per_class_accuracy"] == variant["per_class_accuracy"]
+        assert again["recorded_balanced_accuracy"] == variant["balanced_accuracy"]
+
+
+def test_broken_checkpoint_is_named(finished, tmp_path):
+    _, out = finished
+    copy = tmp_path / "copy"
+    (copy / "checkpoints").mkdir(parents=True)
+    for name in ("summary.json", "config.toml"):
+        (copy / name).write_text((out / name).read_text())
+    with pytest.raises(FileNotFoundError, match=r"ce\.pt"):
+        train.evaluate(copy)
+    (copy / "checkpoints" / "ce.pt").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"ce\.pt: not a checkpoint"):
+        train.evaluate(copy)
+
+
+@pytest.mark.parametrize("loss", ["ldam", "kps", "focal", "cosface"])
+def test_every_kind_of_loss_trains(loss):
+    summary = train.train(QUICK.replace(loss=loss, epochs=15, batch_size=16))
+    assert [v["name"] for v in summary["variants"]] == [loss]
+    assert summary["balanced_accuracy"] > 0.5
+
+
+def test_schedule_and_sampler_reach_the_training():
+    plain = train.train(QUICK)
+    drw = train.train(QUICK.replace(schedule="drw", epochs=5))
+    no_drw = train.train(QUICK.replace(epochs=5))
+    balanced = train.train(QUICK.replace(sampler="balanced"))
+    assert drw["chosen"] == "logit_adjusted-drw"
+    assert drw["variants"][0]["confusion"] != no_drw["variants"][0]["confusion"]
+    assert balanced["variants"][0]["confusion"] != plain["variants"][0]["confusion"]
+    with pytest.raises(ValueError, match="weight"):
+        train.train(QUICK.replace(loss="class_balanced", schedule="drw"))
+
+
+def test_drw_weights_hold_for_the_last_fifth_alone():
+    data = load_data(QUICK)
+    (start, first), (late, second) = Job(QUICK, data, None).losses(loss_record("ce"), data.class_counts, "drw", 10)
+    assert (start, late) == (0, 8)
+    assert first.weight is None
+    # (1 - b) / (1 - b^n) at b = 0.9999 is nearly 1 / n: digit 9 (6 samples) weighs 124 / 6 times digit 0.
+    assert float(second.weight[9] / second.weight[0]) == pytest.approx(124 / 6, rel=0.01)
+
+
+@pytest.mark.parametrize("select", ["min", "target:0.5", "random"])
+def test_selection_modes(select):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor([60, 30, 8]))
+    features = torch.randn(98, 6, generator=generator) + labels[:, None]
+    head, tail = complete_tail(features, labels, QUICK.replace(select=select))
+    assert head == [0, 1]
+    arms = tail[0].arms
+    assert len(tail[0].added("random-1")) == 52
+    assert not torch.equal(tail[0].added("random-0"), tail[0].added("random-1"))
+    if select == "min":
+        assert arms["min"].fdg < arms["random-0"].fdg
+    if select == "target:0.5":
+        assert abs(arms[select].fdg - 0.5) < abs(arms["random-0"].fdg - 0.5)
+
+
+def test_single_sample_tail_class_is_refused():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2])
+    with pytest.raises(ValueError, match="class 2 has one sample"):
+        complete_tail(torch.randn(91, 4), labels, QUICK)
+
+
+def test_passed_data_set_and_cross_entropy_alone():
+    data = train.data.Dataset.from_arrays(
+        torch.randn(90, 5), torch.arange(90) % 3, torch.randn(9, 5), torch.arange(9) % 3, class_names=["a", "b", "c"]
+    )
+    summary = train.run(QUICK.replace(loss="ce"), data)
+    # Balanced data has a tail (2 of 3 classes do not exceed 0.9, 3 do), but no class needs a sample.
+    assert [v["name"] for v in summary["variants"]] == ["ce", "retrained", "fdc-max", "fdc-random"]
+    assert summary["config"]["data"] == "custom"
+    assert summary["tail"]["classes"] == []
+
+
+def test_divergence_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match=r"lr 1e\+30: the loss became"):
+        train.train(QUICK.replace(lr=1e30), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_loss_lists_the_known():
+    with pytest.raises(ValueError, match=r"unknown loss 'cee'; known: .*ldam"):
+        train.train(QUICK.replace(loss="cee"))
+
+
+def test_force_replaces_runs_and_nothing_else(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with rundir.new_folder(out, force=False) as folder:  # an empty folder is free
+        (folder / "config.toml").write_text("a")
+    with pytest.raises(FileExistsError, match="--force"), rundir.new_folder(out, force=False):
+        pass
+    with rundir.new_folder(out, force=True) as folder:
+        (folder / "config.toml").write_text("b")
+    assert (out / "config.toml").read_text() == "b"
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt"), rundir.new_folder(out, force=True):
+        pass
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.toml", "notes.txt", "out"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_nothing_is_left_when_the_work_stops(tmp_path, error):
+    def work():
+        with rundir.new_folder(tmp_path / "out", force=False) as folder:
+            (folder / "config.toml").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_survives_toml(tmp_path):
+    config = Config(data='npz:/a "b"\\c\n\x7fü', data_dir="/x", imbalance=50, lr=1e-7, select="target:-0.25")
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert from_mapping(read_toml(path), "x") == config
+    assert read_toml(path)["imbalance"] == 50.0
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"epochz": 3}, ValueError, "unknown key epochz"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"epochs": "3"}, TypeError, "epochs must be int"),
+        ({"epochs": True}, TypeError, "epochs must be int"),
+        ({"lr": float("nan")}, ValueError, "lr must be finite"),
+        ({"lr": -1}, ValueError, "lr must be positive"),
+        ({"head": "square"}, ValueError, "head must be one of linear, cosine"),
+        ({"select": "target:x"}, ValueError, "select must be"),
+        ({"select": "most"}, ValueError, "select must be"),
+        ({"head_ratio": 1.5}, ValueError, "head_ratio must be at most 1"),
+    ],
+)
+def test_bad_settings_are_named(values, error, message):
+    with pytest.raises(error, match=message):
+        from_mapping(values, "file.toml")
+
+
+def test_select_modes_parse():
+    assert parse_select("target:0.3") == ("target", 0.3)
+    assert parse_select("min") == ("min", None)
+
+
+def test_derived_seeds_differ_by_purpose():
+    assert len({derived_seed(s, p) for s in range(20) for p in range(20)}) == 400

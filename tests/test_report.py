@@ -1,0 +1,149 @@
+"""The report page: self-contained, escaped, and readable with empty groups and with 100 classes."""
+
+import copy
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from ltkernels.train.report import charts, render
+from ltkernels.train.report.svg import label, ticks
+
+VOID = {"meta", "br"}
+NAMES = ["<script>alert(1)</script>", 'a "quoted" & name', "plain"]
+
+
+def _variant(name, title, fdg, hits):
+    confusion = [[h, 10 - h, 0] for h in hits[:1]] + [[10 - h, h, 0] for h in hits[1:2]] + [[10 - hits[2], 0, hits[2]]]
+    recall = [h / 10 for h in hits]
+    groups = {
+        "many": {"accuracy": recall[0], "classes": [0]},
+        "medium": {"accuracy": None, "classes": []},
+        "few": {"accuracy": sum(recall[1:]) / 2, "classes": [1, 2]},
+    }
+    mean = sum(recall) / 3
+    return {
+        "name": name, "title": title, "balanced_accuracy": mean, "balanced_accuracy_se": 0.05, "top1": mean,
+        "best_balanced_accuracy": mean + 0.02, "per_class_accuracy": recall, "groups": groups, "confusion": confusion,
+        "fdg_tail": fdg, "seconds": 1.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def summary():
+    variants = [
+        _variant("ce", "cross-entropy", None, [10, 4, 0]),
+        _variant("ldam", "LDAM", None, [9, 7, 5]),
+        _variant("retrained", "control", None, [10, 4, 1]),
+        _variant("fdc-max", "FDG <max>", 0.8125, [9, 8, 6]),
+        _variant("fdc-random", "random", 0.25, [9, 6, 6]),
+    ]
+    arms = {"max": {"fdg": 0.8125, "path": [[10, 0.5], [20, 0.8125]]}, "random-0": {"fdg": 0.25, "path": [[20, 0.25]]}}
+    entry = {"label": 2, "similar_head": 0, "need": 20, "pool": 80, "arms": arms}
+    return {
+        "command": "run", "chosen": "ldam", **{k: variants[1][k] for k in ("balanced_accuracy", "top1", "groups")},
+        "class_counts": [200, 15, 5], "class_names": NAMES, "test_counts": [10, 10, 10], "seconds": 12.25, "seed": 3,
+        "config": {"data": "npz:<b>", "loss": "ldam", "head_ratio": 0.9, "epochs": None},
+        "environment": {"torch": "2.13"}, "variants": variants,
+        "random_repeats": [{"balanced_accuracy": 0.7, "fdg_tail": 0.25}, {"balanced_accuracy": 0.6, "fdg_tail": 0.75}],
+        "tail": {"features_from": "ce", "selected": "max", "head_classes": [0], "classes": [entry]},
+    }  # fmt: skip
+
+
+def _metrics():
+    return [
+        {"phase": p, "epoch": e, "train_loss": 1 / e, "test_balanced_accuracy": 0.2 * e, "test_top1": 0.2 * e}
+        for p in ("train/ce", "train/ldam", "retrain/fdc-max")
+        for e in (1, 2)
+    ]
+
+
+class _Checker(HTMLParser):
+    """Fails on tags that do not nest; collects tags and attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def _parse(page):
+    checker = _Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def test_page_nests_and_loads_nothing(summary):
+    page = _parse(render(summary, _metrics()))
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "onload"} & {name for name, _ in page.attributes}
+    assert "url(" not in render(summary, _metrics())
+    assert page.tags.count("svg") >= 9
+
+
+def test_every_name_is_escaped(summary):
+    page = render(summary, _metrics())
+    assert "<script>" not in page
+    assert "npz:<b>" not in page
+    assert "FDG <max>" not in page
+    text = "".join(_parse(page).text)
+    assert "npz:<b>" in text
+    assert 'a "quoted" & name' in text
+
+
+def test_table_shows_the_numbers(summary):
+    text = re.sub(r"<[^>]+>", " ", render(summary, _metrics()))
+    assert "n/a" in text
+    assert "0 classes" in text
+    assert "1 class " in text
+    assert "0.812" in text
+    # 21 of 30 against 14 of 30, each with a standard error of 5 points: 7.07 for the difference.
+    assert re.search(r"LDAM\s+against\s+cross-entropy\s*: \+23\.3 points \(70\.0 against 46\.7\), beyond", text)
+    assert "standard error of 7.1 points" in text
+    assert "65.0 ± 7.1 (60.0 to 70.0), FDG tail 0.500 ± 0.354" in text
+
+
+def test_confusion_matrix_follows_frequency():
+    drawing = charts.confusion("t", [[1, 2], [3, 4]], ["rare", "frequent"], [1, 0])
+    assert re.findall(r"<title>([^<]+)</title>", drawing) == [
+        *("frequent as frequent: 4 of 7", "frequent as rare: 3 of 7"),
+        *("rare as frequent: 2 of 3", "rare as rare: 1 of 3"),
+    ]
+
+
+def test_hundred_classes_and_a_training_alone(summary):
+    many = copy.deepcopy(summary)
+    del many["tail"], many["random_repeats"]
+    many["class_counts"], many["class_names"] = list(range(500, 0, -5)), [f"class {i}" for i in range(100)]
+    many["test_counts"] = [1] * 100
+    many["variants"] = many["variants"][1:2]
+    many["variants"][0]["per_class_accuracy"] = [0.5] * 100
+    many["variants"][0]["confusion"] = [[int(r == c) for c in range(100)] for r in range(100)]
+    page = render(many, _metrics())
+    _parse(page)
+    assert "class 99" in page
+    assert "FDG" not in re.sub(r"<th>FDG tail", "", page).split("<h2>Definitions")[1]
+
+
+def test_ticks_are_round():
+    assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
+    assert ticks(80, 100) == [80, 85, 90, 95, 100]
+    assert [label(t) for t in ticks(-0.13, 0.42)] == ["0", "0.2", "0.4"]
+    assert ticks(1, 1) == [1]
