@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch  # noqa: F401  first: its OpenMP runtime must be the one that the compiled module finds
 
 try:
-    from . import _C
+    from . import _C  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != f"{__name__}._C":
         raise

@@ -105,7 +105,9 @@ def adjusted_cross_entropy(
     return loss, grads * scale_by[:, None], size
 
 
-def assert_gradient(actual: Tensor, expected: Tensor, size: Tensor, labels: Tensor | None = None, cond: float = 1.0) -> None:
+def assert_gradient(
+    actual: Tensor, expected: Tensor, size: Tensor, labels: Tensor | None = None, cond: float = 1.0
+) -> None:
     """Elementwise relative error within the table; first, that the table would reject typical wrong gradients.
 
     `size` (N,) is the rows' largest |a|. `cond` widens the table where the formula itself cancels (label smoothing subtracts
@@ -133,7 +135,9 @@ def assert_gradient(actual: Tensor, expected: Tensor, size: Tensor, labels: Tens
             only[rows[inside], labels[inside]] = expected[rows[inside], labels[inside]]
             assert not fits(only), "the tolerance would accept a gradient at the labels alone"
     assert got.shape == expected.shape
-    assert fits(got), f"largest error {float((got - expected).abs().nan_to_num().max()):.3g} of {float(finite.abs().max()):.3g}"
+    assert fits(got), (
+        f"largest error {float((got - expected).abs().nan_to_num().max()):.3g} of {float(finite.abs().max()):.3g}"
+    )
 
 
 def assert_loss(actual: Tensor, expected: Tensor, size: Tensor, dtype: torch.dtype) -> None:

@@ -186,7 +186,9 @@ def test_func_transforms_raise_clearly(data) -> None:
     with pytest.raises(RuntimeError, match="torch.func|functorch|setup_context"):
         torch.func.grad(lambda z: CE(z, y))(z.detach())
     assert torch.allclose(
-        torch.func.grad(lambda z: CE(z, y, backend="torch"))(z.detach()), torch.autograd.grad(CE(z, y), z)[0], rtol=1e-12
+        torch.func.grad(lambda z: CE(z, y, backend="torch"))(z.detach()),
+        torch.autograd.grad(CE(z, y), z)[0],
+        rtol=1e-12,
     )
 
 

@@ -163,8 +163,7 @@ def test_layouts(dtype: torch.dtype, layout: str) -> None:
 
 @pytest.mark.parametrize("name", FIVE_VECTOR)
 def test_permuting_class_ids_permutes_gradients_exactly(name: str) -> None:
-    """Exactly: sums run in another order, so the classes are few enough for one vector sum, and the data are powers of two."""
-    classes = 4
+    """Up to the order of a sum of four: the tables are exactly permuted, the probabilities to the last bit or two."""
     counts = [400, 100, 25, 6]
     z = torch.tensor([[0.5, -1.0, 2.0, 0.25], [1.0, 1.0, -0.5, 0.125]])
     y = torch.tensor([2, 3])

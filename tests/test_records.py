@@ -103,7 +103,9 @@ def test_equal_counts_are_plain() -> None:
         assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(z, y).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("counts", [(500, 5, 50), torch.tensor([500, 5, 50], dtype=torch.int32), [torch.tensor(500), 5, 50]])
+@pytest.mark.parametrize(
+    "counts", [(500, 5, 50), torch.tensor([500, 5, 50], dtype=torch.int32), [torch.tensor(500), 5, 50]]
+)
 def test_kinds_of_counts(counts) -> None:
     assert torch.equal(adj.ldam(counts).margin, adj.ldam(COUNTS).margin)
 
@@ -113,9 +115,7 @@ def test_numpy_counts() -> None:
     assert torch.equal(adj.ldam(numpy.array(COUNTS)).margin, adj.ldam(COUNTS).margin)
 
 
-COUNTED = [
-    loss.build for loss in ltk.LOSSES.values() if loss.first == "class_counts" and "empty" in loss.options
-]
+COUNTED = [loss.build for loss in ltk.LOSSES.values() if loss.first == "class_counts" and "empty" in loss.options]
 
 
 @pytest.mark.parametrize("build", COUNTED, ids=lambda build: build.__name__)

@@ -34,7 +34,14 @@ def test_opinfo_samples() -> None:
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-14, equal_nan=True), case
 
 
-SHAPES = [((5,), ()), ((4, 5), (4,)), ((2, 5, 3), (2, 3)), ((2, 5, 3, 4), (2, 3, 4)), ((0, 5), (0,)), ((2, 5, 0), (2, 0))]
+SHAPES = [
+    ((5,), ()),
+    ((4, 5), (4,)),
+    ((2, 5, 3), (2, 3)),
+    ((2, 5, 3, 4), (2, 3, 4)),
+    ((0, 5), (0,)),
+    ((2, 5, 0), (2, 0)),
+]
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])

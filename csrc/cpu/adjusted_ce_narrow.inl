@@ -1,6 +1,7 @@
-// Rows of few classes, one row a lane. A row of 10 logits fills no vector, and its horizontal sums cost more than its exponentials: so
-// V::N rows are transposed into columns, and every step but the logarithm is vertical. Measured at 128 x 10: a quarter of the time
-// of the row-wise body. Plain class indices only; mixed labels and smoothing go to the row-wise body.
+// Rows of few classes, one row a lane. A row of 10 logits fills no vector, and its horizontal sums cost more than its
+// exponentials: so V::N rows are transposed into columns, and every step but the logarithm is vertical. Measured at 128
+// x 10: a quarter of the time of the row-wise body. Plain class indices only; mixed labels and smoothing go to the
+// row-wise body.
 
 namespace ltk {
 namespace LTK_NAMESPACE {
@@ -56,7 +57,8 @@ static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexc
             if (!Scale && Shift) a = V::add(a, V::set(shift[j]));
             V::store(x + j * n, V::mul(sigma_v, a), V::all());
         }
-        // The label's own column entry steps aside: its margin is in label_a, and the sum of the others must not hold it.
+        // The label's own column entry steps aside: its margin is in label_a, and the sum of the others must not hold
+        // it.
         for (int64_t lane = 0; lane < lanes; ++lane) {
             const int64_t label = job.target[group + lane];
             if (label != job.ignore_index) x[label * n + lane] = -static_cast<Real>(INFINITY);

@@ -86,6 +86,8 @@ const IsaRow* choose_isa(const char** error) noexcept {
     return found;
 }
 
-const Kernels& kernels() noexcept { return *active->kernels; }
+const Kernels& kernels() noexcept {
+    return *active->kernels;
+}
 
 }  // namespace ltk

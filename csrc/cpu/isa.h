@@ -13,8 +13,8 @@ struct IsaRow {
 // All rows of isa.def, slowest first, and how many there are.
 const IsaRow* isa_rows(int* count) noexcept;
 
-// The active row: LTKERNELS_ISA when it is set, else the last supported one. Returns nullptr, with the reason in *error,
-// when LTKERNELS_ISA names an unknown or unsupported one: falling back silently would time the wrong code.
+// The active row: LTKERNELS_ISA when it is set, else the last supported one. Returns nullptr, with the reason in
+// *error, when LTKERNELS_ISA names an unknown or unsupported one: falling back silently would time the wrong code.
 const IsaRow* choose_isa(const char** error) noexcept;
 
 // The active kernels; valid after choose_isa() has succeeded once (the module's import does that).

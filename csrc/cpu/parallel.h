@@ -1,5 +1,5 @@
-// The only threads of the CPU part. Work is cut into blocks whose size depends on the shape alone, never on the number of
-// threads, so that 1 and 64 threads give the same bits.
+// The only threads of the CPU part. Work is cut into blocks whose size depends on the shape alone, never on the number
+// of threads, so that 1 and 64 threads give the same bits.
 #pragma once
 #include <cstdint>
 

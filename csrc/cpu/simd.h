@@ -1,12 +1,13 @@
 // The vector types of one instruction set, inside the namespace that the including file names. A lane type has
 //   Real, Reg, Mask, N             element, register, lane mask, lanes
 //   all(), first(n), without(m, l) masks: every lane, the first n, m less lane l
-//   load<T>(p, m), store<T>(p, x, m)  T in memory, Real in the register; inactive lanes load 0 and are neither read nor written
-//   exp(x)                         see below
+//   load<T>(p, m), store<T>(p, x, m)  T in memory, Real in the register; inactive lanes load 0 and are neither read nor
+//   written exp(x)                         see below
 // F32 serves float32, bfloat16 and float16 logits; F64 (one lane, libm) serves float64, where any speed will do.
 //
-// F32::exp, for x <= 88: at most 1 ULP from the correctly rounded value for -86.5 <= x; exactly 0 below that (exp(-86.5) = 2.7e-38
-// is next to the smallest normal float, and denormals cost a hundred cycles each); NaN for NaN. tests/test_simd.py holds the number.
+// F32::exp, for x <= 88: at most 1 ULP from the correctly rounded value for -86.5 <= x; exactly 0 below that
+// (exp(-86.5) = 2.7e-38 is next to the smallest normal float, and denormals cost a hundred cycles each); NaN for NaN.
+// tests/test_simd.py holds the number.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -29,8 +30,10 @@ constexpr float kLog2e = 1.44269504f;
 constexpr float kLn2High = 0.693145752f;  // 16 significant bits: a product with an integer exponent is exact
 constexpr float kLn2Low = 1.42860677e-6f;
 // (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, minimax for the relative error of e^r: 3.1e-9.
-constexpr float kExp2 = 0.49999994f, kExp3 = 0.1666652f, kExp4 = 0.0416684f, kExp5 = 0.00836885162f, kExp6 = 0.00138143182f;
-constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which then sits in the low bits
+constexpr float kExp2 = 0.49999994f, kExp3 = 0.1666652f, kExp4 = 0.0416684f, kExp5 = 0.00836885162f,
+                kExp6 = 0.00138143182f;
+constexpr float kRoundMagic =
+    12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which then sits in the low bits
 
 static inline float to_float(bf16 x) noexcept {
     const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
@@ -38,14 +41,18 @@ static inline float to_float(bf16 x) noexcept {
     std::memcpy(&y, &bits, 4);
     return y;
 }
-static inline float to_float(f16 x) noexcept { return static_cast<float>(x); }
+static inline float to_float(f16 x) noexcept {
+    return static_cast<float>(x);
+}
 
 static inline void from_float(float x, bf16* y) noexcept {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     y->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-static inline void from_float(float x, f16* y) noexcept { *y = static_cast<f16>(x); }
+static inline void from_float(float x, f16* y) noexcept {
+    *y = static_cast<f16>(x);
+}
 
 #if defined(__AVX512F__)
 
@@ -77,7 +84,8 @@ struct F32 {
     static void store(bf16* p, Reg x, Mask m) noexcept {
         const __m512i bits = _mm512_castps_si512(x);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+        __m512i rounded =
+            _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
         rounded = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), rounded, _mm512_set1_epi32(0x7fc0));
         _mm256_mask_storeu_epi16(p, m, _mm512_cvtepi32_epi16(rounded));
     }
@@ -117,7 +125,8 @@ struct F32 {
     }
     static Mask without(Mask m, int64_t lane) noexcept {
         return _mm256_andnot_si256(
-            _mm256_cmpeq_epi32(_mm256_set1_epi32(static_cast<int>(lane)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), m);
+            _mm256_cmpeq_epi32(_mm256_set1_epi32(static_cast<int>(lane)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+            m);
     }
     static Reg set(float x) noexcept { return _mm256_set1_ps(x); }
     static Reg add(Reg a, Reg b) noexcept { return _mm256_add_ps(a, b); }
@@ -165,7 +174,8 @@ struct F32 {
     static void store(bf16* p, Reg x, Mask m) noexcept {
         const __m256i bits = _mm256_castps_si256(x);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+        __m256i rounded =
+            _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
         rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0),
                                      _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
         scatter16(p, _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)), m);

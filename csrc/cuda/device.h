@@ -1,4 +1,5 @@
-// Present where the module was built with LTKERNELS_CUDA=ON. Both return 0 on a machine without a driver, and never fail.
+// Present where the module was built with LTKERNELS_CUDA=ON. Both return 0 on a machine without a driver, and never
+// fail.
 #pragma once
 
 namespace ltk {

@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import _checks
 from ._record import Adjustment, Loss, float32
 
-
 _MAX_TEMPERATURE = 50.0
 
 
@@ -62,5 +61,7 @@ _COSINE = "the cosines, without r and margin"
 
 LOSSES = (
     Loss("kps", "KPS", "kps", "KPS", kps, logits="cosine", predict=_COSINE),
-    Loss("kps_ga", "KPS + gradient adjustment", "kps_ga", "KPSGradientAdjusted", kps_ga, logits="cosine", predict=_COSINE),
+    Loss(
+        "kps_ga", "KPS + gradient adjustment", "kps_ga", "KPSGradientAdjusted", kps_ga, logits="cosine", predict=_COSINE
+    ),
 )

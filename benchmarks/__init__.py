@@ -1,0 +1,1 @@
+"""Benchmarks. ``python -m benchmarks.losses`` in a checkout, ``ltkernels bench losses`` anywhere."""

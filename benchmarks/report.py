@@ -1,0 +1,121 @@
+"""A result file as a Markdown table and a picture.
+
+    python -m benchmarks.report benchmarks/results/losses-cpu.json --readme README.md --png benchmarks/results/losses-cpu.png
+
+The table replaces what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in the README, NAME being the file's stem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Cell = tuple[str, str, int, int]
+
+
+def cells(result: dict[str, Any]) -> dict[Cell, dict[str, dict[str, Any]]]:
+    """Rows by (op, dtype, B, C) and backend; our own backend under ``"ours"``."""
+    grouped: dict[Cell, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in result["rows"]:
+        ours = row["backend"].startswith("cpu-") or row["backend"] in ("cuda", "triton")
+        grouped[row["op"], row["dtype"], row["B"], row["C"]]["ours" if ours else row["backend"]] = row
+    return grouped
+
+
+def table(result: dict[str, Any]) -> str:
+    """Our time, and how many times longer each peer takes; below 1 we lose."""
+    grouped = cells(result)
+    backends = list(dict.fromkeys(name for found in grouped.values() for name in found if name != "ours"))
+    lines = [
+        f"| loss | dtype | B x C | ours, ms | % of copy | {' | '.join(f'{name}' for name in backends)} |",
+        "|---|---|---|---:|---:|" + "---:|" * len(backends),
+    ]
+    for (op, dtype, rows, classes), found in grouped.items():
+        ours = found["ours"]
+        ratios = []
+        for name in backends:
+            if name not in found:
+                ratios.append("")
+                continue
+            ratio = found[name]["ms_p50"] / ours["ms_p50"]
+            text = f"{ratio:.1f}x" if ratio >= 1 else f"**{ratio:.2f}x**"
+            ratios.append(text if found[name]["ok"] else f"{text} (wrong)")
+        lines.append(
+            f"| {op} | {dtype} | {rows} x {classes} | {ours['ms_p50']:.4g} | {ours['pct_of_copy']:.0f} | {' | '.join(ratios)} |"
+        )
+    machine = result["machine"]
+    lines += [
+        "",
+        f"Forward + backward, medians; a peer's column says how many times our time it takes (bold: we lose). {machine['cpu']}, "
+        f"{machine['threads']} threads, torch {machine['torch']}, copy {result['copy_gbps']} GB/s, commit {machine['commit']}, "
+        f"{machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Speed-up over each peer against the number of classes, one panel a loss, float32."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    grouped = cells(result)
+    ops = list(dict.fromkeys(op for op, *_ in grouped))
+    figure, axes = pyplot.subplots(
+        1, len(ops), figsize=(3.2 * len(ops), 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    markers = "osD^vP"
+    backends = list(dict.fromkeys(name for found in grouped.values() for name in found if name != "ours"))
+    colours = dict(zip(backends, ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"], strict=False))
+    for axis, op in zip(axes[0], ops, strict=True):
+        for marker, backend in zip(markers, backends, strict=False):
+            points = [
+                (classes, found[backend]["ms_p50"] / found["ours"]["ms_p50"])
+                for (name, dtype, _, classes), found in grouped.items()
+                if name == op and dtype == "float32" and backend in found
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=marker, color=colours[backend], label=backend)
+        axis.axhline(1.0, color="0.4", linewidth=1, linestyle="--")
+        axis.set(xscale="log", yscale="log", xlabel="classes", title=op)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("peer's time / ours")
+    handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    figure.savefig(path, dpi=130)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--png", type=Path)
+    options = parser.parse_args(argv)
+    result = json.loads(options.result.read_text())
+    text = table(result)
+    if options.readme:
+        name = re.escape(options.result.stem)
+        readme, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda found: f"{found[1]}{text}\n{found[2]}",
+            options.readme.read_text(),
+            flags=re.S,
+        )
+        if count != 1:
+            raise SystemExit(
+                f"{options.readme} has no <!-- {options.result.stem} --> ... <!-- /{options.result.stem} -->"
+            )
+        options.readme.write_text(readme)
+    else:
+        print(text)
+    if options.png:
+        picture(result, options.png)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""pytest-benchmark: the losses against eager torch. The answer is checked before it is timed; nothing asserts a time.
+
+pytest benchmarks/test_bench_losses.py            # tables by pytest-benchmark
+pytest --benchmark-disable benchmarks             # the answers only, as CI does
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ltkernels.benchmarks import baselines, losses
+
+
+@pytest.mark.parametrize("backend", ["ours", "eager", "compiled"])
+@pytest.mark.parametrize("shape", [(128, 10), (256, 1000)], ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("name", baselines.TIMED)
+def test_forward_backward(benchmark, name: str, shape: tuple[int, int], backend: str) -> None:
+    counts = losses.counts_of(shape[1])
+    batches = losses.inputs(*shape, torch.float32, cosine=name in ("ldam", "kps"))
+    torch._dynamo.reset()
+    loss = baselines.peers(name, counts, compile_too=backend == "compiled")[backend]
+    assert losses.agrees(loss, batches[0], name, counts)
+    benchmark.group = f"{name} {shape[0]}x{shape[1]}"
+    turn = iter(range(10**9))
+    benchmark(lambda: losses.step(loss, batches[next(turn) % len(batches)]))
