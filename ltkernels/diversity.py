@@ -57,7 +57,7 @@ def check_features(features: Any, name: str) -> Tensor:
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
         raise ValueError(f"{name} holds NaN or infinity, first in row {row}")
-    return x.to(torch.float64)
+    return x.to(torch.float64).contiguous()  # one memory order, so that equal values give equal bits
 
 
 def check_original(features: Any) -> Tensor:

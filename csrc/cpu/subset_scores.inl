@@ -15,12 +15,17 @@ constexpr int kTileRows = 4, kTileColumns = 1, kGramTile = 2;
 #else
 constexpr int kTileRows = 2, kTileColumns = 1, kGramTile = 1;
 #endif
+// Of a first-level data cache of 48 KiB; a whole pack of 10 samples at d = 64.
+constexpr int64_t kBlockBytes = 40960;
 
-// w[r][c] = sum over k < depth of b[r][k] x[k][c]
+// w[r][c] = sum over k < depth of b[r][k] x[k][c], on top of what w holds if `more`
 template <int R, int C>
 static inline void whiten_tile(const double* b, int64_t b_stride, const Pack* x, int64_t stride, int64_t depth,
-                               Pack* w) {
+                               bool more, Pack* w) {
     Pack sum[R][C] = {};
+    if (more)
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) sum[r][c] = w[r * stride + c];
     for (int64_t k = 0; k < depth; ++k) {
         Pack column[C];
         for (int c = 0; c < C; ++c) column[c] = x[k * stride + c];
@@ -35,10 +40,32 @@ static inline void whiten_tile(const double* b, int64_t b_stride, const Pack* x,
 
 template <int R, int C>
 static inline void whiten_columns(const double* b, int64_t b_stride, const Pack* x, int64_t size, int64_t depth,
-                                  Pack* w) {
+                                  bool more, Pack* w) {
     int64_t c = 0;
-    for (; c + C <= size; c += C) whiten_tile<R, C>(b, b_stride, x + c, size, depth, w + c);
-    for (; c < size; ++c) whiten_tile<R, 1>(b, b_stride, x + c, size, depth, w + c);
+    for (; c + C <= size; c += C) whiten_tile<R, C>(b, b_stride, x + c, size, depth, more, w + c);
+    for (; c < size; ++c) whiten_tile<R, 1>(b, b_stride, x + c, size, depth, more, w + c);
+}
+
+// w = B x for one pack, a block of x rows at a time: the block stays in the first-level cache while every row of B
+// passes over it.
+static inline void whiten(const double* basis, bool lower, const Pack* x, int64_t size, int64_t d, Pack* w) {
+    const int64_t fitting = kBlockBytes / (size * static_cast<int64_t>(sizeof(Pack)));
+    const int64_t block = fitting < 8 ? 8 : fitting;
+    for (int64_t k = 0; k < d; k += block) {
+        const int64_t last = k + block < d ? k + block : d;
+        // Rows of a lower triangular B above row k have nothing in this block, and the rows of a tile that straddle it
+        // meet zeros.
+        int64_t row = lower ? k / kTileRows * kTileRows : 0;
+        for (; row + kTileRows <= d; row += kTileRows) {
+            const int64_t end = lower && row + kTileRows < last ? row + kTileRows : last;
+            whiten_columns<kTileRows, kTileColumns>(basis + row * d + k, d, x + k * size, size, end - k, k > 0,
+                                                    w + row * size);
+        }
+        for (; row < d; ++row) {
+            const int64_t end = lower && row + 1 < last ? row + 1 : last;
+            whiten_columns<1, kTileColumns>(basis + row * d + k, d, x + k * size, size, end - k, k > 0, w + row * size);
+        }
+    }
 }
 
 // gram[i][j] = sum over k of w[k][i] w[k][j] for an R x C tile
@@ -85,13 +112,7 @@ static void subset_scores_f64(const SubsetScores& job, int64_t begin, int64_t en
 
         const Pack* source = x;
         if (job.basis != nullptr) {
-            int64_t row = 0;
-            for (; row + kTileRows <= d; row += kTileRows)
-                whiten_columns<kTileRows, kTileColumns>(job.basis + row * d, d, x, size,
-                                                        job.lower ? row + kTileRows : d, w + row * size);
-            for (; row < d; ++row)
-                whiten_columns<1, kTileColumns>(job.basis + row * d, d, x, size, job.lower ? row + 1 : d,
-                                                w + row * size);
+            whiten(job.basis, job.lower, x, size, d, w);
             source = w;
         }
 

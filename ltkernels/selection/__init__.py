@@ -2,5 +2,6 @@
 
 from .greedy import Selection, select_subsets
 from .kmeans import Subsets, kmeans_subsets
+from .sets import UniformSets, uniform_fdg_sets
 
-__all__ = ["Selection", "Subsets", "kmeans_subsets", "select_subsets"]
+__all__ = ["Selection", "Subsets", "UniformSets", "kmeans_subsets", "select_subsets", "uniform_fdg_sets"]

@@ -33,6 +33,9 @@ from ..diversity import SizeGroup, Start, group_by_size, grown_log_dets, mixed_c
 from .packs import Packs
 from .rules import Rule, choose
 
+ENGINES = ("auto", "A", "lazy")
+# From this many features on, the bounds cost less than the scores that they save.
+LAZY_WIDTH = 128
 # Above this subset size the blocked d x d or n' x n' algebra of torch beats one lane per subset.
 LARGEST_PACKED = 128
 
@@ -155,14 +158,15 @@ class PackedEngine(Engine):
         self.left -= 1
 
 
-def make_engine(name: str, start: Start, pool: Tensor, offsets: Sequence[int], alpha: float) -> Engine:
+def make_engine(name: str, start: Start, pool: Tensor, offsets: Sequence[int], alpha: float, mode: str) -> Engine:
     """The engine called `name`; "auto" chooses by device and sizes."""
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
     largest = max(end - begin for begin, end in itertools.pairwise(offsets))
     if pool.is_cuda or largest > LARGEST_PACKED:
         return Engine(start, pool, offsets, alpha)
+    if name == "lazy" or (name == "auto" and mode != "quantile" and pool.shape[1] >= LAZY_WIDTH):
+        from .lazy import LazyEngine
+
+        return LazyEngine(start, pool, offsets, alpha)
     return PackedEngine(start, pool, offsets, alpha)
-
-
-ENGINES = ("auto", "A")

@@ -142,7 +142,7 @@ def select_subsets(
 
     start = start_state(z, centering, alpha)
     base = float(start.base)
-    runner = make_engine(engine, start, pool, bounds, alpha)
+    runner = make_engine(engine, start, pool, bounds, alpha, mode)
     rule = Rule(mode, q or 0.0, 0.0 if target is None else (1.0 + target) * base, TIE * (1.0 + base))
     picked: list[int] = []
     path: list[float] = []

@@ -46,7 +46,7 @@ def choose(values: Tensor, free: Tensor, rule: Rule) -> int:
     return int(ids[tied.nonzero()[0, 0]])
 
 
-def loss(low: np.ndarray, high: np.ndarray, rule: Rule) -> np.ndarray:
+def least_loss(low: np.ndarray, high: np.ndarray, rule: Rule) -> np.ndarray:
     """What `rule` minimises, at its smallest over the intervals [low, high]; the quantile has no such form."""
     if rule.mode == "max":
         return -high

@@ -1,0 +1,102 @@
+"""The small-matrix kernels: batched log-determinants and the subset scorer, against numpy one matrix at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ltkernels import _C
+from ltkernels.diversity import group_by_size, mixed_columns
+from ltkernels.selection.packs import LANES, Packs
+
+
+def logdet(matrices: torch.Tensor, threads: int = 1) -> np.ndarray:
+    batch, n = matrices.shape[:2]
+    out = torch.full((batch + 1,), -7.0, dtype=torch.float64)
+    scratch = torch.empty(threads * _C.logdet_scratch(n), dtype=torch.float64)
+    _C.logdet_batch(matrices.data_ptr(), batch, n, scratch.data_ptr(), out.data_ptr(), threads)
+    assert float(out[-1]) == -7.0  # nothing is written past the batch
+    return out[:-1].numpy()
+
+
+def random_spd(batch: int, n: int) -> torch.Tensor:
+    x = torch.randn(batch, n, n + 2, dtype=torch.float64, generator=torch.Generator().manual_seed(batch * 100 + n))
+    return x @ x.mT + torch.eye(n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 10, 33])
+@pytest.mark.parametrize("batch", [1, 7, 8, 9, 130])
+def test_logdet_equals_numpy(n: int, batch: int) -> None:
+    matrices = random_spd(batch, n)
+    want = [np.linalg.slogdet(m)[1] for m in matrices.numpy()]
+    np.testing.assert_allclose(logdet(matrices), want, rtol=1e-12, atol=1e-12)
+
+
+def test_logdet_by_hand() -> None:
+    # det [[2, 1], [1, 2]] = 3; the upper triangle is not read.
+    matrix = torch.tensor([[[2.0, math.nan], [1.0, 2.0]]], dtype=torch.float64)
+    assert logdet(matrix)[0] == pytest.approx(1.0986122886681098, abs=1e-15)
+
+
+def test_logdet_of_an_indefinite_matrix_is_nan() -> None:
+    # Two negative pivots, whose product is positive, must not pass for a positive definite matrix.
+    matrices = torch.stack([torch.diag(torch.tensor(v)) for v in ([1.0, 2.0], [-1.0, -2.0], [0.0, 1.0], [3.0, -1.0])])
+    got = logdet(matrices.double())
+    assert got[0] == pytest.approx(math.log(2.0))
+    assert np.isnan(got[1:]).all()
+
+
+def test_logdet_of_huge_pivots_does_not_overflow() -> None:
+    matrix = torch.eye(9, dtype=torch.float64)[None] * 1e60
+    assert logdet(matrix)[0] == pytest.approx(9 * 60 * math.log(10.0), rel=1e-14)
+
+
+def test_logdet_has_the_same_bits_for_any_thread_count() -> None:
+    matrices = random_spd(1000, 10)
+    one = logdet(matrices, 1)
+    for threads in (2, 3, 8):
+        assert np.array_equal(one, logdet(matrices, threads))
+
+
+@pytest.mark.parametrize("d", [1, 3, 4, 17, 64, 130])
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("anchor", [0.0, 12.0, math.inf])
+def test_scorer_equals_the_formula(d: int, lower: bool, anchor: float) -> None:
+    rng = np.random.default_rng(d)
+    sizes = [1, 2, 5, 5, 10, 10, 11, 3, 10]
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    pool = torch.from_numpy(rng.normal(size=(offsets[-1], d)))
+    groups = group_by_size(offsets, pool.device)
+    basis = torch.from_numpy(rng.normal(size=(d, d)) / math.sqrt(d))
+    basis = basis.tril() if lower else basis
+    scales = None if lower else torch.from_numpy(rng.uniform(0.5, 2.0, size=(len(groups), d)))
+    mean = torch.zeros(d, dtype=torch.float64) if math.isinf(anchor) else torch.from_numpy(rng.normal(size=d))
+    packs = Packs(pool, groups)
+    scores, within = packs.score(basis, lower, scales, basis @ mean, anchor, within=True)
+    for c, score, inner in zip(packs.ids.tolist(), scores.tolist(), within.tolist()):
+        rows = pool[offsets[c] : offsets[c + 1]]
+        row = [group.size for group in groups].index(sizes[c])
+        b = basis if scales is None else basis * scales[row][:, None]
+        y = mixed_columns(rows, mean, anchor).numpy() @ b.numpy().T
+        w = (rows - rows.mean(0)).numpy() @ b.numpy().T
+        assert score == pytest.approx(np.linalg.slogdet(np.eye(d) + y.T @ y)[1], rel=1e-11, abs=1e-11)
+        assert inner == pytest.approx(np.linalg.slogdet(np.eye(d) + w.T @ w)[1], rel=1e-11, abs=1e-11)
+
+
+def test_scorer_gives_duplicates_the_same_bits_in_every_lane_and_thread() -> None:
+    rows = torch.randn(10, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    copies = 5 * LANES + 3
+    packs = Packs(rows.repeat(copies, 1), group_by_size(list(range(0, 10 * copies + 1, 10)), rows.device))
+    basis, centre = torch.eye(40, dtype=torch.float64), torch.zeros(40, dtype=torch.float64)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            scores, _ = packs.score(basis, True, None, centre, 20.0)
+            assert scores.shape == (copies,)
+            assert len(set(scores.tolist())) == 1
+    finally:
+        torch.set_num_threads(threads)
