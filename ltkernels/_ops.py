@@ -6,6 +6,9 @@ training through a raw operator would detach silently, so nothing public returns
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +28,15 @@ _library.define(f"adjusted_ce(Tensor logits, {_ARGUMENTS}, bool need_grad) -> (T
 _library.define(f"adjusted_ce_(Tensor(a!) logits, {_ARGUMENTS}) -> Tensor loss")
 
 _NONE = 0  # code of reduction="none"
+
+
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers an operator whose CPU kernel is written elsewhere in the package, and returns it."""
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    _library.impl(name, kernel, "CPU")
+    torch.library.register_fake(f"ltkernels::{name}", fake, lib=_library)
+    return getattr(torch.ops.ltkernels, name).default
 
 
 def _loss_like(logits: Tensor, reduction: int) -> Tensor:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import _checks
+from .heads import CosineLinear, linear_adjusted_cross_entropy
 from .losses import LOSSES, Adjustment, Loss, adjusted_cross_entropy
 from .losses._core import Target
 from .losses._record import _COMMON_DEFAULTS, TABLES, built_classes, merge_weight
@@ -75,6 +74,37 @@ class AdjustedCrossEntropy(torch.nn.Module):
             backend=self.backend,
         )
 
+    def from_features(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        target: Target,
+        *,
+        bias: Tensor | None = None,
+        normalize: bool = False,
+        chunk_rows: int | None = None,
+    ) -> Tensor:
+        """This loss of a linear or cosine classifier, without its logits; the arguments are those of
+        `ltkernels.functional.linear_adjusted_cross_entropy`."""
+        return linear_adjusted_cross_entropy(
+            features,
+            weight,
+            target,
+            bias=bias,
+            normalize=normalize,
+            shift=self.shift,
+            scale=self.scale,
+            margin=self.margin,
+            row_scale=self.row_scale,
+            class_weight=self.weight,
+            focal_gamma=self.focal_gamma,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            chunk_rows=chunk_rows,
+            backend=self.backend,
+        )
+
     def _apply(self, fn: Any, recurse: bool = True) -> AdjustedCrossEntropy:
         # Module.half() and friends would round the tables: they follow the device only.
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -85,7 +115,11 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "class_counts")
-        if saved is not None and self.class_counts is not None and not torch.equal(saved.cpu(), self.class_counts.cpu()):
+        if (
+            saved is not None
+            and self.class_counts is not None
+            and not torch.equal(saved.cpu(), self.class_counts.cpu())
+        ):
             raise ValueError(
                 f"the checkpoint's {prefix}class_counts are {_short(saved)}, this loss was made for "
                 f"{_short(self.class_counts)}: its tables belong to other data"
@@ -137,35 +171,5 @@ def _module(loss: Loss) -> type[AdjustedCrossEntropy]:
 
 
 globals().update({loss.class_name: _module(loss) for loss in LOSSES.values()})
-
-
-class CosineLinear(torch.nn.Module):
-    """Classifier whose logits are the cosines between features and class weights, in [-1, 1]; no bias.
-
-    Args:
-        in_features: D.
-        num_classes: C.
-
-    Input (..., D), output (..., C) in the input's dtype. Norms are taken with eps 1e-12, as `torch.nn.functional.normalize`.
-    """
-
-    def __init__(self, in_features: int, num_classes: int) -> None:
-        super().__init__()
-        if in_features < 1:
-            raise ValueError(f"in_features is {in_features}; it must be at least 1")
-        self.in_features = in_features
-        self.num_classes = _checks.num_classes(num_classes)
-        self.weight = torch.nn.Parameter(torch.empty(num_classes, in_features))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        torch.nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.linear(F.normalize(features, dim=-1, eps=1e-12), F.normalize(self.weight, dim=1, eps=1e-12))
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, num_classes={self.num_classes}"
-
 
 __all__ = ["AdjustedCrossEntropy", "CosineLinear", *(loss.class_name for loss in LOSSES.values())]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,7 +57,9 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
 def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -> Tensor:
     """The gradient as a differentiable function of logits and upstream, for backward(create_graph=True)."""
     if ctx.inplace:
-        raise RuntimeError("double backward needs the logits, and inplace=True has overwritten them; pass inplace=False")
+        raise RuntimeError(
+            "double backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
+        )
     logits, *labels_and_tables = saved[:9]
     with torch.enable_grad():
         # A view of the saved logits: the gradient with respect to it stays connected to whatever the logits came from.
@@ -145,7 +150,11 @@ def adjusted_cross_entropy(
         _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
     backend = _backends.choose(backend, device, _needs_torch(probabilities, lam, tables))
     if inplace and (reduction_code == _NONE or backend == "torch"):
-        reason = "reduction='none' needs the logits in backward" if backend == "cpu" else "the torch backend serves this call"
+        reason = (
+            "reduction='none' needs the logits in backward"
+            if backend == "cpu"
+            else "the torch backend serves this call"
+        )
         raise ValueError(f"inplace=True is not possible: {reason}")
 
     shape = target.shape
@@ -168,20 +177,25 @@ def adjusted_cross_entropy(
     return loss
 
 
-def explain(
-    op: object, logits: Tensor, target: Target, *args: object, backend: str | None = None, **kwargs: object
-) -> _backends.Explanation:
+def explain(op: object, *args: Any, **kwargs: Any) -> _backends.Explanation:
     """Which backend would serve a loss call, and why; nothing is computed.
 
     Args:
         op: a function of `ltkernels.functional`, or a Module of `ltkernels.nn`.
-        logits, target, args, kwargs: the arguments of the call.
+        args, kwargs: the arguments of the call.
 
     Returns:
         ``(backend, reason)``; prints as ``"cpu-avx512: compiled kernel on 2 thread(s)"``.
     """
     if not callable(op) or not getattr(op, "__module__", "").startswith("ltkernels."):
         raise TypeError(f"op is {op!r}; it must be a function of ltkernels.functional or a Module of ltkernels.nn")
+    # An operation that chooses more than a backend explains itself.
+    return getattr(op, "explain", functools.partial(_explain, op))(*args, **kwargs)
+
+
+def _explain(
+    op: object, logits: Tensor, target: Target, *args: object, backend: str | None = None, **kwargs: object
+) -> _backends.Explanation:
     _checks.logits(logits)
     first, _, lam = _split_target(target, logits)
     sources = [*kwargs.values(), *args]
@@ -221,11 +235,15 @@ def _split_target(target: Target, logits: Tensor) -> tuple[Tensor, Tensor | None
             raise ValueError(f"target[2] (lam) has shape {tuple(lam.shape)}; it must be () or {tuple(first.shape)}")
         lam = lam.to(device=logits.device, dtype=real).expand(first.shape)
     else:
-        lam = torch.full(first.shape, _checks.number("target[2] (lam)", lam, low=0.0, high=1.0), dtype=real, device=logits.device)
+        lam = torch.full(
+            first.shape, _checks.number("target[2] (lam)", lam, low=0.0, high=1.0), dtype=real, device=logits.device
+        )
     return first.long(), second.long().contiguous(), lam.contiguous()
 
 
-def _check_probabilities(margin: Tensor | None, row_scale: Tensor | None, focal_gamma: float, ignore_index: int) -> None:
+def _check_probabilities(
+    margin: Tensor | None, row_scale: Tensor | None, focal_gamma: float, ignore_index: int
+) -> None:
     if margin is not None or row_scale is not None or focal_gamma != 0.0:
         name = "margin" if margin is not None else "row_scale" if row_scale is not None else "focal_gamma"
         raise ValueError(f"{name} is chosen by the label; it cannot be used with class probabilities as target")
