@@ -112,8 +112,8 @@ class PackedEngine(Engine):
         for g, group in enumerate(self.groups):
             self.group_of[group.ids] = g
         self.left = self.subsets
+        self.packed = 0
         self.values = torch.empty(self.subsets, dtype=torch.float64)
-        self._pack()
 
     def _pack(self) -> None:
         self.packed = self.left
@@ -144,7 +144,7 @@ class PackedEngine(Engine):
         return Factor(vectors.T.contiguous(), False, scales, torch.log1p(values / ridges[:, None]).sum(1))
 
     def score(self) -> Tensor:
-        if self.left < 0.75 * self.packed:
+        if self.packed == 0 or self.left < 0.75 * self.packed:
             self._pack()
         f = self.factor()
         self.evaluations += self.packed

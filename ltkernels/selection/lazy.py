@@ -2,17 +2,22 @@
 
 FDG is neither submodular nor monotone, so the textbook lazy greedy (a stale score as an upper bound) picks wrong
 subsets. What is certain is this. Split a candidate's score into the part of its centred columns W and the part of its
-mean's distance from the current mean,
+mean's distance from the current mean, delta = mean_c - mean,
 
-    J = a + log(1 + w^2 r^2),   a = log det(I + W^T A^-1 W),   r = |mean_c - mean| in the norm of (A + W W^T)^-1,   w^2
-    = n n_c / (n + n_c).
+    J = a + log(1 + w^2 r^2),  a = log det(I + W^T A^-1 W),  r^2 = delta^T M delta,  M = (A + W W^T)^-1,
+    w^2 = n n_c / (n + n_c).
 
-A only grows, A' = A + growth I + Y'Y'^T, so a and every norm only fall: a stale a is an upper bound, and r rises by at
-most the norm of what the current mean has moved since. Below, A' <= kappa A with kappa = 1 + growth / ridge +
-lambda_max(Y'^T A^-1 Y'), so r' >= r / sqrt(kappa) - |move|, and a' >= (n_c - 1) log(1 + (exp(a / (n_c - 1)) - 1) /
-kappa), the sum over the n_c - 1 eigenvalues being smallest when they are equal. Candidates are scored in batches, most
-promising first, until no bound reaches the best score. Where subset sizes differ, the smallest ridge of all bounds the
-moves and kappa, and each size's own log det A, which is exact, is added.
+*From above.* A only grows, A' = A + growth I + Y'Y'^T, so a falls and M falls: with the M of the last scoring and e =
+minus what the mean has moved since, r'^2 <= r^2 + 2 e^T g + e^T M e, where g = M delta is kept per candidate. The
+second term is exact, the third is of second order and bounded by the length of the moves. (Without g, the triangle
+inequality gives (r + |moves|)^2, which lets several times as many candidates through; the smaller of both is taken.)
+
+*From below.* A' <= kappa A with kappa = 1 + growth / ridge + lambda_max(Y'^T A^-1 Y'), so r'^2 >= (r^2 + 2 e^T g) /
+kappa and a' >= (n_c - 1) log(1 + (exp(a / (n_c - 1)) - 1) / kappa): the sum over the n_c - 1 eigenvalues is smallest
+when they are equal.
+
+Candidates are scored in batches, most promising first, until no bound reaches the best score. Where subset sizes
+differ, the smallest ridge of all bounds the moves and kappa, and each size's own log det A, which is exact, is added.
 """
 
 from __future__ import annotations
@@ -24,15 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diversity import Start, mixed_columns
-from .engines import Factor, PackedEngine
-from .packs import LANES, Packs
+from ..diversity import Start, cholesky_log_det, mixed_columns
+from .engines import PackedEngine
 from .rules import Rule, choose, least_loss
 
-# Candidates scored together: two packs, enough to keep two cores busy.
-BATCH = 2 * LANES
-# Rounding of a computed score, added to every bound; scores of 500 features agree between engines to about 1e-12.
+# Candidates scored together. Twice as many cost little more: the triangular solve runs over all their columns at once.
+BATCH = 16
+# Added to every bound for the rounding of scores, which agree between engines to about 1e-12.
 SLACK = 1e-11
+# Whitened columns held at a time while the whole pool is scored, in doubles (32 MB).
+_CHUNK = 1 << 22
 
 
 class LazyEngine(PackedEngine):
@@ -42,76 +48,116 @@ class LazyEngine(PackedEngine):
 
     def __init__(self, start: Start, pool: Tensor, offsets: Sequence[int], alpha: float) -> None:
         super().__init__(start, pool, offsets, alpha)
+        count, width = self.subsets, pool.shape[1]
         self.sizes = np.diff(np.asarray(offsets)).astype(np.float64)
-        # Bounds on a and r of every candidate, before anything is known.
-        self.a_high = np.full(self.subsets, np.inf)
-        self.a_low = np.zeros(self.subsets)
-        self.r_high = np.full(self.subsets, np.inf)
-        self.r_low = np.zeros(self.subsets)
-        self.move: Tensor | None = None
-        self.step_factor: Factor | None = None
         self.group_ids = self.group_of.numpy()
+        # Of each candidate at its last scoring: a, r^2, g, mean . g, the length of all moves and log kappa up to then.
+        self.known = np.zeros(count, dtype=bool)
+        self.a, self.r2, self.mean_g = np.zeros(count), np.zeros(count), np.zeros(count)
+        self.g = torch.zeros(count, width, dtype=torch.float64)
+        self.path_then, self.stretched_then, self.log_kappa_then = np.zeros(count), np.zeros(count), np.zeros(count)
+        # Now: sum of |move| in the norm after it, sum of sqrt(kappa) |move| in the norm before it, and log kappa.
+        self.path, self.stretched, self.log_kappa = 0.0, 0.0, 0.0
+        self.move: Tensor | None = None
 
-    def _squared_norms(self, f: Factor, columns: Tensor) -> Tensor:
-        """Columns (d, k) whitened by the A of the smallest ridge, the largest of the inverses."""
-        whitened = f.basis @ columns
-        return whitened if f.scales is None else whitened * f.scales[0][:, None]
+    def prepare(self) -> None:
+        """A of this step, factored; scores need triangular solves over a few columns only, so there is no inverse."""
+        if len(self.groups) == 1:
+            ridge = (self.count + self.groups[0].size) / self.alpha
+            self.matrix.copy_(self.scatter).diagonal().add_(ridge)
+            torch.linalg.cholesky(self.matrix, out=self.lower)
+            commons = 2.0 * self.lower.diagonal().log().sum().reshape(1) - self.eye.shape[0] * math.log(ridge)
+        else:
+            f = self.factor()
+            self.basis, self.scales, commons = f.basis, f.scales, f.commons
+        self.commons = commons.numpy()[self.group_ids]
 
-    def _leverage(self) -> np.ndarray:
+    def whiten(self, rows: Tensor, group: int = 0) -> Tensor:
+        """Rows (k, d) in coordinates where A of a size group is I; group 0 has the smallest ridge, so the largest
+        norms."""
+        if len(self.groups) == 1:
+            return torch.linalg.solve_triangular(self.lower, rows.T, upper=False).T
+        return rows @ self.basis.T * self.scales[group]
+
+    def unwhiten(self, rows: Tensor, group: int) -> Tensor:
+        """The transposed map, so that (whitened x) . y = x . unwhiten(y)."""
+        if len(self.groups) == 1:
+            return torch.linalg.solve_triangular(self.lower.T, rows.T, upper=True).T
+        return (rows * self.scales[group]) @ self.basis
+
+    def leverage(self) -> np.ndarray:
         """w^2 of every candidate."""
+        if math.isinf(self.anchor):
+            return np.zeros(self.subsets)
         return self.sizes * (1.0 - self.sizes / (self.anchor + self.sizes))
 
-    def _measure(self, f: Factor, ids: Tensor, values: np.ndarray) -> None:
-        """Scores the candidates `ids` exactly, into `values`, and resets their bounds."""
-        wanted = torch.zeros(self.subsets, dtype=torch.bool)
-        wanted[ids] = True
-        packs = Packs(self.pool, self.select(wanted)) if 2 * ids.shape[0] < self.packed else self.packs
-        self.evaluations += packs.ids.shape[0]
-        scores, inner = packs.score(f.basis, f.lower, f.scales, f.basis @ self.mean, self.anchor, within=True)
-        at = packs.ids.numpy()
-        a, j = inner.numpy(), scores.numpy()
-        values[at] = j + self._commons[at]
-        leverage = self._leverage()[at]
+    def measure(self, wanted: np.ndarray, values: np.ndarray) -> None:
+        """Scores the candidates `wanted` (ids) exactly, into `values`, and remembers what their bounds need."""
+        self.evaluations += wanted.shape[0]
+        mask = torch.zeros(self.subsets, dtype=torch.bool)
+        mask[torch.from_numpy(wanted)] = True
+        for group, (size, ids, rows) in enumerate(self.select(mask)):
+            if ids.shape[0] == 0:
+                continue
+            step = max(1, _CHUNK // (size * self.pool.shape[1]))
+            for part, part_rows in zip(ids.split(step), rows.split(step)):
+                self._measure_group(group, size, part, part_rows, values)
+
+    def _measure_group(self, group: int, size: int, ids: Tensor, rows: Tensor, values: np.ndarray) -> None:
+        count, at = ids.shape[0], ids.numpy()
+        columns = self.whiten(self.pool[rows.reshape(-1)], group).reshape(count, size, -1)
+        centred = columns if math.isinf(self.anchor) else columns - columns.mean(1, keepdim=True)
+        inner = centred @ centred.mT
+        inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        self.a[at] = cholesky_log_det(inner).numpy()
+        values[at] = self.commons[at] + self.a[at]
+        self.known[at] = True
+        self.log_kappa_then[at] = self.log_kappa
         if math.isinf(self.anchor):
-            # "none": nothing is centred, so the whole score behaves as a does.
-            self.a_high[at] = self.a_low[at] = j
-            self.r_high[at] = self.r_low[at] = 0.0
-            return
-        self.a_high[at] = self.a_low[at] = a
-        with np.errstate(divide="ignore", invalid="ignore"):
-            spread = np.expm1(np.maximum(j - a, 0.0))
-            # w = 0 (first "separate" step) tells nothing about r.
-            self.r_high[at] = np.where(leverage > 0.0, np.sqrt((spread + SLACK) / leverage), np.inf)
-            self.r_low[at] = np.where(leverage > 0.0, np.sqrt(np.maximum(spread - SLACK, 0.0) / leverage), 0.0)
+            return  # "none": nothing is centred, so the whole score behaves as a does
+        delta = columns.mean(1) - self.whiten(self.mean[None], group)
+        solved = torch.cholesky_solve(centred @ delta[:, :, None], torch.linalg.cholesky(inner))
+        g = delta - (centred.mT @ solved).squeeze(2)
+        self.r2[at] = (delta * g).sum(1).clamp_min(0.0).numpy()
+        self.g[ids] = self.unwhiten(g, group)
+        self.mean_g[at] = (self.g[ids] @ self.mean).numpy()
+        self.path_then[at], self.stretched_then[at] = self.path, self.stretched
+        values[at] += np.log1p(self.leverage()[at] * self.r2[at])
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds of every candidate's log-determinant."""
+        leverage = self.leverage()
+        kappa = np.exp(self.log_kappa - self.log_kappa_then)
+        linear = self.r2 + 2.0 * (self.mean_g - (self.g @ self.mean).numpy())
+        rounding = SLACK * (1.0 + np.abs(self.mean_g) + self.r2)
+        moved = self.path - self.path_then
+        stretched = (self.stretched - self.stretched_then) * np.exp(-0.5 * self.log_kappa_then)
+        above = np.minimum(np.maximum(linear + stretched**2, 0.0), (np.sqrt(self.r2) + moved) ** 2) + rounding
+        below = np.maximum(linear - rounding, 0.0) / kappa
+        below = np.maximum(below, np.maximum(np.sqrt(self.r2 / kappa) - moved, 0.0) ** 2 - rounding)
+        rank = self.sizes if math.isinf(self.anchor) else np.maximum(self.sizes - 1.0, 1.0)
+        a_low = rank * np.log1p(np.expm1(self.a / rank) / kappa)
+        slack = SLACK * (1.0 + np.abs(self.commons))
+        high = np.where(self.known, self.commons + self.a + np.log1p(leverage * above) + slack, np.inf)
+        low = np.where(self.known, self.commons + a_low + np.log1p(leverage * np.maximum(below, 0.0)) - slack, 0.0)
+        return low, high
 
     def pick(self, rule: Rule) -> tuple[int, float]:
         if rule.mode == "quantile":
             return super().pick(rule)
-        if self.left < 0.75 * self.packed:
-            self._pack()
-        f = self.step_factor = self.factor()
-        self._commons = f.commons.numpy()[self.group_ids]
+        self.prepare()
         if self.move is not None:
-            moved = float(torch.linalg.vector_norm(self._squared_norms(f, self.move[:, None]))) * (1.0 + SLACK)
-            self.r_high += moved
-            self.r_low = np.maximum(self.r_low - moved, 0.0)
-        leverage = np.zeros(self.subsets) if math.isinf(self.anchor) else self._leverage()
-        with np.errstate(invalid="ignore"):
-            # 0 * inf: w = 0 leaves only a.
-            high = self.a_high + np.where(leverage > 0.0, np.log1p(leverage * self.r_high**2), 0.0)
-        low = self.a_low + np.log1p(leverage * self.r_low**2)
-        slack = SLACK * (1.0 + np.abs(self._commons))
-        bound = least_loss(low + self._commons - slack, high + self._commons + slack, rule)
-        free = self.free.numpy()
-        bound[~free] = np.inf
+            self.path += float(torch.linalg.vector_norm(self.whiten(self.move[None]))) * (1.0 + SLACK)
+        low, high = self.bounds()
+        bound = least_loss(low, high, rule)
+        bound[~self.free.numpy()] = np.inf
         order = np.argsort(bound, kind="stable")[: self.left]
         values = np.full(self.subsets, np.nan)
         best, done = np.inf, 0
         while done < self.left and bound[order[done]] <= best + rule.tie:
-            # With half of the pool scored, the rest is cheaper in one go.
-            count = BATCH if bound[order[done]] > -np.inf and 2 * done < self.left else self.left
-            batch = order[done : done + count]
-            self._measure(f, torch.from_numpy(batch), values)
+            # Unknown candidates, and the rest once half of the pool has been scored, are cheaper in one go.
+            batch = order[done : done + (BATCH if self.known[order[done]] and 2 * done < self.left else self.left)]
+            self.measure(batch, values)
             best = min(best, least_loss(values[batch], values[batch], rule).min())
             done += batch.shape[0]
         scored = torch.from_numpy(~np.isnan(values)) & self.free
@@ -119,17 +165,18 @@ class LazyEngine(PackedEngine):
         return picked, float(values[picked])
 
     def commit(self, subset: int) -> None:
-        f, before, count = self.step_factor, self.mean.clone(), self.count
-        if f is not None:
+        before, count = self.mean.clone(), self.count
+        bounded = self.evaluations > 0 and bool(self.known[subset])
+        if bounded:
             # kappa bounds A' / A, by the smallest ridge.
-            mixed = mixed_columns(self.rows(subset), self.mean, self.anchor)
-            white = self._squared_norms(f, mixed.T)
-            largest = (
-                float(torch.linalg.eigvalsh(white.T @ white)[-1]) if white.shape[1] > 1 else float(white.square().sum())
-            )
-            kappa = (1.0 + self.sizes[subset] / (count + self.sizes.min()) + largest) * (1.0 + SLACK)
-            rank = self.sizes if math.isinf(self.anchor) else np.maximum(self.sizes - 1.0, 1.0)
-            self.a_low = rank * np.log1p(np.expm1(self.a_low / rank) / kappa)
-            self.r_low /= math.sqrt(kappa)
+            white = self.whiten(mixed_columns(self.rows(subset), self.mean, self.anchor))
+            small = white @ white.T if white.shape[0] < white.shape[1] else white.T @ white
+            largest = float(torch.linalg.eigvalsh(small)[-1])
+            growth = self.sizes[subset] / (count + self.sizes.min())
         super().commit(subset)
-        self.move = None if math.isinf(self.anchor) else self.mean - before
+        if bounded:
+            if not math.isinf(self.anchor):
+                self.move = self.mean - before
+                length = float(torch.linalg.vector_norm(self.whiten(self.move[None])))
+                self.stretched += math.exp(0.5 * self.log_kappa) * length * (1.0 + SLACK)
+            self.log_kappa += math.log1p((growth + largest) * (1.0 + SLACK))
