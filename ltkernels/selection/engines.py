@@ -9,14 +9,12 @@ with T+ = T + Y' Y'^T, so one d x d factorisation a step serves every candidate,
 size. A changes by a full-rank ridge from step to step, which no low-rank update of an inverse follows: A is factored
 anew each step ("refactor", engine A).
 
-==========
-=====================================================================================================================
-"A"         refactor per step, every candidate scored. The C++ scorer on the CPU, torch operations elsewhere. "lazy"
- engine A, but a candidate is scored only when certified bounds on its score do not rule it out (CPU; see `lazy`). "B"
-       Gram space: factors of n x n in place of d x d, for n = N + selected samples well below d (see `gram`).
-"auto"      "lazy" or "A" by d and mode.
-==========
-=====================================================================================================================
+Names for ``engine=``:
+
+* ``"A"``: refactor per step, every candidate scored; the C++ scorer on the CPU, torch operations elsewhere.
+* ``"lazy"``: engine A, but a candidate is scored only when certified bounds on its score do not rule it out (see
+  `lazy`); on the CPU, for max, min and target. Elsewhere it is "A".
+* ``"auto"``: "lazy" where it is the faster one, by features, original samples and mode, else "A".
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,8 +33,9 @@ from .packs import Packs
 from .rules import Rule, choose
 
 ENGINES = ("auto", "A", "lazy")
-# From this many features on, the bounds cost less than the scores that they save.
-LAZY_WIDTH = 128
+# From this many features on, the bounds cost less than the scores that they save; with fewer original samples, each
+# step changes A so much that the bounds let most candidates through.
+LAZY_WIDTH, LAZY_COUNT = 128, 200
 # Above this subset size the blocked d x d or n' x n' algebra of torch beats one lane per subset.
 LARGEST_PACKED = 128
 
@@ -66,7 +66,7 @@ class Engine:
         self.count = start.count
         self.anchor = start.anchor
         self.evaluations = 0
-        self.free = torch.ones(self.subsets, dtype=torch.bool, device=pool.device)
+        self.free = np.ones(self.subsets, dtype=bool)
 
     def score(self) -> Tensor:
         """log det(I + alpha T+ / n+) in nats for every subset, (K,) float64; the entries of committed subsets mean
@@ -76,7 +76,7 @@ class Engine:
 
     def pick(self, rule: Rule) -> tuple[int, float]:
         """The free subset that `rule` takes, and the log-determinant with it."""
-        values = self.score()
+        values = self.score().cpu().numpy()
         best = choose(values, self.free, rule)
         return best, float(values[best])
 
@@ -117,7 +117,7 @@ class PackedEngine(Engine):
 
     def _pack(self) -> None:
         self.packed = self.left
-        self.packs = Packs(self.pool, self.select(self.free))
+        self.packs = Packs(self.pool, self.select(torch.from_numpy(self.free)))
 
     def select(self, wanted: Tensor) -> list[SizeGroup]:
         """The size groups restricted to the subsets `wanted` (K,) bool; a group may be left empty."""
@@ -149,8 +149,10 @@ class PackedEngine(Engine):
         f = self.factor()
         self.evaluations += self.packed
         scores, _ = self.packs.score(f.basis, f.lower, f.scales, f.basis @ self.mean, self.anchor)
-        ids = self.packs.ids
-        self.values[ids] = scores + f.commons[self.group_of[ids]]
+        if f.commons.shape[0] == 1:
+            self.values[self.packs.ids] = scores.add_(f.commons)
+        else:
+            self.values[self.packs.ids] = scores.add_(f.commons[self.group_of[self.packs.ids]])
         return self.values
 
     def commit(self, subset: int) -> None:
@@ -165,7 +167,8 @@ def make_engine(name: str, start: Start, pool: Tensor, offsets: Sequence[int], a
     largest = max(end - begin for begin, end in itertools.pairwise(offsets))
     if pool.is_cuda or largest > LARGEST_PACKED:
         return Engine(start, pool, offsets, alpha)
-    if name == "lazy" or (name == "auto" and mode != "quantile" and pool.shape[1] >= LAZY_WIDTH):
+    pays = mode != "quantile" and pool.shape[1] >= LAZY_WIDTH and start.count >= LAZY_COUNT
+    if name == "lazy" or (name == "auto" and pays):
         from .lazy import LazyEngine
 
         return LazyEngine(start, pool, offsets, alpha)

@@ -150,7 +150,7 @@ class LazyEngine(PackedEngine):
             self.path += float(torch.linalg.vector_norm(self.whiten(self.move[None]))) * (1.0 + SLACK)
         low, high = self.bounds()
         bound = least_loss(low, high, rule)
-        bound[~self.free.numpy()] = np.inf
+        bound[~self.free] = np.inf
         order = np.argsort(bound, kind="stable")[: self.left]
         values = np.full(self.subsets, np.nan)
         best, done = np.inf, 0
@@ -160,8 +160,7 @@ class LazyEngine(PackedEngine):
             self.measure(batch, values)
             best = min(best, least_loss(values[batch], values[batch], rule).min())
             done += batch.shape[0]
-        scored = torch.from_numpy(~np.isnan(values)) & self.free
-        picked = choose(torch.from_numpy(values), scored, rule)
+        picked = choose(values, ~np.isnan(values), rule)
         return picked, float(values[picked])
 
     def commit(self, subset: int) -> None:

@@ -6,7 +6,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 MODES = ("max", "min", "quantile", "target")
 # Two log-determinants closer than this (relative to 1 + that of the original set) are a tie, which the lowest index
@@ -29,21 +28,17 @@ def quantile_rank(q: float, count: int) -> int:
     return math.floor(q * (count - 1) + 0.5)
 
 
-def choose(values: Tensor, free: Tensor, rule: Rule) -> int:
-    """The subset that `rule` takes among those `free` (K,) bool, by their log-determinants `values` (K,); ties by
-    lowest index."""
-    ids = free.nonzero().squeeze(1)
+def choose(values: np.ndarray, free: np.ndarray, rule: Rule) -> int:
+    """The subset that `rule` takes among those `free` (K,) bool, by log-determinants `values` (K,); ties by lowest
+    index."""
+    ids = np.flatnonzero(free)
     v = values[ids]
-    if rule.mode == "max":
-        tied = v >= v.max() - rule.tie
-    elif rule.mode == "min":
-        tied = v <= v.min() + rule.tie
-    elif rule.mode == "target":
-        distance = (v - rule.target).abs()
-        tied = distance <= distance.min() + rule.tie
+    if rule.mode == "quantile":
+        distance = np.abs(v - np.partition(v, rank := quantile_rank(rule.q, v.shape[0]))[rank])
     else:
-        tied = (v - v.sort().values[quantile_rank(rule.q, v.shape[0])]).abs() <= rule.tie
-    return int(ids[tied.nonzero()[0, 0]])
+        distance = least_loss(v, v, rule)
+        distance = distance - distance.min()
+    return int(ids[np.argmax(distance <= rule.tie)])
 
 
 def least_loss(low: np.ndarray, high: np.ndarray, rule: Rule) -> np.ndarray:
