@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ltkernels
 from ltkernels.losses import LOSSES, Loss
@@ -48,9 +48,13 @@ class Job:
 
     def __init__(self, config: Config, data: Dataset, progress: Progress | None) -> None:
         self.config, self.data, self.progress = config, data, progress
-        self.x_train, self.y_train = data.x_train.to(config.device), data.y_train.to(config.device)
-        self.x_test, self.y_test = data.x_test.to(config.device), data.y_test.to(config.device)
+        # Channels last: a third less time for the convolutions, on the CPU too.
+        layout = torch.channels_last if data.x_train.dim() == 4 else torch.preserve_format
+        self.x_train = data.x_train.to(config.device, memory_format=layout)
+        self.x_test = data.x_test.to(config.device, memory_format=layout)
+        self.y_train, self.y_test = data.y_train.to(config.device), data.y_test.to(config.device)
         self.log: list[dict[str, Any]] = []
+        self._features: dict[str, tuple[Tensor, Tensor]] = {}
 
     def check(self) -> None:
         """Raise what building the chosen loss and model raises, before any time is spent on training."""
@@ -72,7 +76,7 @@ class Job:
         backbone, width = build_backbone(config.model, data.input_shape, derived_seed(config.seed, 1))
         kind = config.head or record.logits
         head = build_head(kind, width, data.num_classes, record.logits, derived_seed(config.seed, 2))
-        return Classifier(backbone, head).to(config.device)
+        return Classifier(backbone, head).to(config.device, memory_format=torch.channels_last)
 
     def is_plain(self) -> bool:
         """Whether the chosen training is plain cross-entropy itself."""
@@ -108,7 +112,7 @@ class Job:
     def retrain(self, base: Trained, name: str, tail: list[TailClass], arm: str | None) -> Trained:
         """A fresh head for `base`'s features on the real samples and, with `arm`, what it adds to the tail classes."""
         config = self.config
-        features, labels = apply(base.model.backbone, self.x_train), self.y_train
+        (features, test_features), labels = self.features(base), self.y_train
         if arm is not None:
             features = torch.cat([features, *(t.added(arm) for t in tail)])
             labels = torch.cat([labels, *(labels.new_full((t.need,), t.label) for t in tail)])
@@ -124,7 +128,7 @@ class Job:
             seed=derived_seed(config.seed, 4),
         )
         start = time.perf_counter()
-        test_set = (apply(base.model.backbone, self.x_test), self.y_test)
+        test_set = (test_features, self.y_test)
         result = fit(head, (features, labels), test_set, self.data.num_classes, recipe, f"retrain/{name}", self._record)
         return Trained(name, base.record, Classifier(base.model.backbone, head), result, time.perf_counter() - start)
 
@@ -138,6 +142,13 @@ class Job:
         entry["seconds"] = trained.seconds
         return entry
 
+    def features(self, base: Trained) -> tuple[Tensor, Tensor]:
+        """Features (n, d) of the training and of the test set, computed once: every retraining needs them."""
+        if base.name not in self._features:
+            backbone = base.model.backbone
+            self._features[base.name] = apply(backbone, self.x_train), apply(backbone, self.x_test)
+        return self._features[base.name]
+
     def complete(self, base: Trained) -> tuple[list[int], list[TailClass]]:
         """Head classes, and the tail classes with their augmented pools and selections, by `base`'s features."""
 
@@ -145,7 +156,7 @@ class Job:
             if self.progress:
                 self.progress("augment and select", done, total, {})
 
-        return complete_tail(apply(base.model.backbone, self.x_train), self.y_train, self.config, on_class)
+        return complete_tail(self.features(base)[0], self.y_train, self.config, on_class)
 
     def _record(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
         self.log.append(record)
