@@ -15,7 +15,8 @@ from torch import Tensor
 from . import _C
 from ._checks import real_dtype
 
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum DType of csrc/cpu/kernels.h
+# enum DType of csrc/cpu/kernels.h
+_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _TABLES = ("shift", "scale", "margin", "row_scale", "weight")
 BACKENDS = ("cpu", "torch")
 
@@ -35,6 +36,8 @@ def choose(backend: str | None, device: torch.device, needs_torch: str = "") -> 
 
     Raises ValueError where `backend` is unknown or cannot serve the call: a forced backend is never replaced.
     """
+    if backend is None and not needs_torch and device.type == "cpu":
+        return "cpu"
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be None or one of {', '.join(map(repr, BACKENDS))}")
     if backend == "torch" or needs_torch or device.type != "cpu":
@@ -48,7 +51,9 @@ def explain(backend: str | None, device: torch.device, needs_torch: str = "") ->
     """What `choose` would choose, in words."""
     if choose(backend, device, needs_torch) == "cpu":
         return Explanation(f"cpu-{_C.info()['isa']}", f"compiled kernel on {torch.get_num_threads()} thread(s)")
-    return Explanation("torch", needs_torch or ("asked for" if backend else f"this build has no kernel for {device.type} tensors"))
+    return Explanation(
+        "torch", needs_torch or ("asked for" if backend else f"this build has no kernel for {device.type} tensors")
+    )
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -142,7 +147,9 @@ def doctor_report() -> list[tuple[str, str]]:
         rows.append((f"cpu-{name}", state + active))
     rows.append(("threads", f"{torch.get_num_threads()} (torch.set_num_threads)"))
     if info["cuda"]:
-        rows.append(("cuda", f"runtime {info['cuda']}, {info['cuda_devices']} device(s); no CUDA kernel in this version"))
+        rows.append(
+            ("cuda", f"runtime {info['cuda']}, {info['cuda_devices']} device(s); no CUDA kernel in this version")
+        )
     else:
         rows.append(("cuda", "not built (LTKERNELS_CUDA=ON at build time); CUDA tensors are served by torch"))
     rows.append(("torch", torch.__version__))

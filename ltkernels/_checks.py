@@ -121,6 +121,8 @@ def target(value: Tensor, logits: Tensor, name: str = "target") -> bool:
     if value.device != logits.device:
         raise ValueError(f"{name} is on {value.device}, logits on {logits.device}; both must be on one device")
     shape = logits.shape
+    if value.dtype is torch.int64 and len(shape) == 2 and value.dim() == 1 and len(value) == shape[0]:
+        return False
     if value.is_floating_point():
         if value.shape != shape:
             raise ValueError(
@@ -143,6 +145,15 @@ def table(name: str, value: Tensor | None, classes: int, device: torch.device, r
     """A per-class vector, contiguous and in the kernel's dtype."""
     if value is None:
         return None
+    if (  # the usual case first: building shapes to compare takes a microsecond a table
+        type(value) is Tensor
+        and value.dtype is real
+        and value.dim() == 1
+        and len(value) == classes
+        and value.device == device
+        and value.is_contiguous()
+    ):
+        return value
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor of shape ({classes},)")
     if value.shape != (classes,):

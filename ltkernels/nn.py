@@ -58,14 +58,15 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
         """The loss; logits and target as in `ltkernels.functional.adjusted_cross_entropy`."""
+        tables = self._buffers  # attribute access would search three dictionaries for each table
         return adjusted_cross_entropy(
             logits,
             target,
-            shift=self.shift,
-            scale=self.scale,
-            margin=self.margin,
-            row_scale=self.row_scale,
-            weight=self.weight,
+            shift=tables["shift"],
+            scale=tables["scale"],
+            margin=tables["margin"],
+            row_scale=tables["row_scale"],
+            weight=tables["weight"],
             focal_gamma=self.focal_gamma,
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
