@@ -1,12 +1,12 @@
-// The only file that knows pybind11. Integers in (addresses, sizes, enums), the GIL released around the work, no logic: shapes, dtypes
-// and devices were checked in Python, which also owns every buffer.
+// The only file that knows pybind11. Integers in (addresses, sizes, enums), the GIL released around the work, no logic:
+// shapes, dtypes and devices were checked in Python, which also owns every buffer.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
 #include "cpu/adjusted_ce.h"
-#include "cpu/isa.h"
 #include "cpu/balance.h"
+#include "cpu/isa.h"
 #include "cpu/logdet.h"
 #include "cpu/subset_scores.h"
 #if defined(LTK_HAVE_CUDA)
@@ -24,6 +24,17 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+// () or (form, table, seed, option, option, option).
+ltk::ClosedForm closed_form(const py::tuple& closed) {
+    ltk::ClosedForm out{};
+    if (closed.empty()) return out;
+    out.form = static_cast<ltk::Form>(closed[0].cast<int>());
+    out.table = pointer(closed[1].cast<Address>());
+    out.seed = pointer<const int64_t>(closed[2].cast<Address>());
+    for (size_t i = 0; i < 3; ++i) out.options[i] = closed[3 + i].cast<double>();
+    return out;
+}
+
 py::dict info() {
     int count = 0;
     const ltk::IsaRow* rows = ltk::isa_rows(&count);
@@ -31,7 +42,9 @@ py::dict info() {
     const ltk::IsaRow* active = ltk::choose_isa(&error);
     py::dict isas;
     for (int i = 0; i < count; ++i)
-        isas[rows[i].name] = rows[i].kernels == nullptr ? "not built" : rows[i].supported ? "usable" : "not supported here";
+        isas[rows[i].name] = rows[i].kernels == nullptr ? "not built"
+                             : rows[i].supported        ? "usable"
+                                                        : "not supported here";
     py::dict out;
     out["isa"] = active->name;
     out["isas"] = isas;
@@ -56,15 +69,17 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("info", &info, "Instruction sets, the active one, compiler, CUDA runtime.");
 
     m.def(
-        "exp_f32", [](Address x, Address y, int64_t n) { ltk::kernels().exp_f32(pointer<float>(x), pointer<float>(y), n); },
+        "exp_f32",
+        [](Address x, Address y, int64_t n) { ltk::kernels().exp_f32(pointer<float>(x), pointer<float>(y), n); },
         "The vector exp of the active instruction set.");
     m.def("adjusted_ce_scratch", &ltk::adjusted_ce_scratch, "Reals of scratch that one thread needs.");
     m.def(
         "adjusted_ce",
-        [](int dtype, Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target, Address target_b,
-           Address lam, Address shift, Address scale, Address margin, Address row_scale, Address weight, Address row_coef,
-           double focal_gamma, double label_smoothing, int64_t ignore_index, int reduction, Address row_loss, Address loss,
-           Address grad, int64_t grad_stride, Address scratch, int threads) {
+        [](int dtype, Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
+           Address target_b, Address lam, Address shift, Address scale, Address margin, Address row_scale,
+           Address weight, Address row_coef, double focal_gamma, double label_smoothing, int64_t ignore_index,
+           int reduction, Address row_loss, Address loss, Address grad, int64_t grad_stride, Address scratch,
+           int threads, const py::tuple& closed) {
             ltk::AdjustedCe job{};
             job.logits = pointer(logits);
             job.logits_stride = logits_stride;
@@ -85,8 +100,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
             job.row_loss = pointer(row_loss);
             job.grad = pointer(grad);
             job.grad_stride = grad_stride;
+            job.closed = closed_form(closed);
             py::gil_scoped_release release;
-            return ltk::adjusted_ce(job, dtype, static_cast<ltk::Reduction>(reduction), pointer(loss), pointer(scratch), threads);
+            return ltk::adjusted_ce(job, dtype, static_cast<ltk::Reduction>(reduction), pointer(loss), pointer(scratch),
+                                    threads);
         },
         "Loss and gradient; -1, or the first row with a bad label.");
 
@@ -95,17 +112,26 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "logdet_batch",
         [](Address matrices, int64_t batch, int64_t n, Address scratch, Address out, int threads) {
             py::gil_scoped_release release;
-            ltk::logdet_batch(pointer<const double>(matrices), batch, n, pointer<double>(scratch), pointer<double>(out), threads);
+            ltk::logdet_batch(pointer<const double>(matrices), batch, n, pointer<double>(scratch), pointer<double>(out),
+                              threads);
         },
         "Log-determinants of `batch` SPD float64 n x n matrices.");
     // Bindings of further kernels: one m.def each, below.
 
     m.def(
         "balance",
-        [](Address cost, int64_t rows, int64_t clusters, int64_t stride, Address capacity, float epsilon, Address price, Address label,
-           Address scratch, Address bid) {
-            ltk::Balance job{pointer<const float>(cost), rows, clusters, stride, pointer<const int64_t>(capacity), epsilon,
-                             pointer<float>(price), pointer<int64_t>(label), pointer<int64_t>(scratch), pointer<float>(bid)};
+        [](Address cost, int64_t rows, int64_t clusters, int64_t stride, Address capacity, float epsilon, Address price,
+           Address label, Address scratch, Address bid) {
+            ltk::Balance job{pointer<const float>(cost),
+                             rows,
+                             clusters,
+                             stride,
+                             pointer<const int64_t>(capacity),
+                             epsilon,
+                             pointer<float>(price),
+                             pointer<int64_t>(label),
+                             pointer<int64_t>(scratch),
+                             pointer<float>(bid)};
             py::gil_scoped_release release;
             ltk::balance(job);
         },
@@ -113,8 +139,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("subset_scores_scratch", &ltk::subset_scores_scratch, "Doubles of scratch that one thread needs.");
     m.def(
         "subset_scores",
-        [](Address pool, Address pack_start, Address pack_size, Address pack_scale, int64_t packs, int64_t d, Address basis,
-           bool lower, Address scales, Address centre, double anchor, Address scratch, Address out, Address within, int threads) {
+        [](Address pool, Address pack_start, Address pack_size, Address pack_scale, int64_t packs, int64_t d,
+           Address basis, bool lower, Address scales, Address centre, double anchor, Address scratch, Address out,
+           Address within, int threads) {
             ltk::SubsetScores job{};
             job.pool = pointer<const double>(pool);
             job.pack_start = pointer<const int64_t>(pack_start);

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
 
 from importlib.metadata import version as _version
 
-from . import adjustments, functional, nn
+from . import adjustments, functional, inference, nn, schedules
 from ._backends import doctor_report
 from .losses import LOSSES, Adjustment
 from .losses._core import explain
@@ -43,7 +43,9 @@ __all__ = [
     "doctor_report",
     "explain",
     "functional",
+    "inference",
     "nn",
+    "schedules",
     "selection",
     "train",
 ]

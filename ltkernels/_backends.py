@@ -77,8 +77,10 @@ def cpu_adjusted_ce(
     label_smoothing: float,
     ignore_index: int,
     reduction: int,
+    closed: tuple | None = None,
 ) -> None:
-    """Fills `loss` and, where it is given, `grad`; see ``adjusted_ce`` in `ltkernels._ops`.
+    """Fills `loss` and, where it is given, `grad`; see ``adjusted_ce`` in `ltkernels._ops`. `closed` is a closed form's
+    (code, table, seed, options).
 
     Raises ValueError for a label out of range and for a table with an entry that is not finite; nothing is written then.
     """
@@ -116,6 +118,7 @@ def cpu_adjusted_ce(
         0 if grad is None else grad.stride(0),
         scratch_address,
         threads,
+        () if closed is None else (closed[0], _address(closed[1]), _address(closed[2]), *closed[3]),
     )
     if status == -1:
         return

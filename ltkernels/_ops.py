@@ -26,6 +26,12 @@ _ARGUMENTS = (
 _library.define(f"adjusted_ce(Tensor logits, {_ARGUMENTS}, bool need_grad) -> (Tensor loss, Tensor grad)")
 # The same; the gradient replaces the logits.
 _library.define(f"adjusted_ce_(Tensor(a!) logits, {_ARGUMENTS}) -> Tensor loss")
+# The same two with a closed form (`ltkernels.losses._terms`): its code, (C,) table, (1,) seed and three options.
+_CLOSED_ARGUMENTS = _ARGUMENTS.replace("Tensor? row_coef", "Tensor? table, Tensor? seed, Tensor? row_coef") + (
+    ", int form, float[] form_options"
+)
+_library.define(f"closed_ce(Tensor logits, {_CLOSED_ARGUMENTS}, bool need_grad) -> (Tensor loss, Tensor grad)")
+_library.define(f"closed_ce_(Tensor(a!) logits, {_CLOSED_ARGUMENTS}) -> Tensor loss")
 
 _NONE = 0  # code of reduction="none"
 
@@ -65,6 +71,43 @@ def _adjusted_ce_inplace(logits: Tensor, *arguments: object) -> Tensor:
     return loss
 
 
+def _split_closed(arguments: tuple[object, ...]) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """The arguments of adjusted_ce, and (form, table, seed, options) beside them."""
+    *rest, form, options = arguments
+    return (*rest[:8], *rest[10:]), (form, rest[8], rest[9], options)
+
+
+def _closed_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    *arguments, need_grad = arguments
+    arguments, closed = _split_closed(arguments)
+    if logits.stride(1) != 1 and logits.shape[1] != 1:
+        logits = logits.contiguous()
+    loss = _loss_like(logits, arguments[-1])
+    grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
+    _backends.cpu_adjusted_ce(logits, loss, grad if need_grad else None, *arguments, closed)
+    return loss, grad
+
+
+def _closed_ce_inplace(logits: Tensor, *arguments: object) -> Tensor:
+    arguments, closed = _split_closed(arguments)
+    loss = _loss_like(logits, arguments[-1])
+    grad = logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+    _backends.cpu_adjusted_ce(grad, loss, grad, *arguments, closed)
+    if grad is not logits:
+        logits.copy_(grad)
+    return loss
+
+
+def _closed_ce_fake(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    *arguments, need_grad = arguments
+    grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
+    return _loss_like(logits, _split_closed(arguments)[0][-1]), grad
+
+
+def _closed_ce_inplace_fake(logits: Tensor, *arguments: object) -> Tensor:
+    return _loss_like(logits, _split_closed(arguments)[0][-1])
+
+
 def _adjusted_ce_fake(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
     *arguments, need_grad = arguments
     grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
@@ -82,3 +125,11 @@ torch.library.register_fake("ltkernels::adjusted_ce_", _adjusted_ce_inplace_fake
 
 adjusted_ce = torch.ops.ltkernels.adjusted_ce.default
 adjusted_ce_ = torch.ops.ltkernels.adjusted_ce_.default
+
+_library.impl("closed_ce", _closed_ce, "CPU")
+_library.impl("closed_ce_", _closed_ce_inplace, "CPU")
+torch.library.register_fake("ltkernels::closed_ce", _closed_ce_fake, lib=_library)
+torch.library.register_fake("ltkernels::closed_ce_", _closed_ce_inplace_fake, lib=_library)
+
+closed_ce = torch.ops.ltkernels.closed_ce.default
+closed_ce_ = torch.ops.ltkernels.closed_ce_.default

@@ -14,6 +14,8 @@ from .heads import CosineLinear, linear_adjusted_cross_entropy
 from .losses import LOSSES, Adjustment, Loss, adjusted_cross_entropy
 from .losses._core import Target
 from .losses._record import _COMMON_DEFAULTS, TABLES, built_classes, merge_weight
+from .losses._terms import ClosedForm, Term
+from .losses.seesaw import seesaw_options
 
 
 class AdjustedCrossEntropy(torch.nn.Module):
@@ -23,16 +25,18 @@ class AdjustedCrossEntropy(torch.nn.Module):
     under ``.half()`` and ``.bfloat16()``: a prior rounded to 8 bits is another loss.
 
     Args:
-        adjustment: the vectors.
+        adjustment: the vectors, or the closed form of a loss that they cannot express.
         class_counts: (C,) integers, kept in the state dict so that a checkpoint made with other counts is refused; or None.
         label_smoothing, ignore_index, reduction, inplace, backend: as in the function.
     """
 
     class_counts: Tensor | None
+    term_table: Tensor | None
+    term_seed: Tensor | None
 
     def __init__(
         self,
-        adjustment: Adjustment | None = None,
+        adjustment: Adjustment | ClosedForm | None = None,
         *,
         class_counts: Sequence[int] | Tensor | None = None,
         label_smoothing: float = 0.0,
@@ -43,8 +47,13 @@ class AdjustedCrossEntropy(torch.nn.Module):
     ) -> None:
         super().__init__()
         adjustment = Adjustment() if adjustment is None else adjustment
-        for name, table in zip(TABLES, adjustment, strict=False):
+        for name in TABLES:
+            table = getattr(adjustment, name, None)
             self.register_buffer(name, None if table is None else torch.as_tensor(table).clone())
+        term = adjustment.term if isinstance(adjustment, ClosedForm) else None
+        self._term = None if term is None else (term.form, term.options)
+        self.register_buffer("term_table", None if term is None or term.table is None else term.table.clone())
+        self.register_buffer("term_seed", None if term is None or term.seed is None else term.seed.clone())
         if class_counts is not None:
             class_counts = torch.tensor([int(count) for count in class_counts])
         self.register_buffer("class_counts", class_counts)
@@ -58,6 +67,12 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
         """The loss; logits and target as in `ltkernels.functional.adjusted_cross_entropy`."""
+        return self._loss(logits, target, self._closed_form())
+
+    def _closed_form(self) -> Term | None:
+        return None if self._term is None else Term(self._term[0], self.term_table, self.term_seed, self._term[1])
+
+    def _loss(self, logits: Tensor, target: Target, term: Term | None) -> Tensor:
         tables = self._buffers  # attribute access would search three dictionaries for each table
         return adjusted_cross_entropy(
             logits,
@@ -73,6 +88,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
             reduction=self.reduction,
             inplace=self.inplace,
             backend=self.backend,
+            term=term,
         )
 
     def from_features(
@@ -86,7 +102,10 @@ class AdjustedCrossEntropy(torch.nn.Module):
         chunk_rows: int | None = None,
     ) -> Tensor:
         """This loss of a linear or cosine classifier, without its logits; the arguments are those of
-        `ltkernels.functional.linear_adjusted_cross_entropy`."""
+        `ltkernels.functional.linear_adjusted_cross_entropy`. Losses with a closed form (Seesaw, softmax equalization, ArcFace and
+        the sigmoid family) raise ValueError: they take logits only."""
+        if self._term is not None:
+            raise ValueError(f"{type(self).__name__} has no form on features; give it the logits of the classifier")
         return linear_adjusted_cross_entropy(
             features,
             weight,
@@ -129,7 +148,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
     def extra_repr(self) -> str:
         tables = [name for name in TABLES if getattr(self, name) is not None]
-        classes = "any" if not tables else len(getattr(self, tables[0]))
+        sized = [getattr(self, name) for name in tables] + ([] if self.term_table is None else [self.term_table])
+        classes = len(sized[0]) if sized else "any"
         return f"classes={classes}, tables=[{', '.join(tables)}], reduction={self.reduction!r}"
 
 
@@ -149,14 +169,10 @@ def _module(loss: Loss) -> type[AdjustedCrossEntropy]:
         weight = common.get("weight")
         if weight is not None and built_classes(adjustment) not in (None, len(weight)):
             raise ValueError(f"weight has {len(weight)} entries; the loss has {built_classes(adjustment)} classes")
-        common = merge_weight(loss.class_name, dict(zip(TABLES, adjustment, strict=False)), common)
-        tables = {name: common.pop(name) for name in TABLES}
-        AdjustedCrossEntropy.__init__(
-            self,
-            Adjustment(**tables, focal_gamma=adjustment.focal_gamma),
-            class_counts=bound.get("class_counts"),
-            **common,
-        )
+        merged = merge_weight(loss.class_name, adjustment._asdict(), common)
+        adjustment = adjustment._replace(**{name: merged.pop(name) for name in adjustment._fields})
+        AdjustedCrossEntropy.__init__(self, adjustment, class_counts=bound.get("class_counts"), **merged)
+        self.options = {name: bound.get(name, own[name].default) for name in loss.options}
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *own.values()]
@@ -171,6 +187,92 @@ def _module(loss: Loss) -> type[AdjustedCrossEntropy]:
     )
 
 
-globals().update({loss.class_name: _module(loss) for loss in LOSSES.values()})
+class Seesaw(AdjustedCrossEntropy):
+    """Seesaw loss that counts the samples it has seen: `ltkernels.functional.seesaw` on the counts so far.
+
+    In training mode a forward pass first adds the batch's labels to the buffer `seen` (C,) int64, as the paper; in evaluation mode it
+    only reads them. Mixed samples count for the label with the larger share, ignored rows do not count, and a class without a
+    sample counts as 1. The buffer is in the state dict.
+
+    Args:
+        class_counts: the number of classes, to start with nothing seen; or (C,) counts to start from.
+        p, q, eps: as in `ltkernels.functional.seesaw`.
+        process_group: a `torch.distributed` group whose ranks' labels are counted together, one all-reduce of (C,) a training
+            step; ``"world"`` is the default group; None counts this process' labels alone.
+        weight, label_smoothing, ignore_index, reduction, inplace, backend: as in `AdjustedCrossEntropy`.
+    """
+
+    def __init__(
+        self,
+        class_counts: int | Sequence[int] | Tensor,
+        p: float = 0.8,
+        q: float = 2.0,
+        eps: float = 1e-2,
+        *,
+        process_group: Any = None,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        inplace: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        if isinstance(class_counts, int):
+            seen = torch.zeros(_checks.num_classes(class_counts), dtype=torch.int64)
+        else:
+            counts = _checks.class_counts(class_counts, "ignore")
+            seen = torch.where(counts.empty, 0.0, counts.n).long()
+        if weight is not None and len(weight) != len(seen):
+            raise ValueError(f"weight has {len(weight)} entries; the loss has {len(seen)} classes")
+        if isinstance(process_group, str) and process_group != "world":
+            raise ValueError(f"process_group is {process_group!r}; it must be a process group, 'world' or None")
+        super().__init__(
+            ClosedForm(Term("seesaw", options=seesaw_options(p, q, eps)), weight=weight),
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            inplace=inplace,
+            backend=backend,
+        )
+        self.register_buffer("seen", seen)
+        self.process_group = process_group
+        self.options = {"p": p, "q": q, "eps": eps}
+
+    def forward(self, logits: Tensor, target: Target) -> Tensor:
+        """The loss; logits and target as in `ltkernels.functional.adjusted_cross_entropy`, class indices only."""
+        if not self.training:
+            return super().forward(logits, target)
+        seen = self.seen + self._batch_counts(target)
+        loss = self._loss(logits, target, self._counts_term(seen))
+        self.seen.copy_(seen)  # only now: a call that raises counts nothing
+        return loss
+
+    def _closed_form(self) -> Term:
+        return self._counts_term(self.seen)
+
+    def _counts_term(self, seen: Tensor) -> Term:
+        # float64: the call rounds it to what its logits need.
+        return Term("seesaw", torch.log(seen.clamp(min=1).double()), None, self._term[1])
+
+    def _batch_counts(self, target: Target) -> Tensor:
+        """(C,) int64. Labels out of range are left to the loss, which says what is wrong with them."""
+        counts = torch.zeros_like(self.seen)
+        first, second, share = target if isinstance(target, tuple) and len(target) == 3 else (target, None, 1.0)
+        if isinstance(first, Tensor) and not first.is_floating_point():
+            labels = first
+            if isinstance(second, Tensor):
+                labels = torch.where(torch.as_tensor(share, device=first.device) >= 0.5, first, second)
+            valid = (first != self.ignore_index) & (labels >= 0) & (labels < len(counts))
+            counts.index_add_(0, torch.where(valid, labels, 0).reshape(-1).long(), valid.reshape(-1).long())
+        if self.process_group is not None:
+            group = None if isinstance(self.process_group, str) else self.process_group
+            torch.distributed.all_reduce(counts, group=group)
+        return counts
+
+    def extra_repr(self) -> str:
+        return f"classes={len(self.seen)}, seen={int(self.seen.sum())}, reduction={self.reduction!r}"
+
+
+globals().update({loss.class_name: _module(loss) for loss in LOSSES.values() if loss.class_name not in globals()})
 
 __all__ = ["AdjustedCrossEntropy", "CosineLinear", *(loss.class_name for loss in LOSSES.values())]

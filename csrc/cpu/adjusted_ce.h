@@ -4,8 +4,24 @@
 
 namespace ltk {
 
-// Pointers only; the caller has checked every shape. "real" is double for float64 logits, float for all others; every table, row
-// coefficient, row loss and scratch element is real. A null table means its neutral value.
+// What a per-class vector cannot say, computed inside the kernel (closed_forms.inl). A form comes without shift, scale
+// and margin.
+enum class Form : int {
+    none = 0,
+    seesaw = 1,        // table: log counts; options: p, q, log eps
+    equalization = 2,  // table: 1 for the classes that may be masked, else 0; seed; options: probability of the mask
+    arcface = 3,       // options: cos m, sin m, 1 for the straight-through gradient
+    sigmoid = 4,       // table: factor of a class as a negative, or null. Not a softmax at all: see sigmoid_bce.inl
+};
+struct ClosedForm {
+    Form form;
+    const void* table;    // (classes,) real
+    const int64_t* seed;  // one number
+    double options[3];
+};
+
+// Pointers only; the caller has checked every shape. "real" is double for float64 logits, float for all others; every
+// table, row coefficient, row loss and scratch element is real. A null table means its neutral value.
 struct AdjustedCe {
     const void* logits;       // rows x classes, unit class stride
     int64_t logits_stride;    // elements between rows
@@ -28,6 +44,7 @@ struct AdjustedCe {
     void* row_loss;          // (rows,)
     void* grad;              // rows x classes in the logits' type, or null: loss only. May be the logits' own memory.
     int64_t grad_stride;
+    ClosedForm closed;
 };
 
 enum class Reduction : int { none = 0, mean = 1, batch_mean = 2, sum = 3 };
@@ -35,20 +52,23 @@ enum class Reduction : int { none = 0, mean = 1, batch_mean = 2, sum = 3 };
 // The rows [begin, end) on one instruction set. `scratch` holds adjusted_ce_scratch(classes) reals.
 using AdjustedCeRows = void (*)(const AdjustedCe& job, int64_t begin, int64_t end, void* scratch) noexcept;
 
-// Columns that are handled while they sit in the first-level cache: logits, tables and exponentials of a block take 4 x 8 KiB.
+// Columns that are handled while they sit in the first-level cache: logits, tables and exponentials of a block take 4 x
+// 8 KiB.
 constexpr int64_t kBlock = 2048;
 
-// Reals of scratch one thread needs: two rows (exponentials; the first gradient of a mixed row), each rounded up to whole vectors,
-// and one maximum a block.
-constexpr int64_t adjusted_ce_row(int64_t classes) noexcept { return (classes + 63) / 64 * 64; }
+// Reals of scratch one thread needs: three rows (exponentials; the first gradient of a mixed row; the term of a closed
+// form), each rounded up to whole vectors, and one maximum a block.
+constexpr int64_t adjusted_ce_row(int64_t classes) noexcept {
+    return (classes + 63) / 64 * 64;
+}
 constexpr int64_t adjusted_ce_scratch(int64_t classes) noexcept {
-    return 2 * adjusted_ce_row(classes) + adjusted_ce_row((classes + kBlock - 1) / kBlock);
+    return 3 * adjusted_ce_row(classes) + adjusted_ce_row((classes + kBlock - 1) / kBlock);
 }
 
-// Loss and gradient of a whole batch. Returns -1; or the first row whose label is neither in [0, classes) nor ignore_index; or
-// -2 - t where table t (shift, scale, margin, row_scale, weight) has an entry that is not finite. Nothing has been written unless it
-// returns -1. `*loss` (real) is written unless the reduction is none. `scratch` holds
-// threads * adjusted_ce_scratch(classes) reals.
+// Loss and gradient of a whole batch. Returns -1; or the first row whose label is neither in [0, classes) nor
+// ignore_index; or -2 - t where table t (shift, scale, margin, row_scale, weight) has an entry that is not finite.
+// Nothing has been written unless it returns -1. `*loss` (real) is written unless the reduction is none. `scratch`
+// holds threads * adjusted_ce_scratch(classes) reals.
 int64_t adjusted_ce(AdjustedCe job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept;
 
 }  // namespace ltk

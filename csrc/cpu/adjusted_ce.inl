@@ -1,24 +1,44 @@
-// Body of adjusted_ce.h. A row is read once from memory: block by block, each block's maximum and then its exponentials while the
-// block sits in the first-level cache; one exp a logit. The exponentials wait in scratch, relative to their block's maximum, for the
-// row's sum, and a last pass scales them into the gradient.
+// Body of adjusted_ce.h. A row is read once from memory: block by block, each block's maximum and then its exponentials
+// while the block sits in the first-level cache; one exp a logit. The exponentials wait in scratch, relative to their
+// block's maximum, for the row's sum, and a last pass scales them into the gradient.
 #include <cmath>
 
 namespace ltk {
 namespace LTK_NAMESPACE {
 
-static inline double get(const double* p) noexcept { return *p; }
-static inline double get(const float* p) noexcept { return static_cast<double>(*p); }
-static inline double get(const bf16* p) noexcept { return static_cast<double>(to_float(*p)); }
-static inline double get(const f16* p) noexcept { return static_cast<double>(to_float(*p)); }
-static inline void put(double x, double* p) noexcept { *p = x; }
-static inline void put(double x, float* p) noexcept { *p = static_cast<float>(x); }
-static inline void put(double x, bf16* p) noexcept { from_float(static_cast<float>(x), p); }
-static inline void put(double x, f16* p) noexcept { from_float(static_cast<float>(x), p); }
+static inline double get(const double* p) noexcept {
+    return *p;
+}
+static inline double get(const float* p) noexcept {
+    return static_cast<double>(*p);
+}
+static inline double get(const bf16* p) noexcept {
+    return static_cast<double>(to_float(*p));
+}
+static inline double get(const f16* p) noexcept {
+    return static_cast<double>(to_float(*p));
+}
+static inline void put(double x, double* p) noexcept {
+    *p = x;
+}
+static inline void put(double x, float* p) noexcept {
+    *p = static_cast<float>(x);
+}
+static inline void put(double x, bf16* p) noexcept {
+    from_float(static_cast<float>(x), p);
+}
+static inline void put(double x, f16* p) noexcept {
+    from_float(static_cast<float>(x), p);
+}
 
-// Most rows have one block, or the label at the maximum: then the argument is 0, and libm's exp is a fifth of a short row's time.
-static inline double exp_of(double x) noexcept { return x == 0.0 ? 1.0 : std::exp(x); }
+// Most rows have one block, or the label at the maximum: then the argument is 0, and libm's exp is a fifth of a short
+// row's time.
+static inline double exp_of(double x) noexcept {
+    return x == 0.0 ? 1.0 : std::exp(x);
+}
 
-// log(1 + x) for x >= 0. In double precision log(1 + x) itself is good to float accuracy down to 1e-7, at a third of log1p's time.
+// log(1 + x) for x >= 0. In double precision log(1 + x) itself is good to float accuracy down to 1e-7, at a third of
+// log1p's time.
 template <class Real>
 static inline double log1p_of(double x) noexcept {
     if (sizeof(Real) == sizeof(double)) return std::log1p(x);
@@ -29,13 +49,15 @@ static inline double log1p_of(double x) noexcept {
 template <class Real>
 struct Term {
     int64_t label;
-    double share;     // lam, 1 - lam, or 1
-    double sigma;     // row scale
-    double target_a;  // adjusted logit of the label, margin included
+    double share;        // lam, 1 - lam, or 1
+    double sigma;        // row scale
+    double target_a;     // adjusted logit of the label, margin included
+    double slope = 1.0;  // of target_a in the label's logit, in units of row scale times class scale
 };
 
-// Calls f(j, mask, slot) for the vectors of [begin, end), the label's lane masked out. `slot` rotates over 0..3 in the long runs of
-// full vectors, for four independent accumulators. The three calls stay separate loops: a test per vector costs more than the exp.
+// Calls f(j, mask, slot) for the vectors of [begin, end), the label's lane masked out. `slot` rotates over 0..3 in the
+// long runs of full vectors, for four independent accumulators. The three calls stay separate loops: a test per vector
+// costs more than the exp.
 template <class V, class F>
 static inline void for_vectors(int64_t begin, int64_t end, int64_t label, F f) noexcept {
     constexpr int64_t n = V::N;
@@ -66,8 +88,8 @@ static inline void for_vectors(int64_t begin, int64_t end, int64_t label, F f) n
 
 // beta * z + delta of one vector.
 template <class V, bool Scale, bool Shift, class T>
-static inline typename V::Reg adjusted(const T* z, const typename V::Real* scale, const typename V::Real* shift, int64_t j,
-                                       typename V::Mask mask) noexcept {
+static inline typename V::Reg adjusted(const T* z, const typename V::Real* scale, const typename V::Real* shift,
+                                       int64_t j, typename V::Mask mask) noexcept {
     typename V::Reg x = V::load(z + j, mask);
     if (Scale && Shift) return V::fma(V::load(scale + j, mask), x, V::load(shift + j, mask));
     if (Scale) return V::mul(V::load(scale + j, mask), x);
@@ -172,8 +194,8 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         loss += soft * ((std::log(total) + highest) * job.smoothing_total - (smooth_a + label_weight * term.target_a));
     if (grad == nullptr) return loss;
 
-    // dL/dz_j = upstream sigma beta_j (G P_j - c_j), G = hard phi' + sum c, c_j = soft weight_j. The label's own entry is minus the sum of
-    // the others and not P_y - 1, which cancels to 0 on confident rows.
+    // dL/dz_j = upstream sigma beta_j (G P_j - c_j), G = hard phi' + sum c, c_j = soft weight_j. The label's own entry
+    // is minus the sum of the others and not P_y - 1, which cancels to 0 on confident rows.
     const double outer = upstream * term.sigma;
     const double soft_total = smooth ? soft * job.smoothing_total : 0.0;
     const double g = hard * slope + soft_total;
@@ -193,8 +215,9 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         for (; j + V::N <= end; j += V::N) write(j, V::all());
         if (j < end) write(j, V::first(end - j));
     }
-    double label_grad = soft_total * (label_e / total) - hard * slope * (others / total) - (smooth ? soft * label_weight : 0.0);
-    label_grad *= outer * (Scale ? static_cast<double>(scale[term.label]) : 1.0);
+    double label_grad =
+        soft_total * (label_e / total) - hard * slope * (others / total) - (smooth ? soft * label_weight : 0.0);
+    label_grad *= outer * term.slope * (Scale ? static_cast<double>(scale[term.label]) : 1.0);
     if (add != nullptr) label_grad += static_cast<double>(add[term.label]);
     put(label_grad, grad + term.label);
     return loss;
@@ -240,7 +263,8 @@ static void rows(const AdjustedCe& job, int64_t begin, int64_t end, void* scratc
             continue;
         }
         const double upstream =
-            job.grad_scale * (job.row_coef == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.row_coef)[i]));
+            job.grad_scale *
+            (job.row_coef == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.row_coef)[i]));
         const double lam = job.target_b == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.lam)[i]);
         const Term<Real> a = make_term<V>(job, get(z + label), label, lam);
         if (job.target_b == nullptr) {
@@ -249,14 +273,26 @@ static void rows(const AdjustedCe& job, int64_t begin, int64_t end, void* scratc
         }
         const int64_t label_b = job.target_b[i];
         const Term<Real> b = make_term<V>(job, get(z + label_b), label_b, 1.0 - lam);
-        double sum = row_term<V, Scale, Shift>(job, z, a, upstream, e, block_max, nullptr, grad == nullptr ? nullptr : first);
+        double sum =
+            row_term<V, Scale, Shift>(job, z, a, upstream, e, block_max, nullptr, grad == nullptr ? nullptr : first);
         sum += row_term<V, Scale, Shift>(job, z, b, upstream, e, block_max, first, grad);
         *loss = static_cast<Real>(sum);
     }
 }
 
+}  // namespace LTK_NAMESPACE
+}  // namespace ltk
+
+#include "closed_forms.inl"
+#include "sigmoid_bce.inl"
+
+namespace ltk {
+namespace LTK_NAMESPACE {
+
 template <class V, class T>
 static void rows_of(const AdjustedCe& job, int64_t begin, int64_t end, void* scratch) noexcept {
+    if (job.closed.form == Form::sigmoid) return sigmoid_rows<V, T>(job, begin, end, scratch);
+    if (job.closed.form != Form::none) return closed_rows<V, T>(job, begin, end, scratch);
     if (job.scale != nullptr && job.shift != nullptr) return rows<V, true, true, T>(job, begin, end, scratch);
     if (job.scale != nullptr) return rows<V, true, false, T>(job, begin, end, scratch);
     if (job.shift != nullptr) return rows<V, false, true, T>(job, begin, end, scratch);

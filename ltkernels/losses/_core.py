@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks, _ops
-from . import _reference
+from . import _reference, _terms
 
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
 
@@ -21,20 +21,24 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     gradient. Unreduced losses know their upstream gradient in backward only, so they compute the gradient there."""
 
     # The labels and tables travel as one tuple: no gradient flows to them, and torch looks at every argument it is given.
+    # A closed form appends its table and seed to them, and `closed` is the rest of it: (code, options), or ().
     @staticmethod
-    def forward(ctx, logits, labels_and_tables, options, inplace):
+    def forward(ctx, logits, labels_and_tables, options, inplace, closed=()):
         ctx.options = options
         ctx.inplace = inplace
+        ctx.closed = closed
+        run = _ops.closed_ce if closed else _ops.adjusted_ce
         if inplace:
-            loss = _ops.adjusted_ce_(logits, *labels_and_tables, None, *options)
+            run = _ops.closed_ce_ if closed else _ops.adjusted_ce_
+            loss = run(logits, *labels_and_tables, None, *options, *closed)
             # The operator wrote through the address; autograd must see that anyone who saved the logits holds the wrong values.
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(logits)
         elif options[-1] == _NONE:
-            loss, _ = _ops.adjusted_ce(logits, *labels_and_tables, None, *options, False)
+            loss, _ = run(logits, *labels_and_tables, None, *options, *closed, False)
             ctx.save_for_backward(logits, *labels_and_tables)
         else:
-            loss, grad = _ops.adjusted_ce(logits, *labels_and_tables, None, *options, True)
+            loss, grad = run(logits, *labels_and_tables, None, *options, *closed, True)
             ctx.save_for_backward(logits, *labels_and_tables, grad)
         return loss
 
@@ -45,13 +49,14 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
             grad = _differentiable_gradient(saved, ctx, upstream)
         elif ctx.options[-1] == _NONE:
             logits, *labels_and_tables = saved
-            _, grad = _ops.adjusted_ce(logits, *labels_and_tables, upstream.contiguous(), *ctx.options, True)
+            run = _ops.closed_ce if ctx.closed else _ops.adjusted_ce
+            _, grad = run(logits, *labels_and_tables, upstream.contiguous(), *ctx.options, *ctx.closed, True)
         else:
             grad = saved[-1]
             if torch.compiler.is_compiling() or upstream.item() != 1.0:
                 # In the loss' precision, rounded once: a 16-bit upstream factor would be rounded itself.
                 grad = (grad.to(upstream.dtype) * upstream).to(grad.dtype)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -> Tensor:
@@ -61,10 +66,13 @@ def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -
             "double backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
         )
     logits, *labels_and_tables = saved[:9]
+    term = (
+        None if not ctx.closed else _terms.Term(_terms.FORMS[ctx.closed[0]], saved[9], saved[10], tuple(ctx.closed[1]))
+    )
     with torch.enable_grad():
         # A view of the saved logits: the gradient with respect to it stays connected to whatever the logits came from.
         z = logits.view_as(logits) if logits.requires_grad else logits.detach().requires_grad_()
-        loss = _reference.adjusted_cross_entropy(z, *labels_and_tables, *ctx.options)
+        loss = _reference.adjusted_cross_entropy(z, *labels_and_tables, *ctx.options, term)
         (grad,) = torch.autograd.grad(loss, z, upstream, create_graph=True)
     return grad
 
@@ -84,6 +92,7 @@ def adjusted_cross_entropy(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    term: _terms.Term | None = None,
 ) -> Tensor:
     r"""Softmax cross-entropy with per-class scale, shift, margin, row scale and weight: the whole long-tail family.
 
@@ -114,6 +123,8 @@ def adjusted_cross_entropy(
         inplace: let the gradient overwrite the logits' memory (saves one array). The logits are garbage afterwards, and their
             version counter says so to autograd. Not with ``reduction="none"``.
         backend: None, ``"cpu"`` or ``"torch"``; see `ltkernels.explain`.
+        term: closed form of Seesaw, softmax equalization, ArcFace or the sigmoid family, from their builders in
+            `ltkernels.adjustments`; not together with shift, scale, margin, class probabilities, or `row_scale` but for ArcFace.
 
     Returns:
         The loss, float64 for float64 logits and float32 for all others.
@@ -146,6 +157,8 @@ def adjusted_cross_entropy(
     row_scale = _checks.table("row_scale", row_scale, classes, device, real)
     weight = _checks.table("weight", weight, classes, device, real)
     tables = (shift, scale, margin, row_scale, weight)
+    if term is not None:
+        term = _checked_term(term, classes, device, real, tables, label_smoothing, probabilities)
     if probabilities:
         _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
     backend = _backends.choose(backend, device, _needs_torch(probabilities, lam, tables))
@@ -164,17 +177,57 @@ def adjusted_cross_entropy(
     if backend == "torch":
         if not probabilities:
             _check_labels(target, target_b, classes, ignore_index)
-        loss = _reference.adjusted_cross_entropy(logits, target, target_b, lam, *tables, *options)
+        loss = _reference.adjusted_cross_entropy(logits, target, target_b, lam, *tables, *options, term)
     else:
         if not target.is_contiguous():
             target = target.contiguous()
-        if logits.requires_grad and torch.is_grad_enabled():
+        if term is not None:
+            loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, term)
+        elif logits.requires_grad and torch.is_grad_enabled():
             loss = _AdjustedCrossEntropy.apply(logits, (target, target_b, lam, *tables), options, inplace)
         else:
             loss, _ = _ops.adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False)
     if dim != 2 and reduction_code == _NONE:
         loss = loss.reshape(shape[:1] + shape[2:] if probabilities and dim > 2 else shape[:0] if dim == 1 else shape)
     return loss
+
+
+def _closed_form(
+    logits: Tensor, labels_and_tables: tuple[Tensor | None, ...], options: tuple, inplace: bool, term: _terms.Term
+) -> Tensor:
+    labels_and_tables = (*labels_and_tables, term.table, term.seed)
+    closed = (_terms.FORMS.index(term.form), list(term.options))
+    if logits.requires_grad and torch.is_grad_enabled():
+        return _AdjustedCrossEntropy.apply(logits, labels_and_tables, options, inplace, closed)
+    loss, _ = _ops.closed_ce(logits, *labels_and_tables, None, *options, *closed, False)
+    return loss
+
+
+def _checked_term(
+    term: _terms.Term,
+    classes: int,
+    device: torch.device,
+    real: torch.dtype,
+    tables: tuple[Tensor | None, ...],
+    label_smoothing: float,
+    probabilities: bool,
+) -> _terms.Term:
+    """The term with its table as the kernel wants it, and a seed where it needs one."""
+    if term.form not in _terms.FORMS[1:]:
+        raise ValueError(f"term.form is {term.form!r}; it must be one of {', '.join(map(repr, _terms.FORMS[1:]))}")
+    for name, table in zip(("shift", "scale", "margin", "row_scale"), tables, strict=False):
+        if table is not None and not (name == "row_scale" and term.form == "arcface"):
+            raise ValueError(f"{name} cannot be combined with the closed form {term.form!r}")
+    if probabilities:
+        raise ValueError(f"target holds class probabilities; the closed form {term.form!r} needs class indices")
+    if label_smoothing != 0.0 and term.form in _terms.NO_LABEL_SMOOTHING:
+        reason = _terms.NO_LABEL_SMOOTHING[term.form]
+        raise ValueError(f"label_smoothing is {label_smoothing}; it has no meaning with {term.form}: {reason}")
+    table = _checks.table("class_counts of the loss", term.table, classes, device, real)
+    seed = term.seed
+    if term.form == "equalization":
+        seed = torch.randint(2**62, (1,), device=device) if seed is None else seed.to(device)
+    return _terms.Term(term.form, table, seed, term.options)
 
 
 def explain(op: object, *args: Any, **kwargs: Any) -> _backends.Explanation:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _core
+from ._terms import ClosedForm, Term
 
 
 class Adjustment(NamedTuple):
@@ -62,6 +63,7 @@ class Loss:
         class_name: name in `ltkernels.nn`.
         build: from class counts, or a number of classes, or neither, and options, to an `Adjustment`. Its first parameter's name
             (``class_counts``, ``num_classes`` or anything else) says which. `ltkernels.adjustments` has it under its own name.
+            A loss that five vectors cannot express gives a `ClosedForm`.
         logits: ``"linear"``, or ``"cosine"`` where the loss expects the cosines of a `CosineLinear` head.
         predict: what to take the argmax of.
     """
@@ -70,7 +72,7 @@ class Loss:
     title: str
     function: str
     class_name: str
-    build: Callable[..., Adjustment]
+    build: Callable[..., Adjustment | ClosedForm]
     logits: str = "linear"
     predict: str = "the logits as they are"
 
@@ -89,7 +91,7 @@ class Loss:
         """The loss' own parameters, by name."""
         return {name: parameter for name, parameter in self.parameters.items() if name != self.first}
 
-    def adjustment(self, class_counts: Sequence[int] | Tensor, **options: Any) -> Adjustment:
+    def adjustment(self, class_counts: Sequence[int] | Tensor, **options: Any) -> Adjustment | ClosedForm:
         """The vectors for these class counts, whatever the builder's first parameter is."""
         if self.first == "class_counts":
             return self.build(class_counts, **options)
@@ -121,13 +123,8 @@ class Loss:
             built = self.build(*_first_argument(self.first, bound.get("class_counts"), classes), **options)
             if takes_counts and built_classes(built) not in (None, classes):
                 raise ValueError(f"class_counts has {built_classes(built)} entries; the logits have {classes} classes")
-            tables = {
-                name: table if table is None else table.to(logits.device)
-                for name, table in zip(TABLES, built, strict=False)
-            }
-            return _core.adjusted_cross_entropy(
-                logits, target, **merge_weight(self.function, tables, common), focal_gamma=built.focal_gamma
-            )
+            own_fields = {name: _moved(value, logits.device) for name, value in built._asdict().items()}
+            return _core.adjusted_cross_entropy(logits, target, **merge_weight(self.function, own_fields, common))
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -158,16 +155,28 @@ def _first_argument(first: str | None, counts: Any, classes: int) -> tuple[Any, 
     return (counts,) if first == "class_counts" else (classes,)
 
 
-def built_classes(adjustment: Adjustment) -> int | None:
+def _moved(value: Any, device: torch.device) -> Any:
+    """A field of an adjustment, its tables on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Term) and value.table is not None:
+        return Term(value.form, value.table.to(device), value.seed, value.options)
+    return value
+
+
+def built_classes(adjustment: Adjustment | ClosedForm) -> int | None:
     """Number of classes of an adjustment, None where it has no table."""
-    return next((len(table) for table in adjustment[:5] if table is not None), None)
+    tables = [getattr(adjustment, name, None) for name in TABLES]
+    if isinstance(adjustment, ClosedForm):
+        tables.append(adjustment.term.table)
+    return next((len(table) for table in tables if table is not None), None)
 
 
-def merge_weight(name: str, tables: dict[str, Tensor | None], common: dict[str, Any]) -> dict[str, Any]:
-    """Tables and common arguments together; a class weight may come from one side only."""
+def merge_weight(name: str, fields: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """A loss' own fields and the common arguments together; a class weight may come from one side only."""
     weight = common.pop("weight", None)
     if weight is not None:
-        if tables["weight"] is not None:
+        if fields["weight"] is not None:
             raise ValueError(f"weight is given, but {name} sets the class weights itself")
-        tables = {**tables, "weight": weight}
-    return {**tables, **common}
+        fields = {**fields, "weight": weight}
+    return {**fields, **common}

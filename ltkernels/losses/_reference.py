@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import REDUCTIONS, real_dtype
+from . import _terms
 
 
 def adjusted_cross_entropy(
@@ -26,6 +27,7 @@ def adjusted_cross_entropy(
     label_smoothing: float,
     ignore_index: int,
     reduction: int,
+    term: _terms.Term | None = None,
 ) -> Tensor:
     """logits (N, C); target (N,) class indices or (N, C) probabilities; see `ltkernels.functional.adjusted_cross_entropy`."""
     z = logits.to(real_dtype(logits.dtype))
@@ -42,11 +44,23 @@ def adjusted_cross_entropy(
     valid = target != ignore_index
     labels = torch.where(valid, target, 0)
     share = torch.ones_like(z[:, 0]) if lam is None else lam
-    options = (margin, row_scale, weight, focal_gamma, label_smoothing)
-    row = share * _one_label(a, labels, *options)
+
+    def one_label(each: Tensor) -> Tensor:
+        if term is None:
+            return _one_label(a, each, margin, row_scale, weight, focal_gamma, label_smoothing)
+        if term.form == "sigmoid":
+            return _terms.sigmoid_rows(z, each, weight, focal_gamma, term)
+        if term.form == "arcface":
+            at = each.unsqueeze(1)
+            adjusted = a.scatter(1, at, _terms.arcface_logit(a.gather(1, at), term))
+        else:
+            adjusted = _terms.add_term(a, z, each, term)
+        return _one_label(adjusted, each, margin, row_scale, weight, focal_gamma, label_smoothing)
+
+    row = share * one_label(labels)
     row_weight = share * _take(weight, labels, z)
     if target_b is not None:
-        row = row + (1 - share) * _one_label(a, target_b, *options)
+        row = row + (1 - share) * one_label(target_b)
         row_weight = row_weight + (1 - share) * _take(weight, target_b, z)
     row = torch.where(valid, row, 0)
     return _reduce(row, torch.where(valid, row_weight, 0).sum(), valid.sum(), reduction)

@@ -1,0 +1,146 @@
+// The closed forms of adjusted_ce.h: Seesaw and softmax equalization write their term D_ij to a row of scratch, which
+// row_term then reads as its shift, so that there is one softmax body; ArcFace changes the label's logit alone. No C x
+// C table exists.
+
+namespace ltk {
+namespace LTK_NAMESPACE {
+
+// Seesaw, Wang et al. 2021, equations 4 to 6, in logarithms: D_j = p min(0, log n_j - log n_y) + q max(0, log P_j - log
+// max(P_y, eps)), where the second difference is z_j - max(z_y, lse + log eps), lse = log sum exp z. D_y = 0 by itself.
+template <class V, class T>
+static inline void seesaw_term(const AdjustedCe& job, const T* z, int64_t label, typename V::Real* d) noexcept {
+    using Real = typename V::Real;
+    using Reg = typename V::Reg;
+    const int64_t classes = job.classes;
+    const Real* log_counts = static_cast<const Real*>(job.closed.table);
+    const Reg minus_infinity = V::set(static_cast<Real>(-INFINITY));
+    const auto mask_at = [classes](int64_t j) { return j + V::N <= classes ? V::all() : V::first(classes - j); };
+
+    Reg top = minus_infinity;
+    for (int64_t j = 0; j < classes; j += V::N)
+        top = V::max(top, V::select(mask_at(j), V::load(z + j, mask_at(j)), minus_infinity));
+    const Real highest = V::horizontal_max(top);
+    double total = 0.0;
+    for (int64_t begin = 0; begin < classes; begin += kBlock) {
+        const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
+        Reg sum = V::set(0);
+        for (int64_t j = begin; j < end; j += V::N) {
+            const Reg x = V::sub(V::load(z + j, mask_at(j)), V::set(highest));
+            sum = V::add(sum, V::exp(V::select(mask_at(j), x, minus_infinity)));
+        }
+        total += static_cast<double>(V::horizontal_sum(sum));
+    }
+    const double floor = static_cast<double>(highest) + std::log(total) + job.closed.options[2];
+    const double own = get(z + label);
+    const Reg p = V::set(static_cast<Real>(-job.closed.options[0]));
+    const Reg q = V::set(static_cast<Real>(job.closed.options[1]));
+    const Reg reference = V::set(static_cast<Real>(own > floor ? own : floor));
+    const Reg label_count = V::set(log_counts[label]);
+    const Reg zero = V::set(0);
+    for (int64_t j = 0; j < classes; j += V::N) {
+        const auto mask = mask_at(j);
+        const Reg rarer = V::max(V::sub(label_count, V::load(log_counts + j, mask)), zero);
+        const Reg ahead = V::max(V::sub(V::load(z + j, mask), reference), zero);
+        V::store(d + j, V::fma(p, rarer, V::mul(q, ahead)), mask);
+    }
+}
+
+// lowbias32 of Chris Wellons' hash prospector: a bijection of 32 bits without measurable bias.
+static inline uint32_t mix32(uint32_t x) noexcept {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+// Softmax equalization, Tan et al. 2020, section 3.3: class j != y of the table is masked with the given probability.
+// The random number is a function of (seed, row, class), so every call with one seed draws the same mask;
+// losses/_terms.py has its twin.
+template <class Real>
+static inline void equalization_term(const AdjustedCe& job, int64_t row, int64_t label, Real* d) noexcept {
+    const Real* table = static_cast<const Real*>(job.closed.table);
+    const uint64_t seed = static_cast<uint64_t>(*job.closed.seed);
+    const uint32_t row_key = mix32(mix32(mix32(static_cast<uint32_t>(seed)) ^ static_cast<uint32_t>(seed >> 32)) ^
+                                   static_cast<uint32_t>(row));
+    // 24 bits decide: an int32 comparison, with room for the probability 1.
+    const int32_t limit = static_cast<int32_t>(std::nearbyint(job.closed.options[0] * 16777216.0));
+    const Real masked = static_cast<Real>(-INFINITY);
+    for (int64_t j = 0; j < job.classes; ++j) {
+        const uint32_t draw = mix32(mix32(static_cast<uint32_t>(j) + 0x9e3779b9u) ^ row_key);
+        d[j] = table[j] != 0 && static_cast<int32_t>(draw >> 8) < limit ? masked : Real(0);
+    }
+    d[label] = 0;
+}
+
+// ArcFace, Deng et al. 2019, equation 3: cos(theta + m) = c cos m - sin theta sin m where theta + m <= pi, and beyond
+// that the line c - m sin m. Its slope sin(theta + m) / sin(theta) grows without bound towards c = 1: sin theta counts
+// as 1e-3 at least there.
+template <class V>
+static inline Term<typename V::Real> arcface(const AdjustedCe& job, double c, Term<typename V::Real> term) noexcept {
+    const double cos_m = job.closed.options[0], sin_m = job.closed.options[1];
+    double value, slope;
+    if (c <= -cos_m) {
+        value = c - std::atan2(sin_m, cos_m) * sin_m;
+        slope = 1.0;
+    } else {
+        const double square = 1.0 - c * c;
+        const double sine = square > 0.0 ? std::sqrt(square) : 0.0;
+        value = c * cos_m - sine * sin_m;  // NaN for NaN
+        slope = cos_m + c / (sine > 1e-3 ? sine : 1e-3) * sin_m;
+    }
+    term.target_a = term.sigma * value;
+    term.slope = job.closed.options[2] != 0.0 ? 1.0 : slope;
+    return term;
+}
+
+template <class V, class T>
+static void closed_rows(const AdjustedCe& shared, int64_t begin, int64_t end, void* scratch) noexcept {
+    using Real = typename V::Real;
+    AdjustedCe job = shared;
+    Real* e = static_cast<Real*>(scratch);
+    Real* first = e + adjusted_ce_row(job.classes);
+    Real* d = first + adjusted_ce_row(job.classes);
+    Real* block_max = d + adjusted_ce_row(job.classes);
+    const bool angular = job.closed.form == Form::arcface;
+    if (!angular) job.shift = d;
+
+    const auto one_label = [&](int64_t i, const T* z, int64_t label, double share, double upstream, const Real* add,
+                               auto* grad) {
+        const double own = get(z + label);
+        if (angular) {
+            const Term<Real> term = arcface<V>(job, own, make_term<V>(job, own, label, share));
+            return row_term<V, false, false>(job, z, term, upstream, e, block_max, add, grad);
+        }
+        if (job.closed.form == Form::seesaw)
+            seesaw_term<V>(job, z, label, d);
+        else
+            equalization_term(job, i, label, d);
+        return row_term<V, false, true>(job, z, make_term<V>(job, own, label, share), upstream, e, block_max, add,
+                                        grad);
+    };
+    for (int64_t i = begin; i < end; ++i) {
+        const T* z = static_cast<const T*>(job.logits) + i * job.logits_stride;
+        T* grad = job.grad == nullptr ? nullptr : static_cast<T*>(job.grad) + i * job.grad_stride;
+        Real* loss = static_cast<Real*>(job.row_loss) + i;
+        const int64_t label = job.target[i];
+        if (label == job.ignore_index) {
+            *loss = 0;
+            if (grad != nullptr) std::memset(static_cast<void*>(grad), 0, static_cast<size_t>(job.classes) * sizeof(T));
+            continue;
+        }
+        const double upstream =
+            job.grad_scale *
+            (job.row_coef == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.row_coef)[i]));
+        if (job.target_b == nullptr) {
+            *loss = static_cast<Real>(one_label(i, z, label, 1.0, upstream, static_cast<const Real*>(nullptr), grad));
+            continue;
+        }
+        const double lam = static_cast<double>(static_cast<const Real*>(job.lam)[i]);
+        double sum =
+            one_label(i, z, label, lam, upstream, static_cast<const Real*>(nullptr), grad == nullptr ? nullptr : first);
+        sum += one_label(i, z, job.target_b[i], 1.0 - lam, upstream, first, grad);
+        *loss = static_cast<Real>(sum);
+    }
+}
+
+}  // namespace LTK_NAMESPACE
+}  // namespace ltk

@@ -1,0 +1,103 @@
+"""Losses that per-class vectors cannot express: closed forms that the kernel computes, and their definition in plain torch.
+
+The kernel's twin of this file is csrc/cpu/closed_forms.inl and csrc/cpu/sigmoid_bce.inl.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FORMS = ("none", "seesaw", "equalization", "arcface", "sigmoid")  # the index is the code of csrc/cpu/adjusted_ce.h
+NO_LABEL_SMOOTHING = {
+    "equalization": "a masked class has probability 0, and a smoothed label would make the loss infinite",
+    "sigmoid": "each class has its own binary cross-entropy, and smoothing of one-hot labels is not defined for it",
+}
+
+
+class Term(NamedTuple):
+    """A closed form: its name, and what it is made of. Built by the builders of `ltkernels.adjustments`.
+
+    form: ``"seesaw"``, ``"equalization"``, ``"arcface"`` or ``"sigmoid"``.
+    table: (C,) float32, by form: log counts; 1 for classes that may be masked; none; factor of a class as a negative.
+    seed: (1,) int64 for ``"equalization"``; None draws one from torch's generator at each call.
+    options: three numbers, by form: p, q, log eps; probability of the mask; cos m, sin m, 1 for the straight-through gradient.
+    """
+
+    form: str
+    table: Tensor | None = None
+    seed: Tensor | None = None
+    options: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+class ClosedForm(NamedTuple):
+    """A loss with a closed-form term: ``adjusted_cross_entropy(logits, target, **closed_form._asdict())`` is the loss."""
+
+    term: Term
+    row_scale: Tensor | None = None
+    weight: Tensor | None = None
+    focal_gamma: float = 0.0
+
+
+def mix32(x: Tensor) -> Tensor:
+    """lowbias32 of Chris Wellons' hash prospector on int64 tensors that hold 32-bit words."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def equalization_mask(seed: Tensor, rows: int, classes: int, probability: float) -> Tensor:
+    """(rows, classes) bool, True with the given probability: ``mix(mix(class + 0x9e3779b9) ^ row_key) / 2^32 < probability``
+    to 24 bits, with ``row_key = mix(mix(mix(low half of seed) ^ high half) ^ row)``."""
+    word = 0xFFFFFFFF
+    seed_key = mix32(mix32(seed & word) ^ ((seed >> 32) & word))
+    row_key = mix32(seed_key ^ (torch.arange(rows, device=seed.device) & word))
+    class_key = mix32((torch.arange(classes, device=seed.device) + 0x9E3779B9) & word)
+    draw = mix32(class_key ^ row_key.unsqueeze(1)) >> 8
+    return draw < round(probability * 2**24)
+
+
+def add_term(a: Tensor, z: Tensor, labels: Tensor, term: Term) -> Tensor:
+    """The adjusted logits (N, C) with a Seesaw or softmax equalization term, constant for autograd."""
+    at = labels.unsqueeze(1)
+    if term.form == "seesaw":
+        p, q, log_eps = term.options
+        log_p = torch.log_softmax(z.detach(), dim=1)
+        own = log_p.gather(1, at).clamp(min=log_eps)
+        counts = term.table
+        rarer = (counts - counts[at]).clamp(max=0)
+        # A masked class (-inf) stays masked, whatever the label's probability.
+        ahead = (log_p - own).clamp(min=0)
+        return a + (p * rarer + q * ahead)
+    mask = equalization_mask(term.seed, *z.shape, term.options[0]) & (term.table != 0)
+    return a.masked_fill(mask.scatter(1, at, False), -torch.inf)
+
+
+def arcface_logit(c: Tensor, term: Term) -> Tensor:
+    """cos(theta + m) of cosines (N,), with the gradient that the term chooses."""
+    cos_m, sin_m, straight = term.options
+    sine2 = 1 - c * c
+    safe = sine2.clamp(min=1e-6).sqrt()
+    exact = c * cos_m - safe * sin_m
+    at_tip = (c * cos_m - sine2.clamp(min=0).sqrt() * sin_m).detach()
+    tip = at_tip + (c - c.detach()) * (cos_m + c / 1e-3 * sin_m).detach()
+    beyond = c - math.atan2(sin_m, cos_m) * sin_m
+    value = torch.where(c <= -cos_m, beyond, torch.where(sine2 > 1e-6, exact, tip))
+    return c + (value - c).detach() if straight else value
+
+
+def sigmoid_rows(z: Tensor, labels: Tensor, weight: Tensor | None, focal_gamma: float, term: Term) -> Tensor:
+    """Row losses (N,) of the sigmoid family for one label a row."""
+    at = labels.unsqueeze(1)
+    x = z * torch.ones_like(z).scatter(1, at, -1.0)
+    each = -F.logsigmoid(-x)  # softplus(x): the class' binary cross-entropy
+    if focal_gamma != 0.0:
+        each = torch.exp(focal_gamma * F.logsigmoid(x)) * each
+    if term.table is not None:
+        each = each * term.table.expand_as(z).scatter(1, at, 1.0)
+    row = each.sum(dim=1)
+    return row if weight is None else row * weight[labels]
