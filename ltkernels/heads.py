@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from . import _backends, _checks, _ops
 from .losses import _core, _reference
 from .losses._core import Target
+from .losses._record import TABLES
 
 _EPS = 1e-12  # of both norms, as torch.nn.functional.normalize
 
@@ -179,7 +180,7 @@ def _linear_adjusted_ce(
             if not foldable.all():  # a bias that diverged makes a NaN loss, as in torch, and no error about a table
                 stray = bias.to(real).where(~foldable, 0)
                 folded = folded.where(foldable, 0)
-            shift = folded if shift is None else shift + folded
+            shift = folded.contiguous() if shift is None else shift + folded
         if normalize:
             scale = inverse if scale is None else scale * inverse
         tables = (shift, scale, margin, row_scale, class_weight)
@@ -267,7 +268,9 @@ _operator = _ops.define(
 
 
 class _LinearAdjustedCrossEntropy(torch.autograd.Function):
-    """Scalar reductions compute all gradients with the loss; backward multiplies them by the upstream gradient.
+    """Scalar reductions compute all gradients with the loss; backward multiplies them by the upstream gradient. Only a
+    second backward over a retained graph computes them again.
+
     Unreduced losses know their upstream gradient in backward only and compute the logits there a second time."""
 
     @staticmethod
@@ -277,23 +280,38 @@ class _LinearAdjustedCrossEntropy(torch.autograd.Function):
         loss, *grads = _operator(
             features, weight, bias, *labels_and_tables, None, *options, normalize, chunk_rows, *now
         )
-        ctx.save_for_backward(features, weight, bias, *labels_and_tables, *grads)
+        # The first backward gives these gradients away: `.grad` takes their memory, and the upstream factor needs no copy of
+        # them. Were they saved, `.grad` could take them just the same and then accumulate into what is saved.
+        ctx.grads = None
+        if (
+            torch.compiler.is_compiling()
+        ):  # traced code can carry tensors to backward in no other way, and copies them there
+            ctx.save_for_backward(features, weight, bias, *labels_and_tables, *grads)
+        else:
+            ctx.save_for_backward(features, weight, bias, *labels_and_tables)
+            if options[-1] != _NONE:
+                ctx.grads = grads
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
         options, normalize, chunk_rows, needs = ctx.arguments
         features, weight, bias, *rest = ctx.saved_tensors
-        labels_and_tables, grads = rest[:8], rest[8:]
+        labels_and_tables = rest[:8]
         inputs = (features, weight, bias)
+        settings = (*options, normalize, chunk_rows, *needs)
         if torch.is_grad_enabled():
             grads = _differentiable_gradients(inputs, needs, labels_and_tables, options, normalize, upstream)
         elif options[-1] == _NONE:
-            _, *grads = _operator(
-                *inputs, *labels_and_tables, upstream.contiguous(), *options, normalize, chunk_rows, *needs
-            )
-        elif torch.compiler.is_compiling() or upstream.item() != 1.0:
-            grads = [grad * upstream for grad in grads]
+            _, *grads = _operator(*inputs, *labels_and_tables, upstream.contiguous(), *settings)
+        elif torch.compiler.is_compiling():
+            grads = [grad * upstream for grad in rest[8:]]
+        else:
+            grads, ctx.grads = ctx.grads, None
+            if grads is None:  # a second backward over a retained graph
+                _, *grads = _operator(*inputs, *labels_and_tables, None, *settings)
+            if upstream.item() != 1.0:
+                grads = [grad.mul_(upstream) for grad in grads]
         # One rounding, after the upstream factor: float16 gradients under a loss scale would otherwise underflow first.
         grads = [grad.to(given.dtype) if need else None for grad, given, need in zip(grads, inputs, needs)]
         return *grads, None, None, None, None, None
@@ -340,6 +358,7 @@ class _Call(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     target: Target
+    tables: tuple[Tensor | None, ...]
     shape: torch.Size  # of the unreduced loss
     backend: str
     needs_torch: str  # why no kernel serves the call; empty where one can
@@ -412,15 +431,11 @@ def linear_adjusted_cross_entropy(
     )
     features, weight, bias = call.features, call.weight, call.bias
     if call.chunk_rows == 0:
-        _check_class_weight(class_weight)
+        _check_class_weight(call.tables[-1])
         loss = _core.adjusted_cross_entropy(
             _logits(features, weight, bias, normalize),
             call.target,
-            shift=shift,
-            scale=scale,
-            margin=margin,
-            row_scale=row_scale,
-            weight=class_weight,
+            **dict(zip(TABLES, call.tables)),
             focal_gamma=focal_gamma,
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
@@ -432,15 +447,8 @@ def linear_adjusted_cross_entropy(
     code = _checks.reduction(reduction)
     focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    real, device, classes = _checks.real_dtype(features.dtype), features.device, weight.shape[0]
-    tables = (
-        _checks.table("shift", shift, classes, device, real),
-        _checks.table("scale", scale, classes, device, real),
-        _checks.table("margin", margin, classes, device, real),
-        _checks.table("row_scale", row_scale, classes, device, real),
-        _checks.table("class_weight", class_weight, classes, device, real),
-    )
-    labels_and_tables = (*_core._split_target(call.target, _stand_in(features, weight)), *tables)
+    first, second, lam = _core._split_target(call.target, _stand_in(features, weight))
+    labels_and_tables = (first.contiguous(), second, lam, *call.tables)  # the kernel reads consecutive labels
     options = (focal_gamma, label_smoothing, ignore_index, code)
     inputs = (features, weight, bias)
     if torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs):
@@ -504,6 +512,9 @@ def _prepare(
     if chunk_rows is not None and (isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 0):
         raise ValueError(f"chunk_rows is {chunk_rows!r}; it must be None or an integer of at least 0")
 
+    names = (*TABLES[:-1], "class_weight")
+    real = _checks.real_dtype(features.dtype)
+    tables = tuple(_checks.table(name, table, classes, device, real) for name, table in zip(names, tables))
     batch = features.shape[:-1]
     target = _flatten_target(target, features, classes)
     features = features.reshape(-1, features.shape[-1])
@@ -515,12 +526,14 @@ def _prepare(
         if chunk_rows:
             reason = needs_torch or ("backend='torch'" if backend else f"there is no kernel for {device.type} tensors")
             raise ValueError(f"chunk_rows={chunk_rows} is not possible: {reason}, which holds the logits")
-        return _Call(features, weight, bias, target, batch, served, needs_torch, 0, "the torch backend has no chunks")
+        return _Call(
+            features, weight, bias, target, tables, batch, served, needs_torch, 0, "the torch backend has no chunks"
+        )
     if chunk_rows is None:
         chunk_rows, reason = _choose_chunk(features.shape[0], features.shape[1], classes)
     else:
         reason = "asked for"
-    return _Call(features, weight, bias, target, batch, served, needs_torch, chunk_rows, reason)
+    return _Call(features, weight, bias, target, tables, batch, served, needs_torch, chunk_rows, reason)
 
 
 def _choose_chunk(rows: int, width: int, classes: int) -> tuple[int, str]:
@@ -573,8 +586,7 @@ def _explain(
     **kwargs: object,
 ) -> _backends.Explanation:
     """`ltkernels.explain` of the head."""
-    names = ("shift", "scale", "margin", "row_scale", "class_weight")
-    tables = tuple(value for name, value in kwargs.items() if name in names)
+    tables = tuple(kwargs.get(name) for name in (*TABLES[:-1], "class_weight"))
     call = _prepare(features, weight, target, bias=bias, tables=tables, chunk_rows=chunk_rows, backend=backend)
     kernel = _backends.explain(backend, features.device, call.needs_torch)
     path = "logits held" if call.chunk_rows == 0 else "logits in chunks"
