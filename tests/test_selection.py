@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import ltkernels as ltk
-from ltkernels.selection.engines import ENGINES
+from ltkernels.diversity import start_state
+from ltkernels.selection.engines import ENGINES, PackedEngine
+from ltkernels.selection.lazy import LazyEngine
 
 CENTERINGS = ("joint", "separate", "none")
 
@@ -121,6 +123,36 @@ def test_engines_agree_until_the_pool_is_empty(mode: str, centering: str, ragged
     for run in runs[1:]:
         assert run.picked.tolist() == runs[0].picked.tolist()
         np.testing.assert_allclose(run.fdg.numpy(), runs[0].fdg.numpy(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("centering", CENTERINGS)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("n", [4, 400])
+def test_lazy_bounds_hold_however_stale(centering: str, ragged: bool, n: int) -> None:
+    # Everything is scored once; then subsets join in a fixed order, the far ones in turn on opposite sides, with no new
+    # score.
+    rng = np.random.default_rng(n)
+    sizes = rng.integers(1, 9, 24) if ragged else np.full(24, 5)
+    z, x, offsets = problem(18, n, 15, sizes)
+    for c in range(0, 24, 3):
+        x[offsets[c] : offsets[c + 1]] += rng.normal(size=15) * 6.0
+    start = start_state(torch.from_numpy(z), centering, 1.0)
+    pool, bounds = torch.from_numpy(x), offsets.tolist()
+    lazy, exact = LazyEngine(start, pool, bounds, 1.0), PackedEngine(start, pool, bounds, 1.0)
+    lazy.prepare()
+    lazy.measure(np.arange(24), np.empty(24))
+    widths = []
+    for c in range(12):
+        lazy.commit(c)
+        exact.commit(c)
+        lazy.prepare()
+        lazy.extend_path()
+        low, high = (b[12:] for b in lazy.bounds())
+        values = exact.score().numpy()[12:]
+        assert (low <= values).all()
+        assert (values <= high).all()
+        widths.append(float((high - low).max()))
+    assert np.isfinite(widths).all()
 
 
 def test_lazy_scores_fewer_candidates() -> None:

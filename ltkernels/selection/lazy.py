@@ -124,6 +124,12 @@ class LazyEngine(PackedEngine):
         self.path_then[at], self.stretched_then[at] = self.path, self.stretched
         values[at] += np.log1p(self.leverage()[at] * self.r2[at])
 
+    def extend_path(self) -> None:
+        """Adds the last move of the mean to the path, in the norm of the A that `prepare` has just factored."""
+        if self.move is not None:
+            self.path += float(torch.linalg.vector_norm(self.whiten(self.move[None]))) * (1.0 + SLACK)
+            self.move = None
+
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper bounds of every candidate's log-determinant."""
         leverage = self.leverage()
@@ -146,8 +152,7 @@ class LazyEngine(PackedEngine):
         if rule.mode == "quantile":
             return super().pick(rule)
         self.prepare()
-        if self.move is not None:
-            self.path += float(torch.linalg.vector_norm(self.whiten(self.move[None]))) * (1.0 + SLACK)
+        self.extend_path()
         low, high = self.bounds()
         bound = least_loss(low, high, rule)
         bound[~self.free] = np.inf
