@@ -95,4 +95,7 @@ def test_forward_backward(benchmark, head: str, shape: tuple[int, int, int], bac
     assert agrees(loss, given, head == "cosine")
     benchmark.group = f"{head} " + "x".join(map(str, shape))
     benchmark.extra_info["peak_mb"] = round(peak_mb(lambda: step(loss, given)), 1)
-    benchmark.pedantic(step, (loss, given), rounds=3, warmup_rounds=1)
+    if shape[2] > 10000:
+        benchmark.pedantic(step, (loss, given), rounds=3, warmup_rounds=1)
+    else:
+        benchmark(step, loss, given)
