@@ -20,7 +20,13 @@ OTHERS = [name for name in USABLE if name != _C.info()["isa"]]
 def python(*args: str, isa: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LTKERNELS_ISA": isa}
     return subprocess.run(
-        [sys.executable, *args], env=environment, capture_output=True, text=True, cwd=HERE.parent, check=False, timeout=600
+        [sys.executable, *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        check=False,
+        timeout=600,
     )
 
 
