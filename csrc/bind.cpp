@@ -72,6 +72,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "exp_f32",
         [](Address x, Address y, int64_t n) { ltk::kernels().exp_f32(pointer<float>(x), pointer<float>(y), n); },
         "The vector exp of the active instruction set.");
+    m.attr("ADJUSTED_CE_STACK") = ltk::kStack;
     m.def("adjusted_ce_scratch", &ltk::adjusted_ce_scratch, "Reals of scratch that one thread needs.");
     m.def(
         "adjusted_ce",

@@ -87,34 +87,38 @@ def cpu_adjusted_ce(
     rows, classes = logits.shape
     dtype = logits.dtype
     threads = torch.get_num_threads()
-    # One allocation: the threads' scratch, then the row losses where the caller does not want them.
+    # One allocation: the threads' scratch, then the row losses where the caller does not want them. Small calls live on the
+    # kernel's own stack.
     per_thread = _C.adjusted_ce_scratch(classes)
-    scratch = torch.empty(threads * per_thread + rows, dtype=real_dtype(dtype))
-    scratch_address = scratch.data_ptr()
-    row_loss = loss.data_ptr() if reduction == 0 else scratch_address + threads * per_thread * scratch.element_size()
-    # `contiguous` only where it must: torch hands a contiguous tensor back, but the call costs half a microsecond.
+    scratch_address = row_loss = 0
+    if threads * per_thread + rows > _C.ADJUSTED_CE_STACK:
+        scratch = torch.empty(threads * per_thread + rows, dtype=real_dtype(dtype))
+        scratch_address = scratch.data_ptr()
+        row_loss = scratch_address + threads * per_thread * scratch.element_size()
+    if reduction == 0:
+        row_loss = loss.data_ptr()
     status = _C.adjusted_ce(
         _DTYPE_CODES[dtype],
         logits.data_ptr(),
         logits.stride(0),
         rows,
         classes,
-        _address(target),
-        _address(target_b),
-        _address(lam),
-        _address(shift),
-        _address(scale),
-        _address(margin),
-        _address(row_scale),
-        _address(weight),
-        _address(row_coef),
+        target.data_ptr(),
+        0 if target_b is None else target_b.data_ptr(),
+        0 if lam is None else lam.data_ptr(),
+        0 if shift is None else shift.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if margin is None else margin.data_ptr(),
+        0 if row_scale is None else row_scale.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if row_coef is None else row_coef.data_ptr(),
         focal_gamma,
         label_smoothing,
         ignore_index,
         reduction,
         row_loss,
         loss.data_ptr(),
-        _address(grad),
+        0 if grad is None else grad.data_ptr(),
         0 if grad is None else grad.stride(0),
         scratch_address,
         threads,

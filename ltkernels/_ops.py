@@ -47,15 +47,21 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 
 def _loss_like(logits: Tensor, reduction: int) -> Tensor:
     shape = (logits.shape[0],) if reduction == _NONE else ()
+    if logits.is_cpu:  # naming the device costs a microsecond
+        return torch.empty(shape, dtype=real_dtype(logits.dtype))
     return torch.empty(shape, dtype=real_dtype(logits.dtype), device=logits.device)
 
 
 def _adjusted_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    *arguments, need_grad = arguments
+    need_grad = arguments[-1]
+    arguments = arguments[:-1]
     if logits.stride(1) != 1 and logits.shape[1] != 1:
         logits = logits.contiguous()
     loss = _loss_like(logits, arguments[-1])
-    grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
+    if need_grad and logits.is_contiguous():
+        grad = torch.empty_like(logits)  # half the time of the line below
+    else:
+        grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype)
     _backends.cpu_adjusted_ce(logits, loss, grad if need_grad else None, *arguments)
     return loss, grad
 
@@ -124,6 +130,35 @@ torch.library.register_fake("ltkernels::adjusted_ce", _adjusted_ce_fake, lib=_li
 torch.library.register_fake("ltkernels::adjusted_ce_", _adjusted_ce_inplace_fake, lib=_library)
 
 adjusted_ce = torch.ops.ltkernels.adjusted_ce.default
+
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_transforms = torch._C._are_functorch_transforms_active
+_jit_tracing = torch._C._get_tracing_state
+_profiling = torch.autograd._profiler_enabled
+
+
+def unwatched(tensor: Tensor) -> bool:
+    """Whether nobody watches the dispatcher: no compilation, tracing, dispatch mode, tensor subclass, function transform or
+    profiler."""
+    return (
+        not torch.compiler.is_compiling()
+        and (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter)
+        and _dispatch_modes() == 0
+        and not _function_transforms()
+        and _jit_tracing() is None
+        and not _profiling()
+    )
+
+
+def run_adjusted_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    """`adjusted_ce`, straight to the kernel where nobody watches the dispatcher: on the way through it the 18 arguments cost 15 us,
+    and a 128 x 10 loss takes 5."""
+    if logits.is_cpu and unwatched(logits):
+        return _adjusted_ce(logits, *arguments)
+    return adjusted_ce(logits, *arguments)
+
+
 adjusted_ce_ = torch.ops.ltkernels.adjusted_ce_.default
 
 _library.impl("closed_ce", _closed_ce, "CPU")

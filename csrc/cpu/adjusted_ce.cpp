@@ -39,8 +39,8 @@ int64_t check_labels(const AdjustedCe& job, Denominators& sum) noexcept {
     return -1;
 }
 
-// The first table with an entry that is not finite (-inf removes a class and is allowed in shift), or -1. C reads a table; the rows
-// cost B C.
+// The first table with an entry that is not finite (-inf removes a class and is allowed in shift), or -1. C reads a
+// table; the rows cost B C.
 template <class Real>
 int64_t check_tables(const AdjustedCe& job) noexcept {
     const void* tables[] = {job.shift, job.scale, job.margin, job.row_scale, job.weight};
@@ -49,7 +49,8 @@ int64_t check_tables(const AdjustedCe& job) noexcept {
         if (table == nullptr) continue;
         const Real lowest = t == 0 ? -std::numeric_limits<Real>::infinity() : std::numeric_limits<Real>::lowest();
         bool good = true;
-        for (int64_t j = 0; j < job.classes; ++j) good &= table[j] >= lowest && table[j] <= std::numeric_limits<Real>::max();
+        for (int64_t j = 0; j < job.classes; ++j)
+            good &= table[j] >= lowest && table[j] <= std::numeric_limits<Real>::max();
         if (!good) return t;
     }
     return -1;
@@ -102,7 +103,16 @@ int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* s
 }  // namespace
 
 int64_t adjusted_ce(AdjustedCe job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept {
-    if (static_cast<DType>(dtype) == DType::f64) return run<double>(job, dtype, reduction, loss, scratch, threads);
+    alignas(64) double stack[kStack];  // of reals: float uses half of it
+    const bool wide = static_cast<DType>(dtype) == DType::f64;
+    if (scratch == nullptr) {
+        scratch = stack;
+        const int64_t used = threads * adjusted_ce_scratch(job.classes);
+        if (job.row_loss == nullptr)
+            job.row_loss =
+                wide ? static_cast<void*>(stack + used) : static_cast<void*>(reinterpret_cast<float*>(stack) + used);
+    }
+    if (wide) return run<double>(job, dtype, reduction, loss, scratch, threads);
     return run<float>(job, dtype, reduction, loss, scratch, threads);
 }
 

@@ -65,6 +65,10 @@ constexpr int64_t adjusted_ce_scratch(int64_t classes) noexcept {
     return 3 * adjusted_ce_row(classes) + adjusted_ce_row((classes + kBlock - 1) / kBlock);
 }
 
+// Reals of scratch and row losses that a call keeps on its own stack when `scratch` is null: an allocation from Python
+// would take a third of a small call's time.
+constexpr int64_t kStack = 8192;
+
 // Loss and gradient of a whole batch. Returns -1; or the first row whose label is neither in [0, classes) nor
 // ignore_index; or -2 - t where table t (shift, scale, margin, row_scale, weight) has an entry that is not finite.
 // Nothing has been written unless it returns -1. `*loss` (real) is written unless the reduction is none. `scratch`

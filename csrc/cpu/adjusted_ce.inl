@@ -59,7 +59,7 @@ struct Term {
 // long runs of full vectors, for four independent accumulators. The three calls stay separate loops: a test per vector
 // costs more than the exp.
 template <class V, class F>
-static inline void for_vectors(int64_t begin, int64_t end, int64_t label, F f) noexcept {
+LTK_INLINE void for_vectors(int64_t begin, int64_t end, int64_t label, F f) noexcept {
     constexpr int64_t n = V::N;
     const int64_t full = begin + (end - begin) / n * n;
     const bool here = label >= begin && label < end;
@@ -88,8 +88,8 @@ static inline void for_vectors(int64_t begin, int64_t end, int64_t label, F f) n
 
 // beta * z + delta of one vector.
 template <class V, bool Scale, bool Shift, class T>
-static inline typename V::Reg adjusted(const T* z, const typename V::Real* scale, const typename V::Real* shift,
-                                       int64_t j, typename V::Mask mask) noexcept {
+LTK_INLINE typename V::Reg adjusted(const T* z, const typename V::Real* scale, const typename V::Real* shift, int64_t j,
+                                    typename V::Mask mask) noexcept {
     typename V::Reg x = V::load(z + j, mask);
     if (Scale && Shift) return V::fma(V::load(scale + j, mask), x, V::load(shift + j, mask));
     if (Scale) return V::mul(V::load(scale + j, mask), x);
@@ -139,7 +139,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
         const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
         Reg top[4] = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
-        for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int slot) {
+        for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int slot) LTK_INLINE_LAMBDA {
             const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
             top[slot] = V::max(top[slot], V::select(mask, a, minus_infinity));
         });
@@ -151,7 +151,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
 
         const Reg reference = V::set(-local);
         Reg sum[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
-        for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int slot) {
+        for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int slot) LTK_INLINE_LAMBDA {
             const Reg x = adjusted<V, Scale, Shift>(z, scale, shift, j, mask);
             const Reg y = V::exp(V::select(mask, V::fma(x, sigma, reference), minus_infinity));
             sum[slot] = V::add(sum[slot], y);
@@ -168,7 +168,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
 
         if (smooth) {
             Reg below = V::set(0), weights = V::set(0);
-            for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int) {
+            for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
                 const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
                 const Reg w = weight == nullptr ? V::set(1) : V::load(weight + j, mask);
                 below = V::add(below, V::select(mask, V::mul(w, V::add(a, reference)), V::set(0)));
@@ -204,7 +204,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         const double factor = exp_of(static_cast<double>(block_max[block]) - highest) / total;
         const Reg k = V::set(static_cast<Real>(outer * g * factor));
         const Reg c = V::set(static_cast<Real>(-outer * soft));
-        const auto write = [&](int64_t j, Mask mask) {
+        const auto write = [&](int64_t j, Mask mask) LTK_INLINE_LAMBDA {
             Reg y = V::mul(k, V::load(e + j, mask));
             if (smooth) y = V::add(y, weight == nullptr ? c : V::mul(c, V::load(weight + j, mask)));
             if (Scale) y = V::mul(y, V::load(scale + j, mask));

@@ -1,6 +1,6 @@
-// Included once by each ISA file, which names the namespace. Two files compiled with different flags must not share the name of
-// an inline function: the linker keeps one copy of it, and the baseline could then run AVX-512 code. Hence one namespace per
-// ISA, nothing from <algorithm> or <vector>, and no static objects here.
+// Included once by each ISA file, which names the namespace. Two files compiled with different flags must not share the
+// name of an inline function: the linker keeps one copy of it, and the baseline could then run AVX-512 code. Hence one
+// namespace per ISA, nothing from <algorithm> or <vector>, and no static objects here.
 #include "kernels.h"
 #include "simd.h"
 
@@ -21,10 +21,7 @@ static void exp_f32(const float* x, float* y, int64_t n) noexcept {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    exp_f32,
-    {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
-    logdet_f64,
-    subset_scores_f64,
+    exp_f32,     {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16}, logdet_f64, subset_scores_f64,
     balance_f32,
 };
 

@@ -27,19 +27,24 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         ctx.options = options
         ctx.inplace = inplace
         ctx.closed = closed
-        run = _ops.closed_ce if closed else _ops.adjusted_ce
+        ctx.grad = None
         if inplace:
             run = _ops.closed_ce_ if closed else _ops.adjusted_ce_
             loss = run(logits, *labels_and_tables, None, *options, *closed)
             # The operator wrote through the address; autograd must see that anyone who saved the logits holds the wrong values.
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(logits)
-        elif options[-1] == _NONE:
-            loss, _ = run(logits, *labels_and_tables, None, *options, *closed, False)
+            return loss
+        run = _ops.closed_ce if closed else _ops.run_adjusted_ce
+        loss, grad = run(logits, *labels_and_tables, None, *options, *closed, options[-1] != _NONE)
+        if options[-1] == _NONE:
             ctx.save_for_backward(logits, *labels_and_tables)
-        else:
-            loss, grad = run(logits, *labels_and_tables, None, *options, *closed, True)
+        elif torch.compiler.is_compiling():
             ctx.save_for_backward(logits, *labels_and_tables, grad)
+        else:
+            # Not saved but owned: the first backward gives it away, so that the upstream factor and `.grad` need no copy of it.
+            ctx.save_for_backward(logits, *labels_and_tables)
+            ctx.grad = grad
         return loss
 
     @staticmethod
@@ -48,15 +53,27 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             grad = _differentiable_gradient(saved, ctx, upstream)
         elif ctx.options[-1] == _NONE:
-            logits, *labels_and_tables = saved
-            run = _ops.closed_ce if ctx.closed else _ops.adjusted_ce
-            _, grad = run(logits, *labels_and_tables, upstream.contiguous(), *ctx.options, *ctx.closed, True)
-        else:
+            grad = _recomputed(saved, ctx, upstream.contiguous())
+        elif ctx.inplace or torch.compiler.is_compiling():
             grad = saved[-1]
-            if torch.compiler.is_compiling() or upstream.item() != 1.0:
-                # In the loss' precision, rounded once: a 16-bit upstream factor would be rounded itself.
-                grad = (grad.to(upstream.dtype) * upstream).to(grad.dtype)
+            # In the loss' precision, rounded once: a 16-bit upstream factor would be rounded itself.
+            grad = (grad.to(upstream.dtype) * upstream).to(grad.dtype)
+        else:
+            grad, ctx.grad = ctx.grad, None
+            if grad is None:  # a second backward over a retained graph; the kernel gives the same bits again
+                grad = _recomputed(saved, ctx, None)
+            if upstream.item() != 1.0:
+                grad.mul_(upstream)  # torch multiplies 16-bit numbers by a float32 scalar in float32
         return grad, None, None, None, None
+
+
+_apply = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
+
+
+def _recomputed(saved: tuple[Tensor, ...], ctx, row_coef: Tensor | None) -> Tensor:
+    logits, *labels_and_tables = saved
+    run = _ops.closed_ce if ctx.closed else _ops.run_adjusted_ce
+    return run(logits, *labels_and_tables, row_coef, *ctx.options, *ctx.closed, True)[1]
 
 
 def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -> Tensor:
@@ -65,7 +82,7 @@ def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -
         raise RuntimeError(
             "double backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
         )
-    logits, *labels_and_tables = saved[:9]
+    logits, *labels_and_tables = saved[:9]  # a closed form's table and seed follow
     term = (
         None if not ctx.closed else _terms.Term(_terms.FORMS[ctx.closed[0]], saved[9], saved[10], tuple(ctx.closed[1]))
     )
@@ -142,20 +159,34 @@ def adjusted_cross_entropy(
         focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
         label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    target, target_b, lam = _split_target(target, logits)
-    probabilities = target.is_floating_point()
-
     dim = logits.dim()
+    if (  # the usual case, without the calls
+        type(target) is Tensor
+        and target.dtype is torch.int64
+        and dim == 2
+        and target.shape == logits.shape[:1]
+        and target.device == logits.device
+    ):
+        target_b = lam = None
+        probabilities = False
+    else:
+        target, target_b, lam = _split_target(target, logits)
+        probabilities = target.is_floating_point()
     classes = logits.shape[1 if dim > 1 else 0]
     if classes == 0:
         raise ValueError(f"logits has shape {tuple(logits.shape)}; there must be at least one class")
     real = _checks.real_dtype(logits.dtype)
     device = logits.device
-    shift = _checks.table("shift", shift, classes, device, real)
-    scale = _checks.table("scale", scale, classes, device, real)
-    margin = _checks.table("margin", margin, classes, device, real)
-    row_scale = _checks.table("row_scale", row_scale, classes, device, real)
-    weight = _checks.table("weight", weight, classes, device, real)
+    if shift is not None:
+        shift = _checks.table("shift", shift, classes, device, real)
+    if scale is not None:
+        scale = _checks.table("scale", scale, classes, device, real)
+    if margin is not None:
+        margin = _checks.table("margin", margin, classes, device, real)
+    if row_scale is not None:
+        row_scale = _checks.table("row_scale", row_scale, classes, device, real)
+    if weight is not None:
+        weight = _checks.table("weight", weight, classes, device, real)
     tables = (shift, scale, margin, row_scale, weight)
     if term is not None:
         term = _checked_term(term, classes, device, real, tables, label_smoothing, probabilities)
@@ -184,9 +215,11 @@ def adjusted_cross_entropy(
         if term is not None:
             loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, term)
         elif logits.requires_grad and torch.is_grad_enabled():
-            loss = _AdjustedCrossEntropy.apply(logits, (target, target_b, lam, *tables), options, inplace)
+            # Function.apply unwraps function transforms first; without any, that is a tenth of a small loss' time.
+            apply = _apply if _ops.unwatched(logits) else _AdjustedCrossEntropy.apply
+            loss = apply(logits, (target, target_b, lam, *tables), options, inplace)
         else:
-            loss, _ = _ops.adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False)
+            loss, _ = _ops.run_adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False)
     if dim != 2 and reduction_code == _NONE:
         loss = loss.reshape(shape[:1] + shape[2:] if probabilities and dim > 2 else shape[:0] if dim == 1 else shape)
     return loss
@@ -264,8 +297,9 @@ def _needs_torch(probabilities: bool, lam: Tensor | None, tables: tuple[Tensor |
     if probabilities:
         return "class probabilities as target"
     if torch.is_grad_enabled():
-        if any(table is not None and table.requires_grad for table in tables):
-            return "gradient with respect to a table"
+        for table in tables:
+            if table is not None and table.requires_grad:
+                return "gradient with respect to a table"
         if lam is not None and lam.requires_grad:
             return "gradient with respect to lam"
     return ""
