@@ -63,6 +63,7 @@ def _balanced_loss(counts: list[int]) -> dict[str, Loss]:
         from balanced_loss import Loss as BalancedLoss
     except ImportError:
         return {}
+    # Its targets are one-hot probabilities, so its mean divides by the number of rows, our "batch_mean": the comparison says "differs".
     return {"balanced-loss": BalancedLoss("cross_entropy", samples_per_class=counts, beta=0.9999, class_balanced=True)}
 
 

@@ -43,7 +43,7 @@ def table(result: dict[str, Any]) -> str:
                 continue
             ratio = found[name]["ms_p50"] / ours["ms_p50"]
             text = f"{ratio:.1f}x" if ratio >= 1 else f"**{ratio:.2f}x**"
-            ratios.append(text if found[name]["ok"] else f"{text} (wrong)")
+            ratios.append(text if found[name]["ok"] else f"{text} (differs)")
         lines.append(
             f"| {op} | {dtype} | {rows} x {classes} | {ours['ms_p50']:.4g} | {ours['pct_of_copy']:.0f} | {' | '.join(ratios)} |"
         )
