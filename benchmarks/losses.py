@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
                 ours = found[0]["ms_p50"]
                 rows += found
                 others = "  ".join(
-                    f"{row['backend']} {row['ms_p50'] / ours:.2f}x{'' if row['ok'] else ' DIFFERS'}" for row in found[1:]
+                    f"{row['backend']} {row['ms_p50'] / ours:.2f}x{'' if row['ok'] else ' DIFFERS'}"
+                    for row in found[1:]
                 )
                 print(f"{name:15} {found[0]['dtype']:9} {batch:5}x{classes:<6} {ours:9.4f} ms   {others}", flush=True)
     if options.out:
