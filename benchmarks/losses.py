@@ -59,12 +59,14 @@ def agrees(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], name:
 
 
 def cell(
-    name: str, rows: int, classes: int, dtype: torch.dtype, bandwidth: float, seconds: float
+    name: str, rows: int, classes: int, dtype: torch.dtype, bandwidth: float, seconds: float, wanted: list[str] | None
 ) -> list[dict[str, Any]]:
     counts = counts_of(classes)
     batches = inputs(rows, classes, dtype, ltk.LOSSES[name].logits == "cosine")
     torch._dynamo.reset()
-    implementations = baselines.peers(name, counts)
+    implementations = baselines.peers(name, counts, compile_too=wanted is None or "compiled" in wanted)
+    if wanted is not None:
+        implementations = {key: loss for key, loss in implementations.items() if key == "ours" or key in wanted}
     ok = {backend: agrees(loss, batches[0], name, counts) for backend, loss in implementations.items()}
     calls = {backend: lambda batch, loss=loss: step(loss, batch) for backend, loss in implementations.items()}
     ideal = 2 * rows * classes * dtype.itemsize
@@ -98,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two shapes, float32")
     parser.add_argument("--seconds", type=float, default=1.0, help="time a cell and implementation")
     parser.add_argument("--losses", nargs="+", default=list(baselines.TIMED), choices=baselines.TIMED)
+    parser.add_argument("--peers", nargs="+", help="only these: eager, compiled, or a package")
     options = parser.parse_args(argv)
     bandwidth = harness.copy_gbps()
     rows: list[dict[str, Any]] = []
@@ -105,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     for dtype in (torch.float32,) if options.quick else (torch.float32, torch.bfloat16):
         for batch, classes in QUICK if options.quick else SHAPES:
             for name in options.losses:
-                found = cell(name, batch, classes, dtype, bandwidth, options.seconds)
+                found = cell(name, batch, classes, dtype, bandwidth, options.seconds, options.peers)
                 ours = found[0]["ms_p50"]
                 rows += found
                 others = "  ".join(

@@ -4,6 +4,7 @@ With LTKERNELS_TRACEBACK=1 in the environment, errors that are reported in one l
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -60,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    bench = commands.add_parser("bench", help="time the kernels against their peers")
+    bench.add_argument("family", choices=("losses",))
+    bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
     commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
     return parser
 
@@ -188,6 +192,12 @@ def _report(arguments: argparse.Namespace) -> None:
     print(train.rebuild_report(arguments.run_dir))
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    benchmark = importlib.import_module(f"ltkernels.benchmarks.{arguments.family}")
+    if benchmark.main(arguments.rest) != 0:
+        raise ValueError(f"an answer of the {arguments.family} benchmark disagrees with float64")
+
+
 def _doctor(_: argparse.Namespace) -> None:
     rows = [("ltkernels", ltkernels.__version__), *ltkernels.doctor_report()]
     known = {name for name, _ in rows}
@@ -215,6 +225,7 @@ _COMMANDS = {
     "select": _select,
     "evaluate": _evaluate,
     "report": _report,
+    "bench": _bench,
     "doctor": _doctor,
 }
 

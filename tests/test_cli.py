@@ -196,3 +196,29 @@ def test_ctrl_c_leaves_one_line_and_no_files(tmp_path):
     assert process.returncode in (130, -signal.SIGINT)
     assert errors == "ltkernels: interrupted; no results were written\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_checks_its_answers_and_writes_a_result(tmp_path, capsys) -> None:
+    out = tmp_path / "result.json"
+    assert (
+        main(
+            [
+                "bench",
+                "losses",
+                "--quick",
+                "--seconds",
+                "0.01",
+                "--losses",
+                "logit_adjusted",
+                "--peers",
+                "eager",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    result = json.loads(out.read_text())
+    assert {row["backend"].partition("-")[0] for row in result["rows"]} == {"cpu", "eager"}
+    assert all(row["ok"] and row["ms_p50"] > 0 for row in result["rows"])
+    assert result["machine"]["cpu"]
