@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec as _find_spec
+
 import torch  # noqa: F401  first: its OpenMP runtime must be the one that the compiled module finds
 
-try:
-    from . import _C  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != f"{__name__}._C":
-        raise
+if _find_spec(f"{__name__}._C") is None:
     raise ImportError(
         "ltkernels has no compiled module. This is probably the source folder of a checkout: run Python from another folder, "
         "or install it in place with `pip install -e .`"
-    ) from error
+    )
 
 from importlib.metadata import version as _version
 

@@ -169,9 +169,9 @@ def test_version_help_and_doctor(capsys):
     assert {"ltkernels", "torch", "faiss-cpu", "scikit-learn", "triton"} <= set(names)
 
 
-def test_importing_the_library_does_not_import_the_trainer():
+def test_importing_the_library_does_not_import_the_trainer(tmp_path):
     code = "import sys, ltkernels; print([m for m in ('ltkernels.train', 'sklearn', 'faiss') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert result.stdout.strip() == "[]"
 
 

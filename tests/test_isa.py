@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def python(*args: str, isa: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        cwd=HERE.parent,
+        cwd=HERE,  # not the checkout: its source package has no compiled module
         check=False,
         timeout=600,
     )
@@ -40,12 +41,12 @@ def test_value_tests_pass(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", USABLE)
 def test_override(isa: str) -> None:
-    result = python("-c", "import os; os.chdir('/'); import ltkernels; print(ltkernels._C.info()['isa'])", isa=isa)
+    result = python("-c", "import ltkernels; print(ltkernels._C.info()['isa'])", isa=isa)
     assert result.stdout.split() == [isa], result.stderr
 
 
 def test_unknown_isa_is_an_import_error() -> None:
-    result = python("-c", "import os; os.chdir('/'); import ltkernels", isa="sse9")
+    result = python("-c", "import ltkernels", isa="sse9")
     assert result.returncode != 0
     assert "LTKERNELS_ISA=sse9" in result.stderr.splitlines()[-1]
 
@@ -54,3 +55,15 @@ def test_the_fastest_one_is_chosen() -> None:
     if "LTKERNELS_ISA" not in os.environ:
         assert _C.info()["isa"] == USABLE[-1]
     assert torch.get_num_threads() >= 1
+
+
+def test_the_source_folder_says_that_it_is_not_built(tmp_path: Path) -> None:
+    """Python started in a checkout finds the package without its compiled module."""
+    shutil.copytree(HERE.parent / "ltkernels", tmp_path / "ltkernels", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__];"
+        f"sys.path.insert(0, {str(tmp_path)!r}); import ltkernels"
+    )
+    result = python("-c", code, isa="baseline")
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[-1].startswith("ImportError: ltkernels has no compiled module")
