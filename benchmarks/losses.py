@@ -27,9 +27,11 @@ def counts_of(classes: int) -> list[int]:
     return [max(1, int(5000 * 0.01 ** (k / max(1, classes - 1)))) for k in range(classes)]
 
 
-def inputs(rows: int, classes: int, dtype: torch.dtype, cosine: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Enough different batches to leave the second-level cache between two calls, at most eight."""
-    number = max(2, min(8, (64 << 20) // (rows * classes * 4)))
+def inputs(
+    rows: int, classes: int, dtype: torch.dtype, cosine: bool, warm: bool = False
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Enough different batches to leave the second-level cache between two calls, at most eight; or one batch, `warm`."""
+    number = 1 if warm else max(2, min(8, (64 << 20) // (rows * classes * 4)))
     batches = []
     for seed in range(number):
         generator = torch.Generator().manual_seed(seed)
@@ -59,11 +61,12 @@ def agrees(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], name:
 
 
 def cell(
-    name: str, rows: int, classes: int, dtype: torch.dtype, bandwidth: float, seconds: float, wanted: list[str] | None
+    name: str, rows: int, classes: int, dtype: torch.dtype, bandwidth: float, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     counts = counts_of(classes)
-    batches = inputs(rows, classes, dtype, ltk.LOSSES[name].logits == "cosine")
+    batches = inputs(rows, classes, dtype, ltk.LOSSES[name].logits == "cosine", options.warm)
     torch._dynamo.reset()
+    wanted = options.peers
     implementations = baselines.peers(name, counts, compile_too=wanted is None or "compiled" in wanted)
     if wanted is not None:
         implementations = {key: loss for key, loss in implementations.items() if key == "ours" or key in wanted}
@@ -71,7 +74,7 @@ def cell(
     calls = {backend: lambda batch, loss=loss: step(loss, batch) for backend, loss in implementations.items()}
     ideal = 2 * rows * classes * dtype.itemsize
     results = []
-    for backend, (p50, p20, p80) in harness.interleaved(calls, batches, seconds).items():
+    for backend, (p50, p20, p80) in harness.interleaved(calls, batches, options.seconds).items():
         gbps = ideal / (p50 * 1e-3) / 1e9
         results.append(
             {
@@ -81,7 +84,7 @@ def cell(
                 "B": rows,
                 "C": classes,
                 "D": None,
-                "mode": "forward+backward",
+                "mode": "forward+backward, warm" if options.warm else "forward+backward",
                 "ms_p50": round(p50, 5),
                 "ms_p20": round(p20, 5),
                 "ms_p80": round(p80, 5),
@@ -98,6 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ltkernels bench losses", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="result file (JSON)")
     parser.add_argument("--quick", action="store_true", help="two shapes, float32")
+    parser.add_argument(
+        "--warm", action="store_true", help="one batch again and again, as when the layer before wrote it"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="time a cell and implementation")
     parser.add_argument("--losses", nargs="+", default=list(baselines.TIMED), choices=baselines.TIMED)
     parser.add_argument("--peers", nargs="+", help="only these: eager, compiled, or a package")
@@ -108,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     for dtype in (torch.float32,) if options.quick else (torch.float32, torch.bfloat16):
         for batch, classes in QUICK if options.quick else SHAPES:
             for name in options.losses:
-                found = cell(name, batch, classes, dtype, bandwidth, options.seconds, options.peers)
+                found = cell(name, batch, classes, dtype, bandwidth, options)
                 ours = found[0]["ms_p50"]
                 rows += found
                 others = "  ".join(
