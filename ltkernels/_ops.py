@@ -52,27 +52,28 @@ def _loss_like(logits: Tensor, reduction: int) -> Tensor:
     return torch.empty(shape, dtype=real_dtype(logits.dtype), device=logits.device)
 
 
-def _adjusted_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    need_grad = arguments[-1]
-    arguments = arguments[:-1]
-    if logits.stride(1) != 1 and logits.shape[1] != 1:
-        logits = logits.contiguous()
-    loss = _loss_like(logits, arguments[-1])
+def _outputs(logits: Tensor, reduction: int, need_grad: bool) -> tuple[Tensor, Tensor]:
+    """Loss and gradient, not filled: the shapes for tracing and the memory for the kernel."""
     if need_grad and logits.is_contiguous():
         grad = torch.empty_like(logits)  # half the time of the line below
     else:
-        grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype)
-    _backends.cpu_adjusted_ce(logits, loss, grad if need_grad else None, *arguments)
+        grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
+    return _loss_like(logits, reduction), grad
+
+
+def _run(logits: Tensor, arguments: tuple[object, ...], need_grad: bool, closed: tuple | None) -> tuple[Tensor, Tensor]:
+    if logits.stride(1) != 1 and logits.shape[1] != 1:
+        logits = logits.contiguous()
+    loss, grad = _outputs(logits, arguments[-1], need_grad)
+    _backends.cpu_adjusted_ce(logits, loss, grad if need_grad else None, *arguments, closed)
     return loss, grad
 
 
-def _adjusted_ce_inplace(logits: Tensor, *arguments: object) -> Tensor:
+def _run_inplace(logits: Tensor, arguments: tuple[object, ...], closed: tuple | None) -> Tensor:
     loss = _loss_like(logits, arguments[-1])
-    if logits.stride(1) == 1 or logits.shape[1] == 1:
-        _backends.cpu_adjusted_ce(logits, loss, logits, *arguments)
-    else:
-        grad = logits.contiguous()
-        _backends.cpu_adjusted_ce(grad, loss, grad, *arguments)
+    grad = logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+    _backends.cpu_adjusted_ce(grad, loss, grad, *arguments, closed)
+    if grad is not logits:
         logits.copy_(grad)
     return loss
 
@@ -83,45 +84,37 @@ def _split_closed(arguments: tuple[object, ...]) -> tuple[tuple[object, ...], tu
     return (*rest[:8], *rest[10:]), (form, rest[8], rest[9], options)
 
 
-def _closed_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    *arguments, need_grad = arguments
-    arguments, closed = _split_closed(arguments)
-    if logits.stride(1) != 1 and logits.shape[1] != 1:
-        logits = logits.contiguous()
-    loss = _loss_like(logits, arguments[-1])
-    grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
-    _backends.cpu_adjusted_ce(logits, loss, grad if need_grad else None, *arguments, closed)
-    return loss, grad
+def _adjusted_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    return _run(logits, arguments[:-1], arguments[-1], None)
 
 
-def _closed_ce_inplace(logits: Tensor, *arguments: object) -> Tensor:
-    arguments, closed = _split_closed(arguments)
-    loss = _loss_like(logits, arguments[-1])
-    grad = logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
-    _backends.cpu_adjusted_ce(grad, loss, grad, *arguments, closed)
-    if grad is not logits:
-        logits.copy_(grad)
-    return loss
-
-
-def _closed_ce_fake(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    *arguments, need_grad = arguments
-    grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
-    return _loss_like(logits, _split_closed(arguments)[0][-1]), grad
-
-
-def _closed_ce_inplace_fake(logits: Tensor, *arguments: object) -> Tensor:
-    return _loss_like(logits, _split_closed(arguments)[0][-1])
+def _adjusted_ce_inplace(logits: Tensor, *arguments: object) -> Tensor:
+    return _run_inplace(logits, arguments, None)
 
 
 def _adjusted_ce_fake(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    *arguments, need_grad = arguments
-    grad = torch.empty(logits.shape if need_grad else (0,), dtype=logits.dtype, device=logits.device)
-    return _loss_like(logits, arguments[-1]), grad
+    return _outputs(logits, arguments[-2], arguments[-1])
 
 
 def _adjusted_ce_inplace_fake(logits: Tensor, *arguments: object) -> Tensor:
     return _loss_like(logits, arguments[-1])
+
+
+def _closed_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    plain, closed = _split_closed(arguments[:-1])
+    return _run(logits, plain, arguments[-1], closed)
+
+
+def _closed_ce_inplace(logits: Tensor, *arguments: object) -> Tensor:
+    return _run_inplace(logits, *_split_closed(arguments))
+
+
+def _closed_ce_fake(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    return _outputs(logits, _split_closed(arguments[:-1])[0][-1], arguments[-1])
+
+
+def _closed_ce_inplace_fake(logits: Tensor, *arguments: object) -> Tensor:
+    return _loss_like(logits, _split_closed(arguments)[0][-1])
 
 
 _library.impl("adjusted_ce", _adjusted_ce, "CPU")
