@@ -47,9 +47,7 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
 
 def _loss_like(logits: Tensor, reduction: int) -> Tensor:
     shape = (logits.shape[0],) if reduction == _NONE else ()
-    if logits.is_cpu:  # naming the device costs a microsecond
-        return torch.empty(shape, dtype=real_dtype(logits.dtype))
-    return torch.empty(shape, dtype=real_dtype(logits.dtype), device=logits.device)
+    return logits.new_empty(shape, dtype=real_dtype(logits.dtype))
 
 
 def _outputs(logits: Tensor, reduction: int, need_grad: bool) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,12 @@
 namespace ltk {
 namespace {
 
+constexpr int64_t kDTypeSize[kDTypes] = {4, 8, 2, 2};
+
+// Gradients beyond this are written past the caches: nobody's cache holds them until they are read, and a plain store
+// reads every line before it overwrites it. Measured at 33 MB: see benchmarks/results.
+constexpr int64_t kStreamBytes = 24 << 20;
+
 struct Denominators {
     double weighted = 0.0;
     int64_t rows = 0;
@@ -72,6 +78,11 @@ int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* s
         job.smoothing_total = 0.0;
         for (int64_t j = 0; j < job.classes; ++j) job.smoothing_total += weight_of<Real>(job, j);
     }
+
+    // In its own memory, unread before: the gradient replaces logits that sit in the cache, or is small enough to stay
+    // there.
+    const int64_t bytes = job.rows * job.classes * kDTypeSize[dtype];
+    job.stream = bytes > kStreamBytes && job.grad != job.logits && job.target_b == nullptr;
 
     struct Context {
         const AdjustedCe& job;

@@ -49,19 +49,18 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        saved = ctx.saved_tensors
         if torch.is_grad_enabled():
-            grad = _differentiable_gradient(saved, ctx, upstream)
+            grad = _differentiable_gradient(ctx, upstream)
         elif ctx.options[-1] == _NONE:
-            grad = _recomputed(saved, ctx, upstream.contiguous())
+            grad = _recomputed(ctx, upstream.contiguous())
         elif ctx.inplace or torch.compiler.is_compiling():
-            grad = saved[-1]
+            grad = ctx.saved_tensors[-1]
             # In the loss' precision, rounded once: a 16-bit upstream factor would be rounded itself.
             grad = (grad.to(upstream.dtype) * upstream).to(grad.dtype)
         else:
             grad, ctx.grad = ctx.grad, None
             if grad is None:  # a second backward over a retained graph; the kernel gives the same bits again
-                grad = _recomputed(saved, ctx, None)
+                grad = _recomputed(ctx, None)
             if upstream.item() != 1.0:
                 grad.mul_(upstream)  # torch multiplies 16-bit numbers by a float32 scalar in float32
         return grad, None, None, None, None
@@ -70,18 +69,19 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
 _apply = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
 
 
-def _recomputed(saved: tuple[Tensor, ...], ctx, row_coef: Tensor | None) -> Tensor:
-    logits, *labels_and_tables = saved
+def _recomputed(ctx, row_coef: Tensor | None) -> Tensor:
+    logits, *labels_and_tables = ctx.saved_tensors
     run = _ops.closed_ce if ctx.closed else _ops.run_adjusted_ce
     return run(logits, *labels_and_tables, row_coef, *ctx.options, *ctx.closed, True)[1]
 
 
-def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -> Tensor:
+def _differentiable_gradient(ctx, upstream: Tensor) -> Tensor:
     """The gradient as a differentiable function of logits and upstream, for backward(create_graph=True)."""
     if ctx.inplace:
         raise RuntimeError(
             "double backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
         )
+    saved = ctx.saved_tensors
     logits, *labels_and_tables = saved[:9]  # a closed form's table and seed follow
     term = (
         None if not ctx.closed else _terms.Term(_terms.FORMS[ctx.closed[0]], saved[9], saved[10], tuple(ctx.closed[1]))
@@ -159,24 +159,26 @@ def adjusted_cross_entropy(
         focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
         label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    dim = logits.dim()
+    size = logits.shape
+    dim = len(size)
+    device = logits.device
     if (  # the usual case, without the calls
         type(target) is Tensor
         and target.dtype is torch.int64
         and dim == 2
-        and target.shape == logits.shape[:1]
-        and target.device == logits.device
+        and target.dim() == 1
+        and target.numel() == size[0]
+        and target.device == device
     ):
         target_b = lam = None
         probabilities = False
     else:
         target, target_b, lam = _split_target(target, logits)
         probabilities = target.is_floating_point()
-    classes = logits.shape[1 if dim > 1 else 0]
+    classes = size[1 if dim > 1 else 0]
     if classes == 0:
-        raise ValueError(f"logits has shape {tuple(logits.shape)}; there must be at least one class")
+        raise ValueError(f"logits has shape {tuple(size)}; there must be at least one class")
     real = _checks.real_dtype(logits.dtype)
-    device = logits.device
     if shift is not None:
         shift = _checks.table("shift", shift, classes, device, real)
     if scale is not None:
@@ -201,8 +203,8 @@ def adjusted_cross_entropy(
         )
         raise ValueError(f"inplace=True is not possible: {reason}")
 
-    shape = target.shape
     if dim != 2:
+        shape = target.shape
         logits, target, target_b, lam = _as_rows(logits, target, target_b, lam, probabilities)
     options = (focal_gamma, label_smoothing, ignore_index, reduction_code)
     if backend == "torch":
