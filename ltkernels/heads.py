@@ -158,6 +158,7 @@ def _linear_adjusted_ce(
     need_features: bool,
     need_weight: bool,
     need_bias: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # The kernel checks the labels of a chunk when it gets there; a caller expects to hear of row 1000 before row 0 is
     # computed.
@@ -211,9 +212,9 @@ def _linear_adjusted_ce(
                 z.add_(stray)
             labels = (target[at], None if target_b is None else target_b[at], None if lam is None else lam[at])
             if not need_grad:
-                losses[at] = _ops.adjusted_ce(z, *labels, *tables, None, *options, False)[0]
+                losses[at] = _ops.adjusted_ce(z, *labels, *tables, None, *options, False, backend)[0]
                 continue
-            losses[at] = _ops.adjusted_ce_(z, *labels, *tables, row_coef[at], *options)
+            losses[at] = _ops.adjusted_ce_(z, *labels, *tables, row_coef[at], *options, backend)
             if need_features:
                 gradient = grad_features[at]
                 for classes_at, w in _blocks(weight, real, whole=True):
@@ -239,7 +240,7 @@ def _linear_adjusted_ce(
 def _linear_adjusted_ce_fake(
     features: Tensor, weight: Tensor, *arguments: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    reduction, need_features, need_weight, need_bias = arguments[-6], *arguments[-3:]
+    reduction, need_features, need_weight, need_bias = arguments[-7], *arguments[-4:-1]
     (rows, width), classes = features.shape, weight.shape[0]
     real = _checks.real_dtype(features.dtype)
     return (
@@ -257,7 +258,7 @@ _operator = _ops.define(
     "linear_adjusted_ce(Tensor features, Tensor weight, Tensor? bias, Tensor target, Tensor? target_b, Tensor? lam, "
     "Tensor? shift, Tensor? scale, Tensor? margin, Tensor? row_scale, Tensor? class_weight, Tensor? row_coef, "
     "float focal_gamma, float label_smoothing, int ignore_index, int reduction, bool normalize, int chunk_rows, "
-    "bool need_features, bool need_weight, bool need_bias) "
+    "bool need_features, bool need_weight, bool need_bias, str backend) "
     "-> (Tensor loss, Tensor grad_features, Tensor grad_weight, Tensor grad_bias)",
     _linear_adjusted_ce,
     _linear_adjusted_ce_fake,
@@ -274,11 +275,11 @@ class _LinearAdjustedCrossEntropy(torch.autograd.Function):
     Unreduced losses know their upstream gradient in backward only and compute the logits there a second time."""
 
     @staticmethod
-    def forward(ctx, features, weight, bias, labels_and_tables, options, normalize, chunk_rows, needs):
-        ctx.arguments = (options, normalize, chunk_rows, needs)
+    def forward(ctx, features, weight, bias, labels_and_tables, options, normalize, chunk_rows, needs, backend):
+        ctx.arguments = (options, normalize, chunk_rows, needs, backend)
         now = needs if options[-1] != _NONE else (False, False, False)
         loss, *grads = _operator(
-            features, weight, bias, *labels_and_tables, None, *options, normalize, chunk_rows, *now
+            features, weight, bias, *labels_and_tables, None, *options, normalize, chunk_rows, *now, backend
         )
         # The first backward gives these gradients away: `.grad` takes their memory, and the upstream factor needs no copy of
         # them. Were they saved, `.grad` could take them just the same and then accumulate into what is saved.
@@ -295,11 +296,11 @@ class _LinearAdjustedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        options, normalize, chunk_rows, needs = ctx.arguments
+        options, normalize, chunk_rows, needs, backend = ctx.arguments
         features, weight, bias, *rest = ctx.saved_tensors
         labels_and_tables = rest[:8]
         inputs = (features, weight, bias)
-        settings = (*options, normalize, chunk_rows, *needs)
+        settings = (*options, normalize, chunk_rows, *needs, backend)
         if torch.is_grad_enabled():
             grads = _differentiable_gradients(inputs, needs, labels_and_tables, options, normalize, upstream)
         elif options[-1] == _NONE:
@@ -310,11 +311,11 @@ class _LinearAdjustedCrossEntropy(torch.autograd.Function):
             grads, ctx.grads = ctx.grads, None
             if grads is None:  # a second backward over a retained graph
                 _, *grads = _operator(*inputs, *labels_and_tables, None, *settings)
-            if upstream.item() != 1.0:
-                grads = [grad.mul_(upstream) for grad in grads]
+            for grad in grads:
+                _core.multiply(grad, upstream, backend)
         # One rounding, after the upstream factor: float16 gradients under a loss scale would otherwise underflow first.
         grads = [grad.to(given.dtype) if need else None for grad, given, need in zip(grads, inputs, needs)]
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def _differentiable_gradients(
@@ -407,7 +408,7 @@ def linear_adjusted_cross_entropy(
         class_weight: (C,), that function's ``weight``; here `weight` is the classifier's.
         focal_gamma, label_smoothing, ignore_index, reduction: as in that function.
         chunk_rows: rows whose logits are held at a time; 0 holds all of them; None chooses.
-        backend: None, ``"cpu"`` or ``"torch"``, as in that function; ``"torch"`` holds the logits.
+        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, as in that function; ``"torch"`` holds the logits.
 
     Returns:
         The loss, float64 for float64 features and float32 for all others; in the shape of the class indices for
@@ -457,11 +458,11 @@ def linear_adjusted_cross_entropy(
     if torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs):
         needs = tuple(given is not None and given.requires_grad for given in inputs)
         loss = _LinearAdjustedCrossEntropy.apply(
-            *inputs, labels_and_tables, options, bool(normalize), call.chunk_rows, needs
+            *inputs, labels_and_tables, options, bool(normalize), call.chunk_rows, needs, call.backend
         )
     else:
-        none = (False, False, False)
-        loss = _operator(*inputs, *labels_and_tables, None, *options, bool(normalize), call.chunk_rows, *none)[0]
+        settings = (*options, bool(normalize), call.chunk_rows, False, False, False, call.backend)
+        loss = _operator(*inputs, *labels_and_tables, None, *settings)[0]
     return loss.reshape(call.shape) if reduction == "none" else loss
 
 

@@ -532,7 +532,7 @@ def test_opcheck(needs, reduction) -> None:
             *tables[:5],
             None if upstream is None else upstream[:rows],
         )
-        torch.library.opcheck(heads._operator, (*arguments, 0.0, 0.1, -100, reduction, True, 4, *needs))
+        torch.library.opcheck(heads._operator, (*arguments, 0.0, 0.1, -100, reduction, True, 4, *needs, "cpu"))
 
 
 @pytest.mark.parametrize(

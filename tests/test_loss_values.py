@@ -260,6 +260,10 @@ def test_reference_far_from_the_maximum(
 def test_large_gradients(dtype: torch.dtype, offset: int) -> None:
     """Beyond 24 MiB the gradient is written past the caches, in whole aligned vectors: rows of odd length start anywhere."""
     classes = (26 << 20) // (3 * dtype.itemsize) | 1
-    z = torch.randn(3 * classes + offset, generator=torch.Generator().manual_seed(2))[offset:].view(3, classes).to(dtype)
+    z = (
+        torch.randn(3 * classes + offset, generator=torch.Generator().manual_seed(2))[offset:]
+        .view(3, classes)
+        .to(dtype)
+    )
     z[1, 7] += 20.0
     check(z, torch.tensor([classes - 1, 7, -100]), reduction="sum")

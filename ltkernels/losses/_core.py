@@ -23,20 +23,21 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     # The labels and tables travel as one tuple: no gradient flows to them, and torch looks at every argument it is given.
     # A closed form appends its table and seed to them, and `closed` is the rest of it: (code, options), or ().
     @staticmethod
-    def forward(ctx, logits, labels_and_tables, options, inplace, closed=()):
+    def forward(ctx, logits, labels_and_tables, options, inplace, backend, closed=()):
         ctx.options = options
+        ctx.backend = backend
         ctx.inplace = inplace
         ctx.closed = closed
         ctx.grad = None
         if inplace:
             run = _ops.closed_ce_ if closed else _ops.adjusted_ce_
-            loss = run(logits, *labels_and_tables, None, *options, *closed)
+            loss = run(logits, *labels_and_tables, None, *options, *closed, backend)
             # The operator wrote through the address; autograd must see that anyone who saved the logits holds the wrong values.
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(logits)
             return loss
         run = _ops.closed_ce if closed else _ops.run_adjusted_ce
-        loss, grad = run(logits, *labels_and_tables, None, *options, *closed, options[-1] != _NONE)
+        loss, grad = run(logits, *labels_and_tables, None, *options, *closed, options[-1] != _NONE, backend)
         if options[-1] == _NONE:
             ctx.save_for_backward(logits, *labels_and_tables)
         elif torch.compiler.is_compiling():
@@ -61,9 +62,16 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
             grad, ctx.grad = ctx.grad, None
             if grad is None:  # a second backward over a retained graph; the kernel gives the same bits again
                 grad = _recomputed(ctx, None)
-            if upstream.item() != 1.0:
-                grad.mul_(upstream)  # torch multiplies 16-bit numbers by a float32 scalar in float32
-        return grad, None, None, None, None
+            multiply(grad, upstream, ctx.backend)
+        return grad, None, None, None, None, None
+
+
+def multiply(grad: Tensor, upstream: Tensor, backend: str) -> None:
+    """In place; free where the upstream gradient is 1, without a wait for a GPU."""
+    if not grad.is_cpu:
+        _backends.scale_kernel(backend)(grad, upstream)
+    elif upstream.item() != 1.0:
+        grad.mul_(upstream)  # torch multiplies 16-bit numbers by a float32 scalar in float32
 
 
 _apply = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
@@ -72,7 +80,7 @@ _apply = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
 def _recomputed(ctx, row_coef: Tensor | None) -> Tensor:
     logits, *labels_and_tables = ctx.saved_tensors
     run = _ops.closed_ce if ctx.closed else _ops.run_adjusted_ce
-    return run(logits, *labels_and_tables, row_coef, *ctx.options, *ctx.closed, True)[1]
+    return run(logits, *labels_and_tables, row_coef, *ctx.options, *ctx.closed, True, ctx.backend)[1]
 
 
 def _differentiable_gradient(ctx, upstream: Tensor) -> Tensor:
@@ -139,7 +147,7 @@ def adjusted_cross_entropy(
             ``"sum"``; ``"none"`` keeps the target's shape. Ignored rows do not count.
         inplace: let the gradient overwrite the logits' memory (saves one array). The logits are garbage afterwards, and their
             version counter says so to autograd. Not with ``reduction="none"``.
-        backend: None, ``"cpu"`` or ``"torch"``; see `ltkernels.explain`.
+        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``; see `ltkernels.explain`.
         term: closed form of Seesaw, softmax equalization, ArcFace or the sigmoid family, from their builders in
             `ltkernels.adjustments`; not together with shift, scale, margin, class probabilities, or `row_scale` but for ArcFace.
 
@@ -198,7 +206,7 @@ def adjusted_cross_entropy(
     if inplace and (reduction_code == _NONE or backend == "torch"):
         reason = (
             "reduction='none' needs the logits in backward"
-            if backend == "cpu"
+            if backend != "torch"
             else "the torch backend serves this call"
         )
         raise ValueError(f"inplace=True is not possible: {reason}")
@@ -215,26 +223,31 @@ def adjusted_cross_entropy(
         if not target.is_contiguous():
             target = target.contiguous()
         if term is not None:
-            loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, term)
+            loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, backend, term)
         elif logits.requires_grad and torch.is_grad_enabled():
             # Function.apply unwraps function transforms first; without any, that is a tenth of a small loss' time.
             apply = _apply if _ops.unwatched(logits) else _AdjustedCrossEntropy.apply
-            loss = apply(logits, (target, target_b, lam, *tables), options, inplace)
+            loss = apply(logits, (target, target_b, lam, *tables), options, inplace, backend)
         else:
-            loss, _ = _ops.run_adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False)
+            loss, _ = _ops.run_adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False, backend)
     if dim != 2 and reduction_code == _NONE:
         loss = loss.reshape(shape[:1] + shape[2:] if probabilities and dim > 2 else shape[:0] if dim == 1 else shape)
     return loss
 
 
 def _closed_form(
-    logits: Tensor, labels_and_tables: tuple[Tensor | None, ...], options: tuple, inplace: bool, term: _terms.Term
+    logits: Tensor,
+    labels_and_tables: tuple[Tensor | None, ...],
+    options: tuple,
+    inplace: bool,
+    backend: str,
+    term: _terms.Term,
 ) -> Tensor:
     labels_and_tables = (*labels_and_tables, term.table, term.seed)
     closed = (_terms.FORMS.index(term.form), list(term.options))
     if logits.requires_grad and torch.is_grad_enabled():
-        return _AdjustedCrossEntropy.apply(logits, labels_and_tables, options, inplace, closed)
-    loss, _ = _ops.closed_ce(logits, *labels_and_tables, None, *options, *closed, False)
+        return _AdjustedCrossEntropy.apply(logits, labels_and_tables, options, inplace, backend, closed)
+    loss, _ = _ops.closed_ce(logits, *labels_and_tables, None, *options, *closed, False, backend)
     return loss
 
 
