@@ -225,6 +225,47 @@ def _bad_shift(table: Tensor) -> int:
     return int((torch.isnan(table) | (table == torch.inf)).nonzero()[0])
 
 
+def cpu_row_statistics(
+    logits: Tensor,
+    labels: Tensor,
+    row_scale: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    smooth: bool,
+    out: Tensor,
+) -> None:
+    """Fills `out` (N, 4); see `ltkernels.losses._two_phase`."""
+    _C.row_statistics(
+        *_class_part(logits, labels, row_scale, shift, scale, weight), smooth, out.data_ptr(), torch.get_num_threads()
+    )
+
+
+def cpu_gradient_from_statistics(
+    logits: Tensor,
+    labels: Tensor,
+    row_scale: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    terms: Tensor,
+    grad: Tensor,
+) -> None:
+    """Fills `grad`; see `ltkernels.losses._two_phase`."""
+    _C.gradient_from_statistics(
+        *_class_part(logits, labels, row_scale, shift, scale, weight),
+        terms.data_ptr(),
+        grad.data_ptr(),
+        grad.stride(0),
+        torch.get_num_threads(),
+    )
+
+
+def _class_part(logits: Tensor, labels: Tensor, row_scale: Tensor, *tables: Tensor | None) -> tuple[int, ...]:
+    addresses = (logits.data_ptr(), logits.stride(0), *logits.shape, labels.data_ptr())
+    return (_DTYPE_CODES[logits.dtype], *addresses, *map(_address, tables), row_scale.data_ptr())
+
+
 def doctor_report() -> list[tuple[str, str]]:
     """What this build can do on this machine: (name, finding) pairs for ``ltkernels doctor``."""
     info = _C.info()

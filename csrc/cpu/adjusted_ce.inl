@@ -113,6 +113,88 @@ static inline void focal(double gamma, double l, double* phi, double* slope) noe
     *slope = power + (p > 0.0 ? gamma * l * p * power / q : 0.0);
 }
 
+// What a row's softmax needs to know of its classes but the label's.
+template <class V>
+struct RowSums {
+    typename V::Real reference;  // near their largest a_j; -inf where all are masked
+    double others = 0.0;         // sum of exp(a_j - reference)
+    double smooth_a = 0.0;       // sum of weight_j a_j, where it is asked for
+};
+
+// First pass over a row. Where `e` is not null the exponentials are left there, relative to their block's entry of
+// block_reference, with 0 in the label's place. A label outside the row leaves no class out.
+template <class V, bool Scale, bool Shift, class T, class Table = typename V::Real>
+LTK_INLINE RowSums<V> row_sums(const T* z, int64_t classes, const Table* scale, const Table* shift, int64_t label,
+                               double row_scale, bool smooth, const Table* weight, Table* e,
+                               Table* block_reference) noexcept {
+    using Real = typename V::Real;
+    using Reg = typename V::Reg;
+    using Mask = typename V::Mask;
+    const Real infinity = static_cast<Real>(INFINITY);
+    const Reg sigma = V::set(static_cast<Real>(row_scale));
+    const Reg minus_infinity = V::set(-infinity);
+    const auto exponent = [&](int64_t j, Mask mask, Reg minus_reference) LTK_INLINE_LAMBDA {
+        const Reg x = V::fma(adjusted<V, Scale, Shift>(z, scale, shift, j, mask), sigma, minus_reference);
+        return V::select(mask, x, minus_infinity);
+    };
+    const auto highest_of = [&](int64_t begin, int64_t end) {
+        Reg top = minus_infinity;
+        for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
+            const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
+            top = V::max(top, V::select(mask, a, minus_infinity));
+        });
+        return V::horizontal_max(top);
+    };
+
+    // Any reference near the maximum serves as well as the maximum, and the first columns have one. It moves where a
+    // block exceeds it by more than kHeadroom, or where it is -inf because the columns before were masked classes.
+    RowSums<V> row;
+    row.reference = highest_of(0, classes < 2 * V::N ? classes : 2 * V::N);
+    for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
+        const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
+        double here;
+        for (bool again = false;; again = true) {
+            const Real usable = row.reference == -infinity ? Real(0) : row.reference;
+            const Reg minus_reference = V::set(-usable);
+            Reg sum[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
+            Reg top[4] = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
+            for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int slot) LTK_INLINE_LAMBDA {
+                prefetch(z + j);
+                const Reg x = exponent(j, mask, minus_reference);
+                top[slot] = V::max(top[slot], x);
+                const Reg y = V::exp(x);
+                sum[slot] = V::add(sum[slot], y);
+                // Every lane is written: the label's place must hold 0, the lanes past the row are padding of the
+                // scratch.
+                if (e != nullptr) V::store(e + j, y, V::all());
+            });
+            here = V::horizontal_sum(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
+            const Real above = V::horizontal_max(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])));
+            if (again || !(above > kHeadroom || (row.reference == -infinity && above > -infinity))) break;
+            const Real moved = highest_of(begin, end);
+            if (row.others != 0.0)
+                row.others *= std::exp(static_cast<double>(row.reference) - static_cast<double>(moved));
+            row.reference = moved;
+        }
+        row.others += here;
+        if (e != nullptr) block_reference[block] = row.reference;
+
+        if (smooth) {
+            const Real usable = row.reference == -infinity ? Real(0) : row.reference;
+            Reg below = V::set(0), weights = V::set(0);
+            for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
+                const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
+                const Reg w = weight == nullptr ? V::set(1) : V::load(weight + j, mask);
+                below = V::add(below, V::select(mask, V::mul(w, V::sub(a, V::set(usable))), V::set(0)));
+                weights = V::add(weights, V::select(mask, w, V::set(0)));
+            });
+            row.smooth_a += static_cast<double>(V::horizontal_sum(below)) +
+                            static_cast<double>(usable) * static_cast<double>(V::horizontal_sum(weights));
+        }
+    }
+    return row;
+}
+
 // Loss of one label of one row; its gradient, plus `add` where that is not null, goes to `grad` (null: loss only).
 template <class V, bool Scale, bool Shift, class T, class G>
 static inline double row_term(const AdjustedCe& job, const T* z, const Term<typename V::Real>& term, double upstream,
@@ -122,80 +204,20 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     using Reg = typename V::Reg;
     using Mask = typename V::Mask;
     const Real* scale = static_cast<const Real*>(job.scale);
-    const Real* shift = static_cast<const Real*>(job.shift);
     const Real* weight = static_cast<const Real*>(job.weight);
     const int64_t classes = job.classes;
-    const Real infinity = static_cast<Real>(INFINITY);
-    const Reg sigma = V::set(static_cast<Real>(term.sigma));
-    const Reg minus_infinity = V::set(-infinity);
     const bool smooth = job.label_smoothing != 0.0;
-    const auto exponent = [&](int64_t j, Mask mask, Reg minus_reference) LTK_INLINE_LAMBDA {
-        const Reg x = V::fma(adjusted<V, Scale, Shift>(z, scale, shift, j, mask), sigma, minus_reference);
-        return V::select(mask, x, minus_infinity);
-    };
-    // Largest a_j of [begin, end) but for the label's.
-    const auto highest_of = [&](int64_t begin, int64_t end) {
-        Reg top = minus_infinity;
-        for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
-            const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
-            top = V::max(top, V::select(mask, a, minus_infinity));
-        });
-        return V::horizontal_max(top);
-    };
-
-    // Any reference near the maximum serves as well as the maximum, and the first columns have one. It moves where a
-    // block exceeds it by more than kHeadroom, or where it is -inf because the columns before were masked classes.
-    Real reference = highest_of(0, classes < 2 * V::N ? classes : 2 * V::N);
-    double others = 0.0;    // sum of exp(a - reference) over the classes but the label
-    double smooth_a = 0.0;  // sum of weight * a over the classes but the label
-    for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
-        const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
-        double here;
-        for (bool again = false;; again = true) {
-            const Real usable = reference == -infinity ? Real(0) : reference;
-            const Reg minus_reference = V::set(-usable);
-            Reg sum[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
-            Reg top[4] = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
-            for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int slot) LTK_INLINE_LAMBDA {
-                prefetch(z + j);
-                const Reg x = exponent(j, mask, minus_reference);
-                top[slot] = V::max(top[slot], x);
-                const Reg y = V::exp(x);
-                sum[slot] = V::add(sum[slot], y);
-                // Every lane is written: the label's place must hold 0, the lanes past the row are padding of the
-                // scratch.
-                if (grad != nullptr) V::store(e + j, y, V::all());
-            });
-            here = V::horizontal_sum(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
-            const Real above = V::horizontal_max(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])));
-            if (again || !(above > kHeadroom || (reference == -infinity && above > -infinity))) break;
-            const Real moved = highest_of(begin, end);
-            if (others != 0.0) others *= std::exp(static_cast<double>(reference) - static_cast<double>(moved));
-            reference = moved;
-        }
-        others += here;
-        block_reference[block] = reference;
-
-        if (smooth) {
-            const Real usable = reference == -infinity ? Real(0) : reference;
-            Reg below = V::set(0), weights = V::set(0);
-            for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
-                const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
-                const Reg w = weight == nullptr ? V::set(1) : V::load(weight + j, mask);
-                below = V::add(below, V::select(mask, V::mul(w, V::sub(a, V::set(usable))), V::set(0)));
-                weights = V::add(weights, V::select(mask, w, V::set(0)));
-            });
-            smooth_a += static_cast<double>(V::horizontal_sum(below)) +
-                        static_cast<double>(usable) * static_cast<double>(V::horizontal_sum(weights));
-        }
-    }
+    const RowSums<V> row =
+        row_sums<V, Scale, Shift>(z, classes, scale, static_cast<const Real*>(job.shift), term.label, term.sigma,
+                                  smooth, weight, grad == nullptr ? nullptr : e, block_reference);
+    const double row_reference = static_cast<double>(row.reference);
+    const double smooth_a = row.smooth_a;
 
     // A label that towers over the reference (or is the only class left) takes its place: e^710 overflows.
-    const double row_reference = static_cast<double>(reference);
     const bool towers = term.target_a - row_reference > 500.0;
     const double base = towers ? term.target_a : row_reference;
     const double shrink = towers ? std::exp(row_reference - base) : 1.0;
-    others *= shrink;
+    const double others = row.others * shrink;
     const double label_below = term.target_a - base;
     const double label_e = std::exp(label_below);
     const double total = others + label_e;

@@ -3,6 +3,7 @@
 #include "adjusted_ce.h"
 #include "balance.h"
 #include "logdet.h"
+#include "row_statistics.h"
 #include "subset_scores.h"
 
 namespace ltk {
@@ -16,6 +17,8 @@ using ExpArray = void (*)(const float* x, float* y, int64_t n) noexcept;
 struct Kernels {
     ExpArray exp_f32;
     AdjustedCeRows adjusted_ce[kDTypes];
+    RowStatisticsRows row_statistics[kDTypes];
+    GradientRows gradient_from_statistics[kDTypes];
     LogdetBatch logdet_f64;
     SubsetScoresPacks subset_scores_f64;
     BalanceRows balance_f32;

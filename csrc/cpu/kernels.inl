@@ -7,6 +7,7 @@
 #include "adjusted_ce.inl"
 #include "balance.inl"
 #include "logdet.inl"
+#include "row_statistics.inl"
 #include "subset_scores.inl"
 
 namespace ltk {
@@ -21,7 +22,12 @@ static void exp_f32(const float* x, float* y, int64_t n) noexcept {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    exp_f32,     {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16}, logdet_f64, subset_scores_f64,
+    exp_f32,
+    {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
+    {row_statistics_f32, row_statistics_f64, row_statistics_bf16, row_statistics_f16},
+    {gradient_f32, gradient_f64, gradient_bf16, gradient_f16},
+    logdet_f64,
+    subset_scores_f64,
     balance_f32,
 };
 
