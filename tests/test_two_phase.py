@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import oracle
 import pytest
 import torch
@@ -21,7 +23,7 @@ def in_parts(z: torch.Tensor, y: torch.Tensor, cuts: list[int], upstream: float,
     if tables["row_scale"] is not None:
         sigma = tables["row_scale"].double()[torch.where(y == -100, 0, y)]
     parts, edges = [], [0, *cuts, classes]
-    for begin, end in zip(edges, edges[1:]):
+    for begin, end in itertools.pairwise(edges):
         mine = {
             name: None if tables[name] is None else tables[name][begin:end].contiguous()
             for name in ("shift", "scale", "weight")
