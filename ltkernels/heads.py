@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _backends, _checks, _ops
-from .losses import _core, _reference
+from .losses import _core, _reference, _terms
 from .losses._core import Target
 from .losses._record import TABLES
 
@@ -148,11 +148,15 @@ def _linear_adjusted_ce(
     margin: Tensor | None,
     row_scale: Tensor | None,
     class_weight: Tensor | None,
+    table: Tensor | None,
+    seed: Tensor | None,
     row_coef: Tensor | None,
     focal_gamma: float,
     label_smoothing: float,
     ignore_index: int,
     reduction: int,
+    form: int,
+    form_options: list[float],
     normalize: bool,
     chunk_rows: int,
     need_features: bool,
@@ -171,21 +175,26 @@ def _linear_adjusted_ce(
         if weight.stride(0) != 1 and weight.stride(1) != 1:
             weight = weight.contiguous()  # once: a GEMM would copy it for every chunk
 
-        inverse = norms = stray = None
+        inverse = norms = stray = None  # stray: what is added to the logits themselves
         if normalize:
             norms = torch.cat([torch.linalg.vector_norm(w, dim=1) for _, w in _blocks(weight, real, whole=False)])
             inverse = _inverse_norms(norms)
-        if bias is not None:
+        if bias is not None and form:
+            stray = bias.to(real)
+        elif bias is not None:
             folded = bias.to(real) if scale is None else bias.to(real) * scale
             foldable = torch.isfinite(folded) | (folded == -torch.inf)
             if not foldable.all():  # a bias that diverged makes a NaN loss, as in torch, and no error about a table
                 stray = bias.to(real).where(~foldable, 0)
                 folded = folded.where(foldable, 0)
             shift = folded.contiguous() if shift is None else shift + folded
-        if normalize:
+        if normalize and not form:
             scale = inverse if scale is None else scale * inverse
         tables = (shift, scale, margin, row_scale, class_weight)
         options = (focal_gamma, label_smoothing, ignore_index, _NONE)
+        closed = (form, form_options) if form else ()
+        extra = (table, seed) if form else ()
+        run, run_ = (_ops.closed_ce, _ops.closed_ce_) if form else (_ops.adjusted_ce, _ops.adjusted_ce_)
 
         need_grad = need_features or need_weight or need_bias
         denominator = _denominator(target, target_b, lam, class_weight, ignore_index, reduction)
@@ -208,13 +217,19 @@ def _linear_adjusted_ce(
             z = chunk[: len(x)]
             for classes_at, w in _blocks(weight, real, whole=True):
                 torch.mm(x, w.t(), out=z[:, classes_at])
+            if normalize and form:
+                z.mul_(inverse)  # a closed form needs the cosines themselves
             if stray is not None:
                 z.add_(stray)
             labels = (target[at], None if target_b is None else target_b[at], None if lam is None else lam[at])
             if not need_grad:
-                losses[at] = _ops.adjusted_ce(z, *labels, *tables, None, *options, False, backend)[0]
+                losses[at] = run(z, *labels, *tables, *extra, None, *options, *closed, False, backend)[0]
                 continue
-            losses[at] = _ops.adjusted_ce_(z, *labels, *tables, row_coef[at], *options, backend)
+            losses[at] = run_(z, *labels, *tables, *extra, row_coef[at], *options, *closed, backend)
+            if need_bias:
+                grad_bias.add_(z.sum(dim=0))
+            if normalize and form:
+                z.mul_(inverse)  # from the cosines' gradient to that of x . w
             if need_features:
                 gradient = grad_features[at]
                 for classes_at, w in _blocks(weight, real, whole=True):
@@ -224,13 +239,11 @@ def _linear_adjusted_ce(
                     _off_the_ray(gradient, x, x_norms, ones).mul_(x_inverse[:, None])
             if need_weight:
                 grad_weight.addmm_(z.t(), x, beta=0 if begin == 0 else 1)
-            if need_bias:
-                grad_bias.add_(z.sum(dim=0))
 
         if normalize and need_weight:
             for classes_at, w in _blocks(weight, real, whole=False):
                 _off_the_ray(grad_weight[classes_at], w, norms[classes_at], inverse[classes_at])
-        if normalize and need_bias:
+        if normalize and need_bias and not form:
             grad_bias.div_(inverse)  # the kernel's gradient is that of x . w = |w| (cos + ...)
         if reduction == _NONE:
             return losses, grad_features, grad_weight, grad_bias
@@ -240,7 +253,7 @@ def _linear_adjusted_ce(
 def _linear_adjusted_ce_fake(
     features: Tensor, weight: Tensor, *arguments: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    reduction, need_features, need_weight, need_bias = arguments[-7], *arguments[-4:-1]
+    reduction, need_features, need_weight, need_bias = arguments[-9], *arguments[-4:-1]
     (rows, width), classes = features.shape, weight.shape[0]
     real = _checks.real_dtype(features.dtype)
     return (
@@ -252,12 +265,13 @@ def _linear_adjusted_ce_fake(
 
 
 # features (N, D), weight (C, D), bias (C,) in one dtype; the loss and all gradients in float64 for float64 features,
-# else float32. row_coef (N,) is the upstream gradient of reduction "none". A gradient that is not needed is an empty
-# tensor.
+# else float32. table, seed, form and form_options are those of closed_ce (form 0: none). row_coef (N,) is the upstream
+# gradient of reduction "none". A gradient that is not needed is an empty tensor.
 _operator = _ops.define(
     "linear_adjusted_ce(Tensor features, Tensor weight, Tensor? bias, Tensor target, Tensor? target_b, Tensor? lam, "
-    "Tensor? shift, Tensor? scale, Tensor? margin, Tensor? row_scale, Tensor? class_weight, Tensor? row_coef, "
-    "float focal_gamma, float label_smoothing, int ignore_index, int reduction, bool normalize, int chunk_rows, "
+    "Tensor? shift, Tensor? scale, Tensor? margin, Tensor? row_scale, Tensor? class_weight, Tensor? table, "
+    "Tensor? seed, Tensor? row_coef, float focal_gamma, float label_smoothing, int ignore_index, int reduction, int form, "
+    "float[] form_options, bool normalize, int chunk_rows, "
     "bool need_features, bool need_weight, bool need_bias, str backend) "
     "-> (Tensor loss, Tensor grad_features, Tensor grad_weight, Tensor grad_bias)",
     _linear_adjusted_ce,
@@ -277,7 +291,7 @@ class _LinearAdjustedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, weight, bias, labels_and_tables, options, normalize, chunk_rows, needs, backend):
         ctx.arguments = (options, normalize, chunk_rows, needs, backend)
-        now = needs if options[-1] != _NONE else (False, False, False)
+        now = needs if options[3] != _NONE else (False, False, False)
         loss, *grads = _operator(
             features, weight, bias, *labels_and_tables, None, *options, normalize, chunk_rows, *now, backend
         )
@@ -290,7 +304,7 @@ class _LinearAdjustedCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(features, weight, bias, *labels_and_tables, *grads)
         else:
             ctx.save_for_backward(features, weight, bias, *labels_and_tables)
-            if options[-1] != _NONE:
+            if options[3] != _NONE:
                 ctx.grads = grads
         return loss
 
@@ -298,15 +312,15 @@ class _LinearAdjustedCrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream):
         options, normalize, chunk_rows, needs, backend = ctx.arguments
         features, weight, bias, *rest = ctx.saved_tensors
-        labels_and_tables = rest[:8]
+        labels_and_tables = rest[:10]
         inputs = (features, weight, bias)
         settings = (*options, normalize, chunk_rows, *needs, backend)
         if torch.is_grad_enabled():
             grads = _differentiable_gradients(inputs, needs, labels_and_tables, options, normalize, upstream)
-        elif options[-1] == _NONE:
+        elif options[3] == _NONE:
             _, *grads = _operator(*inputs, *labels_and_tables, upstream.contiguous(), *settings)
         elif torch.compiler.is_compiling():
-            grads = [grad * upstream for grad in rest[8:]]
+            grads = [grad * upstream for grad in rest[10:]]
         else:
             grads, ctx.grads = ctx.grads, None
             if grads is None:  # a second backward over a retained graph
@@ -322,7 +336,7 @@ def _differentiable_gradients(
     inputs: tuple[Tensor | None, ...],
     needs: tuple[bool, ...],
     labels_and_tables: list[Tensor | None],
-    options: tuple[float, float, int, int],
+    options: tuple,
     normalize: bool,
     upstream: Tensor,
 ) -> list[Tensor | None]:
@@ -330,7 +344,10 @@ def _differentiable_gradients(
     with torch.enable_grad():
         # Views: the gradients stay connected to whatever the inputs came from.
         views = [given.view_as(given) if need else given for given, need in zip(inputs, needs)]
-        loss = _reference.adjusted_cross_entropy(_logits(*views, normalize), *labels_and_tables, *options)
+        *labels_and_tables, table, seed = labels_and_tables
+        *options, form, form_options = options
+        term = _terms.Term(_terms.FORMS[form], table, seed, tuple(form_options)) if form else None
+        loss = _reference.adjusted_cross_entropy(_logits(*views, normalize), *labels_and_tables, *options, term)
         found = iter(
             torch.autograd.grad(loss, [view for view, need in zip(views, needs) if need], upstream, create_graph=True)
         )
@@ -386,6 +403,7 @@ def linear_adjusted_cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    term: _terms.Term | None = None,
     chunk_rows: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -406,7 +424,8 @@ def linear_adjusted_cross_entropy(
             norms of at least 1e-12. Gradients go through both norms.
         shift, scale, margin, row_scale: (C,) each, as in `ltkernels.functional.adjusted_cross_entropy`.
         class_weight: (C,), that function's ``weight``; here `weight` is the classifier's.
-        focal_gamma, label_smoothing, ignore_index, reduction: as in that function.
+        focal_gamma, label_smoothing, ignore_index, reduction, term: as in that function. The random numbers of softmax
+            equalization are counted by row: it holds all logits.
         chunk_rows: rows whose logits are held at a time; 0 holds all of them; None chooses.
         backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, as in that function; ``"torch"`` holds the logits.
 
@@ -432,6 +451,7 @@ def linear_adjusted_cross_entropy(
         tables=(shift, scale, margin, row_scale, class_weight),
         chunk_rows=chunk_rows,
         backend=backend,
+        term=term,
     )
     features, weight, bias = call.features, call.weight, call.bias
     if call.chunk_rows == 0:
@@ -445,6 +465,7 @@ def linear_adjusted_cross_entropy(
             ignore_index=ignore_index,
             reduction=reduction,
             backend=call.backend,
+            term=term,
         )
         return loss.reshape(call.shape) if reduction == "none" else loss
 
@@ -452,8 +473,20 @@ def linear_adjusted_cross_entropy(
     focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     first, second, lam = _core._split_target(call.target, _stand_in(features, weight))
-    labels_and_tables = (first.contiguous(), second, lam, *call.tables)  # the kernel reads consecutive labels
-    options = (focal_gamma, label_smoothing, ignore_index, code)
+    form, table, seed, form_options = 0, None, None, ()
+    if term is not None:
+        real = _checks.real_dtype(features.dtype)
+        term = _core._checked_term(term, len(weight), features.device, real, call.tables, label_smoothing, False)
+        form, table, seed, form_options = _terms.FORMS.index(term.form), term.table, term.seed, term.options
+    labels_and_tables = (
+        first.contiguous(),
+        second,
+        lam,
+        *call.tables,
+        table,
+        seed,
+    )  # the kernel reads consecutive labels
+    options = (focal_gamma, label_smoothing, ignore_index, code, form, list(form_options))
     inputs = (features, weight, bias)
     if torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs):
         needs = tuple(given is not None and given.requires_grad for given in inputs)
@@ -480,6 +513,7 @@ def _prepare(
     tables: tuple[Tensor | None, ...],
     chunk_rows: int | None,
     backend: str | None,
+    term: _terms.Term | None = None,
 ) -> _Call:
     """Checks what the logits' loss cannot check, flattens the batch, casts for autocast and chooses the path."""
     for name, value in (("features", features), ("weight", weight), ("bias", bias)):
@@ -533,7 +567,13 @@ def _prepare(
         return _Call(
             features, weight, bias, target, tables, batch, served, needs_torch, 0, "the torch backend has no chunks"
         )
-    if chunk_rows is None:
+    if term is not None and term.form == "equalization":
+        if chunk_rows:
+            raise ValueError(
+                f"chunk_rows={chunk_rows} is not possible: softmax equalization counts its random numbers by row"
+            )
+        chunk_rows, reason = 0, "softmax equalization counts its random numbers by row"
+    elif chunk_rows is None:
         chunk_rows, reason = _choose_chunk(features.shape[0], features.shape[1], classes)
     else:
         reason = "asked for"
@@ -591,7 +631,16 @@ def _explain(
 ) -> _backends.Explanation:
     """`ltkernels.explain` of the head."""
     tables = tuple(kwargs.get(name) for name in (*TABLES[:-1], "class_weight"))
-    call = _prepare(features, weight, target, bias=bias, tables=tables, chunk_rows=chunk_rows, backend=backend)
+    call = _prepare(
+        features,
+        weight,
+        target,
+        bias=bias,
+        tables=tables,
+        chunk_rows=chunk_rows,
+        backend=backend,
+        term=kwargs.get("term"),
+    )
     kernel = _backends.explain(backend, features.device, call.needs_torch)
     path = "logits held" if call.chunk_rows == 0 else "logits in chunks"
     return kernel._replace(reason=f"{kernel.reason}; {path}: {call.reason}")
