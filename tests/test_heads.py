@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import ltkernels as ltk
-from ltkernels import heads
+from ltkernels import _head
 
 HEAD = ltk.functional.linear_adjusted_cross_entropy
 ROWS, WIDTH, CLASSES = 11, 5, 17  # no multiple of a chunk, a vector or each other
@@ -440,7 +440,7 @@ class TestMemory:
         if dtype == torch.bfloat16:
             gradients += gradients // 2  # the float32 sums and their 16-bit results exist together
         # Vectors over classes and rows, a chunk's features twice, blocks of weights in the second-level cache.
-        slack = 4 * (16 * (self.CLASSES + self.ROWS) + 2 * self.CHUNK * self.WIDTH) + 3 * 4 * heads._BLOCK
+        slack = 4 * (16 * (self.CLASSES + self.ROWS) + 2 * self.CHUNK * self.WIDTH) + 3 * 4 * _head._BLOCK
         peak = self.peak(call)
         assert peak <= chunk + gradients + slack
         assert peak >= gradients  # the profiler saw the call
@@ -535,7 +535,7 @@ def test_opcheck(needs, reduction) -> None:
             None if upstream is None else upstream[:rows],
         )
         settings = (0.0, 0.1, -100, reduction, 0, [], True, 4, *needs, "cpu")
-        torch.library.opcheck(heads._operator, (*arguments, *settings))
+        torch.library.opcheck(_head.operator, (*arguments, *settings))
 
 
 @pytest.mark.parametrize("biased", [False, True])
