@@ -70,7 +70,7 @@ def threshold_move(probs: Tensor, cost: Tensor | Sequence[float]) -> Tensor:
 
 
 def tau_normalize(weight: Tensor, tau: float = 1.0) -> Tensor:
-    """Tau-normalised classifier, Kang et al. 2020 (arXiv:1910.09217), equation 6: ``w_i / |w_i|^tau``. Use it without a bias.
+    """Tau-normalised classifier, Kang et al. 2020 (arXiv:1910.09217): ``w_i / |w_i|^tau``. Use it without a bias.
 
     Args:
         weight: (C, D) class weights, floating-point.

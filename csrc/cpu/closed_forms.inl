@@ -5,7 +5,7 @@
 namespace ltk {
 namespace LTK_NAMESPACE {
 
-// Seesaw, Wang et al. 2021, equations 4 to 6, in logarithms: D_j = p min(0, log n_j - log n_y) + q max(0, log P_j - log
+// Seesaw, Wang et al. 2021, in logarithms: D_j = p min(0, log n_j - log n_y) + q max(0, log P_j - log
 // max(P_y, eps)), where the second difference is z_j - max(z_y, lse + log eps), lse = log sum exp z. D_y = 0 by itself.
 template <class V, class T>
 static inline void seesaw_term(const AdjustedCe& job, const T* z, int64_t label, typename V::Real* d) noexcept {
@@ -52,7 +52,7 @@ static inline uint32_t mix32(uint32_t x) noexcept {
     return x ^ (x >> 16);
 }
 
-// Softmax equalization, Tan et al. 2020, section 3.3: class j != y of the table is masked with the given probability.
+// Softmax equalization, Tan et al. 2020: class j != y of the table is masked with the given probability.
 // The random number is a function of (seed, row, class), so every call with one seed draws the same mask;
 // losses/_terms.py has its twin.
 template <class Real>

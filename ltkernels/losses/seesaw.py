@@ -16,7 +16,7 @@ from ._terms import ClosedForm, Term
 def seesaw(
     class_counts: Sequence[int] | Tensor, p: float = 0.8, q: float = 2.0, eps: float = 1e-2, *, empty: str = "error"
 ) -> ClosedForm:
-    """Seesaw loss, Wang et al. 2021 (arXiv:2008.10032), equations 3 to 6: softmax cross-entropy of ``z + D`` with
+    """Seesaw loss, Wang et al. 2021 (arXiv:2008.10032): softmax cross-entropy of ``z + D`` with
     ``D_ij = p min(0, log n_j - log n_y) + q max(0, log P_ij - log max(P_iy, eps))``, ``P = softmax(z)`` held constant.
 
     The paper counts the samples seen so far in training; `ltkernels.nn.Seesaw` does that.

@@ -20,7 +20,7 @@ from .softmax_equalization import tail_classes
 def class_balanced_sigmoid(
     class_counts: Sequence[int] | Tensor, beta: float | None = 0.9999, *, empty: str = "error"
 ) -> ClosedForm:
-    """Class-balanced sigmoid cross-entropy, Cui et al. 2019 (arXiv:1901.05555), section 4.2: the row's sum of binary
+    """Class-balanced sigmoid cross-entropy, Cui et al. 2019 (arXiv:1901.05555), sigmoid form: the row's sum of binary
     cross-entropies times the label's weight ``(1 - beta) / (1 - beta^n)``, as in `class_balanced`.
 
     The paper divides by the number of rows: ``reduction="batch_mean"``. It also starts the classifier's bias at ``-log(C - 1)``.
@@ -35,7 +35,7 @@ def class_balanced_sigmoid(
 def class_balanced_focal(
     class_counts: Sequence[int] | Tensor, beta: float | None = 0.9999, gamma: float = 1.0, *, empty: str = "error"
 ) -> ClosedForm:
-    """Class-balanced focal loss, Cui et al. 2019 (arXiv:1901.05555), section 4.3: `class_balanced_sigmoid` with each binary
+    """Class-balanced focal loss, Cui et al. 2019 (arXiv:1901.05555), focal form: `class_balanced_sigmoid` with each binary
     cross-entropy times ``(1 - p_t)^gamma``, p_t the probability of what is true of that class.
 
     Args:
@@ -50,7 +50,7 @@ def class_balanced_focal(
 def eql(
     class_counts: Sequence[int] | Tensor, tail_frequency: float | None = None, *, empty: str = "error"
 ) -> ClosedForm:
-    """Equalization loss, Tan et al. 2020 (arXiv:2003.05176), equations 3 to 5: sigmoid cross-entropy without the negative terms of
+    """Equalization loss, Tan et al. 2020 (arXiv:2003.05176): sigmoid cross-entropy without the negative terms of
     tail classes, so that head samples do not discourage them. Every row counts as foreground.
 
     Args:

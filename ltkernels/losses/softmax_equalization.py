@@ -20,7 +20,7 @@ def softmax_equalization(
     *,
     empty: str = "error",
 ) -> ClosedForm:
-    """Softmax equalization loss, Tan et al. 2020 (arXiv:2003.05176), equations 9 and 10: each tail class but the label is
+    """Softmax equalization loss, Tan et al. 2020 (arXiv:2003.05176), softmax form: each tail class but the label is
     removed from a row's softmax with probability `gamma`. The label is never removed.
 
     The mask is a function of (seed, row, class): the 32-bit hash lowbias32, applied as `ltkernels.losses._terms.equalization_mask`

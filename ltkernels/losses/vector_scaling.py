@@ -12,7 +12,7 @@ from ._record import Adjustment, Loss, float32
 
 
 def cdt(class_counts: Sequence[int] | Tensor, gamma: float = 0.3, *, empty: str = "error") -> Adjustment:
-    """Class-dependent temperatures, Ye et al. 2020 (arXiv:2001.01385), equation 9: scale ``(n / n_max)^gamma``.
+    """Class-dependent temperatures, Ye et al. 2020 (arXiv:2001.01385): scale ``(n / n_max)^gamma``.
 
     Args:
         gamma: exponent, at least 0; 0 is cross-entropy.
@@ -26,7 +26,7 @@ def cdt(class_counts: Sequence[int] | Tensor, gamma: float = 0.3, *, empty: str 
 def vector_scaling(
     class_counts: Sequence[int] | Tensor, gamma: float = 0.3, tau: float = 1.0, *, empty: str = "error"
 ) -> Adjustment:
-    """VS loss, Kini et al. 2021 (arXiv:2103.01550), equation 3: scale ``(n / n_max)^gamma``, shift ``tau * log(n / N)``.
+    """VS loss, Kini et al. 2021 (arXiv:2103.01550): scale ``(n / n_max)^gamma``, shift ``tau * log(n / N)``.
 
     Args:
         gamma: exponent of the multiplicative part, at least 0.
