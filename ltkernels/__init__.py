@@ -21,7 +21,13 @@ from .losses._core import explain
 
 __version__ = _version("ltkernels")
 
-_LAZY = ("augment", "diversity", "selection", "train")  # imported on first use: the losses need torch alone
+_LAZY = (
+    "augment",
+    "distributed",
+    "diversity",
+    "selection",
+    "train",
+)  # imported on first use: the losses need torch alone
 
 
 def __getattr__(name: str) -> object:
@@ -37,6 +43,7 @@ __all__ = [
     "Adjustment",
     "adjustments",
     "augment",
+    "distributed",
     "diversity",
     "doctor_report",
     "explain",

@@ -41,13 +41,13 @@ def _blocks(weight: Tensor, real: torch.dtype, whole: bool) -> Iterator[tuple[sl
         yield at, weight[at].to(real)
 
 
-def _inverse_norms(norms: Tensor) -> Tensor:
+def inverse_norms(norms: Tensor) -> Tensor:
     """1 / max(norm, eps). A norm that is not finite gives 0, which the kernel accepts as a scale: the cosine is then 0,
     or NaN where an entry is not finite, as in torch."""
     return torch.where(torch.isfinite(norms), 1 / norms.clamp_min(EPS), 0)
 
 
-def _off_the_ray(gradient: Tensor, vectors: Tensor, norms: Tensor, inverse: Tensor) -> Tensor:
+def off_the_ray(gradient: Tensor, vectors: Tensor, norms: Tensor, inverse: Tensor) -> Tensor:
     """In place: takes the part along each of `vectors` (rows) out of its gradient, which is what the norm's derivative
     does. A norm below eps counts as constant."""
     share = (vectors * gradient).sum(dim=1) * inverse * inverse
@@ -55,7 +55,7 @@ def _off_the_ray(gradient: Tensor, vectors: Tensor, norms: Tensor, inverse: Tens
     return gradient.addcmul_(vectors, share[:, None], value=-1)
 
 
-def _denominator(
+def denominator_of(
     target: Tensor,
     target_b: Tensor | None,
     lam: Tensor | None,
@@ -129,7 +129,7 @@ def _linear_adjusted_ce(
         inverse = norms = stray = None  # stray: what is added to the logits themselves
         if normalize:
             norms = torch.cat([torch.linalg.vector_norm(w, dim=1) for _, w in _blocks(weight, real, whole=False)])
-            inverse = _inverse_norms(norms)
+            inverse = inverse_norms(norms)
         if bias is not None and form:
             stray = bias.to(real)
         elif bias is not None:
@@ -148,7 +148,7 @@ def _linear_adjusted_ce(
         run, run_ = (_ops.closed_ce, _ops.closed_ce_) if form else (_ops.adjusted_ce, _ops.adjusted_ce_)
 
         need_grad = need_features or need_weight or need_bias
-        denominator = _denominator(target, target_b, lam, class_weight, ignore_index, reduction)
+        denominator = denominator_of(target, target_b, lam, class_weight, ignore_index, reduction)
         if need_grad and row_coef is None:
             row_coef = (1 / denominator).to(real).repeat(rows)
         step = min(chunk_rows, max(rows, 1))
@@ -163,7 +163,7 @@ def _linear_adjusted_ce(
             x = features[at].to(real)
             if normalize:
                 x_norms = torch.linalg.vector_norm(x, dim=1)
-                x_inverse = _inverse_norms(x_norms)
+                x_inverse = inverse_norms(x_norms)
                 x = x * x_inverse[:, None]
             z = chunk[: len(x)]
             for classes_at, w in _blocks(weight, real, whole=True):
@@ -187,13 +187,13 @@ def _linear_adjusted_ce(
                     gradient.addmm_(z[:, classes_at], w, beta=0 if classes_at.start == 0 else 1)
                 if normalize:
                     ones = torch.ones_like(x_norms)  # x has unit length already
-                    _off_the_ray(gradient, x, x_norms, ones).mul_(x_inverse[:, None])
+                    off_the_ray(gradient, x, x_norms, ones).mul_(x_inverse[:, None])
             if need_weight:
                 grad_weight.addmm_(z.t(), x, beta=0 if begin == 0 else 1)
 
         if normalize and need_weight:
             for classes_at, w in _blocks(weight, real, whole=False):
-                _off_the_ray(grad_weight[classes_at], w, norms[classes_at], inverse[classes_at])
+                off_the_ray(grad_weight[classes_at], w, norms[classes_at], inverse[classes_at])
         if normalize and need_bias and not form:
             grad_bias.div_(inverse)  # the kernel's gradient is that of x . w = |w| (cos + ...)
         if reduction == _NONE:

@@ -52,6 +52,22 @@ def check(z: torch.Tensor, y: torch.Tensor, cuts: list[int], cond: float = 1.0, 
     oracle.assert_gradient(grad, expected, size, y, cond)
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def _phases(request, monkeypatch) -> None:
+    """The kernels of the two phases, and their form in plain torch."""
+    if request.param == "torch":
+
+        def statistics(z, y, sigma, *, shift=None, scale=None, weight=None, smooth=False):
+            return _two_phase.torch_statistics(z, y, sigma, shift, scale, weight, smooth)
+
+        def gradient(z, y, sigma, terms, *, shift=None, scale=None, weight=None, out=None):
+            return _two_phase.torch_gradient(z, y, sigma, terms, shift, scale, weight)
+
+        monkeypatch.setattr(_two_phase, "statistics", statistics)
+        monkeypatch.setattr(_two_phase, "gradient", gradient)
+
+
+@pytest.mark.usefixtures("_phases")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cuts", [[], [1], [18], [5, 6, 30]])
 @pytest.mark.parametrize("name", ["ce", "kps_ga", "vector_scaling", "class_balanced", "focal"])
@@ -64,6 +80,7 @@ def test_parts(name: str, cuts: list[int], dtype: torch.dtype) -> None:
     check(z, labels_of(12, classes), cuts, **record.adjustment(counts_of(classes))._asdict())
 
 
+@pytest.mark.usefixtures("_phases")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_label_smoothing(weighted: bool) -> None:
     z, y = hostile_logits(9, 21, torch.float32), labels_of(9, 21)
@@ -74,6 +91,7 @@ def test_label_smoothing(weighted: bool) -> None:
     check(z, y, [4, 15], label_smoothing=0.1, cond=2.0, **options)
 
 
+@pytest.mark.usefixtures("_phases")
 @pytest.mark.parametrize("kind", ["low first columns", "masked first block", "rising", "falling"])
 @pytest.mark.parametrize("offset", [0.0, 2000.0])
 def test_references_that_differ_between_the_parts(kind: str, offset: float) -> None:

@@ -51,6 +51,8 @@ def statistics(
         (N, 4) float64: a reference r near the largest a_j but the label's; the sum of exp(a_j - r) over them; the label's own a
         without its margin, -inf where it is elsewhere; the smoothing sum.
     """
+    if not logits.is_cpu:
+        return torch_statistics(logits, labels, row_scale, shift, scale, weight, smooth)
     out = torch.empty(len(logits), 4, dtype=torch.float64)
     _backends.cpu_row_statistics(logits, labels, row_scale, shift, scale, weight, smooth, out)
     return out
@@ -137,6 +139,64 @@ def gradient(
     `terms` (N, 4) float64 from `finish`, columns 1 to 3 times each row's upstream factor; the rest as in `statistics`. `out` may be the
     logits themselves.
     """
+    if not logits.is_cpu:
+        return torch_gradient(logits, labels, row_scale, terms, shift, scale, weight)
     out = torch.empty(logits.shape, dtype=logits.dtype) if out is None else out
     _backends.cpu_gradient_from_statistics(logits, labels, row_scale, shift, scale, weight, terms.contiguous(), out)
     return out
+
+
+# ---- the same in plain torch, for devices whose kernels have no two phases -------------------------------------------
+
+
+def _adjusted(logits: Tensor, row_scale: Tensor, shift: Tensor | None, scale: Tensor | None) -> Tensor:
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    a = logits.to(real)
+    a = a if scale is None else a * scale
+    a = a if shift is None else a + shift
+    return a * row_scale.to(real)[:, None]
+
+
+def torch_statistics(
+    logits: Tensor,
+    labels: Tensor,
+    row_scale: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    smooth: bool,
+) -> Tensor:
+    """`statistics`; the reference is the maximum."""
+    a = _adjusted(logits, row_scale, shift, scale)
+    here = (labels >= 0)[:, None]
+    at = labels.clamp_min(0)[:, None]
+    label_a = torch.where(here, a.gather(1, at), -torch.inf)[:, 0]
+    others = a.scatter(1, at, torch.where(here, -torch.inf, a.gather(1, at)))
+    reference = others.amax(dim=1)
+    below = others - torch.where(reference == -torch.inf, 0.0, reference)[:, None]
+    smooth_a = torch.zeros_like(reference)
+    if smooth:
+        terms = a if weight is None else a * weight
+        smooth_a = terms.scatter(1, at, torch.where(here, 0.0, terms.gather(1, at))).sum(dim=1, dtype=torch.float64)
+    rows = [reference.double(), torch.exp(below).sum(dim=1, dtype=torch.float64), label_a.double(), smooth_a.double()]
+    return torch.where((labels == IGNORED)[:, None], 0.0, torch.stack(rows, dim=1))
+
+
+def torch_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    row_scale: Tensor,
+    terms: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+) -> Tensor:
+    """`gradient`."""
+    a = _adjusted(logits, row_scale, shift, scale)
+    reference, factor, smooth, label_grad = (column.to(a.dtype)[:, None] for column in terms.unbind(1))
+    grad = factor * torch.exp(a - torch.where(reference == -torch.inf, 0.0, reference))
+    grad = grad + (smooth if weight is None else smooth * weight)
+    grad = grad if scale is None else grad * scale
+    at = labels.clamp_min(0)[:, None]
+    grad = grad.scatter(1, at, torch.where((labels >= 0)[:, None], label_grad, grad.gather(1, at)))
+    return torch.where((labels == IGNORED)[:, None], 0.0, grad).to(logits.dtype)
