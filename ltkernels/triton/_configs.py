@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 
 from .._checks import FLOATING, real_dtype
-from . import _kernels
-from ._row import EQUALIZATION, SIGMOID
+from . import _kernels, _linear_kernels, _long_rows
 
 _NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _TL = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -59,86 +58,197 @@ _ROWS = (
     Tile(1, 2048, 4),  # LVIS: 16 a thread
     Tile(1, 4096, 8),  # 16 a thread
     Tile(1, 8192, 16),  # iNaturalist: 8142 of 8192; 16 a thread, four such blocks fill a multiprocessor
-    Tile(1, 16384, 32),  # 16 a thread and 1024 threads: the largest block there is, at 64 registers a thread
 )
-# Twice the registers a logit: half the columns at the end, where 64 registers a thread are all there are.
-_ROWS_F64 = _ROWS[:-1]
-# Longer rows go through twice. 8192 columns amortise two block-wide reductions; two such blocks keep a
-# multiprocessor's loads in flight.
-_LONG = Tile(1, 8192, 16)
-_LONG_F64 = Tile(1, 4096, 16)
-# Statistics of short rows.
+# 16 a thread and 1024 threads, the largest block there is, at 64 registers a thread: where no table is read (`rows_tile`).
+_PLAIN = Tile(1, 16384, 32)
+# Two registers a logit: half as many a thread, and rows of 4096 at most.
+_ROWS_F64 = (*_ROWS[:6], Tile(1, 2048, 8), Tile(1, 4096, 16))
+# Longer rows, and mixed labels: a tile is short of what a program could hold, because two labels' state and the
+# tables of a tile live beside it; 8 logits a thread, 4 in float64.
+_LONG = Tile(1, 4096, 16)
+_LONG_F64 = Tile(1, 2048, 16)
+# The same for short rows.
 _SHORT = Tile(1, 1024, 4)
 # Gradients from statistics: nothing is reduced, so 8 logits a thread in one shape for all.
 _ELEMENTWISE = Tile(1, 1024, 4)
+
+# Tiles of the head: rows, classes, and features at a time.
+_LINEAR = {
+    # Two 64 x 64 operands of 32 features in two stages are 64 KiB of shared memory; 32 accumulators a thread.
+    torch.float32: (64, 64, 32, 4, 2),
+    # Tensor cores want 64 features a step; 8 warps keep the 64 x 128 tile at 32 logits a thread, beside the exponentials.
+    torch.bfloat16: (64, 128, 64, 8, 3),
+    torch.float16: (64, 128, 64, 8, 3),
+    # Products of doubles go through registers: small tiles.
+    torch.float64: (32, 32, 16, 4, 1),
+}
+COMBINE_ROWS = 128
+NORM_BLOCK = 512
+PARTS_BLOCK = 512
 
 DENOMINATOR_BLOCK = 1024
 LOSS_BLOCK = 8192  # 16 warps: 64 Ki row losses are eight steps of one program
 SCALE_BLOCK = 2048
 
 
-def rows_tile(dtype: torch.dtype, classes: int) -> Tile | None:
-    """The tile that holds whole rows; None where they are too long."""
-    table = _ROWS_F64 if dtype == torch.float64 else _ROWS
+def rows_tile(dtype: torch.dtype, classes: int, plain: bool) -> Tile | None:
+    """The tile that holds whole rows; None where they are too long. `plain`: no table is streamed, and the form is none
+    or ArcFace."""
+    table = _ROWS_F64 if dtype == torch.float64 else (*_ROWS, _PLAIN) if plain else _ROWS
     return next((tile for tile in table if classes <= tile.columns), None)
 
 
-def _make(kernel: triton.JITFunction, dtype: torch.dtype, warps: int, stages: int = 1, **constants) -> Specialisation:
+def _make(kernel: triton.JITFunction, dtype: torch.dtype, tile: Tile, **constants) -> Specialisation:
     constants["REAL"] = _TL[real_dtype(dtype)]
-    return Specialisation(kernel, dtype, tuple(constants.items()), warps, stages)
+    return Specialisation(kernel, dtype, tuple(constants.items()), tile.warps)
 
 
-def rows(dtype: torch.dtype, classes: int, form: int, tables: bool, mixed: bool, grad: bool, aligned: bool):
-    """The kernel of a whole loss: `_kernels.rows`, or `_kernels.long_rows` where a row does not fit."""
-    common = {"FORM": form, "TABLES": tables, "MIXED": mixed, "GRAD": grad}
-    tile = rows_tile(dtype, classes)
+def rows(dtype: torch.dtype, classes: int, form: int, tables: bool, smooth: bool, aligned: bool):
+    """Loss and gradient of one label a row; None where a row is too long for registers."""
+    tile = rows_tile(dtype, classes, form in (0, 3) and not tables and not smooth)
     if tile is None:
-        tile = _LONG_F64 if dtype == torch.float64 else _LONG
-        return _make(
-            _kernels.long_rows, dtype, tile.warps, **common, STATS=False, ALIGNED=aligned, C=tile.columns
-        ), tile
-    return _make(_kernels.rows, dtype, tile.warps, **common, ALIGNED=aligned, R=tile.rows, C=tile.columns), tile
+        return None
+    constants = {"FORM": form, "TABLES": tables, "SMOOTH": smooth, "ALIGNED": aligned, "R": tile.rows, "C": tile.columns}
+    return _make(_kernels.rows, dtype, tile, **constants), tile
 
 
-def statistics(dtype: torch.dtype, classes: int, form: int, tables: bool, mixed: bool, aligned: bool):
+def long_rows(
+    dtype: torch.dtype,
+    classes: int,
+    form: int,
+    tables: bool,
+    smooth: bool,
+    mixed: bool,
+    aligned: bool,
+    *,
+    grad: bool = False,
+    stats: bool = False,
+):
+    """The loss, with the gradient or statistics or neither."""
     tile = _SHORT if classes <= _SHORT.columns else _LONG_F64 if dtype == torch.float64 else _LONG
-    common = {"FORM": form, "TABLES": tables, "MIXED": mixed, "GRAD": False, "STATS": True}
-    return _make(_kernels.long_rows, dtype, tile.warps, **common, ALIGNED=aligned, C=tile.columns), tile
+    constants = {"FORM": form, "TABLES": tables, "SMOOTH": smooth, "MIXED": mixed, "GRAD": grad, "STATS": stats}
+    return _make(_long_rows.long_rows, dtype, tile, **constants, ALIGNED=aligned, C=tile.columns)
 
 
-def gradient(dtype: torch.dtype, form: int, tables: bool, mixed: bool, aligned: bool):
+def gradient(dtype: torch.dtype, form: int, tables: bool, smooth: bool, mixed: bool, aligned: bool):
+    """The gradient from statistics."""
     tile = _ELEMENTWISE
-    common = {"FORM": form, "TABLES": tables, "MIXED": mixed, "ALIGNED": aligned}
-    return _make(_kernels.gradient_from_statistics, dtype, tile.warps, **common, R=tile.rows, C=tile.columns), tile
+    constants = {"FORM": form, "TABLES": tables, "SMOOTH": smooth, "MIXED": mixed, "ALIGNED": aligned}
+    return _make(
+        _long_rows.gradient_from_statistics, dtype, tile, **constants, R=tile.rows, C=tile.columns
+    ), tile
 
 
 def denominator(dtype: torch.dtype) -> Specialisation:
-    return _make(_kernels.denominator, real_dtype(dtype), 4, BLOCK=DENOMINATOR_BLOCK)
+    return _make(_kernels.denominator, real_dtype(dtype), Tile(1, DENOMINATOR_BLOCK, 4), BLOCK=DENOMINATOR_BLOCK)
 
 
 def loss_sum(dtype: torch.dtype) -> Specialisation:
-    return _make(_kernels.loss_sum, real_dtype(dtype), 16, BLOCK=LOSS_BLOCK)
+    return _make(_kernels.loss_sum, real_dtype(dtype), Tile(1, LOSS_BLOCK, 16), BLOCK=LOSS_BLOCK)
 
 
 def scale_gradient(dtype: torch.dtype) -> Specialisation:
     return Specialisation(_kernels.scale_gradient, dtype, (("BLOCK", SCALE_BLOCK),), 4)
 
 
-def every() -> Iterator[Specialisation]:
-    """All that can be launched."""
-    seen = set()
+# ---- the head --------------------------------------------------------------------------------------------------------
+
+
+def linear_tile(dtype: torch.dtype) -> Tile:
+    rows, classes, _, warps, _ = _LINEAR[dtype]
+    return Tile(rows, classes, warps)
+
+
+def _linear(kernel: triton.JITFunction, dtype: torch.dtype, precision: str, **constants) -> Specialisation:
+    rows, classes, features, warps, stages = _LINEAR[dtype]
+    constants |= {"R": rows, "C": classes, "K": features, "PRECISION": precision}
+    return _make(kernel, dtype, Tile(rows, classes, warps), **constants)._replace(stages=stages)
+
+
+def tile_statistics(dtype: torch.dtype, smooth: bool, mixed: bool, precision: str) -> Specialisation:
+    return _linear(_linear_kernels.tile_statistics, dtype, precision, SMOOTH=smooth, MIXED=mixed)
+
+
+def combine(dtype: torch.dtype, smooth: bool, mixed: bool) -> Specialisation:
+    tile = Tile(COMBINE_ROWS, 1, 4)
+    return _make(_linear_kernels.combine, real_dtype(dtype), tile, SMOOTH=smooth, MIXED=mixed, R=tile.rows)
+
+
+def input_gradient(
+    dtype: torch.dtype, by_class: bool, product: bool, smooth: bool, mixed: bool, precision: str
+) -> Specialisation:
+    # The logits' gradient is rounded to bfloat16 for the product, as torch's is. float16 would lose what is below 6e-8,
+    # the tail classes of any larger batch: its products are in TF32, which holds a float16 exactly.
+    operand = torch.float32 if dtype == torch.float16 else dtype
+    if dtype == torch.float16 and precision == "ieee":
+        precision = "tf32"
+    return _linear(
+        _linear_kernels.input_gradient,
+        dtype,
+        precision,
+        BY_CLASS=by_class,
+        PRODUCT=product,
+        SMOOTH=smooth,
+        MIXED=mixed,
+        OPERAND=_TL[operand],
+    )
+
+
+def norms(dtype: torch.dtype) -> Specialisation:
+    return _make(_linear_kernels.norms, dtype, Tile(1, NORM_BLOCK, 4), BLOCK=NORM_BLOCK)
+
+
+def gather_parts(dtype: torch.dtype) -> Specialisation:
+    return _make(_linear_kernels.gather_parts, dtype, Tile(1, PARTS_BLOCK, 4), BLOCK=PARTS_BLOCK)
+
+
+def precisions(dtype: torch.dtype) -> tuple[str, ...]:
+    """How products of a dtype may be computed; the first is torch's default."""
+    return ("ieee", "tf32x3", "tf32") if dtype == torch.float32 else ("ieee",)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """As torch.set_float32_matmul_precision has it: what F.linear would do with these features."""
+    if dtype != torch.float32:
+        return "ieee"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+
+
+def every_linear() -> Iterator[Specialisation]:
+    """All that the head can launch."""
+    found = []
+    switches = (False, True)
+    for dtype, smooth, mixed in itertools.product(FLOATING, switches, switches):
+        for how in precisions(dtype):
+            found.append(tile_statistics(dtype, smooth, mixed, how))
+            for by_class, product in ((False, True), (True, True), (True, False)):
+                found.append(input_gradient(dtype, by_class, product, smooth, mixed, how))
+        found.append(combine(dtype, smooth, mixed))
     for dtype in FLOATING:
-        widths = [tile.columns for tile in _ROWS] + [_ROWS[-1].columns + 1]
-        variants = itertools.product(range(5), (False, True), (False, True), (False, True))
-        for form, tables, mixed, aligned in variants:
-            if form and tables:  # a closed form brings no shift and scale of its own
-                continue
-            found = [rows(dtype, c, form, tables, mixed, grad, aligned)[0] for c in widths for grad in (False, True)]
-            found += [statistics(dtype, c, form, tables, mixed, aligned)[0] for c in widths]
-            found.append(gradient(dtype, form, tables, mixed, aligned)[0])
-            yield from (each for each in dict.fromkeys(found) if each not in seen)
-            seen.update(found)
-        for each in (denominator(dtype), loss_sum(dtype), scale_gradient(dtype)):
-            if each not in seen:
-                seen.add(each)
-                yield each
+        found += [norms(dtype), gather_parts(dtype)]
+    return iter(dict.fromkeys(found))
+
+
+# ---- the lists -------------------------------------------------------------------------------------------------------
+
+
+def every() -> Iterator[Specialisation]:
+    """All that the losses on logits can launch."""
+    found = []
+    widths = [*(tile.columns for tile in (*_ROWS, _PLAIN)), _PLAIN.columns + 1]
+    switches = (False, True)
+    for dtype, form, tables, smooth, aligned in itertools.product(FLOATING, range(5), switches, switches, switches):
+        # A closed form brings no shift and scale; two of them cannot be smoothed (losses/_terms.py); and smoothing alone
+        # does not deserve a variant.
+        if (form and tables) or (smooth and (form in (2, 4) or (form == 0 and not tables))):
+            continue
+        common = (form, tables, smooth)
+        found += [rows(dtype, classes, *common, aligned) for classes in widths]
+        for mixed in switches:
+            for classes, kind in itertools.product(widths, ({}, {"grad": True}, {"stats": True})):
+                found.append(long_rows(dtype, classes, *common, mixed, aligned, **kind))
+            found.append(gradient(dtype, *common, mixed, aligned))
+    found = [each[0] if type(each) is tuple else each for each in found if each is not None]
+    for dtype in FLOATING:
+        found += [denominator(dtype), loss_sum(dtype), scale_gradient(dtype)]
+    return iter(dict.fromkeys(found))

@@ -25,6 +25,9 @@ ROW_SCALE = tl.constexpr(8)
 WEIGHT = tl.constexpr(16)
 ROW_COEF = tl.constexpr(32)
 TABLE = tl.constexpr(64)
+BIAS = tl.constexpr(128)
+FEATURE_NORM = tl.constexpr(256)
+WEIGHT_NORM = tl.constexpr(512)
 
 # csrc/cpu/adjusted_ce.h: enum Form
 SEESAW = tl.constexpr(1)
@@ -44,6 +47,16 @@ def kernel(fn: Callable) -> triton.JITFunction:
 def gather(values, at, wanted, default, REAL: tl.constexpr):
     """values[at] where `wanted`, else `default`."""
     return tl.load(values + at, mask=wanted, other=default).to(REAL)
+
+
+@triton.jit
+def stream(values, col, mask, default, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr):
+    """values[col] as an R x C tile. In the logits' shape, so that it is loaded in the logits' layout: a vector would be
+    exchanged through shared memory."""
+    at = tl.broadcast_to((values + col)[None, :], R, col.shape[0])
+    if ALIGNED:
+        at = tl.multiple_of(at, (16, 16))
+    return tl.load(at, mask=mask, other=default).to(REAL)
 
 
 @triton.jit
@@ -113,17 +126,19 @@ def label_data(
 
 @triton.jit
 def adjusted(
-    z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM: tl.constexpr, REAL: tl.constexpr
-):
+    z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1,
+    FORM: tl.constexpr, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
     """Adjusted logits in base 2, and which of them count: columns of the row but the label's. `x` is beta z + delta;
     `reference` Seesaw's max(z_y, lse + log eps)."""
     counts = inside[None, :] & (col[None, :] != y[:, None])
     if FORM == SEESAW:
-        rarer = gather(table, y, True, 0.0, REAL)[:, None] - tl.load(table + col, mask=inside, other=0.0)[None, :]
+        log_counts = stream(table, col, inside[None, :], 0.0, R, ALIGNED, REAL)
+        rarer = gather(table, y, y >= 0, 0.0, REAL)[:, None] - log_counts
         x = x - o0 * tl.maximum(rarer, 0.0) + o1 * tl.maximum(z - reference[:, None], 0.0)
     if FORM == EQUALIZATION:
-        tail = tl.load(table + col, mask=inside, other=0.0) != 0.0
-        x = tl.where(equalization_mask(seed, row, col, o0, REAL) & tail[None, :], -float("inf"), x)
+        tail = stream(table, col, inside[None, :], 0.0, R, ALIGNED, REAL) != 0.0
+        x = tl.where(equalization_mask(seed, row, col, o0, REAL) & tail, -float("inf"), x)
     return tl.where(counts, x * sigma2[:, None], -float("inf")), counts
 
 
@@ -138,14 +153,18 @@ def online(top, others, a, counts):
 
 
 @triton.jit
-def smoothing_sums(a, counts, weight, col, inside, present, REAL: tl.constexpr):
+def smoothing_sums(
+    a, counts, weight, col, inside, present, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr
+):
     """Sum of weight * a over the columns that count, and of the weights over all columns of the tile."""
-    w = tl.load(weight + col, mask=inside & has(present, WEIGHT), other=1.0).to(REAL)
-    return tl.sum(tl.where(counts, w[None, :] * a, 0.0), 1), tl.sum(tl.where(inside, w, 0.0), 0)
+    w = stream(weight, col, inside[None, :] & has(present, WEIGHT), 1.0, R, ALIGNED, REAL)
+    return tl.sum(tl.where(counts, w * a, 0.0), 1), tl.sum(tl.where(inside[None, :], w, 0.0), 1)
 
 
 @triton.jit
-def finish(top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes):
+def finish(
+    top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, SMOOTH: tl.constexpr
+):
     """From a row's sums to its loss and to what its gradient needs: (loss, highest, k, c, g) with
     dL/da_j = k 2^(a_j - highest) - c weight_j and g the label's own dL/da, minus the sum of the others: P_y - 1 cancels
     to 0 on confident rows."""
@@ -164,12 +183,16 @@ def finish(top, others, smooth_a, total_weight, label_a, alpha, share, gamma, sm
     slope = tl.exp2(gamma * log_q) + gamma * nll * p * tl.exp2((gamma - 1.0) * log_q)
     phi = tl.where(gamma == 0.0, nll, tl.where(q <= 0.0, 0.0, phi))
     slope = tl.where(gamma == 0.0, 1.0, tl.where(q <= 0.0, 0.0, slope))
-    hard = (1.0 - smoothing) * alpha * share
-    c = smoothing / classes * share
+    hard = alpha * share
+    c = tl.zeros_like(top)
+    if not SMOOTH:
+        return hard * phi, highest, hard * slope / total, c, -hard * slope * q
+    hard *= 1.0 - smoothing
+    c += smoothing / classes * share
     soft = (tl.log2(total) + highest) * total_weight - (smooth_a + alpha * label_a)
-    loss = hard * phi + tl.where(smoothing == 0.0, 0.0, c * LN_2 * soft)
     k = hard * slope + c * total_weight
-    return loss, highest, k / total, c, c * total_weight * p - hard * slope * q - c * alpha
+    own_gradient = c * total_weight * p - hard * slope * q - c * alpha
+    return hard * phi + c * LN_2 * soft, highest, k / total, c, own_gradient
 
 
 @triton.jit

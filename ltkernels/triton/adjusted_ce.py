@@ -56,6 +56,13 @@ def _options(closed: tuple | None) -> tuple[int, Tensor | None, Tensor | None, t
     return form, table, seed, (o0, o1, o2, o3)
 
 
+def _variant(form: int, shift: Tensor | None, scale: Tensor | None, label_smoothing: float) -> tuple[int, bool, bool]:
+    """(form, whether shift and scale are read, whether smoothing is computed): what a kernel is compiled for. Smoothing
+    without tables is served by the variant with both."""
+    smooth = label_smoothing != 0.0
+    return form, form == 0 and (smooth or shift is not None or scale is not None), smooth
+
+
 def _present(*tables: Tensor | None) -> int:
     return sum(bit for bit, table in zip(_BITS, tables) if table is not None)
 
@@ -138,25 +145,29 @@ def adjusted_ce(
     parts, count = _denominator(real, target, target_b, lam, weight, classes, ignore_index, reduction)
     row_loss = loss if reduction == _NONE else torch.empty(rows, dtype=loss.dtype, device=loss.device)
     if rows:
-        tables = shift is not None or scale is not None
+        variant = _variant(form, shift, scale, label_smoothing)
         aligned = _aligned(classes, logits, grad, shift, scale, weight, table)
-        kernel, tile = _configs.rows(
-            logits.dtype, classes, form, tables, target_b is not None, grad is not None, aligned
-        )
+        mixed = target_b is not None
+        held = None if grad is None or mixed else _configs.rows(logits.dtype, classes, *variant, aligned)
+        if held is None:
+            kernel = _configs.long_rows(logits.dtype, classes, *variant, mixed, aligned, grad=grad is not None)
+            programs, stats, second = rows, (real,), (_or(target_b, target), _or(lam, real))
+        else:
+            kernel, tile = held
+            programs, stats, second = -(-rows // tile.rows), (), ()
         _launch(
             kernel,
-            (-(-rows // tile.rows),),
+            (programs,),
             logits,
             logits.stride(0),
             _or(grad, logits),
             0 if grad is None else grad.stride(0),
             row_loss,
-            *((real,) if kernel.kernel is _configs._kernels.long_rows else ()),  # its statistics, which are not saved
+            *stats,
             parts,
             count,
             target,
-            _or(target_b, target),
-            _or(lam, real),
+            *second,
             _or(shift, real),
             _or(scale, real),
             _or(margin, real),
@@ -200,9 +211,9 @@ def row_statistics(
     stats = torch.empty((1 if target_b is None else 2, 5, rows), dtype=loss.dtype, device=loss.device)
     if rows == 0:
         return stats
-    tables = shift is not None or scale is not None
+    variant = _variant(form, shift, scale, label_smoothing)
     aligned = _aligned(classes, logits, shift, scale, weight, table)
-    kernel, _ = _configs.statistics(logits.dtype, classes, form, tables, target_b is not None, aligned)
+    kernel = _configs.long_rows(logits.dtype, classes, *variant, target_b is not None, aligned, stats=True)
     _launch(
         kernel,
         (rows,),
@@ -249,6 +260,7 @@ def gradient_from_statistics(
     weight: Tensor | None,
     row_coef: Tensor | None,
     focal_gamma: float,
+    label_smoothing: float,
     ignore_index: int,
     reduction: int,
     closed: tuple | None = None,
@@ -260,9 +272,9 @@ def gradient_from_statistics(
     parts, count = _denominator(stats, target, target_b, lam, weight, classes, ignore_index, reduction)
     if rows == 0:
         return
-    tables = shift is not None or scale is not None
+    variant = _variant(form, shift, scale, label_smoothing)
     aligned = _aligned(classes, logits, grad, shift, scale, weight, table)
-    kernel, tile = _configs.gradient(logits.dtype, form, tables, target_b is not None, aligned)
+    kernel, tile = _configs.gradient(logits.dtype, *variant, target_b is not None, aligned)
     _launch(
         kernel,
         (-(-rows // tile.rows), -(-classes // tile.columns)),
