@@ -74,13 +74,14 @@ _ELEMENTWISE = Tile(1, 1024, 4)
 
 # Tiles of the head: rows, classes, and features at a time.
 _LINEAR = {
-    # Two 64 x 64 operands of 32 features in two stages are 64 KiB of shared memory; 32 accumulators a thread.
-    torch.float32: (64, 64, 32, 4, 2),
-    # Tensor cores want 64 features a step; 8 warps keep the 64 x 128 tile at 32 logits a thread, beside the exponentials.
-    torch.bfloat16: (64, 128, 64, 8, 3),
-    torch.float16: (64, 128, 64, 8, 3),
+    # 16 logits a thread: the exponentials, both labels and two accumulators live beside them. Full float32 products go
+    # through registers, so 16 features a step.
+    torch.float32: (64, 64, 16, 8, 2),
+    # Tensor cores want 64 features a step.
+    torch.bfloat16: (64, 64, 64, 8, 2),
+    torch.float16: (64, 64, 32, 8, 2),  # its gradients' products have float32 operands
     # Products of doubles go through registers: small tiles.
-    torch.float64: (32, 32, 16, 4, 1),
+    torch.float64: (32, 32, 16, 8, 1),
 }
 COMBINE_ROWS = 128
 NORM_BLOCK = 512
@@ -159,14 +160,18 @@ def linear_tile(dtype: torch.dtype) -> Tile:
     return Tile(rows, classes, warps)
 
 
-def _linear(kernel: triton.JITFunction, dtype: torch.dtype, precision: str, **constants) -> Specialisation:
+def _linear(
+    kernel: triton.JITFunction, dtype: torch.dtype, precision: str, aligned: bool, **constants
+) -> Specialisation:
     rows, classes, features, warps, stages = _LINEAR[dtype]
-    constants |= {"R": rows, "C": classes, "K": features, "PRECISION": precision}
+    if not aligned:  # every element has an address of its own
+        features, stages = min(features, 32), 1
+    constants |= {"ALIGNED": aligned, "R": rows, "C": classes, "K": features, "PRECISION": precision}
     return _make(kernel, dtype, Tile(rows, classes, warps), **constants)._replace(stages=stages)
 
 
-def tile_statistics(dtype: torch.dtype, smooth: bool, mixed: bool, precision: str) -> Specialisation:
-    return _linear(_linear_kernels.tile_statistics, dtype, precision, SMOOTH=smooth, MIXED=mixed)
+def tile_statistics(dtype: torch.dtype, smooth: bool, mixed: bool, precision: str, aligned: bool) -> Specialisation:
+    return _linear(_linear_kernels.tile_statistics, dtype, precision, aligned, SMOOTH=smooth, MIXED=mixed)
 
 
 def combine(dtype: torch.dtype, smooth: bool, mixed: bool) -> Specialisation:
@@ -175,7 +180,7 @@ def combine(dtype: torch.dtype, smooth: bool, mixed: bool) -> Specialisation:
 
 
 def input_gradient(
-    dtype: torch.dtype, by_class: bool, product: bool, smooth: bool, mixed: bool, precision: str
+    dtype: torch.dtype, by_class: bool, product: bool, smooth: bool, mixed: bool, precision: str, aligned: bool
 ) -> Specialisation:
     # The logits' gradient is rounded to bfloat16 for the product, as torch's is. float16 would lose what is below 6e-8,
     # the tail classes of any larger batch: its products are in TF32, which holds a float16 exactly.
@@ -186,6 +191,7 @@ def input_gradient(
         _linear_kernels.input_gradient,
         dtype,
         precision,
+        aligned,
         BY_CLASS=by_class,
         PRODUCT=product,
         SMOOTH=smooth,
@@ -219,10 +225,10 @@ def every_linear() -> Iterator[Specialisation]:
     found = []
     switches = (False, True)
     for dtype, smooth, mixed in itertools.product(FLOATING, switches, switches):
-        for how in precisions(dtype):
-            found.append(tile_statistics(dtype, smooth, mixed, how))
+        for how, aligned in itertools.product(precisions(dtype), switches):
+            found.append(tile_statistics(dtype, smooth, mixed, how, aligned))
             for by_class, product in ((False, True), (True, True), (True, False)):
-                found.append(input_gradient(dtype, by_class, product, smooth, mixed, how))
+                found.append(input_gradient(dtype, by_class, product, smooth, mixed, how, aligned))
         found.append(combine(dtype, smooth, mixed))
     for dtype in FLOATING:
         found += [norms(dtype), gather_parts(dtype)]

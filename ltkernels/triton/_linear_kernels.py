@@ -63,22 +63,20 @@ def inverse_norms(norm, at, mask, wanted, REAL: tl.constexpr):
 def logit_tile(
     features, features_stride, weight_matrix, weight_stride, bias, feature_norm, weight_norm, shift, scale,
     row, col, n, classes, width, present,
-    R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
+    ALIGNED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    REAL: tl.constexpr,
 ):  # fmt: skip
     """(z, beta z + delta, beta, 1 / |x|, 1 / |w|) of the rows `row` and classes `col`; z = x . w / (|x| |w|) + bias."""
     z = tl.zeros([R, C], REAL)
     for first in range(0, width, K):
         k = first + tl.arange(0, K)
-        x = tl.load(
-            features + (row * features_stride)[:, None] + k[None, :],
-            mask=(row < n)[:, None] & (k < width)[None, :],
-            other=0.0,
-        )
-        w = tl.load(
-            weight_matrix + (col * weight_stride)[None, :] + k[:, None],
-            mask=(col < classes)[None, :] & (k < width)[:, None],
-            other=0.0,
-        )
+        at = features + (row * features_stride)[:, None] + k[None, :]
+        wt = weight_matrix + (col * weight_stride)[None, :] + k[:, None]
+        if ALIGNED:
+            at = tl.multiple_of(at, (16, 16))
+            wt = tl.multiple_of(wt, (16, 16))
+        x = tl.load(at, mask=(row < n)[:, None] & (k < width)[None, :], other=0.0)
+        w = tl.load(wt, mask=(col < classes)[None, :] & (k < width)[:, None], other=0.0)
         z = tl.dot(x, w, z, input_precision=PRECISION, out_dtype=REAL)
     inside = col < classes
     by_row = inverse_norms(feature_norm, row, row < n, has(present, FEATURE_NORM), REAL)
@@ -101,7 +99,7 @@ def fold(
     )
     own += tl.sum(tl.where(inside[None, :] & (col[None, :] == y[:, None]), z, 0.0), 1)
     if SMOOTH:
-        sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, R, False, REAL)
+        sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, 1, False, REAL)
         smooth_a += sum_a
         total_weight += sum_weight
     top, others, e = online(top, others, a, counts)
@@ -123,10 +121,14 @@ def tile_statistics(
     parts, features, features_stride: tl.int64, weight_matrix, weight_stride: tl.int64, bias, feature_norm, weight_norm,
     target, target_b, lam, shift, scale, row_scale, weight,
     n: tl.int64, classes: tl.int32, width: tl.int32, ignore_index: tl.int64, present: tl.int32, steps: tl.int32,
-    SMOOTH: tl.constexpr, MIXED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr, REAL: tl.constexpr,
+    SMOOTH: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Sums of R rows over `steps` tiles of C classes: (labels, parts, PARTS, n)."""
+    if ALIGNED:  # what the compiler must know for 16-byte accesses
+        width = width // 16 * 16
+        features_stride = features_stride // 16 * 16
+        weight_stride = weight_stride // 16 * 16
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     part = tl.program_id(1).to(tl.int64)
     count = tl.num_programs(1)
@@ -141,7 +143,7 @@ def tile_statistics(
         inside = col < classes
         z, x, beta, by_row, by_class = logit_tile(
             features, features_stride, weight_matrix, weight_stride, bias, feature_norm, weight_norm, shift, scale, row,
-            col, n, classes, width, present, R, C, K, PRECISION, REAL,
+            col, n, classes, width, present, ALIGNED, R, C, K, PRECISION, REAL,
         )  # fmt: skip
         top, others, smooth_a, total_weight, own = fold(
             top, others, smooth_a, total_weight, own, z, x, y, sigma2, row, col, inside, weight, present, SMOOTH, R, REAL
@@ -224,7 +226,7 @@ def logit_gradient(
     sigma2 = gather(row_scale, y, has(present, ROW_SCALE), 1.0, REAL) * LOG2_E
     return tile_gradient(
         z, x, y, sigma2, highest, k, c, own_gradient, highest, upstream, row, col, inside, beta, weight, weight, weight,
-        0.0, present, 0.0, 0.0, 0, SMOOTH, R, False, REAL,
+        0.0, present, 0.0, 0.0, 0, SMOOTH, 1, False, REAL,
     )  # fmt: skip
 
 
@@ -234,14 +236,19 @@ def input_gradient(
     features, features_stride: tl.int64, weight_matrix, weight_stride: tl.int64, bias, feature_norm, weight_norm,
     target, target_b, lam, shift, scale, row_scale, weight, row_coef,
     n: tl.int64, classes: tl.int32, width: tl.int32, ignore_index: tl.int64, present: tl.int32, steps: tl.int32,
-    BY_CLASS: tl.constexpr, PRODUCT: tl.constexpr, SMOOTH: tl.constexpr, MIXED: tl.constexpr, R: tl.constexpr,
-    C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr, REAL: tl.constexpr,
+    BY_CLASS: tl.constexpr, PRODUCT: tl.constexpr, SMOOTH: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr,
+    REAL: tl.constexpr,
 ):  # fmt: skip
     """Part of the gradient with respect to the features (a program owns R rows and goes through `steps` tiles of
     classes) or, BY_CLASS, to the weights and the bias (it owns C classes and goes through `steps` tiles of rows).
 
     out: (parts, n or classes, width), with the other input's norm divided out; bias_out: (parts, classes).
     """
+    if ALIGNED:
+        width = width // 16 * 16
+        features_stride = features_stride // 16 * 16
+        weight_stride = weight_stride // 16 * 16
     owner = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
     bias_sum = tl.zeros([C], REAL)
@@ -254,7 +261,7 @@ def input_gradient(
         upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
         z, x, beta, by_row, by_class = logit_tile(
             features, features_stride, weight_matrix, weight_stride, bias, feature_norm, weight_norm, shift, scale, row,
-            col, n, classes, width, present, R, C, K, PRECISION, REAL,
+            col, n, classes, width, present, ALIGNED, R, C, K, PRECISION, REAL,
         )  # fmt: skip
         g = logit_gradient(
             stats, z, x, y, upstream, row, n, col, inside, beta, row_scale, weight, present, SMOOTH, R, REAL
@@ -270,20 +277,22 @@ def input_gradient(
         if PRODUCT:
             if BY_CLASS:
                 left = tl.trans((g * by_row[:, None]).to(OPERAND))
-                at, limit, from_, from_limit = col, classes, row, n
+                # An ignored row may hold NaN: 0 times that would not be 0.
+                at, limit, source_at, wanted = col, classes, row, valid
                 vectors, stride, total = features, features_stride, classes.to(tl.int64)
             else:
                 left = (g * by_class[None, :]).to(OPERAND)
-                at, limit, from_, from_limit = row, n, col, classes
+                at, limit, source_at, wanted = row, n, col, inside
                 vectors, stride, total = weight_matrix, weight_stride, n
             for first in range(0, width, K):
                 k = first + tl.arange(0, K)
-                right = tl.load(
-                    vectors + (from_ * stride)[:, None] + k[None, :],
-                    mask=(from_ < from_limit)[:, None] & (k < width)[None, :],
-                    other=0.0,
-                ).to(OPERAND)
+                source = vectors + (source_at * stride)[:, None] + k[None, :]
+                if ALIGNED:
+                    source = tl.multiple_of(source, (16, 16))
+                right = tl.load(source, mask=wanted[:, None] & (k < width)[None, :], other=0.0).to(OPERAND)
                 to = out + ((part * total + at) * width)[:, None] + k[None, :]
+                if ALIGNED:
+                    to = tl.multiple_of(to, (16, 16))
                 mask = (at < limit)[:, None] & (k < width)[None, :]
                 so_far = tl.load(to, mask=mask & true(step > 0), other=0.0)
                 tl.store(to, tl.dot(left, right, so_far, input_precision=PRECISION, out_dtype=REAL), mask=mask)
@@ -296,10 +305,10 @@ def input_gradient(
 
 @kernel
 def gather_parts(
-    grad, out, count: tl.int32, vectors, stride: tl.int64, norm, n: tl.int64, width: tl.int32, normalize: tl.int32,
+    into, out, count: tl.int32, vectors, stride: tl.int64, norm, n: tl.int64, width: tl.int32, normalize: tl.int32,
     BLOCK: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """grad (n, width) = the parts (count, n, width) added in their order; with `normalize`, taken through the norm of
+    """into (n, width) = the parts (count, n, width) added in their order; with `normalize`, taken through the norm of
     `vectors`: without its part along the vector, over the norm. A norm below eps counts as constant. One row a
     program."""
     row = tl.program_id(0).to(tl.int64)
@@ -313,12 +322,14 @@ def gather_parts(
             g += tl.load(out + (part * n + row) * width + k, mask=k < width, other=0.0)
         v = tl.load(vectors + row * stride + k, mask=k < width, other=0.0).to(REAL)
         along += g * (v * factor)
-        tl.store(grad + row * width + k, g, mask=k < width)
+        tl.store(into + row * width + k, g, mask=k < width)
     tl.debug_barrier()
     if normalize != 0:
         share = tl.where(length >= EPS, tl.sum(along, 0), 0.0)
         for first in range(0, width, BLOCK):
             k = first + tl.arange(0, BLOCK)
             v = tl.load(vectors + row * stride + k, mask=k < width, other=0.0).to(REAL)
-            g = tl.load(grad + row * width + k, mask=k < width, other=0.0)
-            tl.store(grad + row * width + k, (g - v * factor * share) * factor, mask=k < width)
+            g = tl.load(into + row * width + k, mask=k < width, other=0.0)
+            # The factor of a vector that is not finite is 0; an ignored one's gradient stays 0.
+            g = tl.where(factor == 0.0, g, g - v * factor * share) * factor
+            tl.store(into + row * width + k, g, mask=k < width)

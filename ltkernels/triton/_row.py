@@ -180,7 +180,8 @@ def finish(
     # phi(l) = (1 - e^-l)^gamma l, and its derivative; 0 at l = 0 for every gamma > 0. A NaN stays.
     log_q = tl.log2(q)
     phi = tl.exp2(gamma * log_q) * nll
-    slope = tl.exp2(gamma * log_q) + gamma * nll * p * tl.exp2((gamma - 1.0) * log_q)
+    tail = tl.where(p > 0.0, gamma * nll * p * tl.exp2((gamma - 1.0) * log_q), 0.0)
+    slope = tl.exp2(gamma * log_q) + tail
     phi = tl.where(gamma == 0.0, nll, tl.where(q <= 0.0, 0.0, phi))
     slope = tl.where(gamma == 0.0, 1.0, tl.where(q <= 0.0, 0.0, slope))
     hard = alpha * share

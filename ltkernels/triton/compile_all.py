@@ -1,6 +1,6 @@
 """Compiles every specialisation that the launchers can ask for to machine code, without a GPU:
 
-    python -m ltkernels.triton.compile_all [--capability 90]... [--kernel NAME] [--part I/N] [--jobs J]
+    python -m ltkernels.triton.compile_all [--sample] [--capability 90]... [--kernel NAME] [--part I/N] [--jobs J]
 
 and fails where one does not compile, spills registers to memory, or needs more shared memory than a block can have.
 """
@@ -95,6 +95,12 @@ def everything() -> list[Specialisation]:
     return list(chain(_configs.every(), _configs.every_linear()))
 
 
+def sample() -> list[Specialisation]:
+    """One of each kernel and dtype, in the variant with the longest row that takes the most registers."""
+    chosen = {(each.kernel.__name__, each.dtype): each for each in everything()}
+    return list(chosen.values())
+
+
 def _work(index: int, capability: int) -> tuple[int, int, Usage | None, str]:
     try:
         usage = compile_one(everything()[index], capability)
@@ -106,6 +112,7 @@ def _work(index: int, capability: int) -> tuple[int, int, Usage | None, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--capability", type=int, action="append", choices=CAPABILITIES, help="default: all")
+    parser.add_argument("--sample", action="store_true", help="one of each kernel and dtype")
     parser.add_argument("--kernel", default="", help="only kernels with this in their name")
     parser.add_argument("--part", default="1/1", help="I/N: the I-th of N parts of the list")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
@@ -113,7 +120,8 @@ def main() -> int:
     arguments = parser.parse_args()
     part, parts = map(int, arguments.part.split("/"))
     listed = everything()
-    chosen = [i for i, each in enumerate(listed) if arguments.kernel in each.name][part - 1 :: parts]
+    few = set(sample()) if arguments.sample else listed
+    chosen = [i for i, each in enumerate(listed) if arguments.kernel in each.name and each in few][part - 1 :: parts]
     began, failures, most = time.monotonic(), 0, Usage(0, 0, 0)
     jobs = [(i, capability) for capability in arguments.capability or CAPABILITIES for i in chosen]
     with ProcessPoolExecutor(arguments.jobs) as pool:

@@ -14,7 +14,7 @@ from .._checks import real_dtype
 from . import _configs, _row
 from ._linear_kernels import PARTS
 from ._long_rows import STATISTICS
-from .adjusted_ce import _denominator, _launch, _or, _present, _reduce
+from .adjusted_ce import _aligned, _denominator, _launch, _or, _present, _reduce
 
 _NONE = 0
 # Programs that fill a GPU of 132 multiprocessors about twice; what a split beyond that would gain it loses in adding up.
@@ -80,7 +80,7 @@ def linear_adjusted_ce(
     if weight.stride(1) != 1 and width != 1:
         weight = weight.contiguous()
     mixed, smooth = target_b is not None, label_smoothing != 0.0
-    precision = _configs.precision(features.dtype)
+    variant = (smooth, mixed, _configs.precision(features.dtype), _aligned(width, features, weight))
     tile = _configs.linear_tile(features.dtype)
     row_blocks, class_blocks = -(-rows // tile.rows), -(-classes // tile.columns)
 
@@ -114,7 +114,7 @@ def linear_adjusted_ce(
         parts, steps = _split(row_blocks, class_blocks)
         sums = torch.empty((labels_count, parts, PARTS.value, rows), dtype=real, device=device)
         _launch(
-            _configs.tile_statistics(features.dtype, smooth, mixed, precision),
+            _configs.tile_statistics(features.dtype, *variant),
             (row_blocks, parts),
             sums,
             *inputs,
@@ -156,7 +156,7 @@ def linear_adjusted_ce(
             out = into if direct or not product else torch.empty((parts, length, width), dtype=real, device=device)
             bias_out = torch.empty((parts, classes), dtype=real, device=device) if by_class else scalar
             _launch(
-                _configs.input_gradient(features.dtype, by_class, product, smooth, mixed, precision),
+                _configs.input_gradient(features.dtype, by_class, product, *variant),
                 (owners, parts),
                 out if product else scalar,
                 bias_out,
