@@ -104,9 +104,7 @@ def run(z, y, *, reduction="mean", upstream=None, closed=None, need_grad=True, i
         )
         return loss, grad
     loss = torch.full((len(first),) if code == 0 else (), 77.0, dtype=real)
-    adjusted_ce.adjusted_ce(
-        z, loss, grad, *labels, *tables, upstream, gamma, smoothing, -100, code, closed
-    )
+    adjusted_ce.adjusted_ce(z, loss, grad, *labels, *tables, upstream, gamma, smoothing, -100, code, closed)
     return loss, grad
 
 
@@ -196,7 +194,10 @@ def forms(classes: int) -> dict[str, tuple[_terms.Term, dict]]:
             _terms.Term("arcface", None, None, (0.8775825618903728, 0.479425538604203, 0.0)),
             {**weight, "row_scale": torch.full((classes,), 16.0)},
         ),
-        "arcface straight": (_terms.Term("arcface", None, None, (0.877, 0.48, 1.0)), {"row_scale": torch.full((classes,), 16.0)}),
+        "arcface straight": (
+            _terms.Term("arcface", None, None, (0.877, 0.48, 1.0)),
+            {"row_scale": torch.full((classes,), 16.0)},
+        ),
         "sigmoid": (_terms.Term("sigmoid", torch.linspace(0.1, 1, classes)), {**weight, "focal_gamma": 1.5}),
         "sigmoid plain": (_terms.Term("sigmoid"), {}),
     }
@@ -481,6 +482,6 @@ def test_spills_and_shared_memory_are_reported() -> None:
 
     good = compile_all.Usage(128, 0, 1 << 16)
     assert compile_all.problem(good, 90) == ""
-    assert "spills 8 bytes" in compile_all.problem(good._replace(spilled=8), 90)
+    assert "spills 64 bytes" in compile_all.problem(good._replace(spilled=64), 90)
     assert "shared memory" in compile_all.problem(good._replace(shared=200 << 10), 80)
     assert compile_all.problem(good._replace(shared=200 << 10), 90) == ""

@@ -61,8 +61,8 @@ _ROWS = (
 )
 # 16 a thread and 1024 threads, the largest block there is, at 64 registers a thread: where no table is read (`rows_tile`).
 _PLAIN = Tile(1, 16384, 32)
-# Two registers a logit: half as many a thread, and rows of 4096 at most.
-_ROWS_F64 = (*_ROWS[:6], Tile(1, 2048, 8), Tile(1, 4096, 16))
+# Two registers a logit: 8 a thread, and no more than 8 warps, which may have 255 registers a thread.
+_ROWS_F64 = (*_ROWS[:6], Tile(1, 2048, 8))
 # Longer rows, and mixed labels: a tile is short of what a program could hold, because two labels' state and the
 # tables of a tile live beside it; 8 logits a thread, 4 in float64.
 _LONG = Tile(1, 4096, 16)
@@ -109,7 +109,14 @@ def rows(dtype: torch.dtype, classes: int, form: int, tables: bool, smooth: bool
     tile = rows_tile(dtype, classes, form in (0, 3) and not tables and not smooth)
     if tile is None:
         return None
-    constants = {"FORM": form, "TABLES": tables, "SMOOTH": smooth, "ALIGNED": aligned, "R": tile.rows, "C": tile.columns}
+    constants = {
+        "FORM": form,
+        "TABLES": tables,
+        "SMOOTH": smooth,
+        "ALIGNED": aligned,
+        "R": tile.rows,
+        "C": tile.columns,
+    }
     return _make(_kernels.rows, dtype, tile, **constants), tile
 
 
@@ -135,9 +142,7 @@ def gradient(dtype: torch.dtype, form: int, tables: bool, smooth: bool, mixed: b
     """The gradient from statistics."""
     tile = _ELEMENTWISE
     constants = {"FORM": form, "TABLES": tables, "SMOOTH": smooth, "MIXED": mixed, "ALIGNED": aligned}
-    return _make(
-        _long_rows.gradient_from_statistics, dtype, tile, **constants, R=tile.rows, C=tile.columns
-    ), tile
+    return _make(_long_rows.gradient_from_statistics, dtype, tile, **constants, R=tile.rows, C=tile.columns), tile
 
 
 def denominator(dtype: torch.dtype) -> Specialisation:

@@ -213,9 +213,7 @@ def rows(
             whole = inside[None, :] & valid[:, None]
             top, others, e = online(nothing - float("inf"), nothing, tl.where(whole, zt * LOG2_E, -float("inf")), whole)
             reference = tl.maximum(own, LN_2 * (top + tl.log2(others)) + o2)
-        a, counts = adjusted(
-            zt, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL
-        )
+        a, counts = adjusted(zt, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL)
         smooth_a, total_weight = nothing, nothing
         if SMOOTH:  # before the exponentials: only one of the two tiles is alive
             smooth_a, total_weight = smoothing_sums(a, counts, weight, col, inside, present, R, ALIGNED, REAL)

@@ -94,9 +94,7 @@ def fold(
     SMOOTH: tl.constexpr, R: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile to a label's running sums."""
-    a, counts = adjusted(
-        z, x, y, sigma2, own, row, col, inside, weight, weight, 0.0, 0.0, 0, R, False, REAL
-    )
+    a, counts = adjusted(z, x, y, sigma2, own, row, col, inside, weight, weight, 0.0, 0.0, 0, R, False, REAL)
     own += tl.sum(tl.where(inside[None, :] & (col[None, :] == y[:, None]), z, 0.0), 1)
     if SMOOTH:
         sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, 1, False, REAL)
@@ -138,7 +136,7 @@ def tile_statistics(
     nothing = tl.zeros([R], REAL)
     top, others, smooth_a, total_weight, own = nothing - float("inf"), nothing, nothing, nothing, nothing
     top_b, others_b, smooth_b, total_b, own_b = nothing - float("inf"), nothing, nothing, nothing, nothing
-    for step in range(0, steps):
+    for step in range(steps):
         col = (part * steps + step) * C + tl.arange(0, C)
         inside = col < classes
         z, x, beta, by_row, by_class = logit_tile(
@@ -146,7 +144,23 @@ def tile_statistics(
             col, n, classes, width, present, ALIGNED, R, C, K, PRECISION, REAL,
         )  # fmt: skip
         top, others, smooth_a, total_weight, own = fold(
-            top, others, smooth_a, total_weight, own, z, x, y, sigma2, row, col, inside, weight, present, SMOOTH, R, REAL
+            top,
+            others,
+            smooth_a,
+            total_weight,
+            own,
+            z,
+            x,
+            y,
+            sigma2,
+            row,
+            col,
+            inside,
+            weight,
+            present,
+            SMOOTH,
+            R,
+            REAL,
         )
         if MIXED:
             top_b, others_b, smooth_b, total_b, own_b = fold(
@@ -166,7 +180,7 @@ def combine_label(
     """Loss of one label a row; its statistics go to `stats`."""
     nothing = tl.zeros([R], REAL)
     top, others, smooth_a, total_weight, own = nothing - float("inf"), nothing, nothing, nothing, nothing
-    for part in range(0, count):
+    for part in range(count):
         at = parts + (index * count + part) * PARTS * n + row
         here = tl.load(at, mask=row < n, other=0.0)
         new = tl.maximum(top, here)
@@ -252,7 +266,7 @@ def input_gradient(
     owner = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
     bias_sum = tl.zeros([C], REAL)
-    for step in range(0, steps):
+    for step in range(steps):
         other = part * steps + step
         row = (other if BY_CLASS else owner) * R + tl.arange(0, R)
         col = (owner if BY_CLASS else other) * C + tl.arange(0, C)
@@ -318,7 +332,7 @@ def gather_parts(
     for first in range(0, width, BLOCK):
         k = first + tl.arange(0, BLOCK)
         g = tl.zeros([BLOCK], REAL)
-        for part in range(0, count):
+        for part in range(count):
             g += tl.load(out + (part * n + row) * width + k, mask=k < width, other=0.0)
         v = tl.load(vectors + row * stride + k, mask=k < width, other=0.0).to(REAL)
         along += g * (v * factor)

@@ -58,12 +58,11 @@ def tile_gradient(
         negative = stream(table, col, inside[None, :] & has(present, TABLE), 1.0, R, ALIGNED, REAL)
         g = (upstream * k)[:, None] * negative * slope
         return tl.where(col[None, :] == y[:, None], (upstream * own_gradient)[:, None], g)
-    else:
-        a, counts = adjusted(z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL)
-        e = tl.where(counts, tl.exp2(a - highest[:, None]), 0.0)
-        return gradient_tile(
-            e, k, c, upstream, beta, col, inside, y, upstream * own_gradient, weight, present, SMOOTH, R, ALIGNED, REAL
-        )
+    a, counts = adjusted(z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL)
+    e = tl.where(counts, tl.exp2(a - highest[:, None]), 0.0)
+    return gradient_tile(
+        e, k, c, upstream, beta, col, inside, y, upstream * own_gradient, weight, present, SMOOTH, R, ALIGNED, REAL
+    )
 
 
 @triton.jit
@@ -126,11 +125,10 @@ def statistics(
 ):  # fmt: skip
     if FORM == SIGMOID:
         return sigmoid_statistics(start, own, y, share, valid, weight, table, classes, present, gamma, ALIGNED, C, REAL)
-    else:
-        return softmax_statistics(
-            start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes,
-            present, gamma, smoothing, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
-        )  # fmt: skip
+    return softmax_statistics(
+        start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes,
+        present, gamma, smoothing, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
+    )  # fmt: skip
 
 
 @kernel

@@ -153,18 +153,14 @@ def online(top, others, a, counts):
 
 
 @triton.jit
-def smoothing_sums(
-    a, counts, weight, col, inside, present, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr
-):
+def smoothing_sums(a, counts, weight, col, inside, present, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr):
     """Sum of weight * a over the columns that count, and of the weights over all columns of the tile."""
     w = stream(weight, col, inside[None, :] & has(present, WEIGHT), 1.0, R, ALIGNED, REAL)
     return tl.sum(tl.where(counts, w * a, 0.0), 1), tl.sum(tl.where(inside[None, :], w, 0.0), 1)
 
 
 @triton.jit
-def finish(
-    top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, SMOOTH: tl.constexpr
-):
+def finish(top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, SMOOTH: tl.constexpr):
     """From a row's sums to its loss and to what its gradient needs: (loss, highest, k, c, g) with
     dL/da_j = k 2^(a_j - highest) - c weight_j and g the label's own dL/da, minus the sum of the others: P_y - 1 cancels
     to 0 on confident rows."""
