@@ -306,8 +306,9 @@ def test_one_class_and_one_row(either_kernel) -> None:
     check(contract.hostile_logits(7, 40).float()[:1], contract.labels(7, 40)[:1], "plain", "mean")
 
 
-def test_layouts(either_kernel, dtype=torch.bfloat16) -> None:
+def test_layouts(either_kernel) -> None:
     """Rows with a stride, an odd offset, and a gradient in place of the logits; the memory around is not touched."""
+    dtype = torch.bfloat16
     z, y = contract.hostile_logits(7, 48).to(dtype), contract.labels(7, 48)
     loss, grad = run(z, y)
     for left, right in ((0, 0), (0, 16), (3, 2)):  # the second keeps 16-byte accesses, the third has odd rows

@@ -61,8 +61,8 @@ _ROWS = (
 )
 # 16 a thread and 1024 threads, the largest block there is, at 64 registers a thread: where no table is read (`rows_tile`).
 _PLAIN = Tile(1, 16384, 32)
-# Two registers a logit: 8 a thread, and no more than 8 warps, which may have 255 registers a thread.
-_ROWS_F64 = (*_ROWS[:6], Tile(1, 2048, 8))
+# Two registers a logit, and more for its exp: 4 logits a thread.
+_ROWS_F64 = (*(Tile(tile.rows, tile.columns, 2 * tile.warps) for tile in _ROWS[:6]), Tile(1, 2048, 16))
 # Longer rows, and mixed labels: a tile is short of what a program could hold, because two labels' state and the
 # tables of a tile live beside it; 8 logits a thread, 4 in float64.
 _LONG = Tile(1, 4096, 16)

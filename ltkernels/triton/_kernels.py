@@ -186,7 +186,7 @@ def rows(
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     col = tl.arange(0, C)
     inside = col < classes
-    y, yb, share, valid, bad = labels(target, target, row_loss, row, n, classes, ignore_index, False, REAL)
+    y, _yb, _share, valid, bad = labels(target, target, row_loss, row, n, classes, ignore_index, False, REAL)
     upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
     start = z + row * z_stride
     # Before anything is written: the gradient may replace the logits.

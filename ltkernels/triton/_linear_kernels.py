@@ -100,7 +100,7 @@ def fold(
         sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, 1, False, REAL)
         smooth_a += sum_a
         total_weight += sum_weight
-    top, others, e = online(top, others, a, counts)
+    top, others, _e = online(top, others, a, counts)
     return top, others, smooth_a, total_weight, own
 
 
@@ -130,7 +130,7 @@ def tile_statistics(
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     part = tl.program_id(1).to(tl.int64)
     count = tl.num_programs(1)
-    y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
+    y, yb, _share, _valid, _bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
     sigma2 = gather(row_scale, y, has(present, ROW_SCALE), 1.0, REAL) * LOG2_E
     sigma2_b = gather(row_scale, yb, has(present, ROW_SCALE), 1.0, REAL) * LOG2_E
     nothing = tl.zeros([R], REAL)
@@ -139,7 +139,7 @@ def tile_statistics(
     for step in range(steps):
         col = (part * steps + step) * C + tl.arange(0, C)
         inside = col < classes
-        z, x, beta, by_row, by_class = logit_tile(
+        z, x, _beta, _by_row, _by_class = logit_tile(
             features, features_stride, weight_matrix, weight_stride, bias, feature_norm, weight_norm, shift, scale, row,
             col, n, classes, width, present, ALIGNED, R, C, K, PRECISION, REAL,
         )  # fmt: skip
@@ -193,7 +193,7 @@ def combine_label(
         top = new
     beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
     delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
-    sigma, sigma2, label_a, slope, alpha = label_data(
+    sigma, _sigma2, label_a, _slope, alpha = label_data(
         own, y, margin, row_scale, weight, beta_y, delta_y, present, 0.0, 0.0, 0.0, 0.0, 0, REAL
     )
     loss, highest, k, c, own_gradient = finish(
@@ -271,7 +271,7 @@ def input_gradient(
         row = (other if BY_CLASS else owner) * R + tl.arange(0, R)
         col = (owner if BY_CLASS else other) * C + tl.arange(0, C)
         inside = col < classes
-        y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
+        y, yb, _share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
         upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
         z, x, beta, by_row, by_class = logit_tile(
             features, features_stride, weight_matrix, weight_stride, bias, feature_norm, weight_norm, shift, scale, row,

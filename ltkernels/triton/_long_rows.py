@@ -83,13 +83,13 @@ def softmax_statistics(
     for first in range(0, classes, C):
         col = first + tl.arange(0, C)
         inside = col < classes
-        z, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, 1, ALIGNED, REAL)
+        z, _beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, 1, ALIGNED, REAL)
         a, counts = adjusted(z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, 1, ALIGNED, REAL)
         if SMOOTH:
             sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, 1, ALIGNED, REAL)
             smooth_a += sum_a
             total_weight += sum_weight
-        top, others, e = online(top, others, a, counts)
+        top, others, _e = online(top, others, a, counts)
     loss, highest, k, c, own_gradient = finish(
         top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, SMOOTH
     )
@@ -108,8 +108,8 @@ def sigmoid_statistics(
     for first in range(0, classes, C):
         col = first + tl.arange(0, C)
         inside = col < classes
-        z, beta, x = load_tile(start, col, inside, valid, table, table, present, False, 1, ALIGNED, REAL)
-        each, slope = softplus(z, gamma, REAL)
+        z, _beta, _x = load_tile(start, col, inside, valid, table, table, present, False, 1, ALIGNED, REAL)
+        each, _slope = softplus(z, gamma, REAL)
         each *= stream(table, col, inside[None, :] & has(present, TABLE), 1.0, 1, ALIGNED, REAL)
         others += tl.sum(tl.where(inside[None, :] & (col[None, :] != y[:, None]), each, 0.0), 1)
     nothing = tl.zeros_like(own)
@@ -167,7 +167,7 @@ def long_rows(
             inside = col < classes
             zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, False, 1, ALIGNED, REAL)
             whole = inside[None, :] & valid[:, None]
-            top, others, e = online(top, others, tl.where(whole, zt * LOG2_E, -float("inf")), whole)
+            top, others, _e = online(top, others, tl.where(whole, zt * LOG2_E, -float("inf")), whole)
         floor = LN_2 * (top + tl.log2(others)) + o2
         reference, reference_b = tl.maximum(own, floor), tl.maximum(own_b, floor)
 
@@ -242,7 +242,7 @@ def gradient_from_statistics(
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     col = tl.program_id(1) * C + tl.arange(0, C)
     inside = col < classes
-    y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
+    y, yb, _share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
     upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
     start = z + row * z_stride
     zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, R, ALIGNED, REAL)
