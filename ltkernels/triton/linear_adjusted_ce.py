@@ -36,6 +36,11 @@ def _norms(vectors: Tensor, real: torch.dtype) -> Tensor:
     return out
 
 
+def unsupported(dtype: torch.dtype) -> str:
+    """Why `linear_adjusted_ce` cannot serve features of a dtype with the Triton at hand; empty where it can."""
+    return _configs.linear_unsupported(dtype)
+
+
 def linear_adjusted_ce(
     features: Tensor,
     weight: Tensor,
@@ -66,12 +71,14 @@ def linear_adjusted_ce(
     float32; a gradient that is not needed is an empty tensor. target, target_b (N,) int64; tables (C,), lam and row_coef
     (N,) in the loss' dtype, contiguous. row_coef is the upstream gradient of reduction 0. `chunk_rows` is not used:
     the tiles are `_configs`'s. Arguments were checked by the caller; a label out of range makes its row's loss and every
-    gradient it takes part in NaN.
+    gradient it takes part in NaN. ValueError for a dtype that is `unsupported`.
 
     float32 products follow torch.set_float32_matmul_precision: full float32 unless it says otherwise. 16-bit logits are
     float32 sums of exact products; their gradient is rounded once, to bfloat16 (bfloat16 features) or TF32 (float16), for
     the products with features and weights.
     """
+    if reason := unsupported(features.dtype):
+        raise ValueError(f"features has dtype {features.dtype}: {reason}")
     real = real_dtype(features.dtype)
     (rows, width), classes = features.shape, weight.shape[0]
     device = features.device
