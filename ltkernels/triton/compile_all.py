@@ -3,6 +3,9 @@
     python -m ltkernels.triton.compile_all [--sample] [--capability 90]... [--kernel NAME] [--part I/N] [--jobs J]
 
 and fails where one does not compile, spills more than a few registers, or needs more shared memory than a block can have.
+
+There are 1848 kernels for each of three capabilities, about a second of one core each: 45 minutes on two free cores.
+`--part` splits the list over CI jobs; `--sample` is what the tests compile.
 """
 
 from __future__ import annotations
