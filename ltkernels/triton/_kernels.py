@@ -1,0 +1,231 @@
+"""The kernels of a loss on logits whose rows fit into registers: each logit read once, each gradient written once.
+
+`adjusted_ce.py` launches them; csrc/cpu/adjusted_ce.h says what they compute; `_long_rows.py` has the rest.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._row import (
+    LN_2,
+    LOG2_E,
+    ROW_COEF,
+    SCALE,
+    SEESAW,
+    SHIFT,
+    SIGMOID,
+    TABLE,
+    WEIGHT,
+    adjusted,
+    finish,
+    gather,
+    has,
+    kernel,
+    label_data,
+    online,
+    smoothing_sums,
+    softplus,
+    stream,
+    true,
+)
+
+MAX_PARTS = tl.constexpr(128)  # programs of `denominator`; each program of a row kernel adds their sums
+
+
+@kernel
+def denominator(
+    parts,
+    target,
+    target_b,
+    lam,
+    weight,
+    rows: tl.int64,
+    classes: tl.int32,
+    ignore_index: tl.int64,
+    mixed: tl.int32,
+    weighted: tl.int32,
+    steps: tl.int32,
+    REAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """parts[program] = sum of the rows' weights (1 each unless `weighted`) over BLOCK * steps rows. A label out of
+    range weighs nothing: its row is NaN anyway."""
+    total = tl.zeros([BLOCK], REAL)
+    first = tl.program_id(0).to(tl.int64) * steps * BLOCK
+    for step in range(steps):
+        row = first + step * BLOCK + tl.arange(0, BLOCK)
+        y = tl.load(target + row, mask=row < rows, other=ignore_index)
+        valid = (row < rows) & (y != ignore_index)
+        known = valid & (y >= 0) & (y < classes) & true(weighted != 0)
+        a = tl.load(weight + y, mask=known, other=0.0).to(REAL)
+        yb = tl.load(target_b + row, mask=valid & true(mixed != 0), other=-1)
+        known = (yb >= 0) & (yb < classes) & true(weighted != 0)
+        b = tl.load(weight + yb, mask=known, other=0.0).to(REAL)
+        share = tl.load(lam + row, mask=valid & true(mixed != 0), other=1.0).to(REAL)
+        each = tl.where(weighted != 0, share * a + (1.0 - share) * b, 1.0)
+        total += tl.where(valid, each, 0.0)
+    tl.store(parts + tl.program_id(0), tl.sum(total, 0))
+
+
+@kernel
+def loss_sum(loss, row_loss, parts, rows: tl.int64, count: tl.int32, REAL: tl.constexpr, BLOCK: tl.constexpr):
+    """loss = sum of the row losses / sum of the first `count` parts; one program, so that the order is one."""
+    total = tl.zeros([BLOCK], REAL)
+    for start in range(0, rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        total += tl.load(row_loss + row, mask=row < rows, other=0.0)
+    tl.store(loss, tl.sum(total, 0) / reduce_by(parts, count, REAL))
+
+
+@triton.jit
+def reduce_by(parts, count, REAL: tl.constexpr):
+    """The denominator of the reduction; 1 where there is none."""
+    index = tl.arange(0, MAX_PARTS)
+    total = tl.sum(tl.load(parts + index, mask=index < count, other=0.0).to(REAL), 0)
+    return tl.where(count > 0, total, 1.0)
+
+
+@kernel
+def scale_gradient(grad, upstream, classes: tl.int64, stride: tl.int64, blocks: tl.int64, BLOCK: tl.constexpr):
+    """grad *= upstream, in place, rounded once; nothing is read where the factor is 1."""
+    factor = tl.load(upstream)
+    if factor != 1.0:
+        row = tl.program_id(0).to(tl.int64) // blocks
+        col = (tl.program_id(0) - row * blocks) * BLOCK + tl.arange(0, BLOCK)
+        at = grad + row * stride + col
+        g = tl.load(at, mask=col < classes)
+        tl.store(at, (g.to(factor.dtype) * factor).to(grad.dtype.element_ty), mask=col < classes)
+
+
+@triton.jit
+def labels(target, target_b, lam, row, n, classes, ignore_index, MIXED: tl.constexpr, REAL: tl.constexpr):
+    """Labels in range (0 where they are not), the first label's share, which rows count, and which have a bad label."""
+    y = tl.load(target + row, mask=row < n, other=ignore_index)
+    valid = (row < n) & (y != ignore_index)
+    bad = valid & ((y < 0) | (y >= classes))
+    yb = y
+    share = tl.where(valid, 1.0, 0.0).to(REAL)
+    if MIXED:
+        yb = tl.load(target_b + row, mask=valid, other=0)
+        bad = bad | (valid & ((yb < 0) | (yb >= classes)))
+        share = tl.load(lam + row, mask=valid, other=0.0).to(REAL)
+    good = valid & (bad == 0)
+    return tl.where(good, y, 0).to(tl.int32), tl.where(good, yb, 0).to(tl.int32), share, valid, bad
+
+
+@triton.jit
+def upstream_of(row, n, row_coef, parts, count, present, REAL: tl.constexpr):
+    """The factor on a row's gradient: its upstream gradient over the denominator of the reduction."""
+    coefficient = tl.load(row_coef + row, mask=(row < n) & has(present, ROW_COEF), other=1.0).to(REAL)
+    return coefficient / reduce_by(parts, count, REAL)
+
+
+@triton.jit
+def load_tile(
+    start, col, inside, valid, shift, scale, present,
+    TABLES: tl.constexpr, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """(z, beta, beta z + delta) of the columns `col` of the rows that begin at `start`; beta 1 unless TABLES."""
+    mask = valid[:, None] & inside[None, :]
+    address = start[:, None] + col[None, :]
+    if ALIGNED:
+        address = tl.multiple_of(address, (16, 16))
+    z = tl.load(address, mask=mask, other=0.0).to(REAL)
+    beta = tl.zeros([1, 1], REAL) + 1.0
+    x = z
+    if TABLES:
+        beta = stream(scale, col, inside[None, :] & has(present, SCALE), 1.0, R, ALIGNED, REAL)
+        x = beta * z + stream(shift, col, inside[None, :] & has(present, SHIFT), 0.0, R, ALIGNED, REAL)
+    return z, beta, x
+
+
+@triton.jit
+def store_tile(grad, g, row, stride, col, inside, n, valid, bad, ALIGNED: tl.constexpr):
+    """Ignored rows get 0 and rows with a bad label NaN, whatever was computed."""
+    g = tl.where(bad[:, None], float("nan"), tl.where(valid[:, None], g, 0.0))
+    to = (grad + row * stride)[:, None] + col[None, :]
+    if ALIGNED:
+        to = tl.multiple_of(to, (16, 16))
+    tl.store(to, g.to(grad.dtype.element_ty), mask=(row < n)[:, None] & inside[None, :])
+
+
+@triton.jit
+def gradient_tile(
+    e, factor, c, upstream, beta, col, inside, y, own_gradient, weight, present,
+    SMOOTH: tl.constexpr, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a tile from its exponentials; the label's lane is `own_gradient`."""
+    g = (upstream * factor)[:, None] * e
+    if SMOOTH:
+        w = stream(weight, col, inside[None, :] & has(present, WEIGHT), 1.0, R, ALIGNED, REAL)
+        g -= (upstream * c)[:, None] * w
+    return tl.where(col[None, :] == y[:, None], own_gradient[:, None], g * beta)
+
+
+@kernel
+def rows(
+    z, z_stride: tl.int64, grad, grad_stride: tl.int64, row_loss, parts, count: tl.int32,
+    target, shift, scale, margin, row_scale, weight, row_coef, table, seed,
+    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32,
+    focal_gamma: tl.float64, label_smoothing: tl.float64,
+    option0: tl.float64, option1: tl.float64, option2: tl.float64, option3: tl.float64,
+    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, ALIGNED: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Loss and gradient of R whole rows a program, one label a row."""
+    gamma = tl.full((), focal_gamma, REAL)
+    smoothing = tl.full((), label_smoothing, REAL)
+    o0, o1 = tl.full((), option0, REAL), tl.full((), option1, REAL)
+    o2, o3 = tl.full((), option2, REAL), tl.full((), option3, REAL)
+    if ALIGNED:  # what the compiler must know for 16-byte accesses
+        classes = classes // 16 * 16
+        z_stride = z_stride // 16 * 16
+        grad_stride = grad_stride // 16 * 16
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    col = tl.arange(0, C)
+    inside = col < classes
+    y, _yb, _share, valid, bad = labels(target, target, row_loss, row, n, classes, ignore_index, False, REAL)
+    upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
+    start = z + row * z_stride
+    # Before anything is written: the gradient may replace the logits.
+    own = tl.load(start + y, mask=valid, other=0.0).to(REAL)
+    zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, R, ALIGNED, REAL)
+    nothing = tl.zeros([R], REAL)
+    if FORM == SIGMOID:
+        alpha = gather(weight, y, has(present, WEIGHT), 1.0, REAL)
+        negative = stream(table, col, inside[None, :] & has(present, TABLE), 1.0, R, ALIGNED, REAL)
+        each, slope = softplus(zt, gamma, REAL)
+        own_loss, own_slope = softplus(-own, gamma, REAL)
+        is_label = col[None, :] == y[:, None]
+        loss = alpha * (own_loss + tl.sum(tl.where(inside[None, :] & (is_label == 0), negative * each, 0.0), 1))
+        outer = upstream * alpha
+        g = tl.where(is_label, -(outer * own_slope)[:, None], outer[:, None] * (negative * slope))
+    else:
+        beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
+        delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
+        sigma, sigma2, label_a, own_slope, alpha = label_data(
+            own, y, margin, row_scale, weight, beta_y, delta_y, present, o0, o1, o2, o3, FORM, REAL
+        )
+        reference = own
+        if FORM == SEESAW:
+            whole = inside[None, :] & valid[:, None]
+            top, others, e = online(nothing - float("inf"), nothing, tl.where(whole, zt * LOG2_E, -float("inf")), whole)
+            reference = tl.maximum(own, LN_2 * (top + tl.log2(others)) + o2)
+        a, counts = adjusted(zt, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL)
+        smooth_a, total_weight = nothing, nothing
+        if SMOOTH:  # before the exponentials: only one of the two tiles is alive
+            smooth_a, total_weight = smoothing_sums(a, counts, weight, col, inside, present, R, ALIGNED, REAL)
+        top, others, e = online(nothing - float("inf"), nothing, a, counts)
+        loss, highest, k, c, own_gradient = finish(
+            top, others, smooth_a, total_weight, label_a, alpha, 1.0, gamma, smoothing, classes, SMOOTH
+        )
+        outer = upstream * sigma
+        factor = k * tl.exp2(top - highest)
+        own_gradient = outer * beta_y * own_slope * own_gradient
+        g = gradient_tile(
+            e, factor, c, outer, beta, col, inside, y, own_gradient, weight, present, SMOOTH, R, ALIGNED, REAL
+        )
+    tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
+    store_tile(grad, g, row, grad_stride, col, inside, n, valid, bad, ALIGNED)

@@ -1,0 +1,258 @@
+"""The kernels for whatever `_kernels.rows` does not do: rows too long for registers, mixed labels, the loss alone,
+statistics for later, and the gradient from such statistics.
+
+A row goes by in tiles: maximum and sum, then the gradient, whose tiles come out of the second-level cache.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._kernels import gradient_tile, labels, load_tile, store_tile, upstream_of
+from ._row import (
+    LN_2,
+    LOG2_E,
+    ROW_SCALE,
+    SCALE,
+    SEESAW,
+    SHIFT,
+    SIGMOID,
+    TABLE,
+    WEIGHT,
+    adjusted,
+    finish,
+    gather,
+    has,
+    kernel,
+    label_data,
+    online,
+    smoothing_sums,
+    softplus,
+    stream,
+)
+
+STATISTICS = tl.constexpr(5)  # numbers a row and label: highest, k, c, own gradient (`_row.finish`), Seesaw's reference
+
+
+@triton.jit
+def save(stats, index, row, n, highest, k, c, own_gradient, reference):
+    """Statistics (label, STATISTICS, n) of the label `index`."""
+    at = stats + index * STATISTICS * n + row
+    tl.store(at, highest, mask=row < n)
+    tl.store(at + n, k, mask=row < n)
+    tl.store(at + 2 * n, c, mask=row < n)
+    tl.store(at + 3 * n, own_gradient, mask=row < n)
+    tl.store(at + 4 * n, reference, mask=row < n)
+
+
+@triton.jit
+def tile_gradient(
+    z, x, y, sigma2, highest, k, c, own_gradient, reference, upstream, row, col, inside, beta, weight, table, seed,
+    gamma, present, o0, o1,
+    FORM: tl.constexpr, SMOOTH: tl.constexpr, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one label's loss in a tile, from the row's statistics."""
+    if FORM == SIGMOID:
+        _, slope = softplus(z, gamma, REAL)
+        negative = stream(table, col, inside[None, :] & has(present, TABLE), 1.0, R, ALIGNED, REAL)
+        g = (upstream * k)[:, None] * negative * slope
+        return tl.where(col[None, :] == y[:, None], (upstream * own_gradient)[:, None], g)
+    a, counts = adjusted(z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL)
+    e = tl.where(counts, tl.exp2(a - highest[:, None]), 0.0)
+    return gradient_tile(
+        e, k, c, upstream, beta, col, inside, y, upstream * own_gradient, weight, present, SMOOTH, R, ALIGNED, REAL
+    )
+
+
+@triton.jit
+def softmax_statistics(
+    start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes, present,
+    gamma, smoothing, o0, o1, o2, o3,
+    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr,
+    REAL: tl.constexpr,
+):  # fmt: skip
+    """(loss, highest, k, c, own gradient, sigma log2 e) of one label; k, c and the own gradient are those of dL/dz."""
+    beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
+    delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
+    sigma, sigma2, label_a, slope, alpha = label_data(
+        own, y, margin, row_scale, weight, beta_y, delta_y, present, o0, o1, o2, o3, FORM, REAL
+    )
+    top, others = tl.zeros_like(own) - float("inf"), tl.zeros_like(own)
+    smooth_a, total_weight = tl.zeros_like(own), tl.zeros_like(own)
+    for first in range(0, classes, C):
+        col = first + tl.arange(0, C)
+        inside = col < classes
+        z, _beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, 1, ALIGNED, REAL)
+        a, counts = adjusted(z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, 1, ALIGNED, REAL)
+        if SMOOTH:
+            sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, 1, ALIGNED, REAL)
+            smooth_a += sum_a
+            total_weight += sum_weight
+        top, others, _e = online(top, others, a, counts)
+    loss, highest, k, c, own_gradient = finish(
+        top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, SMOOTH
+    )
+    return loss, highest, k * sigma, c * sigma, own_gradient * sigma * beta_y * slope, sigma2
+
+
+@triton.jit
+def sigmoid_statistics(
+    start, own, y, share, valid, weight, table, classes, present, gamma,
+    ALIGNED: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """The same of the sigmoid family, whose gradient needs the factor k alone."""
+    alpha = gather(weight, y, has(present, WEIGHT), 1.0, REAL) * share
+    own_loss, own_slope = softplus(-own, gamma, REAL)
+    others = tl.zeros_like(own)
+    for first in range(0, classes, C):
+        col = first + tl.arange(0, C)
+        inside = col < classes
+        z, _beta, _x = load_tile(start, col, inside, valid, table, table, present, False, 1, ALIGNED, REAL)
+        each, _slope = softplus(z, gamma, REAL)
+        each *= stream(table, col, inside[None, :] & has(present, TABLE), 1.0, 1, ALIGNED, REAL)
+        others += tl.sum(tl.where(inside[None, :] & (col[None, :] != y[:, None]), each, 0.0), 1)
+    nothing = tl.zeros_like(own)
+    return alpha * (own_loss + others), nothing, alpha, nothing, -alpha * own_slope, nothing
+
+
+@triton.jit
+def statistics(
+    start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes, present,
+    gamma, smoothing, o0, o1, o2, o3,
+    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr,
+    REAL: tl.constexpr,
+):  # fmt: skip
+    if FORM == SIGMOID:
+        return sigmoid_statistics(start, own, y, share, valid, weight, table, classes, present, gamma, ALIGNED, C, REAL)
+    return softmax_statistics(
+        start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes,
+        present, gamma, smoothing, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
+    )  # fmt: skip
+
+
+@kernel
+def long_rows(
+    z, z_stride: tl.int64, grad, grad_stride: tl.int64, row_loss, stats, parts, count: tl.int32,
+    target, target_b, lam, shift, scale, margin, row_scale, weight, row_coef, table, seed,
+    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32,
+    focal_gamma: tl.float64, label_smoothing: tl.float64,
+    option0: tl.float64, option1: tl.float64, option2: tl.float64, option3: tl.float64,
+    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, MIXED: tl.constexpr, GRAD: tl.constexpr,
+    STATS: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Loss of one row a program, C columns at a time; then its gradient (GRAD), or its statistics saved (STATS)."""
+    gamma = tl.full((), focal_gamma, REAL)
+    smoothing = tl.full((), label_smoothing, REAL)
+    o0, o1 = tl.full((), option0, REAL), tl.full((), option1, REAL)
+    o2, o3 = tl.full((), option2, REAL), tl.full((), option3, REAL)
+    if ALIGNED:
+        classes = classes // 16 * 16
+        z_stride = z_stride // 16 * 16
+        grad_stride = grad_stride // 16 * 16
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
+    start = z + row * z_stride
+    # Before anything is written: the gradient may replace the logits.
+    own = tl.load(start + y, mask=valid, other=0.0).to(REAL)
+    reference = own
+    own_b = own
+    if MIXED:
+        own_b = tl.load(start + yb, mask=valid, other=0.0).to(REAL)
+    reference_b = own_b
+    if FORM == SEESAW:
+        top, others = tl.zeros_like(own) - float("inf"), tl.zeros_like(own)
+        for first in range(0, classes, C):
+            col = first + tl.arange(0, C)
+            inside = col < classes
+            zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, False, 1, ALIGNED, REAL)
+            whole = inside[None, :] & valid[:, None]
+            top, others, _e = online(top, others, tl.where(whole, zt * LOG2_E, -float("inf")), whole)
+        floor = LN_2 * (top + tl.log2(others)) + o2
+        reference, reference_b = tl.maximum(own, floor), tl.maximum(own_b, floor)
+
+    loss, highest, k, c, own_gradient, sigma2 = statistics(
+        start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes,
+        present, gamma, smoothing, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
+    )  # fmt: skip
+    if MIXED:
+        loss_b, highest_b, k_b, c_b, own_gradient_b, sigma2_b = statistics(
+            start, own_b, yb, 1.0 - share, row, valid, reference_b, shift, scale, margin, row_scale, weight, table, seed,
+            classes, present, gamma, smoothing, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
+        )  # fmt: skip
+        loss += loss_b
+    tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
+
+    if STATS:
+        save(stats, 0, row, n, highest, k, c, own_gradient, reference)
+        if MIXED:
+            save(stats, 1, row, n, highest_b, k_b, c_b, own_gradient_b, reference_b)
+    if GRAD:
+        upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
+        for first in range(0, classes, C):
+            col = first + tl.arange(0, C)
+            inside = col < classes
+            zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, 1, ALIGNED, REAL)
+            g = tile_gradient(
+                zt, x, y, sigma2, highest, k, c, own_gradient, reference, upstream, row, col, inside, beta, weight, table,
+                seed, gamma, present, o0, o1, FORM, SMOOTH, 1, ALIGNED, REAL,
+            )  # fmt: skip
+            if MIXED:
+                g += tile_gradient(
+                    zt, x, yb, sigma2_b, highest_b, k_b, c_b, own_gradient_b, reference_b, upstream, row, col, inside,
+                    beta, weight, table, seed, gamma, present, o0, o1, FORM, SMOOTH, 1, ALIGNED, REAL,
+                )  # fmt: skip
+            store_tile(grad, g, row, grad_stride, col, inside, n, valid, bad, ALIGNED)
+
+
+@triton.jit
+def saved_gradient(
+    stats, z, x, y, upstream, row, n, col, inside, beta, row_scale, weight, table, seed, gamma, present, o0, o1,
+    FORM: tl.constexpr, SMOOTH: tl.constexpr, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    saved = stats + row
+    highest = tl.load(saved, mask=row < n, other=0.0)
+    k = tl.load(saved + n, mask=row < n, other=0.0)
+    c = tl.load(saved + 2 * n, mask=row < n, other=0.0)
+    own_gradient = tl.load(saved + 3 * n, mask=row < n, other=0.0)
+    reference = tl.load(saved + 4 * n, mask=row < n, other=0.0)
+    sigma2 = gather(row_scale, y, has(present, ROW_SCALE), 1.0, REAL) * LOG2_E
+    return tile_gradient(
+        z, x, y, sigma2, highest, k, c, own_gradient, reference, upstream, row, col, inside, beta, weight, table, seed,
+        gamma, present, o0, o1, FORM, SMOOTH, R, ALIGNED, REAL,
+    )  # fmt: skip
+
+
+@kernel
+def gradient_from_statistics(
+    z, z_stride: tl.int64, grad, grad_stride: tl.int64, stats, parts, count: tl.int32,
+    target, target_b, lam, shift, scale, row_scale, weight, row_coef, table, seed,
+    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32,
+    focal_gamma: tl.float64, option0: tl.float64, option1: tl.float64,
+    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """R rows by C columns a program: nothing is reduced, so that rows of any length spread over the whole GPU."""
+    gamma = tl.full((), focal_gamma, REAL)
+    o0, o1 = tl.full((), option0, REAL), tl.full((), option1, REAL)
+    if ALIGNED:
+        classes = classes // 16 * 16
+        z_stride = z_stride // 16 * 16
+        grad_stride = grad_stride // 16 * 16
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    col = tl.program_id(1) * C + tl.arange(0, C)
+    inside = col < classes
+    y, yb, _share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
+    upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
+    start = z + row * z_stride
+    zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, R, ALIGNED, REAL)
+    g = saved_gradient(
+        stats, zt, x, y, upstream, row, n, col, inside, beta, row_scale, weight, table, seed, gamma, present, o0, o1,
+        FORM, SMOOTH, R, ALIGNED, REAL,
+    )  # fmt: skip
+    if MIXED:
+        g += saved_gradient(
+            stats + STATISTICS * n, zt, x, yb, upstream, row, n, col, inside, beta, row_scale, weight, table, seed, gamma,
+            present, o0, o1, FORM, SMOOTH, R, ALIGNED, REAL,
+        )  # fmt: skip
+    store_tile(grad, g, row, grad_stride, col, inside, n, valid, bad, ALIGNED)

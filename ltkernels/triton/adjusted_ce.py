@@ -1,0 +1,315 @@
+"""The losses on logits through Triton: the twin of csrc/cpu/adjusted_ce.cpp.
+
+At most three launches, none waits for the host: the denominator of the reduction (``mean`` and ``batch_mean``), one
+read of the logits and one write of the gradient, the sum of the row losses. Nothing is atomic, and every sum has an
+order that depends on the shape alone. What differs from the CPU kernel: a label out of range makes its row NaN instead
+of raising, and tables are not checked, because both would wait for the device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._checks import real_dtype
+from . import _configs, _row
+from ._configs import FP_FUSION, Specialisation
+from ._kernels import MAX_PARTS
+
+_NONE, _MEAN, _BATCH_MEAN = 0, 1, 2
+_BITS = (_row.SHIFT, _row.SCALE, _row.MARGIN, _row.ROW_SCALE, _row.WEIGHT, _row.ROW_COEF, _row.TABLE)
+_BITS = tuple(bit.value for bit in _BITS)
+_ALIGNMENT = 16  # bytes of an access, and what the compiler is told that sizes are multiples of
+
+
+def _launch(specialisation: Specialisation, grid: tuple[int, ...], *arguments: object) -> None:
+    specialisation.kernel[grid](
+        *arguments,
+        **dict(specialisation.constants),
+        num_warps=specialisation.warps,
+        num_stages=specialisation.stages,
+        enable_fp_fusion=FP_FUSION,
+    )
+
+
+def _aligned(classes: int, *tensors: Tensor | None) -> bool:
+    """Whether 16-byte accesses are possible: sizes and strides are multiples of 16 elements, addresses of 16 bytes."""
+    return classes % _ALIGNMENT == 0 and all(
+        t is None or (t.data_ptr() % _ALIGNMENT == 0 and (t.dim() == 1 or t.stride(0) % _ALIGNMENT == 0))
+        for t in tensors
+    )
+
+
+def _options(closed: tuple | None) -> tuple[int, Tensor | None, Tensor | None, tuple[float, float, float, float]]:
+    """(form, table, seed, four numbers) of a closed form: `o0..o3` of `_row`."""
+    if closed is None:
+        return 0, None, None, (0.0, 0.0, 0.0, 0.0)
+    form, table, seed, options = closed
+    o0, o1, o2 = (float(value) for value in options)
+    o3 = 0.0
+    if form == _row.EQUALIZATION.value:
+        o0 = float(round(o0 * 2**24))
+    elif form == _row.ARCFACE.value:
+        o3 = math.atan2(o1, o0) * o1
+    return form, table, seed, (o0, o1, o2, o3)
+
+
+def _variant(form: int, shift: Tensor | None, scale: Tensor | None, label_smoothing: float) -> tuple[int, bool, bool]:
+    """(form, whether shift and scale are read, whether smoothing is computed): what a kernel is compiled for. Smoothing
+    without tables is served by the variant with both."""
+    smooth = label_smoothing != 0.0
+    return form, form == 0 and (smooth or shift is not None or scale is not None), smooth
+
+
+def _present(*tables: Tensor | None) -> int:
+    return sum(bit for bit, table in zip(_BITS, tables) if table is not None)
+
+
+def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
+    """A pointer of the right type for a table that is not there and not read."""
+    return stand_in if tensor is None else tensor
+
+
+def _denominator(
+    real: Tensor,
+    target: Tensor,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    weight: Tensor | None,
+    classes: int,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[Tensor, int]:
+    """Sums of row weights, one a program, and how many of them make the denominator; 0 where the reduction has none."""
+    if reduction not in (_MEAN, _BATCH_MEAN):
+        return real, 0
+    rows = len(target)
+    blocks = max(1, -(-rows // _configs.DENOMINATOR_BLOCK))
+    steps = -(-blocks // MAX_PARTS.value)
+    count = -(-blocks // steps)
+    parts = torch.empty(count, dtype=real.dtype, device=real.device)
+    weighted = reduction == _MEAN and weight is not None
+    _launch(
+        _configs.denominator(real.dtype),
+        (count,),
+        parts,
+        target,
+        _or(target_b, target),
+        _or(lam, real),
+        _or(weight, real),
+        rows,
+        classes,
+        ignore_index,
+        int(target_b is not None),
+        int(weighted),
+        steps,
+    )
+    return parts, count
+
+
+def _reduce(loss: Tensor, row_loss: Tensor, parts: Tensor, count: int) -> None:
+    _launch(_configs.loss_sum(loss.dtype), (1,), loss, row_loss, parts, len(row_loss), count)
+
+
+def adjusted_ce(
+    logits: Tensor,
+    loss: Tensor,
+    grad: Tensor | None,
+    target: Tensor,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    margin: Tensor | None,
+    row_scale: Tensor | None,
+    weight: Tensor | None,
+    row_coef: Tensor | None,
+    focal_gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+    closed: tuple | None = None,
+) -> None:
+    """Fills `loss` and, where it is given, `grad` (which may be the logits themselves); see ``adjusted_ce`` in
+    `ltkernels._ops` and csrc/cpu/adjusted_ce.h.
+
+    logits and grad (N, C), classes contiguous; target, target_b (N,) int64, contiguous; tables (C,), lam and row_coef
+    (N,), contiguous; loss (N,) for reduction 0, else (); loss, tables, lam and row_coef float64 for float64 logits, else
+    float32. `closed` is a closed form's (code, table, seed, options). Arguments were checked by the caller.
+    """
+    rows, classes = logits.shape
+    form, table, seed, options = _options(closed)
+    real = loss if loss.dim() else loss.view(1)
+    parts, count = _denominator(real, target, target_b, lam, weight, classes, ignore_index, reduction)
+    row_loss = loss if reduction == _NONE else torch.empty(rows, dtype=loss.dtype, device=loss.device)
+    if rows:
+        variant = _variant(form, shift, scale, label_smoothing)
+        aligned = _aligned(classes, logits, grad, shift, scale, weight, table)
+        mixed = target_b is not None
+        held = None if grad is None or mixed else _configs.rows(logits.dtype, classes, *variant, aligned)
+        if held is None:
+            kernel = _configs.long_rows(logits.dtype, classes, *variant, mixed, aligned, grad=grad is not None)
+            programs, stats, second = rows, (real,), (_or(target_b, target), _or(lam, real))
+        else:
+            kernel, tile = held
+            programs, stats, second = -(-rows // tile.rows), (), ()
+        _launch(
+            kernel,
+            (programs,),
+            logits,
+            logits.stride(0),
+            _or(grad, logits),
+            0 if grad is None else grad.stride(0),
+            row_loss,
+            *stats,
+            parts,
+            count,
+            target,
+            *second,
+            _or(shift, real),
+            _or(scale, real),
+            _or(margin, real),
+            _or(row_scale, real),
+            _or(weight, real),
+            _or(row_coef, real),
+            _or(table, real),
+            _or(seed, target),
+            rows,
+            classes,
+            ignore_index,
+            _present(shift, scale, margin, row_scale, weight, row_coef, table),
+            focal_gamma,
+            label_smoothing,
+            *options,
+        )
+    if reduction != _NONE:
+        _reduce(real, row_loss, parts, count)
+
+
+def row_statistics(
+    logits: Tensor,
+    loss: Tensor,
+    target: Tensor,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    margin: Tensor | None,
+    row_scale: Tensor | None,
+    weight: Tensor | None,
+    focal_gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    closed: tuple | None = None,
+) -> Tensor:
+    """Fills `loss` (N,) with the row losses and returns what `gradient_from_statistics` needs: (labels, 5, N), labels 1
+    or 2 for mixed targets, in the loss' dtype. 20 bytes a row, for a backward that reduces nothing."""
+    rows, classes = logits.shape
+    form, table, seed, options = _options(closed)
+    stats = torch.empty((1 if target_b is None else 2, 5, rows), dtype=loss.dtype, device=loss.device)
+    if rows == 0:
+        return stats
+    variant = _variant(form, shift, scale, label_smoothing)
+    aligned = _aligned(classes, logits, shift, scale, weight, table)
+    kernel = _configs.long_rows(logits.dtype, classes, *variant, target_b is not None, aligned, stats=True)
+    _launch(
+        kernel,
+        (rows,),
+        logits,
+        logits.stride(0),
+        logits,
+        0,
+        loss,
+        stats,
+        loss,
+        0,
+        target,
+        _or(target_b, target),
+        _or(lam, loss),
+        _or(shift, loss),
+        _or(scale, loss),
+        _or(margin, loss),
+        _or(row_scale, loss),
+        _or(weight, loss),
+        loss,
+        _or(table, loss),
+        _or(seed, target),
+        rows,
+        classes,
+        ignore_index,
+        _present(shift, scale, margin, row_scale, weight, None, table),
+        focal_gamma,
+        label_smoothing,
+        *options,
+    )
+    return stats
+
+
+def gradient_from_statistics(
+    logits: Tensor,
+    stats: Tensor,
+    grad: Tensor,
+    target: Tensor,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    row_scale: Tensor | None,
+    weight: Tensor | None,
+    row_coef: Tensor | None,
+    focal_gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+    closed: tuple | None = None,
+) -> None:
+    """Fills `grad` (N, C), not the logits themselves, from the `row_statistics` of the same arguments: one read of the
+    logits, one write of the gradient, all programs independent."""
+    rows, classes = logits.shape
+    form, table, seed, options = _options(closed)
+    parts, count = _denominator(stats, target, target_b, lam, weight, classes, ignore_index, reduction)
+    if rows == 0:
+        return
+    variant = _variant(form, shift, scale, label_smoothing)
+    aligned = _aligned(classes, logits, grad, shift, scale, weight, table)
+    kernel, tile = _configs.gradient(logits.dtype, *variant, target_b is not None, aligned)
+    _launch(
+        kernel,
+        (-(-rows // tile.rows), -(-classes // tile.columns)),
+        logits,
+        logits.stride(0),
+        grad,
+        grad.stride(0),
+        stats,
+        parts,
+        count,
+        target,
+        _or(target_b, target),
+        _or(lam, stats),
+        _or(shift, stats),
+        _or(scale, stats),
+        _or(row_scale, stats),
+        _or(weight, stats),
+        _or(row_coef, stats),
+        _or(table, stats),
+        _or(seed, target),
+        rows,
+        classes,
+        ignore_index,
+        _present(shift, scale, None, row_scale, weight, row_coef, table),
+        focal_gamma,
+        *options[:2],
+    )
+
+
+def scale_gradient(grad: Tensor, upstream: Tensor) -> None:
+    """`grad` (N, C) times the one-element float32 or float64 tensor `upstream`, in place, rounded once. The factor is
+    read on the device: a factor of 1 costs a launch and no pass."""
+    if grad.numel() == 0:
+        return
+    rows, classes = (1, grad.numel()) if grad.is_contiguous() else grad.shape
+    upstream = upstream.to(real_dtype(grad.dtype))
+    blocks = -(-classes // _configs.SCALE_BLOCK)
+    _launch(_configs.scale_gradient(grad.dtype), (rows * blocks,), grad, upstream, classes, grad.stride(0), blocks)

@@ -1,0 +1,149 @@
+"""Compiles every specialisation that the launchers can ask for to machine code, without a GPU:
+
+    python -m ltkernels.triton.compile_all [--sample] [--capability 90]... [--kernel NAME] [--part I/N] [--jobs J]
+
+and fails where one does not compile, spills more than a few registers, or needs more shared memory than a block can have.
+
+There are 1848 kernels for each of three capabilities, each 0.5 to 2 seconds of a core: the whole list is estimated from parts of
+it at 45 to 90 minutes on two cores. `--part` splits the list over CI jobs; `--sample` is what the tests compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .._checks import real_dtype
+from . import _configs
+from ._configs import FP_FUSION, Specialisation
+
+CAPABILITIES = (80, 90, 100)
+# Bytes a block can have (CUDA programming guide, technical specifications by compute capability), the system's KiB off.
+_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+# Bytes a thread may keep in memory. ptxas puts a few scalars there where that lets another block onto the multiprocessor; a
+# tile that does not fit takes 64 and more.
+SPILL_BUDGET = 32
+# Pointers by name; every other one is in the loss' dtype.
+_LOGITS = {"z", "grad", "features", "weight_matrix", "bias", "vectors"}
+_INT64 = {"target", "target_b", "seed"}
+
+
+class Usage(NamedTuple):
+    """Of one compiled kernel: registers a thread, bytes a thread spills (its stack), bytes of shared memory a block."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def _signature(specialisation: Specialisation) -> dict[str, str]:
+    names = _configs._NAMES
+    of_logits, real = names[specialisation.dtype], names[real_dtype(specialisation.dtype)]
+    signature = {}
+    for parameter in specialisation.kernel.params:
+        name = parameter.name
+        if parameter.is_constexpr:
+            signature[name] = "constexpr"
+        elif parameter.annotation_type:
+            signature[name] = parameter.annotation_type
+        else:
+            signature[name] = "*" + (of_logits if name in _LOGITS else "i64" if name in _INT64 else real)
+    return signature
+
+
+def compile_one(specialisation: Specialisation, capability: int) -> Usage:
+    """Compiles for one compute capability (80 for 8.0) and reads what the machine code uses."""
+    source = ASTSource(specialisation.kernel, _signature(specialisation), dict(specialisation.constants))
+    options = {
+        "num_warps": specialisation.warps,
+        "num_stages": specialisation.stages,
+        "enable_fp_fusion": FP_FUSION,
+    }
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return _usage(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _usage(cubin: bytes, shared: int) -> Usage:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", text)}
+    return Usage(found["REG"], found["STACK"], shared)
+
+
+def problem(usage: Usage, capability: int) -> str:
+    """What is wrong with a compiled kernel; empty where nothing is."""
+    if usage.spilled > SPILL_BUDGET:
+        return f"spills {usage.spilled} bytes a thread"
+    if usage.shared > _SHARED[capability]:
+        return f"needs {usage.shared} bytes of shared memory; a block has {_SHARED[capability]}"
+    return ""
+
+
+def everything() -> list[Specialisation]:
+    return list(chain(_configs.every(), _configs.every_linear()))
+
+
+def sample() -> list[Specialisation]:
+    """One of each kernel and dtype: without a closed form the last listed, which has all switches on."""
+    plain = (each for each in everything() if dict(each.constants).get("FORM", 0) == 0)
+    chosen = {(each.kernel.__name__, each.dtype): each for each in plain}
+    return list(chosen.values())
+
+
+def _work(index: int, capability: int) -> tuple[int, int, Usage | None, str]:
+    try:
+        usage = compile_one(everything()[index], capability)
+    except Exception as error:
+        return index, capability, None, f"{type(error).__name__}: {error}"
+    return index, capability, usage, problem(usage, capability)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--capability", type=int, action="append", choices=CAPABILITIES, help="default: all")
+    parser.add_argument("--sample", action="store_true", help="one of each kernel and dtype")
+    parser.add_argument("--kernel", default="", help="only kernels with this in their name")
+    parser.add_argument("--part", default="1/1", help="I/N: the I-th of N parts of the list")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--verbose", action="store_true", help="one line a kernel")
+    arguments = parser.parse_args()
+    part, parts = map(int, arguments.part.split("/"))
+    listed = everything()
+    few = set(sample()) if arguments.sample else listed
+    chosen = [i for i, each in enumerate(listed) if arguments.kernel in each.name and each in few][part - 1 :: parts]
+    began, failures, most = time.monotonic(), 0, Usage(0, 0, 0)
+    jobs = [(i, capability) for capability in arguments.capability or CAPABILITIES for i in chosen]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for index, capability, usage, wrong in pool.map(_work, *zip(*jobs), chunksize=4):
+            if usage is not None:
+                most = Usage(*map(max, most, usage))
+            if wrong or arguments.verbose:
+                print(f"sm_{capability} {listed[index].name}: {usage} {wrong}", flush=True)
+            failures += bool(wrong)
+    print(
+        f"{len(jobs)} kernels, {failures} failures, {time.monotonic() - began:.0f} s; at most {most.registers} registers, "
+        f"{most.shared} bytes of shared memory"
+    )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Classifier and loss without the B x C logits, through Triton: the twin of ``linear_adjusted_ce`` in `ltkernels.heads`.
+
+Beside the gradients it holds some numbers a row, and where rows or classes alone would not fill the GPU up to eight
+partial copies of a gradient, added in their order. Backward forms every tile of logits a second time for each input that
+wants a gradient: 10 B C D multiply-adds against the 6 of held logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import real_dtype
+from . import _configs, _row
+from ._linear_kernels import PARTS
+from ._long_rows import STATISTICS
+from .adjusted_ce import _aligned, _denominator, _launch, _or, _present, _reduce
+
+_NONE = 0
+# Programs that fill a GPU of 132 multiprocessors about twice; what a split beyond that would gain it loses in adding up.
+_PROGRAMS = 256
+_MOST_PARTS = 8
+
+
+def _split(owners: int, tiles: int) -> tuple[int, int]:
+    """(parts, tiles a part): how many programs share one owner's tiles. By the shape alone, so that results repeat."""
+    parts = max(1, min(tiles, _MOST_PARTS, _PROGRAMS // max(owners, 1)))
+    steps = -(-tiles // parts)
+    return -(-tiles // steps), steps
+
+
+def _norms(vectors: Tensor, real: torch.dtype) -> Tensor:
+    out = torch.empty(len(vectors), dtype=real, device=vectors.device)
+    if len(vectors):
+        _launch(_configs.norms(vectors.dtype), (len(vectors),), out, vectors, vectors.stride(0), vectors.shape[1])
+    return out
+
+
+def unsupported(dtype: torch.dtype) -> str:
+    """Why `linear_adjusted_ce` cannot serve features of a dtype with the Triton at hand; empty where it can."""
+    return _configs.linear_unsupported(dtype)
+
+
+def linear_adjusted_ce(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    target_b: Tensor | None,
+    lam: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    margin: Tensor | None,
+    row_scale: Tensor | None,
+    class_weight: Tensor | None,
+    row_coef: Tensor | None,
+    focal_gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: int,
+    normalize: bool,
+    chunk_rows: int,
+    need_features: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, grad_features, grad_weight, grad_bias), with the arguments, shapes and dtypes of the operator
+    ``ltkernels::linear_adjusted_ce`` (`ltkernels.heads`), as whose CUDA kernel it can be registered.
+
+    features (N, D), weight (C, D), bias (C,) in one dtype; loss and gradients float64 for float64 features, else
+    float32; a gradient that is not needed is an empty tensor. target, target_b (N,) int64; tables (C,), lam and row_coef
+    (N,) in the loss' dtype, contiguous. row_coef is the upstream gradient of reduction 0. `chunk_rows` is not used:
+    the tiles are `_configs`'s. Arguments were checked by the caller; a label out of range makes its row's loss and every
+    gradient it takes part in NaN. ValueError for a dtype that is `unsupported`.
+
+    float32 products follow torch.set_float32_matmul_precision: full float32 unless it says otherwise. 16-bit logits are
+    float32 sums of exact products; their gradient is rounded once, to bfloat16 (bfloat16 features) or TF32 (float16), for
+    the products with features and weights.
+    """
+    if reason := unsupported(features.dtype):
+        raise ValueError(f"features has dtype {features.dtype}: {reason}")
+    real = real_dtype(features.dtype)
+    (rows, width), classes = features.shape, weight.shape[0]
+    device = features.device
+    if features.stride(1) != 1 and width != 1:
+        features = features.contiguous()
+    if weight.stride(1) != 1 and width != 1:
+        weight = weight.contiguous()
+    mixed, smooth = target_b is not None, label_smoothing != 0.0
+    variant = (smooth, mixed, _configs.precision(features.dtype), _aligned(width, features, weight))
+    tile = _configs.linear_tile(features.dtype)
+    row_blocks, class_blocks = -(-rows // tile.rows), -(-classes // tile.columns)
+
+    loss = torch.empty(rows if reduction == _NONE else (), dtype=real, device=device)
+    scalar = loss if loss.dim() else loss.view(1)
+    row_loss = loss if reduction == _NONE else torch.empty(rows, dtype=real, device=device)
+    grad_features = torch.zeros((rows, width) if need_features else 0, dtype=real, device=device)
+    grad_weight = torch.zeros((classes, width) if need_weight else 0, dtype=real, device=device)
+    grad_bias = torch.zeros(classes if need_bias else 0, dtype=real, device=device)
+    by = _denominator(scalar, target, target_b, lam, class_weight, classes, ignore_index, reduction)
+
+    if rows:
+        feature_norm = _norms(features, real) if normalize else scalar
+        weight_norm = _norms(weight, real) if normalize else scalar
+        present = _present(shift, scale, margin, row_scale, class_weight, row_coef, None)
+        present |= (_row.FEATURE_NORM.value | _row.WEIGHT_NORM.value) if normalize else 0
+        present |= _row.BIAS.value if bias is not None else 0
+        inputs = (
+            features,
+            features.stride(0),
+            weight,
+            weight.stride(0),
+            _or(bias, features),
+            feature_norm,
+            weight_norm,
+        )
+        labels = (target, _or(target_b, target), _or(lam, scalar))
+        tables = tuple(_or(table, scalar) for table in (shift, scale, margin, row_scale, class_weight))
+        labels_count = 2 if mixed else 1
+
+        parts, steps = _split(row_blocks, class_blocks)
+        sums = torch.empty((labels_count, parts, PARTS.value, rows), dtype=real, device=device)
+        _launch(
+            _configs.tile_statistics(features.dtype, *variant),
+            (row_blocks, parts),
+            sums,
+            *inputs,
+            *labels,
+            tables[0],
+            tables[1],
+            tables[3],
+            tables[4],
+            rows,
+            classes,
+            width,
+            ignore_index,
+            present,
+            steps,
+        )
+        stats = torch.empty((labels_count, STATISTICS.value, rows), dtype=real, device=device)
+        _launch(
+            _configs.combine(features.dtype, smooth, mixed),
+            (-(-rows // _configs.COMBINE_ROWS),),
+            stats,
+            row_loss,
+            sums,
+            parts,
+            *labels,
+            *tables,
+            rows,
+            classes,
+            ignore_index,
+            present,
+            focal_gamma,
+            label_smoothing,
+        )
+
+        def gradient(by_class: bool, product: bool, owners: int, tiles: int, length: int, into: Tensor) -> Tensor:
+            """One input's gradient, to `into`; returns the bias' parts."""
+            parts, steps = _split(owners, tiles)
+            own, norm = (weight, weight_norm) if by_class else (features, feature_norm)
+            direct = parts == 1 and not normalize
+            out = into if direct or not product else torch.empty((parts, length, width), dtype=real, device=device)
+            bias_out = torch.empty((parts, classes), dtype=real, device=device) if by_class else scalar
+            _launch(
+                _configs.input_gradient(features.dtype, by_class, product, *variant),
+                (owners, parts),
+                out if product else scalar,
+                bias_out,
+                stats,
+                *by,
+                *inputs,
+                *labels,
+                tables[0],
+                tables[1],
+                tables[3],
+                tables[4],
+                _or(row_coef, scalar),
+                rows,
+                classes,
+                width,
+                ignore_index,
+                present,
+                steps,
+            )
+            if product and not direct:
+                _launch(
+                    _configs.gather_parts(features.dtype),
+                    (length,),
+                    into,
+                    out,
+                    parts,
+                    own,
+                    own.stride(0),
+                    norm,
+                    length,
+                    width,
+                    int(normalize),
+                )
+            return bias_out
+
+        if need_features:
+            gradient(False, True, row_blocks, class_blocks, rows, grad_features)
+        if need_weight or need_bias:
+            bias_parts = gradient(True, need_weight, class_blocks, row_blocks, classes, grad_weight)
+            if need_bias:
+                grad_bias = bias_parts.sum(dim=0)
+    if reduction != _NONE:
+        _reduce(scalar, row_loss, *by)
+    return loss, grad_features, grad_weight, grad_bias
