@@ -8,8 +8,6 @@ A backend is ``cpu`` (the compiled module; its full name says the instruction se
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import warnings
@@ -75,11 +73,15 @@ def cuda_problem() -> str:
 @torch.compiler.assume_constant_result
 def triton_problem(kind: str) -> str:
     """Why the Triton kernels cannot run on this kind of device; empty where they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    from . import triton
+
+    usable, reason = triton.available()
+    if not usable:
+        return reason
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if kind == "cpu" and not interpreted:
         return "the logits are on a cpu device, and Triton's interpreter is off (TRITON_INTERPRET=1)"
-    return "" if kind in ("cpu", "cuda", "xpu") else f"Triton has no {kind} target"
+    return "" if kind in ("cpu", "cuda") else f"they have no {kind} target"
 
 
 @torch.compiler.assume_constant_result
@@ -278,7 +280,8 @@ def doctor_report() -> list[tuple[str, str]]:
         rows.append(("cuda", f"runtime {info['cuda']}, {info['cuda_devices']} device(s)"))
     else:
         rows.append(("cuda", "not built (LTKERNELS_CUDA=ON at build time)"))
-    problem = triton_problem("cuda")
-    rows.append(("triton", problem or f"{importlib.metadata.version('triton')}, for GPUs without the CUDA part"))
+    from . import triton
+
+    rows.append(("triton", triton.available()[1]))
     rows.append(("torch", torch.__version__))
     return rows

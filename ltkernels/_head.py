@@ -115,6 +115,26 @@ def _linear_adjusted_ce(
     need_bias: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if backend == "triton" and not form:
+        from .triton import linear_adjusted_ce as tiled
+
+        if not tiled.unsupported(features.dtype):
+            tables = (shift, scale, margin, row_scale, class_weight)
+            settings = (focal_gamma, label_smoothing, ignore_index, reduction, normalize, chunk_rows)
+            return tiled.linear_adjusted_ce(
+                features,
+                weight,
+                bias,
+                target,
+                target_b,
+                lam,
+                *tables,
+                row_coef,
+                *settings,
+                need_features,
+                need_weight,
+                need_bias,
+            )
     # The kernel checks the labels of a chunk when it gets there; a caller expects to hear of row 1000 before row 0 is
     # computed.
     _core._check_labels(target, target_b, weight.shape[0], ignore_index)

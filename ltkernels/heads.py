@@ -249,6 +249,8 @@ def _prepare(
     lam = target[2] if isinstance(target, tuple) and isinstance(target[2], Tensor) else None
     needs_torch = _core._needs_torch(first.is_floating_point(), lam, tables)
     served = _backends.choose(backend, device, needs_torch)
+    if backend is None and served == "cuda" and not _backends.triton_problem("cuda"):
+        served = "triton"  # its head forms tiles of logits; the compiled kernels would need them whole, or float32 chunks of them
     if served == "torch":
         if chunk_rows:
             reason = needs_torch or ("backend='torch'" if backend else f"there is no kernel for {device.type} tensors")

@@ -16,6 +16,7 @@ from test_heads import double_logits
 from torch import Tensor
 from triton.runtime import interpreter
 
+import ltkernels as ltk
 from ltkernels.losses import _reference, _terms
 from ltkernels.triton import _configs, adjusted_ce, linear_adjusted_ce
 from ltkernels.triton._configs import Tile
@@ -496,3 +497,46 @@ def test_spills_and_shared_memory_are_reported() -> None:
     assert "spills 64 bytes" in compile_all.problem(good._replace(spilled=64), 90)
     assert "shared memory" in compile_all.problem(good._replace(shared=200 << 10), 80)
     assert compile_all.problem(good._replace(shared=200 << 10), 90) == ""
+
+
+# ---- the public functions, on their way here -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("name", ["logit_adjusted", "kps_ga", "seesaw", "cb_focal"])
+def test_public_losses(name: str, reduction: str) -> None:
+    counts = [40, 3, 11, 7, 2, 19, 5]
+    generator = torch.Generator().manual_seed(0)
+    z, y = torch.randn(5, 7, generator=generator), torch.tensor([0, 6, -100, 3, 2])
+    results = []
+    for backend in ("cpu", "triton"):
+        leaf = z.clone().requires_grad_()
+        loss = ltk.LOSSES[name].make(counts, reduction=reduction, backend=backend).eval()(leaf, y)
+        upstream = torch.full_like(loss, 0.4)
+        loss.backward(upstream, retain_graph=True)
+        loss.backward(upstream)  # the first has given its gradient away
+        results.append((loss.detach(), leaf.grad))
+    assert results[0][1].abs().max() > 0
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    says = ltk.explain(ltk.functional.adjusted_cross_entropy, z, y, backend="triton")
+    assert says.backend == "triton"
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("name", ["ldam", "arcface"])
+def test_public_head(name: str, normalize: bool) -> None:
+    counts = [40, 3, 11, 7, 2, 19, 5]
+    generator = torch.Generator().manual_seed(0)
+    features, weight = torch.randn(6, 4, generator=generator) * 0.2, torch.randn(7, 4, generator=generator)
+    y = torch.tensor([0, 6, -100, 3, 2, 5])
+    results = []
+    for backend in ("cpu", "triton"):
+        leaves = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
+        loss = ltk.LOSSES[name].make(counts, backend=backend)
+        value = loss.from_features(*leaves, y, normalize=normalize, chunk_rows=4)
+        value.backward(torch.tensor(0.4))
+        results.append((value.detach(), *(leaf.grad for leaf in leaves)))
+    for ours, theirs in zip(*results):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
