@@ -2,6 +2,7 @@
 #pragma once
 #include "adjusted_ce.h"
 #include "balance.h"
+#include "greedy.h"
 #include "logdet.h"
 #include "subset_scores.h"
 
@@ -17,7 +18,11 @@ struct Kernels {
     ExpArray exp_f32;
     AdjustedCeRows adjusted_ce[kDTypes];
     LogdetBatch logdet_f64;
-    SubsetScoresPacks subset_scores_f64;
+    SubsetScoresPacks<double> subset_scores_f64;
+    SubsetScoresPacks<float> subset_scores_f32;
+    Factor factor_f64;
+    RankUpdate rank_update_f64;
+    LowerTimes lower_times_f64;
     BalanceRows balance_f32;
 };
 

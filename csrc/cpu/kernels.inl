@@ -6,6 +6,7 @@
 
 #include "adjusted_ce.inl"
 #include "balance.inl"
+#include "greedy.inl"
 #include "logdet.inl"
 #include "subset_scores.inl"
 
@@ -21,7 +22,10 @@ static void exp_f32(const float* x, float* y, int64_t n) noexcept {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    exp_f32,     {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16}, logdet_f64, subset_scores_f64,
+    exp_f32,           {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
+    logdet_f64,        subset_scores_f64,
+    subset_scores_f32, factor_f64,
+    rank_update_f64,   lower_times_f64,
     balance_f32,
 };
 

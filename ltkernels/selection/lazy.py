@@ -23,14 +23,14 @@ differ, the smallest ridge of all bounds the moves and kappa, and each size's ow
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..diversity import Start, cholesky_log_det, mixed_columns
+from ..diversity import cholesky_log_det, mixed_columns
 from .engines import PackedEngine
+from .problem import Problem
 from .rules import Rule, choose, least_loss
 
 # Candidates scored together. Twice as many cost little more: the triangular solve runs over all their columns at once.
@@ -46,10 +46,10 @@ class LazyEngine(PackedEngine):
 
     name = "lazy"
 
-    def __init__(self, start: Start, pool: Tensor, offsets: Sequence[int], alpha: float) -> None:
-        super().__init__(start, pool, offsets, alpha)
-        count, width = self.subsets, pool.shape[1]
-        self.sizes = np.diff(np.asarray(offsets)).astype(np.float64)
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        count, width = self.subsets, problem.width
+        self.sizes = np.diff(np.asarray(problem.bounds)).astype(np.float64)
         self.group_ids = self.group_of.numpy()
         # Of each candidate at its last scoring: a, r^2, g, mean . g, the length of all moves and log kappa up to then.
         self.known = np.zeros(count, dtype=bool)
