@@ -2,12 +2,17 @@
 
 from .greedy import Selection, select_subsets, select_subsets_batched
 from .kmeans import Subsets, kmeans_subsets
+from .recipe import ClassSets, Recipe, fdg_recipe, head_tail_split
 from .sets import UniformSets, uniform_fdg_sets
 
 __all__ = [
+    "ClassSets",
+    "Recipe",
     "Selection",
     "Subsets",
     "UniformSets",
+    "fdg_recipe",
+    "head_tail_split",
     "kmeans_subsets",
     "select_subsets",
     "select_subsets_batched",

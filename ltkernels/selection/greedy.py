@@ -124,7 +124,7 @@ def make_rule(problem: Problem, mode: str, q: Any, target: Any, tol: Any) -> Rul
     return Rule(mode, float(q or 0.0), low, high, TIE * (1.0 + base), -1.0 if tol is None else float(tol) * base)
 
 
-def _selection(problem: Problem, outcome: dispatch.Outcome, m: int, target: Any, tol: Any) -> Selection:
+def to_selection(problem: Problem, outcome: dispatch.Outcome, m: int, target: Any, tol: Any) -> Selection:
     base = float(problem.start.base)
     picked, path = outcome.picked, [value / base - 1.0 for value in outcome.values]
     stats = {**outcome.stats, "steps": len(picked), "diversity": base}
@@ -204,7 +204,7 @@ def select_subsets(
         (outcome,) = dispatch.run_all([problem], [rule], [m], engine, memory_budget, progress)
     else:
         outcome = _with_checkpoint(problem, rule, m, engine, memory_budget, progress, Path(checkpoint))
-    return _selection(problem, outcome, m, target, tol)
+    return to_selection(problem, outcome, m, target, tol)
 
 
 def select_subsets_batched(
@@ -279,7 +279,7 @@ def select_subsets_batched(
     outcomes = dispatch.run_all(
         [w[0] for w in work], [w[1] for w in work], [w[2] for w in work], engine, memory_budget, progress
     )
-    return [_selection(w[0], outcome, w[2], w[3], w[4]) for w, outcome in zip(work, outcomes)]
+    return [to_selection(w[0], outcome, w[2], w[3], w[4]) for w, outcome in zip(work, outcomes)]
 
 
 def _is_offsets(value: Any) -> bool:
@@ -313,12 +313,37 @@ def grown(problem: Problem, picked: list[int]) -> tuple[Problem, Tensor]:
     return Problem(state, problem.rows[keep], bounds, problem.alpha), left
 
 
-def _fingerprint(problem: Problem, rule: Rule) -> str:
+def fingerprint(problem: Problem, what: Any) -> str:
+    """Of everything that decides the picks."""
     digest = hashlib.sha256()
     for x in (problem.start.origin, problem.start.rows, problem.rows):
         digest.update(x.cpu().numpy().tobytes())
-    digest.update(repr((problem.bounds, problem.alpha, problem.start.anchor, rule)).encode())
+    digest.update(repr((problem.bounds, problem.alpha, problem.start.anchor, what)).encode())
     return digest.hexdigest()
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Through a temporary sibling: a reader, or the next call, never sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, key: str, names: Sequence[str]) -> list[np.ndarray] | None:
+    """The named arrays, or None where there is no such file; ValueError where it is not the one of `key`."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if str(archive["key"]) != key:
+                raise ValueError("belongs to another selection; remove it, or name another file")
+            return [archive[name] for name in names]
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"checkpoint {path}: {error}") from error
 
 
 def _with_checkpoint(
@@ -330,17 +355,9 @@ def _with_checkpoint(
     progress: Callable[[int, int], None] | None,
     path: Path,
 ) -> dispatch.Outcome:
-    key = _fingerprint(problem, rule)
-    picked: list[int] = []
-    values: list[float] = []
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                if str(archive["key"]) != key:
-                    raise ValueError("belongs to another selection; remove it, or name another file")
-                picked, values = archive["picked"].tolist()[:m], archive["values"].tolist()[:m]
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"checkpoint {path}: {error}") from error
+    key = fingerprint(problem, rule)
+    found = read_checkpoint(path, key, ("picked", "values")) or [np.empty(0, np.int64), np.empty(0)]
+    picked, values = (array.tolist()[:m] for array in found)
     stats: dict[str, Any] = {"engine": "none", "form": "checkpoint", "reason": "all steps were there", "evaluations": 0}
     while len(picked) < m and not (values and rule.stops(values[-1])):
         rest, left = grown(problem, picked) if picked else (problem, torch.arange(problem.subsets))
@@ -348,13 +365,7 @@ def _with_checkpoint(
         picked += left[part.picked].tolist()
         values += part.values
         stats = {**part.stats, "evaluations": stats["evaluations"] + part.stats["evaluations"]}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, key=key, picked=np.array(picked), values=np.array(values))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_npz(path, key=key, picked=np.array(picked, dtype=np.int64), values=np.array(values))
         if progress:
             progress(len(picked), m)
     return dispatch.Outcome(picked, values, stats)

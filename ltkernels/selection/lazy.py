@@ -71,6 +71,9 @@ class LazyEngine(PackedEngine):
             f = self.factor()
             self.basis, self.scales, commons = f.basis, f.scales, f.commons
         self.commons = commons.numpy()[self.group_ids]
+        # One solve for both: a triangular solve of a single column costs as much as one of ten.
+        move = self.mean if self.move is None else self.move
+        self.white_mean, self.white_move = self.whiten(torch.stack([self.mean, move]))
 
     def whiten(self, rows: Tensor, group: int = 0) -> Tensor:
         """Rows (k, d) in coordinates where A of a size group is I; group 0 has the smallest ridge, so the largest
@@ -115,7 +118,9 @@ class LazyEngine(PackedEngine):
         self.log_kappa_then[at] = self.log_kappa
         if math.isinf(self.anchor):
             return  # "none": nothing is centred, so the whole score behaves as a does
-        delta = columns.mean(1) - self.whiten(self.mean[None], group)
+        # Sizes differ in their ridge: the mean in group 0's coordinates, scaled to this one's.
+        white_mean = self.white_mean if group == 0 else self.white_mean * (self.scales[group] / self.scales[0])
+        delta = columns.mean(1) - white_mean
         solved = torch.cholesky_solve(centred @ delta[:, :, None], torch.linalg.cholesky(inner))
         g = delta - (centred.mT @ solved).squeeze(2)
         self.r2[at] = (delta * g).sum(1).clamp_min(0.0).numpy()
@@ -127,7 +132,7 @@ class LazyEngine(PackedEngine):
     def extend_path(self) -> None:
         """Adds the last move of the mean to the path, in the norm of the A that `prepare` has just factored."""
         if self.move is not None:
-            self.path += float(torch.linalg.vector_norm(self.whiten(self.move[None]))) * (1.0 + SLACK)
+            self.path += float(torch.linalg.vector_norm(self.white_move)) * (1.0 + SLACK)
             self.move = None
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -170,17 +175,19 @@ class LazyEngine(PackedEngine):
 
     def commit(self, subset: int) -> None:
         before, count = self.mean.clone(), self.count
-        bounded = self.evaluations > 0 and bool(self.known[subset])
-        if bounded:
-            # kappa bounds A' / A, by the smallest ridge.
-            white = self.whiten(mixed_columns(self.rows(subset), self.mean, self.anchor))
-            small = white @ white.T if white.shape[0] < white.shape[1] else white.T @ white
-            largest = float(torch.linalg.eigvalsh(small)[-1])
-            growth = self.sizes[subset] / (count + self.sizes.min())
+        mixed = mixed_columns(self.rows(subset), self.mean, self.anchor)
         super().commit(subset)
-        if bounded:
-            if not math.isinf(self.anchor):
-                self.move = self.mean - before
-                length = float(torch.linalg.vector_norm(self.whiten(self.move[None])))
-                self.stretched += math.exp(0.5 * self.log_kappa) * length * (1.0 + SLACK)
-            self.log_kappa += math.log1p((growth + largest) * (1.0 + SLACK))
+        if self.evaluations == 0 or not self.known[subset]:
+            return
+        if not math.isinf(self.anchor):
+            self.move = self.mean - before
+        # kappa bounds A' / A, by the smallest ridge.
+        white = self.whiten(mixed if self.move is None else torch.cat([mixed, self.move[None]]))
+        rows = white[: mixed.shape[0]]
+        small = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+        largest = float(torch.linalg.eigvalsh(small)[-1])
+        growth = self.sizes[subset] / (count + self.sizes.min())
+        if self.move is not None:
+            length = float(torch.linalg.vector_norm(white[-1]))
+            self.stretched += math.exp(0.5 * self.log_kappa) * length * (1.0 + SLACK)
+        self.log_kappa += math.log1p((growth + largest) * (1.0 + SLACK))
