@@ -41,6 +41,10 @@ def original_diversity(original: Tensor, centering: str, alpha: float) -> Tensor
         )
     equal = bool((original == (0.0 if centering == "none" else original[:1])).all())
     value = _diversity_nats(_centred(original, centering), n / alpha)
+    if not math.isfinite(float(value.detach())):
+        raise ValueError(
+            f"original overflows float64 (largest magnitude {float(original.detach().abs().max()):.3g}); scale it down"
+        )
     if equal or not float(value.detach()) > 0.0:
         what = "zero" if centering == "none" else "equal"
         raise ValueError(

@@ -230,7 +230,7 @@ def class_diversities(
             block = x[rows[torch.where(real, at + place, at)]] * real[:, :, None]
             block = (block - block.sum(1, keepdim=True) / n[:, None, None]) * real[:, :, None]
             gram = block @ block.mT if size < d else block.mT @ block
-            gram = gram * (alpha / n)[:, None, None]
+            gram = gram * (alpha / n.to(torch.float64))[:, None, None]
             gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
             out[ids] = cholesky_log_det(gram) / _LOG4
     return out

@@ -130,7 +130,7 @@ class BatchedEngine:
         for r, (rule, steps) in enumerate(zip(self.rules, self.wanted)):
             path = made[:steps, r].tolist()
             if not all(abs(value) < float("inf") for value in path):
-                raise FloatingPointError("log-determinants are not finite; scale the features")
+                raise ValueError("log-determinants are not finite; scale the features down")
             steps = next((i + 1 for i, value in enumerate(path) if rule.stops(value)), steps)
             results.append((found[:steps, r].tolist(), path[:steps]))
         return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -159,7 +160,14 @@ def run_all(
         picked: list[int] = []
         values: list[float] = []
         for _ in range(steps[i]):
-            best, value = single.pick(rules[i])
+            try:
+                best, value = single.pick(rules[i])
+            except torch.linalg.LinAlgError:
+                value = math.nan
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the log-determinants of step {len(picked) + 1} are not finite; scale the features down"
+                )
             picked.append(best)
             values.append(value)
             single.commit(best)

@@ -145,7 +145,7 @@ class Run:
         self.made += job.done
         self.count, self.anchor = job.count, job.anchor
         if job.done < self.wanted and not (job.done and self.rule.stops(float(self.values_buffer[self.made - 1]))):
-            raise FloatingPointError(f"the log-determinants of step {self.made + 1} are not finite; scale the features")
+            raise ValueError(f"the log-determinants of step {self.made + 1} are not finite; scale the features down")
         self.finished = self.made == self.steps or job.done < self.wanted
         self.finished = self.finished or (self.made > 0 and self.rule.stops(float(self.values_buffer[self.made - 1])))
         self.scored, self.decided = self.scored + job.scored, self.decided + job.decided
