@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import check_alpha, check_centering, check_features
+from ._checks import check_alpha, check_centering, check_features, check_finite
 from ._measures import cholesky_log_det
 
 _LOG4 = 2.0 * math.log(2.0)
@@ -61,10 +61,7 @@ class FeatureStatistics:
         step = max(1, _BLOCK // self.width)
         blocks = rows.split(step) if len(rows) else ()
         for number, block in enumerate(blocks):
-            finite = torch.isfinite(block).all(dim=1)
-            if not bool(finite.all()):
-                row = number * step + int((~finite).nonzero()[0])
-                raise ValueError(f"batch holds NaN or infinity, first in row {row}")
+            check_finite(block, "batch", number * step)
         for block in blocks:
             part = block.to(self.mean.device, torch.float64)
             mean = part.mean(0)

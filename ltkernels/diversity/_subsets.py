@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,13 +23,12 @@ class SizeGroup(NamedTuple):
 
 def group_by_size(offsets: Sequence[int], device: torch.device) -> list[SizeGroup]:
     """The subsets of a pool, grouped by size, sizes and ids ascending."""
-    members: dict[int, list[int]] = {}
-    for c, (begin, end) in enumerate(itertools.pairwise(offsets)):
-        members.setdefault(end - begin, []).append(c)
+    begins = torch.tensor(offsets[:-1])
+    sizes = torch.tensor(offsets).diff()
     groups = []
-    for size in sorted(members):
-        ids = torch.tensor(members[size])
-        rows = torch.tensor([offsets[c] for c in members[size]])[:, None] + torch.arange(size)
+    for size in sizes.unique().tolist():
+        ids = (sizes == size).nonzero()[:, 0]
+        rows = begins[ids][:, None] + torch.arange(size)
         groups.append(SizeGroup(size, ids.to(device), rows.to(device)))
     return groups
 

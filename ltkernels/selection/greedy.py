@@ -324,6 +324,7 @@ def fingerprint(problem: Problem, what: Any) -> str:
 
 def write_npz(path: Path, **arrays: Any) -> None:
     """Through a temporary sibling: a reader, or the next call, never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:

@@ -39,7 +39,7 @@ class _Layout:
         self.group_begin = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         member = torch.arange(problem.subsets).repeat_interleave(self.offsets.diff())
         squares = torch.zeros(problem.subsets, dtype=torch.float64)
-        squares.index_add_(0, member, problem.rows.square().sum(1))
+        squares.index_add_(0, member, torch.linalg.vector_norm(problem.rows, dim=1).square_())
         # A little more than the norm: the error bound must survive the rounding of the norm itself.
         self.norms = squares.sqrt_().mul_(1.0 + 1e-12)
         self.group_packed, self.packed = {}, {}

@@ -302,8 +302,6 @@ def fdg_recipe(
         if class_counts[c] >= largest:
             raise ValueError(f"classes: class {c} has {class_counts[c]} samples, as many as the largest; it needs none")
     folder = None if checkpoint is None else Path(checkpoint)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     done = []
     for number, c in enumerate(wanted):
         need = largest - class_counts[c] if m is None else min(largest - class_counts[c], m * subset_size)
