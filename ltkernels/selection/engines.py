@@ -55,7 +55,6 @@ class PackedEngine:
         self.free = np.ones(self.subsets, dtype=bool)
         self.eye = torch.eye(d, dtype=torch.float64)
         self.matrix = torch.empty_like(self.eye)
-        self.lower = torch.empty_like(self.eye)
         self.group_of = torch.empty(self.subsets, dtype=torch.int64)
         for g, group in enumerate(self.groups):
             self.group_of[group.ids] = g
@@ -80,7 +79,7 @@ class PackedEngine:
         if len(self.groups) == 1:
             ridge = (self.count + self.groups[0].size) / self.alpha
             self.matrix.copy_(self.scatter).diagonal().add_(ridge)
-            torch.linalg.cholesky(self.matrix, out=self.lower)
+            self.lower = torch.linalg.cholesky(self.matrix)
             # The row-major inverse: the solver works in column-major order, so its result is copied.
             basis = torch.linalg.solve_triangular(self.lower, self.eye, upper=False).contiguous()
             common = 2.0 * self.lower.diagonal().log().sum() - self.eye.shape[0] * math.log(ridge)

@@ -65,7 +65,7 @@ class LazyEngine(PackedEngine):
         if len(self.groups) == 1:
             ridge = (self.count + self.groups[0].size) / self.alpha
             self.matrix.copy_(self.scatter).diagonal().add_(ridge)
-            torch.linalg.cholesky(self.matrix, out=self.lower)
+            self.lower = torch.linalg.cholesky(self.matrix)
             commons = 2.0 * self.lower.diagonal().log().sum().reshape(1) - self.eye.shape[0] * math.log(ridge)
         else:
             f = self.factor()
