@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .greedy import Selection, check_steps, fingerprint, make_rule, prepare, read_checkpoint, to_selection, write_npz
+from .checkpoint import fingerprint, read_checkpoint, write_npz
+from .greedy import Selection, check_steps, make_rule, prepare, to_selection
 from .rules import Rule
 
 
