@@ -1,6 +1,6 @@
-"""The peers: each loss as a user of torch, or of another package, would write it. `peers` maps a name to ``(logits, target) -> loss``.
+"""The peers: each loss as a user of torch, or of another package, would write it.
 
-A package that is not installed is left out, and the result says which ones ran.
+A package that is not installed, or has no such loss, has no row; the result says which ones ran.
 """
 
 from __future__ import annotations
@@ -40,36 +40,39 @@ def eager(name: str, counts: list[int]) -> Loss:
             return F.cross_entropy(torch.where(index, a - table.margin[y].unsqueeze(1), a), y)
 
         return kps
+    if name == "focal":
+
+        def focal(z: Tensor, y: Tensor) -> Tensor:
+            nll = F.cross_entropy(z, y, reduction="none")
+            return ((1 - torch.exp(-nll)) ** table.focal_gamma * nll).mean()
+
+        return focal
     raise KeyError(name)
 
 
-TIMED = ("ce", "logit_adjusted", "class_balanced", "ldam", "kps")
+TIMED = ("ce", "logit_adjusted", "class_balanced", "focal", "ldam", "kps")
+PEERS = ("eager", "compiled", "balanced-loss", "imbalanced-losses")
 
 
-def peers(name: str, counts: list[int], compile_too: bool = True) -> dict[str, Loss]:
-    """Ours first, then the peers that have this loss."""
-    found: dict[str, Loss] = {"ours": ltk.LOSSES[name].make(counts), "eager": eager(name, counts)}
-    if compile_too:
-        found["compiled"] = torch.compile(eager(name, counts), dynamic=False)
-    if name == "class_balanced":
-        found.update(_balanced_loss(counts))
-    if name == "logit_adjusted":
-        found.update(_imbalanced_losses(counts))
-    return found
-
-
-def _balanced_loss(counts: list[int]) -> dict[str, Loss]:
+def implementation(backend: str, name: str, counts: list[int]) -> Loss | None:
+    """``(logits, target) -> loss`` of one implementation; None where it has none."""
+    if backend == "ours":
+        return ltk.LOSSES[name].make(counts)
+    if backend == "eager":
+        return eager(name, counts)
+    if backend == "compiled":
+        return torch.compile(eager(name, counts), dynamic=False)
     try:
-        from balanced_loss import Loss as BalancedLoss
-    except ImportError:
-        return {}
-    # Its targets are one-hot probabilities, so its mean divides by the number of rows, our "batch_mean": the comparison says "differs".
-    return {"balanced-loss": BalancedLoss("cross_entropy", samples_per_class=counts, beta=0.9999, class_balanced=True)}
+        if backend == "balanced-loss" and name == "class_balanced":
+            from balanced_loss import Loss as BalancedLoss
 
+            # Its targets are one-hot probabilities, so its mean divides by the number of rows, our "batch_mean": the comparison says
+            # "differs".
+            return BalancedLoss("cross_entropy", samples_per_class=counts, beta=0.9999, class_balanced=True)
+        if backend == "imbalanced-losses" and name == "focal":
+            from imbalanced_losses import SoftmaxFocalLoss
 
-def _imbalanced_losses(counts: list[int]) -> dict[str, Loss]:
-    try:
-        from imbalanced_losses import LogitAdjustedLoss
+            return SoftmaxFocalLoss(gamma=ltk.LOSSES[name].adjustment(counts).focal_gamma)
     except ImportError:
-        return {}
-    return {"imbalanced-losses": LogitAdjustedLoss(counts)}
+        pass
+    return None

@@ -19,6 +19,8 @@ import ltkernels as ltk
 
 from . import baselines, harness
 
+# The way from a call to the kernel and back may take this much of eager torch's own.
+OVERHEAD_BUDGET = 1.1
 SHAPES = [(128, 10), (128, 100), (256, 1000), (1024, 8142), (512, 21841), (64, 128256)]
 QUICK = [(128, 10), (256, 1000)]
 
@@ -41,10 +43,10 @@ def inputs(
     return batches
 
 
-def step(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def step(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], upstream: torch.Tensor | None = None) -> None:
     z, y = batch
     z.grad = None
-    loss(z, y).backward()
+    loss(z, y).backward(upstream)
 
 
 def agrees(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], name: str, counts: list[int]) -> bool:
@@ -60,41 +62,36 @@ def agrees(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], name:
     return bool(close) and bool((value - expected).abs() <= tolerance * expected.abs())
 
 
-def cell(
-    name: str, rows: int, classes: int, dtype: torch.dtype, bandwidth: float, options: argparse.Namespace
-) -> list[dict[str, Any]]:
+def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
+    """The calls of one implementation; None where it has no such loss."""
+    name, classes, dtype = cell["op"], cell["C"], getattr(torch, cell["dtype"])
     counts = counts_of(classes)
-    batches = inputs(rows, classes, dtype, ltk.LOSSES[name].logits == "cosine", options.warm)
     torch._dynamo.reset()
-    wanted = options.peers
-    implementations = baselines.peers(name, counts, compile_too=wanted is None or "compiled" in wanted)
-    if wanted is not None:
-        implementations = {key: loss for key, loss in implementations.items() if key == "ours" or key in wanted}
-    ok = {backend: agrees(loss, batches[0], name, counts) for backend, loss in implementations.items()}
-    calls = {backend: lambda batch, loss=loss: step(loss, batch) for backend, loss in implementations.items()}
-    ideal = 2 * rows * classes * dtype.itemsize
-    results = []
-    for backend, (p50, p20, p80) in harness.interleaved(calls, batches, options.seconds).items():
-        gbps = ideal / (p50 * 1e-3) / 1e9
-        results.append(
-            {
-                "op": name,
-                "backend": ltk.explain(implementations["ours"], *batches[0]).backend if backend == "ours" else backend,
-                "dtype": str(dtype).removeprefix("torch."),
-                "B": rows,
-                "C": classes,
-                "D": None,
-                "mode": "forward+backward, warm" if options.warm else "forward+backward",
-                "ms_p50": round(p50, 5),
-                "ms_p20": round(p20, 5),
-                "ms_p80": round(p80, 5),
-                "ideal_gbps": round(gbps, 3),
-                "pct_of_copy": round(100 * gbps / bandwidth, 1),
-                "peak_mb": None,
-                "ok": ok[backend],
-            }
-        )
-    return results
+    loss = baselines.implementation(backend, name, counts)
+    if loss is None:
+        return None
+    batches = inputs(cell["B"], classes, dtype, ltk.LOSSES[name].logits == "cosine", "warm" in cell["mode"])
+    upstream = torch.tensor(0.37) if "upstream" in cell["mode"] else None
+    calls = [lambda batch=batch: step(loss, batch, upstream) for batch in batches]
+    served = ltk.explain(loss, *batches[0]).backend if backend == "ours" else backend
+    return harness.Prepared(calls, agrees(loss, batches[0], name, counts), {"backend": served})
+
+
+def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What is timed: every loss at every shape; logit adjustment also at 2 x 2, which is nothing but the way to the kernel and back, and
+    with an upstream gradient that is not 1."""
+    found = []
+    mode = "forward+backward, warm" if options.warm else "forward+backward"
+    for dtype in ("float32",) if options.quick else ("float32", "bfloat16"):
+        for rows, classes in QUICK if options.quick else SHAPES:
+            for name in options.losses:
+                found.append({"op": name, "dtype": dtype, "B": rows, "C": classes, "D": None, "mode": mode})
+    if "logit_adjusted" in options.losses and not options.warm:
+        own = {"op": "logit_adjusted", "dtype": "float32", "D": None}
+        found.insert(0, {**own, "B": 2, "C": 2, "mode": "forward+backward"})
+        if not options.quick:
+            found += [{**own, "B": b, "C": c, "mode": "forward+backward, upstream 0.37"} for b, c in SHAPES]
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,22 +103,40 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="time a cell and implementation")
     parser.add_argument("--losses", nargs="+", default=list(baselines.TIMED), choices=baselines.TIMED)
-    parser.add_argument("--peers", nargs="+", help="only these: eager, compiled, or a package")
+    parser.add_argument("--peers", nargs="+", default=list(baselines.PEERS), choices=baselines.PEERS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if options.serve:
+        return harness.serve(options.serve, prepare)
     bandwidth = harness.copy_gbps()
-    rows: list[dict[str, Any]] = []
     print(f"copy {bandwidth:.1f} GB/s, {torch.get_num_threads()} threads")
-    for dtype in (torch.float32,) if options.quick else (torch.float32, torch.bfloat16):
-        for batch, classes in QUICK if options.quick else SHAPES:
-            for name in options.losses:
-                found = cell(name, batch, classes, dtype, bandwidth, options)
-                ours = found[0]["ms_p50"]
-                rows += found
-                others = "  ".join(
-                    f"{row['backend']} {row['ms_p50'] / ours:.2f}x{'' if row['ok'] else ' DIFFERS'}"
-                    for row in found[1:]
-                )
-                print(f"{name:15} {found[0]['dtype']:9} {batch:5}x{classes:<6} {ours:9.4f} ms   {others}", flush=True)
+    processes = [harness.Process(__spec__.name, backend) for backend in ("ours", *options.peers)]
+    rows: list[dict[str, Any]] = []
+    try:
+        for cell in cells(options):
+            found = harness.race(processes, cell, options.seconds)
+            for row in found:
+                ideal = 2 * row["B"] * row["C"] * getattr(torch, row["dtype"]).itemsize / (row["ms_p50"] * 1e-3) / 1e9
+                row |= {
+                    "ideal_gbps": round(ideal, 3),
+                    "pct_of_copy": round(100 * ideal / bandwidth, 1),
+                    "peak_mb": None,
+                }
+            rows += found
+            ours = found[0]["ms_p50"]
+            others = "  ".join(
+                f"{row['backend']} {row['ms_p50'] / ours:.2f}x{'' if row['ok'] else ' DIFFERS'}" for row in found[1:]
+            )
+            shape = f"{cell['B']:5}x{cell['C']:<6}"
+            print(f"{cell['op']:15} {cell['dtype']:9} {shape} {ours:9.4f} ms   {others}  {cell['mode']}", flush=True)
+    finally:
+        for process in processes:
+            process.close()
+    overhead = [row for row in rows if row["B"] * row["C"] == 4]
+    if len(overhead) > 1:
+        ratio = overhead[0]["ms_p50"] / overhead[1]["ms_p50"]
+        verdict = "within" if ratio <= OVERHEAD_BUDGET else "OVER"
+        print(f"overhead of a call: {ratio:.2f}x {overhead[1]['backend']}, {verdict} the budget of {OVERHEAD_BUDGET}x")
     if options.out:
         harness.write(options.out, rows, bandwidth)
         print(f"wrote {options.out}")

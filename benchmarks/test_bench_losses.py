@@ -18,7 +18,7 @@ def test_forward_backward(benchmark, name: str, shape: tuple[int, int], backend:
     counts = losses.counts_of(shape[1])
     batches = losses.inputs(*shape, torch.float32, cosine=name in ("ldam", "kps"))
     torch._dynamo.reset()
-    loss = baselines.peers(name, counts, compile_too=backend == "compiled")[backend]
+    loss = baselines.implementation(backend, name, counts)
     assert losses.agrees(loss, batches[0], name, counts)
     benchmark.group = f"{name} {shape[0]}x{shape[1]}"
     turn = iter(range(10**9))

@@ -11,6 +11,7 @@
 #include "cpu/greedy.h"
 #include "cpu/isa.h"
 #include "cpu/logdet.h"
+#include "cpu/row_statistics.h"
 #include "cpu/subset_scores.h"
 #if defined(LTK_HAVE_CUDA)
 #include "cuda/device.h"
@@ -111,6 +112,41 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         },
         "Loss and gradient; -1, or the first row with a bad label.");
 
+    const auto part = [](Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
+                         Address shift, Address scale, Address weight, Address row_scale) {
+        ltk::ClassPart out{};
+        out.logits = pointer(logits);
+        out.logits_stride = logits_stride;
+        out.target = pointer<const int64_t>(target);
+        out.shift = pointer(shift);
+        out.scale = pointer(scale);
+        out.weight = pointer(weight);
+        out.row_scale = pointer<const double>(row_scale);
+        out.rows = rows;
+        out.classes = classes;
+        return out;
+    };
+    m.def(
+        "row_statistics",
+        [part](int dtype, Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
+               Address shift, Address scale, Address weight, Address row_scale, bool smooth, Address out, int threads) {
+            const ltk::ClassPart job =
+                part(logits, logits_stride, rows, classes, target, shift, scale, weight, row_scale);
+            py::gil_scoped_release release;
+            ltk::row_statistics(job, dtype, smooth, pointer<double>(out), threads);
+        },
+        "Reference, sum of exponentials, label logit and smoothing sum of every row.");
+    m.def(
+        "gradient_from_statistics",
+        [part](int dtype, Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
+               Address shift, Address scale, Address weight, Address row_scale, Address row, Address grad,
+               int64_t grad_stride, int threads) {
+            const ltk::ClassPart job =
+                part(logits, logits_stride, rows, classes, target, shift, scale, weight, row_scale);
+            py::gil_scoped_release release;
+            ltk::gradient_from_statistics(job, dtype, pointer<const double>(row), pointer(grad), grad_stride, threads);
+        },
+        "The gradient of every row from its statistics.");
     m.def("logdet_scratch", &ltk::logdet_scratch, "Doubles of scratch that one thread needs.");
     m.def(
         "logdet_batch",

@@ -1,12 +1,19 @@
 """Which backend serves a call, and the calls into the compiled module.
 
-A backend is ``cpu`` (the compiled module; its full name says the instruction set, as in ``cpu-avx512``) or ``torch`` (the plain
-reference of `ltkernels.losses._reference`, which serves what no kernel does). `explain` tells which one a call would get.
+A backend is ``cpu`` (the compiled module; its full name says the instruction set, as in ``cpu-avx512``), ``cuda`` (its CUDA part),
+``triton`` (`ltkernels.triton`, for GPUs where there is no CUDA part) or ``torch`` (the plain reference of
+`ltkernels.losses._reference`, which serves what no kernel does). `explain` tells which one a call would get.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import importlib.util
+import os
 import platform
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,7 +25,7 @@ from ._checks import real_dtype
 # enum DType of csrc/cpu/kernels.h
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _TABLES = ("shift", "scale", "margin", "row_scale", "weight")
-BACKENDS = ("cpu", "torch")
+BACKENDS = ("cpu", "cuda", "triton", "torch")
 
 
 class Explanation(NamedTuple):
@@ -36,24 +43,97 @@ def choose(backend: str | None, device: torch.device, needs_torch: str = "") -> 
 
     Raises ValueError where `backend` is unknown or cannot serve the call: a forced backend is never replaced.
     """
-    if backend is None and not needs_torch and device.type == "cpu":
-        return "cpu"
-    if backend is not None and backend not in BACKENDS:
+    if backend is None:
+        if needs_torch:
+            return "torch"
+        return "cpu" if device.type == "cpu" else _accelerator(device.type)[0]
+    if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be None or one of {', '.join(map(repr, BACKENDS))}")
-    if backend == "torch" or needs_torch or device.type != "cpu":
-        if backend == "cpu":
-            raise ValueError(f"backend='cpu' cannot serve this call: {needs_torch or f'the logits are on {device}'}")
-        return "torch"
-    return "cpu"
+    problem = "" if backend == "torch" else needs_torch or _cannot_serve(backend, device.type)
+    if problem:
+        raise ValueError(f"backend={backend!r} cannot serve this call: {problem}")
+    return backend
+
+
+def _cannot_serve(backend: str, kind: str) -> str:
+    """Why a kernel backend cannot run on tensors of this kind of device; empty where it can."""
+    if backend == "cpu":
+        return "" if kind == "cpu" else f"the logits are on a {kind} device"
+    if backend == "cuda":
+        return cuda_problem() or ("" if kind == "cuda" else f"the logits are on a {kind} device")
+    return triton_problem(kind)
+
+
+@torch.compiler.assume_constant_result
+def cuda_problem() -> str:
+    """Why the CUDA kernels cannot run; empty where they can."""
+    if not _C.info()["cuda"]:
+        return "this build has no CUDA part (LTKERNELS_CUDA=ON at build time)"
+    return "" if _C.info()["cuda_devices"] else "there is no CUDA device"
+
+
+@torch.compiler.assume_constant_result
+def triton_problem(kind: str) -> str:
+    """Why the Triton kernels cannot run on this kind of device; empty where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "the logits are on a cpu device, and Triton's interpreter is off (TRITON_INTERPRET=1)"
+    return "" if kind in ("cpu", "cuda", "xpu") else f"Triton has no {kind} target"
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _accelerator(kind: str) -> tuple[str, str]:
+    """The backend of an accelerator, and why it is not a better one. Falling to torch is said once, in a warning."""
+    problem = cuda_problem() if kind == "cuda" else f"there is no compiled kernel for {kind} tensors"
+    if not problem:
+        return "cuda", ""
+    triton = triton_problem(kind)
+    if not triton:
+        return "triton", problem
+    problem = f"{problem}; {triton}"
+    if kind != "meta":
+        warnings.warn(f"ltkernels: torch serves {kind} tensors, several times slower: {problem}", stacklevel=2)
+    return "torch", problem
 
 
 def explain(backend: str | None, device: torch.device, needs_torch: str = "") -> Explanation:
     """What `choose` would choose, in words."""
-    if choose(backend, device, needs_torch) == "cpu":
+    chosen = choose(backend, device, needs_torch)
+    if chosen == "cpu":
         return Explanation(f"cpu-{_C.info()['isa']}", f"compiled kernel on {torch.get_num_threads()} thread(s)")
-    return Explanation(
-        "torch", needs_torch or ("asked for" if backend else f"this build has no kernel for {device.type} tensors")
-    )
+    if needs_torch or backend is not None:
+        return Explanation(chosen, needs_torch or "asked for")
+    why = _accelerator(device.type)[1]
+    if chosen == "torch":
+        return Explanation(chosen, f"this build has no kernel for {device.type} tensors: {why}")
+    return Explanation(chosen, "Triton kernel: " + why if chosen == "triton" else "compiled CUDA kernel")
+
+
+@functools.cache
+def kernel(backend: str) -> Callable[..., None]:
+    """The function behind a backend's ``adjusted_ce``, in the signature of `cpu_adjusted_ce`."""
+    if backend == "cuda":
+        from ._cuda import adjusted_ce
+
+        return adjusted_ce
+    if backend == "triton":
+        from .triton.adjusted_ce import adjusted_ce
+
+        return adjusted_ce
+    return cpu_adjusted_ce
+
+
+@functools.cache
+def scale_kernel(backend: str) -> Callable[[Tensor, Tensor], None]:
+    """``scale_gradient(grad, upstream)`` of a GPU backend: in place, and without a pass over `grad` where `upstream`, a number on
+    the device that the host does not wait for, is 1."""
+    if backend == "cuda":
+        from ._cuda import scale_gradient
+    else:
+        from .triton.adjusted_ce import scale_gradient
+    return scale_gradient
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -145,6 +225,47 @@ def _bad_shift(table: Tensor) -> int:
     return int((torch.isnan(table) | (table == torch.inf)).nonzero()[0])
 
 
+def cpu_row_statistics(
+    logits: Tensor,
+    labels: Tensor,
+    row_scale: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    smooth: bool,
+    out: Tensor,
+) -> None:
+    """Fills `out` (N, 4); see `ltkernels.losses._two_phase`."""
+    _C.row_statistics(
+        *_class_part(logits, labels, row_scale, shift, scale, weight), smooth, out.data_ptr(), torch.get_num_threads()
+    )
+
+
+def cpu_gradient_from_statistics(
+    logits: Tensor,
+    labels: Tensor,
+    row_scale: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    terms: Tensor,
+    grad: Tensor,
+) -> None:
+    """Fills `grad`; see `ltkernels.losses._two_phase`."""
+    _C.gradient_from_statistics(
+        *_class_part(logits, labels, row_scale, shift, scale, weight),
+        terms.data_ptr(),
+        grad.data_ptr(),
+        grad.stride(0),
+        torch.get_num_threads(),
+    )
+
+
+def _class_part(logits: Tensor, labels: Tensor, row_scale: Tensor, *tables: Tensor | None) -> tuple[int, ...]:
+    addresses = (logits.data_ptr(), logits.stride(0), *logits.shape, labels.data_ptr())
+    return (_DTYPE_CODES[logits.dtype], *addresses, *map(_address, tables), row_scale.data_ptr())
+
+
 def doctor_report() -> list[tuple[str, str]]:
     """What this build can do on this machine: (name, finding) pairs for ``ltkernels doctor``."""
     info = _C.info()
@@ -154,10 +275,10 @@ def doctor_report() -> list[tuple[str, str]]:
         rows.append((f"cpu-{name}", state + active))
     rows.append(("threads", f"{torch.get_num_threads()} (torch.set_num_threads)"))
     if info["cuda"]:
-        rows.append(
-            ("cuda", f"runtime {info['cuda']}, {info['cuda_devices']} device(s); no CUDA kernel in this version")
-        )
+        rows.append(("cuda", f"runtime {info['cuda']}, {info['cuda_devices']} device(s)"))
     else:
-        rows.append(("cuda", "not built (LTKERNELS_CUDA=ON at build time); CUDA tensors are served by torch"))
+        rows.append(("cuda", "not built (LTKERNELS_CUDA=ON at build time)"))
+    problem = triton_problem("cuda")
+    rows.append(("triton", problem or f"{importlib.metadata.version('triton')}, for GPUs without the CUDA part"))
     rows.append(("torch", torch.__version__))
     return rows

@@ -149,7 +149,7 @@ def table(name: str, value: Tensor | None, classes: int, device: torch.device, r
         type(value) is Tensor
         and value.dtype is real
         and value.dim() == 1
-        and len(value) == classes
+        and value.numel() == classes
         and value.device == device
         and value.is_contiguous()
     ):

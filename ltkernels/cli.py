@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     bench = commands.add_parser("bench", help="time the kernels against their peers")
-    bench.add_argument("family", choices=("losses", "selection"))
+    bench.add_argument("family", choices=("losses", "heads", "selection"))
     bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
     commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
     return parser

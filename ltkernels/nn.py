@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -102,16 +102,17 @@ class AdjustedCrossEntropy(torch.nn.Module):
         chunk_rows: int | None = None,
     ) -> Tensor:
         """This loss of a linear or cosine classifier, without its logits; the arguments are those of
-        `ltkernels.functional.linear_adjusted_cross_entropy`. Losses with a closed form (Seesaw, softmax equalization, ArcFace and
-        the sigmoid family) raise ValueError: they take logits only."""
-        if self._term is not None:
-            raise ValueError(f"{type(self).__name__} has no form on features; give it the logits of the classifier")
+        `ltkernels.functional.linear_adjusted_cross_entropy`."""
+        options = {"bias": bias, "normalize": normalize, "chunk_rows": chunk_rows}
+        return self._from_features(features, weight, target, self._closed_form(), **options)
+
+    def _from_features(
+        self, features: Tensor, weight: Tensor, target: Target, term: Term | None, **options: Any
+    ) -> Tensor:
         return linear_adjusted_cross_entropy(
             features,
             weight,
             target,
-            bias=bias,
-            normalize=normalize,
             shift=self.shift,
             scale=self.scale,
             margin=self.margin,
@@ -121,8 +122,9 @@ class AdjustedCrossEntropy(torch.nn.Module):
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
-            chunk_rows=chunk_rows,
             backend=self.backend,
+            term=term,
+            **options,
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> AdjustedCrossEntropy:
@@ -240,10 +242,19 @@ class Seesaw(AdjustedCrossEntropy):
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
         """The loss; logits and target as in `ltkernels.functional.adjusted_cross_entropy`, class indices only."""
+        return self._counting(target, lambda term: self._loss(logits, target, term))
+
+    def _from_features(
+        self, features: Tensor, weight: Tensor, target: Target, term: Term | None, **options: Any
+    ) -> Tensor:
+        of_term = super()._from_features
+        return self._counting(target, lambda counted: of_term(features, weight, target, counted, **options))
+
+    def _counting(self, target: Target, loss_of: Callable[[Term], Tensor]) -> Tensor:
         if not self.training:
-            return super().forward(logits, target)
+            return loss_of(self._counts_term(self.seen))
         seen = self.seen + self._batch_counts(target)
-        loss = self._loss(logits, target, self._counts_term(seen))
+        loss = loss_of(self._counts_term(seen))
         self.seen.copy_(seen)  # only now: a call that raises counts nothing
         return loss
 

@@ -203,4 +203,4 @@ def check_operator(form: int, table: Tensor | None, seed: Tensor | None, options
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for z in (torch.rand(4, 5), torch.rand(5, 4).t(), torch.rand(1, 5), torch.rand(0, 5)):
         arguments = (z, torch.arange(z.shape[0]), *[None] * 7, table, seed, None, 0.0, 0.0, -100, 3, form, options)
-        torch.library.opcheck(torch.ops.ltkernels.closed_ce.default, (*arguments, True), test_utils=tests)
+        torch.library.opcheck(torch.ops.ltkernels.closed_ce.default, (*arguments, True, "cpu"), test_utils=tests)

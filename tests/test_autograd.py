@@ -232,9 +232,10 @@ def test_opcheck() -> None:
     ):
         for reduction in (0, 1):
             for need_grad in (True, False):
-                torch.library.opcheck(op, (z, y, *none, 0.0, 0.1, -100, reduction, need_grad))
-        torch.library.opcheck(torch.ops.ltkernels.adjusted_ce_.default, (z.clone(), y, *none, 0.0, 0.1, -100, 1))
+                torch.library.opcheck(op, (z, y, *none, 0.0, 0.1, -100, reduction, need_grad, "cpu"))
+        torch.library.opcheck(torch.ops.ltkernels.adjusted_ce_.default, (z.clone(), y, *none, 0.0, 0.1, -100, 1, "cpu"))
     for rows, classes in ((0, 5), (1, 1)):  # "sum": the mean of no rows is NaN, which opcheck finds unequal to itself
         torch.library.opcheck(
-            op, (torch.randn(rows, classes), torch.zeros(rows, dtype=torch.int64), *none, 0.0, 0.0, -100, 3, True)
+            op,
+            (torch.randn(rows, classes), torch.zeros(rows, dtype=torch.int64), *none, 0.0, 0.0, -100, 3, True, "cpu"),
         )

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import ltkernels as ltk
-from ltkernels import heads
+from ltkernels import _head
 
 HEAD = ltk.functional.linear_adjusted_cross_entropy
 ROWS, WIDTH, CLASSES = 11, 5, 17  # no multiple of a chunk, a vector or each other
@@ -440,7 +440,7 @@ class TestMemory:
         if dtype == torch.bfloat16:
             gradients += gradients // 2  # the float32 sums and their 16-bit results exist together
         # Vectors over classes and rows, a chunk's features twice, blocks of weights in the second-level cache.
-        slack = 4 * (16 * (self.CLASSES + self.ROWS) + 2 * self.CHUNK * self.WIDTH) + 3 * 4 * heads._BLOCK
+        slack = 4 * (16 * (self.CLASSES + self.ROWS) + 2 * self.CHUNK * self.WIDTH) + 3 * 4 * _head._BLOCK
         peak = self.peak(call)
         assert peak <= chunk + gradients + slack
         assert peak >= gradients  # the profiler saw the call
@@ -530,26 +530,66 @@ def test_opcheck(needs, reduction) -> None:
             None,
             None,
             *tables[:5],
+            None,
+            None,
             None if upstream is None else upstream[:rows],
         )
-        torch.library.opcheck(heads._operator, (*arguments, 0.0, 0.1, -100, reduction, True, 4, *needs))
+        settings = (0.0, 0.1, -100, reduction, 0, [], True, 4, *needs, "cpu")
+        torch.library.opcheck(_head.operator, (*arguments, *settings))
 
 
-@pytest.mark.parametrize(
-    "name", ["ce", "logit_adjusted", "ldam", "kps", "kps_ga", "vector_scaling", "class_balanced", "cosface"]
-)
-def test_every_loss_of_the_library(name) -> None:
-    """The Modules' vectors with the cosine head: the same loss as through the head's logits."""
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - {"softmax_equalization"}))
+def test_every_loss_of_the_library(name, normalize, biased) -> None:
+    """The Modules, closed forms included: the same loss and gradients as through the classifier's logits, in two batches, for
+    Seesaw counts them."""
     record = ltk.LOSSES[name]
-    loss = record.make(list(range(1, CLASSES + 1)))
-    layer = ltk.nn.CosineLinear(WIDTH, CLASSES)
-    features = inputs(torch.float32)[0]
-    held = loss(layer(features), LABELS)
-    chunked = loss.from_features(features, layer.weight, LABELS, normalize=True, chunk_rows=4)
-    assert torch.allclose(chunked, held, rtol=1e-5)
-    for ours, theirs in zip(*(torch.autograd.grad(each, (features, layer.weight)) for each in (chunked, held))):
-        assert theirs.abs().max() > 0
-        assert torch.allclose(ours, theirs, rtol=1e-3, atol=2e-5 * float(theirs.abs().max()))
+    held_loss, chunked_loss = (record.make(list(range(1, CLASSES + 1))) for _ in range(2))
+    features, weight, bias = inputs(torch.float32)
+    shift = (bias.detach() * 0.1).requires_grad_() if biased else None  # cosines stay between -1.3 and 1.3
+    leaves = (features, weight, shift) if biased else (features, weight)
+    for _ in range(2):
+        x, w = (F.normalize(features), F.normalize(weight)) if normalize else (features * 0.1, weight)
+        held = held_loss(F.linear(x, w, shift), LABELS)
+        chunked = chunked_loss.from_features(
+            features if normalize else features * 0.1, weight, LABELS, bias=shift, normalize=normalize, chunk_rows=4
+        )
+        assert torch.allclose(chunked, held, rtol=1e-5)
+        for ours, theirs in zip(*(torch.autograd.grad(each, leaves) for each in (chunked, held))):
+            assert theirs.abs().max() > 0
+            assert torch.allclose(ours, theirs, rtol=1e-3, atol=2e-5 * float(theirs.abs().max()))
+    assert record.name != "seesaw" or torch.equal(held_loss.seen, chunked_loss.seen)
+
+
+@pytest.mark.parametrize("name", ["arcface", "seesaw", "cb_sigmoid"])
+def test_closed_forms_keep_the_contract(name) -> None:
+    """Upstream gradients, two backwards, double backward, compilation."""
+    loss = ltk.LOSSES[name].make(list(range(1, CLASSES + 1))).eval()
+    features, weight, _ = inputs(torch.float32)
+
+    def call(f, w):
+        return loss.from_features(f, w, LABELS, normalize=True, chunk_rows=4)
+
+    value = call(features, weight)
+    first = torch.autograd.grad(value, (features, weight), torch.tensor(0.5), retain_graph=True)
+    again = torch.autograd.grad(value, (features, weight), torch.tensor(2.0), retain_graph=True)
+    differentiable = torch.autograd.grad(value, (features, weight), create_graph=True)
+    for half, double, whole in zip(first, again, differentiable):
+        assert torch.allclose(4 * half, double, rtol=1e-5)
+        assert torch.allclose(2 * half, whole, rtol=1e-3, atol=2e-5 * float(whole.abs().max()))
+    (second,) = torch.autograd.grad(differentiable[0].square().sum(), weight)
+    assert second.abs().max() > 0
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(features, weight), value)
+
+
+def test_softmax_equalization_holds_the_logits() -> None:
+    loss = ltk.nn.SoftmaxEqualization(list(range(1, CLASSES + 1)), seed=3)
+    features, weight, _ = inputs(torch.float32)
+    assert torch.equal(loss.from_features(features, weight, LABELS), loss(F.linear(features, weight), LABELS))
+    with pytest.raises(ValueError, match="chunk_rows=4 is not possible: softmax equalization"):
+        loss.from_features(features, weight, LABELS, chunk_rows=4)
 
 
 def test_explain() -> None:

@@ -207,3 +207,63 @@ def test_threads_agree_bitwise() -> None:
     for loss, grad in results[1:]:
         assert torch.equal(loss, results[0][0])
         assert torch.equal(grad, results[0][1])
+
+
+def stairs(kind: str, classes: int) -> torch.Tensor:
+    """Rows whose maximum is far from their first columns, which give the kernel its first reference."""
+    z = torch.randn(4, classes, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    if kind == "low first columns":
+        z[:, :40] -= 200.0
+    elif kind == "masked first columns":
+        z[:, :40] = -torch.inf
+    elif kind == "masked first block":
+        z[:, :2048] = -torch.inf
+    elif kind == "rising":
+        z += 35.0 * (torch.arange(classes) // 700)
+    elif kind == "falling":
+        z -= 35.0 * (torch.arange(classes) // 700)
+    elif kind == "just inside the headroom":
+        z[:, 100] = 25.0
+    elif kind == "only the label is left":
+        z[:] = -torch.inf
+        z[:, 3] = 1.0
+    return z
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("label_offset", "label_smoothing"), [(0.0, 0.0), (2000.0, 0.0), (-300.0, 0.0), (0.0, 0.1)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "low first columns",
+        "masked first columns",
+        "masked first block",
+        "rising",
+        "falling",
+        "just inside the headroom",
+        "only the label is left",
+    ],
+)
+def test_reference_far_from_the_maximum(
+    kind: str, label_offset: float, label_smoothing: float, dtype: torch.dtype
+) -> None:
+    z = stairs(kind, 4500)
+    y = torch.tensor([3, 2047, 2048, 4499]) if kind != "only the label is left" else torch.full((4,), 3)
+    z[torch.arange(4), y] = torch.where(z[torch.arange(4), y].isinf(), 0.0, z[torch.arange(4), y]) + label_offset
+    if label_smoothing and z.isinf().any():
+        z[z.isinf()] = -50.0  # a masked class has an infinite smoothed loss
+    check(z.to(dtype), y, label_smoothing=label_smoothing, cond=2.0 if label_smoothing else 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_large_gradients(dtype: torch.dtype, offset: int) -> None:
+    """Beyond 24 MiB the gradient is written past the caches, in whole aligned vectors: rows of odd length start anywhere."""
+    classes = (26 << 20) // (3 * dtype.itemsize) | 1
+    z = (
+        torch.randn(3 * classes + offset, generator=torch.Generator().manual_seed(2))[offset:]
+        .view(3, classes)
+        .to(dtype)
+    )
+    z[1, 7] += 20.0
+    check(z, torch.tensor([classes - 1, 7, -100]), reduction="sum")

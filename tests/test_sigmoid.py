@@ -149,8 +149,3 @@ def test_bad_input(name) -> None:
             CALLS[name](z, y, weight=torch.ones(CLASSES))
     with pytest.raises(ValueError, match="shift cannot be combined"):
         ltk.functional.adjusted_cross_entropy(z, y, shift=torch.zeros(CLASSES), term=ltk.adjustments.eql(COUNTS).term)
-
-
-def test_features_are_refused() -> None:
-    with pytest.raises(ValueError, match="EQL has no form on features"):
-        ltk.nn.EQL(COUNTS).from_features(torch.rand(2, 3), torch.rand(CLASSES, 3), torch.tensor([0, 1]))

@@ -44,6 +44,7 @@ struct AdjustedCe {
     void* row_loss;          // (rows,)
     void* grad;              // rows x classes in the logits' type, or null: loss only. May be the logits' own memory.
     int64_t grad_stride;
+    bool stream;  // write the gradient past the caches
     ClosedForm closed;
 };
 
@@ -57,7 +58,7 @@ using AdjustedCeRows = void (*)(const AdjustedCe& job, int64_t begin, int64_t en
 constexpr int64_t kBlock = 2048;
 
 // Reals of scratch one thread needs: three rows (exponentials; the first gradient of a mixed row; the term of a closed
-// form), each rounded up to whole vectors, and one maximum a block.
+// form), each rounded up to whole vectors, and one reference a block.
 constexpr int64_t adjusted_ce_row(int64_t classes) noexcept {
     return (classes + 63) / 64 * 64;
 }

@@ -1,6 +1,5 @@
-// Body of adjusted_ce.h. A row is read once from memory: block by block, each block's maximum and then its exponentials
-// while the block sits in the first-level cache; one exp a logit. The exponentials wait in scratch, relative to their
-// block's maximum, for the row's sum, and a last pass scales them into the gradient.
+// Body of adjusted_ce.h. A row is read once from memory, one exp a logit: the exponentials, relative to a reference
+// near the row's maximum, wait in scratch for the row's sum, and a last pass scales them into the gradient.
 #include <cmath>
 
 namespace ltk {
@@ -31,11 +30,9 @@ static inline void put(double x, f16* p) noexcept {
     from_float(static_cast<float>(x), p);
 }
 
-// Most rows have one block, or the label at the maximum: then the argument is 0, and libm's exp is a fifth of a short
-// row's time.
-static inline double exp_of(double x) noexcept {
-    return x == 0.0 ? 1.0 : std::exp(x);
-}
+// How far a logit may lie above the reference: e^24 times the number of classes is far from overflow, and probabilities
+// that far below 1 keep their float precision.
+constexpr int kHeadroom = 24;
 
 // log(1 + x) for x >= 0. In double precision log(1 + x) itself is good to float accuracy down to 1e-7, at a third of
 // log1p's time.
@@ -116,74 +113,116 @@ static inline void focal(double gamma, double l, double* phi, double* slope) noe
     *slope = power + (p > 0.0 ? gamma * l * p * power / q : 0.0);
 }
 
+// What a row's softmax needs to know of its classes but the label's.
+template <class V>
+struct RowSums {
+    typename V::Real reference;  // near their largest a_j; -inf where all are masked
+    double others = 0.0;         // sum of exp(a_j - reference)
+    double smooth_a = 0.0;       // sum of weight_j a_j, where it is asked for
+};
+
+// First pass over a row. Where `e` is not null the exponentials are left there, relative to their block's entry of
+// block_reference, with 0 in the label's place. A label outside the row leaves no class out.
+template <class V, bool Scale, bool Shift, class T, class Table = typename V::Real>
+LTK_INLINE RowSums<V> row_sums(const T* z, int64_t classes, const Table* scale, const Table* shift, int64_t label,
+                               double row_scale, bool smooth, const Table* weight, Table* e,
+                               Table* block_reference) noexcept {
+    using Real = typename V::Real;
+    using Reg = typename V::Reg;
+    using Mask = typename V::Mask;
+    const Real infinity = static_cast<Real>(INFINITY);
+    const Reg sigma = V::set(static_cast<Real>(row_scale));
+    const Reg minus_infinity = V::set(-infinity);
+    const auto exponent = [&](int64_t j, Mask mask, Reg minus_reference) LTK_INLINE_LAMBDA {
+        const Reg x = V::fma(adjusted<V, Scale, Shift>(z, scale, shift, j, mask), sigma, minus_reference);
+        return V::select(mask, x, minus_infinity);
+    };
+    const auto highest_of = [&](int64_t begin, int64_t end) {
+        Reg top = minus_infinity;
+        for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
+            const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
+            top = V::max(top, V::select(mask, a, minus_infinity));
+        });
+        return V::horizontal_max(top);
+    };
+
+    // Any reference near the maximum serves as well as the maximum, and the first columns have one. It moves where a
+    // block exceeds it by more than kHeadroom, or where it is -inf because the columns before were masked classes.
+    RowSums<V> row;
+    row.reference = highest_of(0, classes < 2 * V::N ? classes : 2 * V::N);
+    for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
+        const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
+        double here;
+        for (bool again = false;; again = true) {
+            const Real usable = row.reference == -infinity ? Real(0) : row.reference;
+            const Reg minus_reference = V::set(-usable);
+            Reg sum[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
+            Reg top[4] = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
+            for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int slot) LTK_INLINE_LAMBDA {
+                prefetch(z + j);
+                const Reg x = exponent(j, mask, minus_reference);
+                top[slot] = V::max(top[slot], x);
+                const Reg y = V::exp(x);
+                sum[slot] = V::add(sum[slot], y);
+                // Every lane is written: the label's place must hold 0, the lanes past the row are padding of the
+                // scratch.
+                if (e != nullptr) V::store(e + j, y, V::all());
+            });
+            here = V::horizontal_sum(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
+            const Real above = V::horizontal_max(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])));
+            if (again || !(above > kHeadroom || (row.reference == -infinity && above > -infinity))) break;
+            const Real moved = highest_of(begin, end);
+            if (row.others != 0.0)
+                row.others *= std::exp(static_cast<double>(row.reference) - static_cast<double>(moved));
+            row.reference = moved;
+        }
+        row.others += here;
+        if (e != nullptr) block_reference[block] = row.reference;
+
+        if (smooth) {
+            const Real usable = row.reference == -infinity ? Real(0) : row.reference;
+            Reg below = V::set(0), weights = V::set(0);
+            for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
+                const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
+                const Reg w = weight == nullptr ? V::set(1) : V::load(weight + j, mask);
+                below = V::add(below, V::select(mask, V::mul(w, V::sub(a, V::set(usable))), V::set(0)));
+                weights = V::add(weights, V::select(mask, w, V::set(0)));
+            });
+            row.smooth_a += static_cast<double>(V::horizontal_sum(below)) +
+                            static_cast<double>(usable) * static_cast<double>(V::horizontal_sum(weights));
+        }
+    }
+    return row;
+}
+
 // Loss of one label of one row; its gradient, plus `add` where that is not null, goes to `grad` (null: loss only).
 template <class V, bool Scale, bool Shift, class T, class G>
 static inline double row_term(const AdjustedCe& job, const T* z, const Term<typename V::Real>& term, double upstream,
-                              typename V::Real* e, typename V::Real* block_max, const typename V::Real* add,
+                              typename V::Real* e, typename V::Real* block_reference, const typename V::Real* add,
                               G* grad) noexcept {
     using Real = typename V::Real;
     using Reg = typename V::Reg;
     using Mask = typename V::Mask;
     const Real* scale = static_cast<const Real*>(job.scale);
-    const Real* shift = static_cast<const Real*>(job.shift);
     const Real* weight = static_cast<const Real*>(job.weight);
     const int64_t classes = job.classes;
-    const Real infinity = static_cast<Real>(INFINITY);
-    const Reg sigma = V::set(static_cast<Real>(term.sigma));
-    const Reg minus_infinity = V::set(-infinity);
     const bool smooth = job.label_smoothing != 0.0;
+    const RowSums<V> row =
+        row_sums<V, Scale, Shift>(z, classes, scale, static_cast<const Real*>(job.shift), term.label, term.sigma,
+                                  smooth, weight, grad == nullptr ? nullptr : e, block_reference);
+    const double row_reference = static_cast<double>(row.reference);
+    const double smooth_a = row.smooth_a;
 
-    double highest = term.target_a;
-    double others = 0.0;    // sum of exp(a - highest) over the classes but the label
-    double smooth_a = 0.0;  // sum of weight * a over the classes but the label
-    for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
-        const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
-        Reg top[4] = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
-        for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int slot) LTK_INLINE_LAMBDA {
-            const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
-            top[slot] = V::max(top[slot], V::select(mask, a, minus_infinity));
-        });
-        Real local = V::horizontal_max(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])));
-        const double block_top = local;
-        block_max[block] = local;
-        // A block of masked classes, or of the label alone, has no maximum; 0 makes its exponentials 0 and not NaN.
-        if (local == -infinity) local = 0;
-
-        const Reg reference = V::set(-local);
-        Reg sum[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
-        for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int slot) LTK_INLINE_LAMBDA {
-            const Reg x = adjusted<V, Scale, Shift>(z, scale, shift, j, mask);
-            const Reg y = V::exp(V::select(mask, V::fma(x, sigma, reference), minus_infinity));
-            sum[slot] = V::add(sum[slot], y);
-            // Every lane is written: the label's place must hold 0, the lanes past the row are padding of the scratch.
-            if (grad != nullptr) V::store(e + j, y, V::all());
-        });
-        const double here = V::horizontal_sum(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3])));
-        if (block_top > highest) {
-            others = (others == 0.0 ? 0.0 : others * std::exp(highest - block_top)) + here;
-            highest = block_top;
-        } else if (here != 0.0) {  // true for NaN
-            others += here * exp_of(static_cast<double>(local) - highest);
-        }
-
-        if (smooth) {
-            Reg below = V::set(0), weights = V::set(0);
-            for_vectors<V>(begin, end, term.label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
-                const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
-                const Reg w = weight == nullptr ? V::set(1) : V::load(weight + j, mask);
-                below = V::add(below, V::select(mask, V::mul(w, V::add(a, reference)), V::set(0)));
-                weights = V::add(weights, V::select(mask, w, V::set(0)));
-            });
-            smooth_a += static_cast<double>(V::horizontal_sum(below)) +
-                        static_cast<double>(local) * static_cast<double>(V::horizontal_sum(weights));
-        }
-    }
-
-    const double label_e = exp_of(term.target_a - highest);
+    // A label that towers over the reference (or is the only class left) takes its place: e^710 overflows.
+    const bool towers = term.target_a - row_reference > 500.0;
+    const double base = towers ? term.target_a : row_reference;
+    const double shrink = towers ? std::exp(row_reference - base) : 1.0;
+    const double others = row.others * shrink;
+    const double label_below = term.target_a - base;
+    const double label_e = std::exp(label_below);
     const double total = others + label_e;
     // Near the maximum log(total) would round a small loss away; log1p keeps its relative accuracy.
-    const double label_below = term.target_a - highest;
-    const double nll = label_below > -1.0 ? log1p_of<Real>(others / label_e) : std::log(total) - label_below;
+    const double nll = others < 2.0 * label_e ? log1p_of<Real>(others / label_e) : std::log(total) - label_below;
     double phi, slope;
     focal(job.focal_gamma, nll, &phi, &slope);
     const double label_weight = weight == nullptr ? 1.0 : static_cast<double>(weight[term.label]);
@@ -191,7 +230,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     const double soft = job.label_smoothing / static_cast<double>(classes) * term.share;
     double loss = hard * phi;
     if (smooth)
-        loss += soft * ((std::log(total) + highest) * job.smoothing_total - (smooth_a + label_weight * term.target_a));
+        loss += soft * ((std::log(total) + base) * job.smoothing_total - (smooth_a + label_weight * term.target_a));
     if (grad == nullptr) return loss;
 
     // dL/dz_j = upstream sigma beta_j (G P_j - c_j), G = hard phi' + sum c, c_j = soft weight_j. The label's own entry
@@ -199,26 +238,39 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     const double outer = upstream * term.sigma;
     const double soft_total = smooth ? soft * job.smoothing_total : 0.0;
     const double g = hard * slope + soft_total;
-    for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
-        const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
-        const double factor = exp_of(static_cast<double>(block_max[block]) - highest) / total;
-        const Reg k = V::set(static_cast<Real>(outer * g * factor));
-        const Reg c = V::set(static_cast<Real>(-outer * soft));
-        const auto write = [&](int64_t j, Mask mask) LTK_INLINE_LAMBDA {
-            Reg y = V::mul(k, V::load(e + j, mask));
-            if (smooth) y = V::add(y, weight == nullptr ? c : V::mul(c, V::load(weight + j, mask)));
-            if (Scale) y = V::mul(y, V::load(scale + j, mask));
-            if (add != nullptr) y = V::add(y, V::load(add + j, mask));
-            V::store(grad + j, y, mask);
-        };
-        int64_t j = begin;
-        for (; j + V::N <= end; j += V::N) write(j, V::all());
-        if (j < end) write(j, V::first(end - j));
-    }
     double label_grad =
         soft_total * (label_e / total) - hard * slope * (others / total) - (smooth ? soft * label_weight : 0.0);
     label_grad *= outer * term.slope * (Scale ? static_cast<double>(scale[term.label]) : 1.0);
     if (add != nullptr) label_grad += static_cast<double>(add[term.label]);
+    const double per_exponential = outer * g * shrink / total;
+    for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
+        const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
+        const double from = static_cast<double>(block_reference[block]);
+        // A block of masked classes alone has reference -inf, and zeros for exponentials.
+        const double factor = from == row_reference || from == -INFINITY ? 1.0 : std::exp(from - row_reference);
+        const Reg k = V::set(static_cast<Real>(per_exponential * factor));
+        const Reg c = V::set(static_cast<Real>(-outer * soft));
+        const auto value = [&](int64_t j, Mask mask) LTK_INLINE_LAMBDA {
+            Reg y = V::mul(k, V::load(e + j, mask));
+            if (smooth) y = V::add(y, weight == nullptr ? c : V::mul(c, V::load(weight + j, mask)));
+            if (Scale) y = V::mul(y, V::load(scale + j, mask));
+            if (add != nullptr) y = V::add(y, V::load(add + j, mask));
+            return y;
+        };
+        int64_t j = begin;
+        if (job.stream) {
+            const int64_t head = V::unaligned(grad + j);
+            if (head > 0 && j < end) {
+                const int64_t n = head < end - j ? head : end - j;
+                V::store(grad + j, value(j, V::first(n)), V::first(n));
+                j += n;
+            }
+            for (; j + V::N <= end; j += V::N) V::stream(grad + j, value(j, V::all()));
+        } else {
+            for (; j + V::N <= end; j += V::N) V::store(grad + j, value(j, V::all()), V::all());
+        }
+        if (j < end) V::store(grad + j, value(j, V::first(end - j)), V::first(end - j));
+    }
     put(label_grad, grad + term.label);
     return loss;
 }
@@ -251,7 +303,7 @@ static void rows(const AdjustedCe& job, int64_t begin, int64_t end, void* scratc
     if (narrow_serves<V>(job)) return narrow_rows<V, Scale, Shift, T>(job, begin, end);
     Real* e = static_cast<Real*>(scratch);
     Real* first = e + adjusted_ce_row(job.classes);  // gradient of a mixed row's first label
-    Real* block_max = first + adjusted_ce_row(job.classes);
+    Real* block_reference = first + adjusted_ce_row(job.classes);
     for (int64_t i = begin; i < end; ++i) {
         const T* z = static_cast<const T*>(job.logits) + i * job.logits_stride;
         T* grad = job.grad == nullptr ? nullptr : static_cast<T*>(job.grad) + i * job.grad_stride;
@@ -268,14 +320,15 @@ static void rows(const AdjustedCe& job, int64_t begin, int64_t end, void* scratc
         const double lam = job.target_b == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.lam)[i]);
         const Term<Real> a = make_term<V>(job, get(z + label), label, lam);
         if (job.target_b == nullptr) {
-            *loss = static_cast<Real>(row_term<V, Scale, Shift>(job, z, a, upstream, e, block_max, nullptr, grad));
+            *loss =
+                static_cast<Real>(row_term<V, Scale, Shift>(job, z, a, upstream, e, block_reference, nullptr, grad));
             continue;
         }
         const int64_t label_b = job.target_b[i];
         const Term<Real> b = make_term<V>(job, get(z + label_b), label_b, 1.0 - lam);
-        double sum =
-            row_term<V, Scale, Shift>(job, z, a, upstream, e, block_max, nullptr, grad == nullptr ? nullptr : first);
-        sum += row_term<V, Scale, Shift>(job, z, b, upstream, e, block_max, first, grad);
+        double sum = row_term<V, Scale, Shift>(job, z, a, upstream, e, block_reference, nullptr,
+                                               grad == nullptr ? nullptr : first);
+        sum += row_term<V, Scale, Shift>(job, z, b, upstream, e, block_reference, first, grad);
         *loss = static_cast<Real>(sum);
     }
 }

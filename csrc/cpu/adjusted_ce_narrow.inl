@@ -6,8 +6,8 @@
 namespace ltk {
 namespace LTK_NAMESPACE {
 
-// Where the transposition stops paying; its columns take kNarrow * V::N * 4 = 4 KiB of stack.
-constexpr int64_t kNarrow = 64;
+// Where the transposition stops paying: measured crossover with the row-wise body near 30 columns.
+constexpr int64_t kNarrow = 32;
 
 template <class V>
 static inline bool narrow_serves(const AdjustedCe& job) noexcept {

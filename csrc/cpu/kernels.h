@@ -4,6 +4,7 @@
 #include "balance.h"
 #include "greedy.h"
 #include "logdet.h"
+#include "row_statistics.h"
 #include "subset_scores.h"
 
 namespace ltk {
@@ -17,6 +18,8 @@ using ExpArray = void (*)(const float* x, float* y, int64_t n) noexcept;
 struct Kernels {
     ExpArray exp_f32;
     AdjustedCeRows adjusted_ce[kDTypes];
+    RowStatisticsRows row_statistics[kDTypes];
+    GradientRows gradient_from_statistics[kDTypes];
     LogdetBatch logdet_f64;
     SubsetScoresPacks<double> subset_scores_f64;
     SubsetScoresPacks<float> subset_scores_f32;

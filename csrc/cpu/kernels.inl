@@ -8,6 +8,7 @@
 #include "balance.inl"
 #include "greedy.inl"
 #include "logdet.inl"
+#include "row_statistics.inl"
 #include "subset_scores.inl"
 
 namespace ltk {
@@ -22,10 +23,16 @@ static void exp_f32(const float* x, float* y, int64_t n) noexcept {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    exp_f32,           {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
-    logdet_f64,        subset_scores_f64,
-    subset_scores_f32, factor_f64,
-    rank_update_f64,   lower_times_f64,
+    exp_f32,
+    {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
+    {row_statistics_f32, row_statistics_f64, row_statistics_bf16, row_statistics_f16},
+    {gradient_f32, gradient_f64, gradient_bf16, gradient_f16},
+    logdet_f64,
+    subset_scores_f64,
+    subset_scores_f32,
+    factor_f64,
+    rank_update_f64,
+    lower_times_f64,
     balance_f32,
 };
 

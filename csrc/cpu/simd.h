@@ -2,7 +2,9 @@
 //   Real, Reg, Mask, N             element, register, lane mask, lanes
 //   all(), first(n), without(m, l) masks: every lane, the first n, m less lane l
 //   load<T>(p, m), store<T>(p, x, m)  T in memory, Real in the register; inactive lanes load 0 and are neither read nor
-//   written exp(x)                         see below
+//                                     written
+//   stream<T>(p, x)                   store of all lanes past the caches, where p has no unaligned<T>(p) elements to go
+//   exp(x)                            see below
 // F32 serves float32, bfloat16 and float16 logits; F64 (one lane, libm) serves float64, where any speed will do.
 //
 // F32::exp, for x <= 88: at most 1 ULP from the correctly rounded value for -86.5 <= x; exactly 0 below that
@@ -29,6 +31,21 @@ struct bf16 {
     uint16_t bits;
 };
 using f16 = _Float16;
+
+// Memory takes some hundred cycles to answer, a vector's exponentials ten: this far ahead of the loads, in bytes. Past
+// the end of the logits it does nothing.
+constexpr int64_t kPrefetch = 4096;
+template <class T>
+static inline void prefetch(const T* p) noexcept {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetch);
+}
+
+// Elements before the next multiple of `bytes`.
+template <class T>
+static inline int64_t to_multiple(const T* p, int64_t bytes) noexcept {
+    return static_cast<int64_t>(-reinterpret_cast<uintptr_t>(p) & static_cast<uintptr_t>(bytes - 1)) /
+           static_cast<int64_t>(sizeof(T));
+}
 
 constexpr float kExpFlush = -86.5f;
 constexpr float kLog2e = 1.44269504f;
@@ -86,16 +103,27 @@ struct F32 {
     }
     static Reg load(const f16* p, Mask m) noexcept { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
     static void store(float* p, Reg x, Mask m) noexcept { _mm512_mask_storeu_ps(p, m, x); }
-    static void store(bf16* p, Reg x, Mask m) noexcept {
+    static __m256i round_bf16(Reg x) noexcept {
         const __m512i bits = _mm512_castps_si512(x);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         __m512i rounded =
             _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
         rounded = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), rounded, _mm512_set1_epi32(0x7fc0));
-        _mm256_mask_storeu_epi16(p, m, _mm512_cvtepi32_epi16(rounded));
+        return _mm512_cvtepi32_epi16(rounded);
     }
+    static void store(bf16* p, Reg x, Mask m) noexcept { _mm256_mask_storeu_epi16(p, m, round_bf16(x)); }
     static void store(f16* p, Reg x, Mask m) noexcept {
         _mm256_mask_storeu_epi16(p, m, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    template <class T>
+    static int64_t unaligned(const T* p) noexcept {
+        return to_multiple(p, N * static_cast<int64_t>(sizeof(T)));
+    }
+    static void stream(float* p, Reg x) noexcept { _mm512_stream_ps(p, x); }
+    static void stream(bf16* p, Reg x) noexcept { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), round_bf16(x)); }
+    static void stream(f16* p, Reg x) noexcept {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(p),
+                            _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
 
     static Reg exp(Reg x) noexcept {
@@ -173,17 +201,28 @@ struct F32 {
     }
     static Reg load(const f16* p, Mask m) noexcept { return _mm256_cvtph_ps(gather16(p, m)); }
     static void store(float* p, Reg x, Mask m) noexcept { _mm256_maskstore_ps(p, m, x); }
-    static void store(bf16* p, Reg x, Mask m) noexcept {
+    static __m128i round_bf16(Reg x) noexcept {
         const __m256i bits = _mm256_castps_si256(x);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
         __m256i rounded =
             _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
         rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0),
                                      _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
-        scatter16(p, _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)), m);
+        return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
     }
+    static void store(bf16* p, Reg x, Mask m) noexcept { scatter16(p, round_bf16(x), m); }
     static void store(f16* p, Reg x, Mask m) noexcept {
         scatter16(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), m);
+    }
+    template <class T>
+    static int64_t unaligned(const T* p) noexcept {
+        return to_multiple(p, N * static_cast<int64_t>(sizeof(T)));
+    }
+    static void stream(float* p, Reg x) noexcept { _mm256_stream_ps(p, x); }
+    static void stream(bf16* p, Reg x) noexcept { _mm_stream_si128(reinterpret_cast<__m128i*>(p), round_bf16(x)); }
+    static void stream(f16* p, Reg x) noexcept {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(p),
+                         _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
 
     static Reg exp(Reg x) noexcept {
@@ -257,6 +296,15 @@ struct F32 {
         for (int i = 0; i < N; ++i)
             if (m[i]) narrow(x[i], p + i);
     }
+    // No store past the caches here.
+    template <class T>
+    static int64_t unaligned(const T*) noexcept {
+        return 0;
+    }
+    template <class T>
+    static void stream(T* p, Reg x) noexcept {
+        store(p, x, all());
+    }
 
     static Reg exp(Reg x) noexcept {
         const Mask keep = !(x < kExpFlush);  // true for NaN
@@ -298,6 +346,15 @@ struct F64 {
     static Reg load(const double* p, Mask m) noexcept { return m ? *p : 0.0; }
     static void store(double* p, Reg x, Mask m) noexcept {
         if (m) *p = x;
+    }
+    // No store past the caches here.
+    template <class T>
+    static int64_t unaligned(const T*) noexcept {
+        return 0;
+    }
+    template <class T>
+    static void stream(T* p, Reg x) noexcept {
+        store(p, x, all());
     }
     static Reg exp(Reg x) noexcept { return std::exp(x); }
 };

@@ -23,20 +23,21 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     # The labels and tables travel as one tuple: no gradient flows to them, and torch looks at every argument it is given.
     # A closed form appends its table and seed to them, and `closed` is the rest of it: (code, options), or ().
     @staticmethod
-    def forward(ctx, logits, labels_and_tables, options, inplace, closed=()):
+    def forward(ctx, logits, labels_and_tables, options, inplace, backend, closed=()):
         ctx.options = options
+        ctx.backend = backend
         ctx.inplace = inplace
         ctx.closed = closed
         ctx.grad = None
         if inplace:
             run = _ops.closed_ce_ if closed else _ops.adjusted_ce_
-            loss = run(logits, *labels_and_tables, None, *options, *closed)
+            loss = run(logits, *labels_and_tables, None, *options, *closed, backend)
             # The operator wrote through the address; autograd must see that anyone who saved the logits holds the wrong values.
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(logits)
             return loss
         run = _ops.closed_ce if closed else _ops.run_adjusted_ce
-        loss, grad = run(logits, *labels_and_tables, None, *options, *closed, options[-1] != _NONE)
+        loss, grad = run(logits, *labels_and_tables, None, *options, *closed, options[-1] != _NONE, backend)
         if options[-1] == _NONE:
             ctx.save_for_backward(logits, *labels_and_tables)
         elif torch.compiler.is_compiling():
@@ -49,39 +50,46 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        saved = ctx.saved_tensors
         if torch.is_grad_enabled():
-            grad = _differentiable_gradient(saved, ctx, upstream)
+            grad = _differentiable_gradient(ctx, upstream)
         elif ctx.options[-1] == _NONE:
-            grad = _recomputed(saved, ctx, upstream.contiguous())
+            grad = _recomputed(ctx, upstream.contiguous())
         elif ctx.inplace or torch.compiler.is_compiling():
-            grad = saved[-1]
+            grad = ctx.saved_tensors[-1]
             # In the loss' precision, rounded once: a 16-bit upstream factor would be rounded itself.
             grad = (grad.to(upstream.dtype) * upstream).to(grad.dtype)
         else:
             grad, ctx.grad = ctx.grad, None
             if grad is None:  # a second backward over a retained graph; the kernel gives the same bits again
-                grad = _recomputed(saved, ctx, None)
-            if upstream.item() != 1.0:
-                grad.mul_(upstream)  # torch multiplies 16-bit numbers by a float32 scalar in float32
-        return grad, None, None, None, None
+                grad = _recomputed(ctx, None)
+            multiply(grad, upstream, ctx.backend)
+        return grad, None, None, None, None, None
+
+
+def multiply(grad: Tensor, upstream: Tensor, backend: str) -> None:
+    """In place; free where the upstream gradient is 1, without a wait for a GPU."""
+    if not grad.is_cpu:
+        _backends.scale_kernel(backend)(grad, upstream)
+    elif upstream.item() != 1.0:
+        grad.mul_(upstream)  # torch multiplies 16-bit numbers by a float32 scalar in float32
 
 
 _apply = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
 
 
-def _recomputed(saved: tuple[Tensor, ...], ctx, row_coef: Tensor | None) -> Tensor:
-    logits, *labels_and_tables = saved
+def _recomputed(ctx, row_coef: Tensor | None) -> Tensor:
+    logits, *labels_and_tables = ctx.saved_tensors
     run = _ops.closed_ce if ctx.closed else _ops.run_adjusted_ce
-    return run(logits, *labels_and_tables, row_coef, *ctx.options, *ctx.closed, True)[1]
+    return run(logits, *labels_and_tables, row_coef, *ctx.options, *ctx.closed, True, ctx.backend)[1]
 
 
-def _differentiable_gradient(saved: tuple[Tensor, ...], ctx, upstream: Tensor) -> Tensor:
+def _differentiable_gradient(ctx, upstream: Tensor) -> Tensor:
     """The gradient as a differentiable function of logits and upstream, for backward(create_graph=True)."""
     if ctx.inplace:
         raise RuntimeError(
             "double backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
         )
+    saved = ctx.saved_tensors
     logits, *labels_and_tables = saved[:9]  # a closed form's table and seed follow
     term = (
         None if not ctx.closed else _terms.Term(_terms.FORMS[ctx.closed[0]], saved[9], saved[10], tuple(ctx.closed[1]))
@@ -139,7 +147,7 @@ def adjusted_cross_entropy(
             ``"sum"``; ``"none"`` keeps the target's shape. Ignored rows do not count.
         inplace: let the gradient overwrite the logits' memory (saves one array). The logits are garbage afterwards, and their
             version counter says so to autograd. Not with ``reduction="none"``.
-        backend: None, ``"cpu"`` or ``"torch"``; see `ltkernels.explain`.
+        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``; see `ltkernels.explain`.
         term: closed form of Seesaw, softmax equalization, ArcFace or the sigmoid family, from their builders in
             `ltkernels.adjustments`; not together with shift, scale, margin, class probabilities, or `row_scale` but for ArcFace.
 
@@ -159,24 +167,26 @@ def adjusted_cross_entropy(
         focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
         label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    dim = logits.dim()
+    size = logits.shape
+    dim = len(size)
+    device = logits.device
     if (  # the usual case, without the calls
         type(target) is Tensor
         and target.dtype is torch.int64
         and dim == 2
-        and target.shape == logits.shape[:1]
-        and target.device == logits.device
+        and target.dim() == 1
+        and target.numel() == size[0]
+        and target.device == device
     ):
         target_b = lam = None
         probabilities = False
     else:
         target, target_b, lam = _split_target(target, logits)
         probabilities = target.is_floating_point()
-    classes = logits.shape[1 if dim > 1 else 0]
+    classes = size[1 if dim > 1 else 0]
     if classes == 0:
-        raise ValueError(f"logits has shape {tuple(logits.shape)}; there must be at least one class")
+        raise ValueError(f"logits has shape {tuple(size)}; there must be at least one class")
     real = _checks.real_dtype(logits.dtype)
-    device = logits.device
     if shift is not None:
         shift = _checks.table("shift", shift, classes, device, real)
     if scale is not None:
@@ -196,13 +206,13 @@ def adjusted_cross_entropy(
     if inplace and (reduction_code == _NONE or backend == "torch"):
         reason = (
             "reduction='none' needs the logits in backward"
-            if backend == "cpu"
+            if backend != "torch"
             else "the torch backend serves this call"
         )
         raise ValueError(f"inplace=True is not possible: {reason}")
 
-    shape = target.shape
     if dim != 2:
+        shape = target.shape
         logits, target, target_b, lam = _as_rows(logits, target, target_b, lam, probabilities)
     options = (focal_gamma, label_smoothing, ignore_index, reduction_code)
     if backend == "torch":
@@ -213,26 +223,31 @@ def adjusted_cross_entropy(
         if not target.is_contiguous():
             target = target.contiguous()
         if term is not None:
-            loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, term)
+            loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, backend, term)
         elif logits.requires_grad and torch.is_grad_enabled():
             # Function.apply unwraps function transforms first; without any, that is a tenth of a small loss' time.
             apply = _apply if _ops.unwatched(logits) else _AdjustedCrossEntropy.apply
-            loss = apply(logits, (target, target_b, lam, *tables), options, inplace)
+            loss = apply(logits, (target, target_b, lam, *tables), options, inplace, backend)
         else:
-            loss, _ = _ops.run_adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False)
+            loss, _ = _ops.run_adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False, backend)
     if dim != 2 and reduction_code == _NONE:
         loss = loss.reshape(shape[:1] + shape[2:] if probabilities and dim > 2 else shape[:0] if dim == 1 else shape)
     return loss
 
 
 def _closed_form(
-    logits: Tensor, labels_and_tables: tuple[Tensor | None, ...], options: tuple, inplace: bool, term: _terms.Term
+    logits: Tensor,
+    labels_and_tables: tuple[Tensor | None, ...],
+    options: tuple,
+    inplace: bool,
+    backend: str,
+    term: _terms.Term,
 ) -> Tensor:
     labels_and_tables = (*labels_and_tables, term.table, term.seed)
     closed = (_terms.FORMS.index(term.form), list(term.options))
     if logits.requires_grad and torch.is_grad_enabled():
-        return _AdjustedCrossEntropy.apply(logits, labels_and_tables, options, inplace, closed)
-    loss, _ = _ops.closed_ce(logits, *labels_and_tables, None, *options, *closed, False)
+        return _AdjustedCrossEntropy.apply(logits, labels_and_tables, options, inplace, backend, closed)
+    loss, _ = _ops.closed_ce(logits, *labels_and_tables, None, *options, *closed, False, backend)
     return loss
 
 

@@ -1,0 +1,142 @@
+"""The loss in two phases: statistics of every row, then the gradient from given statistics.
+
+The fused kernel does both in one read of the logits. Where the classes of a row are not all in one place (a classifier sharded over
+processes, logits that are computed block by block and dropped) each part gives its statistics, `merge` adds them up, `finish` turns
+them into losses and factors, and `gradient` reads each part once more. Statistics and factors are float64, a few numbers a row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _backends
+
+IGNORED = -2  # the label of an ignored row, as the kernels take it
+
+
+class Finished(NamedTuple):
+    """What the statistics of whole rows give."""
+
+    loss: Tensor  # (N,) float64, 0 for ignored rows
+    terms: Tensor  # (N, 4) float64 for `gradient`, before upstream factor and denominator
+    valid: Tensor  # (N,) bool
+
+
+def local_labels(target: Tensor, ignore_index: int, start: int, classes: int) -> Tensor:
+    """(N,) class ids to ids within the part [start, start + classes); -1 for labels elsewhere, `IGNORED` for ignored rows."""
+    here = (target >= start) & (target < start + classes)
+    return torch.where(target == ignore_index, IGNORED, torch.where(here, target - start, -1))
+
+
+def statistics(
+    logits: Tensor,
+    labels: Tensor,
+    row_scale: Tensor,
+    *,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    smooth: bool = False,
+) -> Tensor:
+    """First phase on a part of the classes; no gradient flows through it.
+
+    Args:
+        logits: (N, C_part), unit class stride. labels: (N,) int64 from `local_labels`. row_scale: (N,) float64, sigma of each label.
+        shift, scale, weight: (C_part,) tables in the loss' dtype. smooth: also sum weight * a, for label smoothing.
+
+    Returns:
+        (N, 4) float64: a reference r near the largest a_j but the label's; the sum of exp(a_j - r) over them; the label's own a
+        without its margin, -inf where it is elsewhere; the smoothing sum.
+    """
+    out = torch.empty(len(logits), 4, dtype=torch.float64)
+    _backends.cpu_row_statistics(logits, labels, row_scale, shift, scale, weight, smooth, out)
+    return out
+
+
+def merge(parts: Tensor) -> Tensor:
+    """(P, N, 4) statistics of P parts to the (N, 4) of all their classes."""
+    reference = parts[:, :, 0].amax(dim=0)
+    reference = torch.where(parts[:, :, 0].isnan().any(dim=0), torch.nan, reference)
+    # Parts whose classes are all masked have -inf, and so may have all of them.
+    below = torch.where(parts[:, :, 0] == reference, 0.0, parts[:, :, 0] - reference)
+    others = (parts[:, :, 1] * torch.exp(below)).sum(dim=0)
+    return torch.stack([reference, others, parts[:, :, 2].amax(dim=0), parts[:, :, 3].sum(dim=0)], dim=1)
+
+
+def finish(
+    rows: Tensor,
+    target: Tensor,
+    *,
+    classes: int,
+    scale: Tensor | None = None,
+    margin: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+) -> Finished:
+    """Losses and gradient factors from the statistics `rows` (N, 4) of whole rows, as the fused kernel forms them.
+
+    `target` (N,) and the tables (C,) are those of all `classes`; the formulas are in csrc/README.md.
+    """
+    valid = target != ignore_index
+    label = torch.where(valid, target, 0)
+
+    def of_label(table: Tensor | None, neutral: float) -> Tensor:
+        return torch.full_like(rows[:, 0], neutral) if table is None else table.double()[label]
+
+    sigma, alpha = of_label(row_scale, 1.0), of_label(weight, 1.0)
+    reference, others, label_a, smooth_a = rows.unbind(1)
+    label_a = label_a - sigma * of_label(margin, 0.0)
+    towers = label_a - reference > 500.0
+    base = torch.where(towers, label_a, reference)
+    shrink = torch.where(towers, torch.exp(reference - base), 1.0)
+    others = others * shrink
+    below = label_a - base
+    own = torch.exp(below)
+    total = others + own
+    nll = torch.where(others < 2.0 * own, torch.log1p(others / own), torch.log(total) - below)
+    phi, slope = nll, torch.ones_like(nll)
+    if focal_gamma != 0.0:
+        q = -torch.expm1(-nll)
+        power, p = q**focal_gamma, torch.exp(-nll)
+        certain = q <= 0.0
+        phi = torch.where(certain, 0.0, power * nll)
+        tail = torch.where(p > 0.0, focal_gamma * nll * p * power / q, 0.0)
+        slope = torch.where(certain, 0.0, power + tail)
+    hard, soft = (1.0 - label_smoothing) * alpha, label_smoothing / classes
+    loss, g = hard * phi, hard * slope
+    label_grad = -hard * slope * (others / total)
+    if label_smoothing != 0.0:
+        weights = float(classes) if weight is None else weight.double().sum()
+        loss = loss + soft * ((torch.log(total) + base) * weights - (smooth_a + alpha * label_a))
+        g = g + soft * weights
+        label_grad = label_grad + soft * weights * (own / total) - soft * alpha
+    label_grad = label_grad * sigma * of_label(scale, 1.0)
+    terms = torch.stack([reference, sigma * g * shrink / total, -sigma * soft, label_grad], dim=1)
+    return Finished(torch.where(valid, loss, 0.0), terms, valid)
+
+
+def gradient(
+    logits: Tensor,
+    labels: Tensor,
+    row_scale: Tensor,
+    terms: Tensor,
+    *,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Second phase on a part of the classes: the gradient with respect to its logits, in their dtype.
+
+    `terms` (N, 4) float64 from `finish`, columns 1 to 3 times each row's upstream factor; the rest as in `statistics`. `out` may be the
+    logits themselves.
+    """
+    out = torch.empty(logits.shape, dtype=logits.dtype) if out is None else out
+    _backends.cpu_gradient_from_statistics(logits, labels, row_scale, shift, scale, weight, terms.contiguous(), out)
+    return out
