@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import ltkernels as ltk
-from ltkernels import _head
+from ltkernels import _head, heads
 
 HEAD = ltk.functional.linear_adjusted_cross_entropy
 ROWS, WIDTH, CLASSES = 11, 5, 17  # no multiple of a chunk, a vector or each other
