@@ -90,6 +90,51 @@ def picture(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def selection_table(result: dict[str, Any]) -> str:
+    """Our best time in each cell, and how many times longer the rest take; below 1 we lose."""
+    grouped: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in result["rows"]:
+        if "ms_p50" in row:
+            mode = row["mode"] if row["op"] == "select step" else ""
+            grouped[row["op"], mode, row["B"], row["C"], row["D"]].append(row)
+    lines = ["| what | features | ours, ms | the others take |", "|---|---:|---:|---|"]
+    for (op, mode, b, c, d), rows in grouped.items():
+        what = {
+            "select step": f"one greedy step, {b} subsets of {c}, {mode}",
+            "k of n items": f"{c} of {b} items by log det",
+            "k-means": f"k-means, {b} rows, {c} clusters",
+        }.get(op, op)
+        ours = [row for row in rows if row["backend"].startswith("cpu-")]
+        others = [row for row in rows if row not in ours]
+        best = ours[0] if op != "select step" else min(ours, key=lambda row: row["ms_p50"])
+        texts = [f"{row['ms_p50']:.3g} ({row['backend'].removeprefix('cpu-')})" for row in ours]
+        ratios = []
+        for row in others:
+            ratio = row["ms_p50"] / best["ms_p50"]
+            text = f"{ratio:.1f}x" if ratio >= 1 else f"**{ratio:.2f}x**"
+            ratios.append(f"{row['backend']} {text}" + ("" if row["ok"] else " (differs)"))
+        lines.append(f"| {what} | {d} | {', '.join(texts)} | {', '.join(ratios)} |")
+    machine = result["machine"]
+    lines.append("")
+    for row in result["rows"]:
+        if row["op"] == "paper workload":
+            lines.append(
+                f"The paper's whole selection, {row['runs']} runs and {row['steps']} steps at 64 features: "
+                f"{row['minutes_extrapolated']:.1f} minutes, extrapolated from {row['sample']} ({row['seconds_measured']} s)."
+            )
+        if row["op"] == "streamed V":
+            lines.append(
+                f"V of {row['B']} x {row['D']} streamed features: {row['seconds']} s and {row['peak_mb']:.0f} MB more memory, "
+                f"{row['relative_error']:.1e} from the direct result."
+            )
+    lines += [
+        "",
+        f"Medians; the ratio is to our best (bold: we lose; differs: another answer). {machine['cpu']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}, commit {machine['commit']}, {machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path)
@@ -97,7 +142,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--png", type=Path)
     options = parser.parse_args(argv)
     result = json.loads(options.result.read_text())
-    text = table(result)
+    selection = result["rows"][0]["op"] == "select step"
+    text = selection_table(result) if selection else table(result)
     if options.readme:
         name = re.escape(options.result.stem)
         readme, count = re.subn(
@@ -113,6 +159,8 @@ def main(argv: list[str] | None = None) -> None:
         options.readme.write_text(readme)
     else:
         print(text)
+    if options.png and selection:
+        parser.error("a selection result has no picture")
     if options.png:
         picture(result, options.png)
 

@@ -47,7 +47,19 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="the whole pipeline: two trainings, FDG selection, retraining, report")
     train = commands.add_parser("train", help="one training")
     select = commands.add_parser("select", help="select synthetic tail features for features of your own")
-    select.add_argument("features", type=Path, metavar="FEATURES.npz", help="arrays features (n, d) and labels (n,)")
+    select.add_argument(
+        "features",
+        type=Path,
+        metavar="FEATURES.npz",
+        help="arrays features (n, d) and labels (n,), and pool and pool_labels if you have them; or features as .npy",
+    )
+    select.add_argument("--labels", type=Path, metavar="LABELS.npy", help="the labels of an .npy file of features")
+    select.add_argument("--classes", type=int, nargs="+", metavar="C", help="complete these (default: the tail)")
+    select.add_argument("--m", type=int, help="subsets to pick per class (default: up to the largest class)")
+    select.add_argument(
+        "--mode", help="max, min, quantile:Q, target:X, target:LOW:HIGH or random (default: what --select says)"
+    )
+    select.add_argument("--sets", type=int, default=0, help="also this many sets of uniformly spaced FDG (default: 0)")
     for command in (run, train):
         _add_settings(command, None)
     _add_settings(select, _SELECT_SETTINGS)
@@ -62,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     bench = commands.add_parser("bench", help="time the kernels against their peers")
-    bench.add_argument("family", choices=("losses", "heads"))
+    bench.add_argument("family", choices=("losses", "heads", "selection"))
     bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
     commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
     return parser
@@ -162,7 +174,16 @@ def _select(arguments: argparse.Namespace) -> None:
     progress = _Progress(arguments.quiet)
     try:
         result = train.select_features(
-            arguments.features, _config(arguments), out=arguments.out, force=arguments.force, progress=progress
+            arguments.features,
+            _config(arguments),
+            out=arguments.out,
+            labels=arguments.labels,
+            mode=arguments.mode,
+            classes=arguments.classes,
+            m=arguments.m,
+            n_sets=arguments.sets,
+            force=arguments.force,
+            progress=progress,
         )
     finally:
         progress.clear()
@@ -170,10 +191,20 @@ def _select(arguments: argparse.Namespace) -> None:
         return
     for entry in result["classes"]:
         arms = entry["arms"]
+        source = entry["similar_head"]
+        source = "from its pool" if source is None else f"in the spread of class {source}"
         print(
-            f"class {entry['label']}: {entry['need']} added in the spread of class {entry['similar_head']}, "
+            f"class {entry['label']}: {entry['need']} added {source}, "
             f"FDG {arms[result['selected']]['fdg']:.3f} (at random {arms['random-0']['fdg']:.3f})"
         )
+    if arguments.sets:
+        sets = result["sets"]
+        print(
+            f"{len(sets['kept'])} sets, FDG_Tail {sets['fdg_tail'][0]:.3f} to {sets['fdg_tail'][-1]:.3f}, uniform to "
+            f"{sets['spacing_error']:.2f} of the spacing"
+        )
+    if result["picture"] is None:
+        print('no picture: matplotlib is missing (pip install "ltkernels[bench]")')
     print(f"{result['seconds']:.1f} s; results in {arguments.out}")
 
 

@@ -127,6 +127,8 @@ def test_float64_numpy_and_half_are_accepted() -> None:
         (torch.zeros(5, 2), 0, {}, ValueError, "k must be at least 1, got 0"),
         (torch.zeros(5, 2), 2.0, {}, TypeError, "k must be an integer, got float"),
         (torch.zeros(5, 2), 2, {"niter": 0}, ValueError, "niter must be at least 1, got 0"),
+        (torch.zeros(5, 2), 2, {"device": "tpu"}, ValueError, 'device must be "cpu" or "cuda", got'),
+        (torch.zeros(5, 2), 2, {"float16": True}, ValueError, 'float16 is for device="cuda"'),
         (torch.zeros(5, 2), 2, {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         (torch.tensor([[0.0], [math.nan]]), 1, {}, ValueError, "features holds NaN or infinity, first in row 1"),
         (torch.zeros(5), 2, {}, ValueError, r"features must have shape \(samples, features\), got \(5,\)"),
@@ -151,3 +153,39 @@ def test_missing_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without_faiss)
     with pytest.raises(ImportError, match=r'pip install "ltkernels\[select\]"'):
         kmeans_subsets(torch.zeros(5, 2), 2)
+
+
+def test_cuda_says_what_is_missing() -> None:
+    import faiss
+
+    if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+        plain = kmeans_subsets(blobs(300, 8, 9, 0.4), 30, device="cuda", balanced=True)
+        assert set(plain.offsets.diff().tolist()) == {10}
+        return
+    with pytest.raises((ImportError, RuntimeError), match="GPU"):
+        kmeans_subsets(torch.zeros(5, 2), 2, device="cuda")
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_batched_equals_one_at_a_time(balanced: bool) -> None:
+    pools = [blobs(n, 6, 9, 0.4, seed=n) for n in (200, 57, 130)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        batch = ltk.selection.kmeans_subsets_batched(pools, [20, 5, 13], balanced=balanced, seed=1)
+    finally:
+        torch.set_num_threads(threads)
+    for pool, k, subsets in zip(pools, (20, 5, 13), batch):
+        alone = kmeans_subsets(pool, k, balanced=balanced, seed=1)
+        assert torch.equal(alone.order, subsets.order)
+        assert torch.equal(alone.offsets, subsets.offsets)
+    with pytest.raises(ValueError, match="pool 1: k = 9 subsets of 5 rows"):
+        ltk.selection.kmeans_subsets_batched([pools[0], torch.zeros(5, 2)], 9)
+    with pytest.raises(ValueError, match="k holds 2 numbers for 3 pools"):
+        ltk.selection.kmeans_subsets_batched(pools, [1, 2])
+
+
+def test_more_restarts_are_no_worse() -> None:
+    x = blobs(400, 8, 30, 0.5)
+    once, more = kmeans_subsets(x, 30, niter=5), kmeans_subsets(x, 30, niter=5, nredo=5)
+    assert more.objective <= once.objective * (1 + 1e-6)

@@ -11,8 +11,10 @@ import torch
 
 import ltkernels as ltk
 from ltkernels.diversity import start_state
-from ltkernels.selection.engines import ENGINES, PackedEngine
+from ltkernels.selection.dispatch import ENGINES
+from ltkernels.selection.engines import PackedEngine
 from ltkernels.selection.lazy import LazyEngine
+from ltkernels.selection.problem import Problem
 
 CENTERINGS = ("joint", "separate", "none")
 
@@ -137,8 +139,8 @@ def test_lazy_bounds_hold_however_stale(centering: str, ragged: bool, n: int) ->
     for c in range(0, 24, 3):
         x[offsets[c] : offsets[c + 1]] += rng.normal(size=15) * 6.0
     start = start_state(torch.from_numpy(z), centering, 1.0)
-    pool, bounds = torch.from_numpy(x), offsets.tolist()
-    lazy, exact = LazyEngine(start, pool, bounds, 1.0), PackedEngine(start, pool, bounds, 1.0)
+    problem_ = Problem(start, torch.from_numpy(x), offsets.tolist(), 1.0)
+    lazy, exact = LazyEngine(problem_), PackedEngine(problem_)
     lazy.prepare()
     lazy.measure(np.arange(24), np.empty(24))
     widths = []

@@ -2,6 +2,7 @@
 #pragma once
 #include "adjusted_ce.h"
 #include "balance.h"
+#include "greedy.h"
 #include "logdet.h"
 #include "row_statistics.h"
 #include "subset_scores.h"
@@ -20,7 +21,11 @@ struct Kernels {
     RowStatisticsRows row_statistics[kDTypes];
     GradientRows gradient_from_statistics[kDTypes];
     LogdetBatch logdet_f64;
-    SubsetScoresPacks subset_scores_f64;
+    SubsetScoresPacks<double> subset_scores_f64;
+    SubsetScoresPacks<float> subset_scores_f32;
+    Factor factor_f64;
+    RankUpdate rank_update_f64;
+    LowerTimes lower_times_f64;
     BalanceRows balance_f32;
 };
 

@@ -6,6 +6,7 @@
 
 #include "adjusted_ce.inl"
 #include "balance.inl"
+#include "greedy.inl"
 #include "logdet.inl"
 #include "row_statistics.inl"
 #include "subset_scores.inl"
@@ -28,6 +29,10 @@ const Kernels kernels = {
     {gradient_f32, gradient_f64, gradient_bf16, gradient_f16},
     logdet_f64,
     subset_scores_f64,
+    subset_scores_f32,
+    factor_f64,
+    rank_update_f64,
+    lower_times_f64,
     balance_f32,
 };
 

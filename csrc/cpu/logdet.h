@@ -4,13 +4,15 @@
 
 namespace ltk {
 
-// Eight matrices (or subsets, see subset_scores.h) travel together, one per lane. The number is the same for every ISA:
-// it is a memory layout, and a result does not depend on which lane or thread it came from.
-constexpr int64_t kPackLanes = 8;
+// Subsets or matrices of one size travel together, one per lane of a 64-byte pack: eight of float64, sixteen of
+// float32. The numbers are the same for every ISA: they are a memory layout, and a result does not depend on which lane
+// or thread it came from.
+template <class Real>
+constexpr int64_t kLanes = 64 / sizeof(Real);
 
 // Doubles of scratch that one thread needs.
 constexpr int64_t logdet_scratch(int64_t n) {
-    return n * n * kPackLanes;
+    return n * n * kLanes<double>;
 }
 
 // out[i] = log det of matrix i (n x n, row-major, contiguous, at `matrices + i * n * n`; only the lower triangle is

@@ -4,8 +4,19 @@
 #include "parallel.h"
 
 namespace ltk {
+namespace {
 
-void subset_scores(const SubsetScores& job, double* scratch, int threads) noexcept {
+void run(const SubsetScores<double>& job, int64_t begin, int64_t end, double* scratch) noexcept {
+    kernels().subset_scores_f64(job, begin, end, scratch);
+}
+void run(const SubsetScores<float>& job, int64_t begin, int64_t end, float* scratch) noexcept {
+    kernels().subset_scores_f32(job, begin, end, scratch);
+}
+
+}  // namespace
+
+template <class Real>
+void subset_scores(const SubsetScores<Real>& job, Real* scratch, int threads) noexcept {
     int64_t largest = 1;
     for (int64_t p = 0; p < job.packs; ++p)
         if (job.pack_size[p] > largest) largest = job.pack_size[p];
@@ -13,8 +24,8 @@ void subset_scores(const SubsetScores& job, double* scratch, int threads) noexce
     const int64_t work = job.d * job.d * largest;
     const int64_t block = work >= 32768 ? 1 : 1 + 32768 / (work + 1);
     struct Context {
-        const SubsetScores& job;
-        double* scratch;
+        const SubsetScores<Real>& job;
+        Real* scratch;
         int64_t block, stride;
     } context{job, scratch, block, subset_scores_scratch(job.d, largest)};
     parallel_blocks((job.packs + block - 1) / block, threads,
@@ -22,9 +33,12 @@ void subset_scores(const SubsetScores& job, double* scratch, int threads) noexce
                         const Context& x = *static_cast<Context*>(c);
                         const int64_t begin = index * x.block;
                         const int64_t end = begin + x.block < x.job.packs ? begin + x.block : x.job.packs;
-                        kernels().subset_scores_f64(x.job, begin, end, x.scratch + worker * x.stride);
+                        run(x.job, begin, end, x.scratch + worker * x.stride);
                     },
                     &context);
 }
+
+template void subset_scores(const SubsetScores<double>&, double*, int) noexcept;
+template void subset_scores(const SubsetScores<float>&, float*, int) noexcept;
 
 }  // namespace ltk

@@ -7,35 +7,39 @@
 
 namespace ltk {
 
-// Eight subsets of one size travel together, one per lane of a pack (kPackLanes in logdet.h): nothing is summed across
-// lanes, and duplicates give the same bits.
+// Subsets of one size travel together, one per lane of a pack (logdet.h): nothing is summed across lanes, and
+// duplicates give the same bits.
+template <class Real>
 struct SubsetScores {
-    const double*
-        pool;  // element (feature k, sample i, lane) of pack p: pool[pack_start[p] + (k * size + i) * 8 + lane]
+    // Element (feature k, sample i, lane) of pack p: pool[pack_start[p] + (k * size + i) * lanes + lane].
+    const Real* pool;
     const int64_t* pack_start;  // (packs,)
     const int64_t* pack_size;   // (packs,) samples per subset
-    const int64_t* pack_scale;  // (packs,) row of `scales`
+    const int64_t* pack_group;  // (packs,) which A
     int64_t packs;
     int64_t d;
-    const double* basis;   // (d, d) row-major B with A^-1 = B^T diag(scale^2) B; nullptr: the pool has been multiplied
-                           // by it already
-    bool lower;            // B is lower triangular
-    const double* scales;  // (sizes, d), or nullptr for ones
-    const double* centre;  // (d,) B times the current mean
+    const Real* basis;      // group g: (d, d) row-major B at basis + g * basis_stride, A_g^-1 = B^T diag(scale^2) B
+    int64_t basis_stride;   // 0: one B for all
+    bool lower;             // B is lower triangular
+    const Real* scales;     // (groups, d), or nullptr for ones
+    const Real* centre;     // group g: (d,) B times the current mean, at centre + g * centre_stride
+    int64_t centre_stride;  // 0: one for all
     double anchor;   // samples that the current mean stands for: Y' = (X - mean 1^T)(I - h 11^T), see subset_scores.inl
-    double* out;     // (packs, 8) J in nats
-    double* within;  // (packs, 8) log det(I + Wc^T A^-1 Wc), Wc centred by the subset's own mean; or nullptr
+    double* out;     // (packs, lanes) J in nats
+    double* traces;  // (packs, lanes) tr(Y'^T A^-1 Y'); or nullptr
 };
 
-// Doubles of scratch that one thread needs for subsets of at most `size` samples.
+// Elements of scratch that one thread needs for subsets of at most `size` samples; enough for either type.
 constexpr int64_t subset_scores_scratch(int64_t d, int64_t size) {
-    return (d * size + size * size) * kPackLanes;
+    return (d * size + size * size) * kLanes<float>;
 }
 
 // Packs [begin, end) with one thread's scratch.
-using SubsetScoresPacks = void (*)(const SubsetScores& job, int64_t begin, int64_t end, double* scratch) noexcept;
+template <class Real>
+using SubsetScoresPacks = void (*)(const SubsetScores<Real>& job, int64_t begin, int64_t end, Real* scratch) noexcept;
 
-// All packs, over at most `threads` threads; `scratch` holds threads * subset_scores_scratch(d, largest size) doubles.
-void subset_scores(const SubsetScores& job, double* scratch, int threads) noexcept;
+// All packs, over at most `threads` threads; `scratch` holds threads * subset_scores_scratch(d, largest size) elements.
+template <class Real>
+void subset_scores(const SubsetScores<Real>& job, Real* scratch, int threads) noexcept;
 
 }  // namespace ltk

@@ -1,6 +1,6 @@
-// Body of subset_scores.h; Pack and log_det_pack come from logdet.inl. Everything below works on eight subsets at a
-// time, one per lane of a pack. W = B X is a small GEMM whose columns are the lanes; the rest (mean, Gram, LDL^T) is
-// plain scalar code over lanes.
+// Body of subset_scores.h; Packed and log_det_pack come from logdet.inl. Everything below works on a pack of subsets at
+// a time, one per lane. W = B X is a small GEMM whose columns are the lanes; the rest (mean, Gram, LDL^T) is plain
+// scalar code over lanes.
 #include <cmath>
 
 namespace ltk {
@@ -19,18 +19,18 @@ constexpr int kTileRows = 2, kTileColumns = 1, kGramTile = 1;
 constexpr int64_t kBlockBytes = 40960;
 
 // w[r][c] = sum over k < depth of b[r][k] x[k][c], on top of what w holds if `more`
-template <int R, int C>
-static inline void whiten_tile(const double* b, int64_t b_stride, const Pack* x, int64_t stride, int64_t depth,
-                               bool more, Pack* w) {
-    Pack sum[R][C] = {};
+template <class Real, int R, int C>
+static inline void whiten_tile(const Real* b, int64_t b_stride, const Pack<Real>* x, int64_t stride, int64_t depth,
+                               bool more, Pack<Real>* w) {
+    Pack<Real> sum[R][C] = {};
     if (more)
         for (int r = 0; r < R; ++r)
             for (int c = 0; c < C; ++c) sum[r][c] = w[r * stride + c];
     for (int64_t k = 0; k < depth; ++k) {
-        Pack column[C];
+        Pack<Real> column[C];
         for (int c = 0; c < C; ++c) column[c] = x[k * stride + c];
         for (int r = 0; r < R; ++r) {
-            const double scalar = b[r * b_stride + k];
+            const Real scalar = b[r * b_stride + k];
             for (int c = 0; c < C; ++c) sum[r][c] += scalar * column[c];
         }
     }
@@ -38,18 +38,19 @@ static inline void whiten_tile(const double* b, int64_t b_stride, const Pack* x,
         for (int c = 0; c < C; ++c) w[r * stride + c] = sum[r][c];
 }
 
-template <int R, int C>
-static inline void whiten_columns(const double* b, int64_t b_stride, const Pack* x, int64_t size, int64_t depth,
-                                  bool more, Pack* w) {
+template <class Real, int R, int C>
+static inline void whiten_columns(const Real* b, int64_t b_stride, const Pack<Real>* x, int64_t size, int64_t depth,
+                                  bool more, Pack<Real>* w) {
     int64_t c = 0;
-    for (; c + C <= size; c += C) whiten_tile<R, C>(b, b_stride, x + c, size, depth, more, w + c);
-    for (; c < size; ++c) whiten_tile<R, 1>(b, b_stride, x + c, size, depth, more, w + c);
+    for (; c + C <= size; c += C) whiten_tile<Real, R, C>(b, b_stride, x + c, size, depth, more, w + c);
+    for (; c < size; ++c) whiten_tile<Real, R, 1>(b, b_stride, x + c, size, depth, more, w + c);
 }
 
 // w = B x for one pack, a block of x rows at a time: the block stays in the first-level cache while every row of B
 // passes over it.
-static inline void whiten(const double* basis, bool lower, const Pack* x, int64_t size, int64_t d, Pack* w) {
-    const int64_t fitting = kBlockBytes / (size * static_cast<int64_t>(sizeof(Pack)));
+template <class Real>
+static inline void whiten(const Real* basis, bool lower, const Pack<Real>* x, int64_t size, int64_t d, Pack<Real>* w) {
+    const int64_t fitting = kBlockBytes / (size * 64);
     const int64_t block = fitting < 8 ? 8 : fitting;
     for (int64_t k = 0; k < d; k += block) {
         const int64_t last = k + block < d ? k + block : d;
@@ -58,25 +59,26 @@ static inline void whiten(const double* basis, bool lower, const Pack* x, int64_
         int64_t row = lower ? k / kTileRows * kTileRows : 0;
         for (; row + kTileRows <= d; row += kTileRows) {
             const int64_t end = lower && row + kTileRows < last ? row + kTileRows : last;
-            whiten_columns<kTileRows, kTileColumns>(basis + row * d + k, d, x + k * size, size, end - k, k > 0,
-                                                    w + row * size);
+            whiten_columns<Real, kTileRows, kTileColumns>(basis + row * d + k, d, x + k * size, size, end - k, k > 0,
+                                                          w + row * size);
         }
         for (; row < d; ++row) {
             const int64_t end = lower && row + 1 < last ? row + 1 : last;
-            whiten_columns<1, kTileColumns>(basis + row * d + k, d, x + k * size, size, end - k, k > 0, w + row * size);
+            whiten_columns<Real, 1, kTileColumns>(basis + row * d + k, d, x + k * size, size, end - k, k > 0,
+                                                  w + row * size);
         }
     }
 }
 
 // gram[i][j] = sum over k of w[k][i] w[k][j] for an R x C tile
-template <int R, int C>
-static inline void gram_tile(const Pack* wi, const Pack* wj, int64_t size, int64_t d, Pack* gram) {
-    Pack sum[R][C] = {};
+template <class Real, int R, int C>
+static inline void gram_tile(const Pack<Real>* wi, const Pack<Real>* wj, int64_t size, int64_t d, Pack<Real>* gram) {
+    Pack<Real> sum[R][C] = {};
     for (int64_t k = 0; k < d; ++k) {
-        Pack column[C];
+        Pack<Real> column[C];
         for (int c = 0; c < C; ++c) column[c] = wj[k * size + c];
         for (int r = 0; r < R; ++r) {
-            const Pack row = wi[k * size + r];
+            const Pack<Real> row = wi[k * size + r];
             for (int c = 0; c < C; ++c) sum[r][c] += row * column[c];
         }
     }
@@ -84,60 +86,64 @@ static inline void gram_tile(const Pack* wi, const Pack* wj, int64_t size, int64
         for (int c = 0; c < C; ++c) gram[r * size + c] = sum[r][c];
 }
 
-template <int R>
-static inline void gram_rows(const Pack* w, int64_t i, int64_t size, int64_t d, Pack* gram) {
+template <class Real, int R>
+static inline void gram_rows(const Pack<Real>* w, int64_t i, int64_t size, int64_t d, Pack<Real>* gram) {
     int64_t j = 0;
-    for (; j + kGramTile <= i + R; j += kGramTile) gram_tile<R, kGramTile>(w + i, w + j, size, d, gram + i * size + j);
-    for (; j < i + R; ++j) gram_tile<R, 1>(w + i, w + j, size, d, gram + i * size + j);
+    for (; j + kGramTile <= i + R; j += kGramTile)
+        gram_tile<Real, R, kGramTile>(w + i, w + j, size, d, gram + i * size + j);
+    for (; j < i + R; ++j) gram_tile<Real, R, 1>(w + i, w + j, size, d, gram + i * size + j);
 }
 
-// log det(I + w^T w) of the columns w (d, size)
-static inline void log_det_of_gram(const Pack* w, int64_t size, int64_t d, Pack* gram, double* out) {
+// log det(I + w^T w) of the columns w (d, size), and tr(w^T w) where `traces` is given
+template <class Real>
+static inline void log_det_of_gram(const Pack<Real>* w, int64_t size, int64_t d, Pack<Real>* gram, double* out,
+                                   double* traces) {
     int64_t i = 0;
-    for (; i + kGramTile <= size; i += kGramTile) gram_rows<kGramTile>(w, i, size, d, gram);
-    for (; i < size; ++i) gram_rows<1>(w, i, size, d, gram);
-    for (i = 0; i < size; ++i) gram[i * size + i] += 1.0;
-    Pack total = {};
-    log_det_pack(gram, size, total);
-    *reinterpret_cast<Pack*>(out) = total;
+    for (; i + kGramTile <= size; i += kGramTile) gram_rows<Real, kGramTile>(w, i, size, d, gram);
+    for (; i < size; ++i) gram_rows<Real, 1>(w, i, size, d, gram);
+    Pack<Real> trace = {};
+    for (i = 0; i < size; ++i) {
+        trace += gram[i * size + i];
+        gram[i * size + i] += Real(1);
+    }
+    log_det_pack<Real>(gram, size, out);
+    if (traces == nullptr) return;
+    for (int lane = 0; lane < kLanes<Real>; ++lane) traces[lane] = trace[lane];
 }
 
-static void subset_scores_f64(const SubsetScores& job, int64_t begin, int64_t end, double* scratch) noexcept {
+template <class Real>
+static inline void subset_scores_packs(const SubsetScores<Real>& job, int64_t begin, int64_t end, Real* scratch) {
     const int64_t d = job.d;
     for (int64_t p = begin; p < end; ++p) {
-        const int64_t size = job.pack_size[p];
-        const Pack* x = reinterpret_cast<const Pack*>(job.pool + job.pack_start[p]);
-        Pack* w = reinterpret_cast<Pack*>(scratch);
-        Pack* gram = w + d * size;
-
-        const Pack* source = x;
-        if (job.basis != nullptr) {
-            whiten(job.basis, job.lower, x, size, d, w);
-            source = w;
-        }
+        const int64_t size = job.pack_size[p], group = job.pack_group[p];
+        const Pack<Real>* x = reinterpret_cast<const Pack<Real>*>(job.pool + job.pack_start[p]);
+        const Real* centre = job.centre + group * job.centre_stride;
+        const Real* scale = job.scales == nullptr ? nullptr : job.scales + group * d;
+        Pack<Real>* w = reinterpret_cast<Pack<Real>*>(scratch);
+        Pack<Real>* gram = w + d * size;
+        whiten<Real>(job.basis + group * job.basis_stride, job.lower, x, size, d, w);
 
         // Y' = (X - mean 1^T)(I - h 11^T) = X - v 1^T with v = (1 - h size) mean + h X 1; anchor = inf gives h = 0.
-        const double h = (1.0 - std::sqrt(1.0 - size / (job.anchor + size))) / size;
-        const double keep = 1.0 - h * size;
-        const double* scale = job.scales == nullptr ? nullptr : job.scales + job.pack_scale[p] * d;
+        const double step = (1.0 - std::sqrt(1.0 - size / (job.anchor + size))) / size;
+        const Real h = static_cast<Real>(step), keep = static_cast<Real>(1.0 - step * size);
         for (int64_t k = 0; k < d; ++k) {
-            Pack sum = source[k * size];
-            for (int64_t i = 1; i < size; ++i) sum += source[k * size + i];
-            const Pack v = keep * job.centre[k] + h * sum;
-            const double factor = scale == nullptr ? 1.0 : scale[k];
-            for (int64_t i = 0; i < size; ++i) w[k * size + i] = (source[k * size + i] - v) * factor;
-        }
-
-        log_det_of_gram(w, size, d, gram, job.out + p * kPackLanes);
-        if (job.within == nullptr) continue;
-        for (int64_t k = 0; k < d; ++k) {
-            Pack sum = w[k * size];
+            Pack<Real> sum = w[k * size];
             for (int64_t i = 1; i < size; ++i) sum += w[k * size + i];
-            const Pack v = sum * (1.0 / size);
-            for (int64_t i = 0; i < size; ++i) w[k * size + i] -= v;
+            const Pack<Real> v = keep * centre[k] + h * sum;
+            const Real factor = scale == nullptr ? Real(1) : scale[k];
+            for (int64_t i = 0; i < size; ++i) w[k * size + i] = (w[k * size + i] - v) * factor;
         }
-        log_det_of_gram(w, size, d, gram, job.within + p * kPackLanes);
+        const int64_t at = p * kLanes<Real>;
+        log_det_of_gram<Real>(w, size, d, gram, job.out + at, job.traces == nullptr ? nullptr : job.traces + at);
     }
+}
+
+static void subset_scores_f64(const SubsetScores<double>& job, int64_t begin, int64_t end, double* scratch) noexcept {
+    subset_scores_packs<double>(job, begin, end, scratch);
+}
+
+static void subset_scores_f32(const SubsetScores<float>& job, int64_t begin, int64_t end, float* scratch) noexcept {
+    subset_scores_packs<float>(job, begin, end, scratch);
 }
 
 }  // namespace LTK_NAMESPACE

@@ -1,7 +1,21 @@
 """Subsets of an augmented pool: cut by k-means, picked greedily by Feature Diversity Gain."""
 
-from .greedy import Selection, select_subsets
-from .kmeans import Subsets, kmeans_subsets
+from .greedy import Selection, select_subsets, select_subsets_batched
+from .kmeans import Subsets, kmeans_subsets, kmeans_subsets_batched
+from .recipe import ClassSets, Recipe, fdg_recipe, head_tail_split
 from .sets import UniformSets, uniform_fdg_sets
 
-__all__ = ["Selection", "Subsets", "UniformSets", "kmeans_subsets", "select_subsets", "uniform_fdg_sets"]
+__all__ = [
+    "ClassSets",
+    "Recipe",
+    "Selection",
+    "Subsets",
+    "UniformSets",
+    "fdg_recipe",
+    "head_tail_split",
+    "kmeans_subsets",
+    "kmeans_subsets_batched",
+    "select_subsets",
+    "select_subsets_batched",
+    "uniform_fdg_sets",
+]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ from ..diversity import (
     check_same_width,
     start_state,
 )
-from .engines import make_engine
+from . import dispatch
+from .checkpoint import run_with_checkpoint
+from .problem import Problem
 from .rules import MODES, TIE, Rule
 
 # Without `tol`, a target counts as reached when the last FDG is this close to it.
@@ -34,8 +37,9 @@ class Selection(NamedTuple):
             tolerance.
         fdg: (m,) float64, FDG of the original samples plus everything picked so far, after each step.
         indices: (picked rows,) int64, rows of `candidates` in the order of picking.
-        stats: engine, steps, evaluations (candidate scores computed), diversity (log det(I + alpha C_Z) of the original
-            set, nats); in target mode also target, error (last FDG - target), reached (whether |error| <= tol) and
+        stats: engine, form and reason (how and why this engine), scores (their precision), steps, evaluations (candidate
+            scores computed), diversity (log det(I + alpha C_Z) of the original set, nats); in target mode also target,
+            error (of the last FDG, from the nearest end of the target's range), reached (whether |error| <= tol) and
             stopped_early.
     """
 
@@ -53,6 +57,18 @@ def _number(value: Any, name: str) -> float:
     return float(value)
 
 
+def target_range(target: Any) -> tuple[float, float]:
+    """(low, high) of a target given as a number or as a pair."""
+    if isinstance(target, (tuple, list)):
+        if len(target) != 2:
+            raise ValueError(f"target must be an FDG value or a pair (low, high), got {len(target)} values")
+        low, high = (_number(value, "target") for value in target)
+        if low > high:
+            raise ValueError(f"target must be a pair (low, high) with low <= high, got ({low}, {high})")
+        return low, high
+    return (value := _number(target, "target")), value
+
+
 def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
     """ValueError or TypeError unless the mode is known and has its own arguments and no other's."""
     if mode not in MODES:
@@ -66,8 +82,8 @@ def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
         raise ValueError(f'q = {q} is for mode "quantile", but mode is {mode!r}')
     if mode == "target":
         if target is None:
-            raise ValueError('mode "target" needs target, an FDG value')
-        _number(target, "target")
+            raise ValueError('mode "target" needs target, an FDG value or a range (low, high)')
+        target_range(target)
         if tol is not None and _number(tol, "tol") < 0.0:
             raise ValueError(f"tol must not be negative, got {tol}")
     else:
@@ -86,6 +102,41 @@ def check_steps(m: Any, subsets: int) -> int:
     return int(m)
 
 
+def prepare(original: Any, candidates: Any, offsets: Any, centering: str, alpha: float) -> Problem:
+    """The checked problem; see `select_subsets` for the errors."""
+    z = check_original(original).detach()
+    pool = check_features(candidates, "candidates").detach()
+    check_same_width(z, pool, "candidates")
+    bounds = check_offsets(offsets, pool.shape[0])
+    check_centering(centering)
+    alpha = check_alpha(alpha)
+    return Problem(start_state(z, centering, alpha), pool, bounds, alpha)
+
+
+def make_rule(problem: Problem, mode: str, q: Any, target: Any, tol: Any) -> Rule:
+    base = float(problem.start.base)
+    low, high = (0.0, 0.0) if target is None else ((1.0 + t) * base for t in target_range(target))
+    return Rule(mode, float(q or 0.0), low, high, TIE * (1.0 + base), -1.0 if tol is None else float(tol) * base)
+
+
+def to_selection(problem: Problem, outcome: dispatch.Outcome, m: int, target: Any, tol: Any) -> Selection:
+    base = float(problem.start.base)
+    picked, path = outcome.picked, [value / base - 1.0 for value in outcome.values]
+    stats = {**outcome.stats, "steps": len(picked), "diversity": base}
+    if target is not None:
+        low, high = target_range(target)
+        error = path[-1] - min(max(path[-1], low), high)
+        stats |= {
+            "target": target if isinstance(target, (tuple, list)) else float(target),
+            "error": error,
+            "reached": abs(error) <= (REACHED if tol is None else tol),
+            "stopped_early": len(picked) < m,
+        }
+    return Selection(
+        torch.tensor(picked, dtype=torch.int64), torch.tensor(path, dtype=torch.float64), problem.indices(picked), stats
+    )
+
+
 def select_subsets(
     original: Any,
     candidates: Any,
@@ -94,11 +145,14 @@ def select_subsets(
     m: int,
     mode: str = "max",
     q: float | None = None,
-    target: float | None = None,
+    target: float | tuple[float, float] | None = None,
     tol: float | None = None,
     centering: str = "joint",
     alpha: float = 1.0,
     engine: str = "auto",
+    memory_budget: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
     """Greedily adds m subsets of a pool to the original samples, steering their Feature Diversity Gain.
 
@@ -112,14 +166,19 @@ def select_subsets(
             "target" the one that brings FDG nearest to `target`. Ties (to 1e-11 of the log-determinant) go to the
             lowest subset id.
         q: in [0, 1], for "quantile" only.
-        target: FDG to reach, for "target" only. An unreachable one gives the nearest that greedy steps find, with
-            stats["reached"] False.
-        tol: for "target" only: stop as soon as |FDG - target| <= tol, with fewer than m subsets if that comes early.
-            Without it all m steps are made, and reached is judged at 0.01.
+        target: FDG to reach, for "target" only: a value, or a range (low, high) in which everything is as good. An
+            unreachable one gives the nearest that greedy steps find, with stats["reached"] False.
+        tol: for "target" only: stop as soon as FDG is within tol of the target, with fewer than m subsets if that
+            comes early. Without it all m steps are made, and reached is judged at 0.01.
         centering: "joint", "separate" or "none" (see `ltkernels.diversity`).
         alpha: factor of the covariance, above 0.
-        engine: "auto", or one of the engines by name (see `ltkernels.selection.engines`); every engine picks the same
-            subsets.
+        engine: "auto", or one of "A", "lazy", "B" and "C" (see `ltkernels.selection.engines`, `lazy`, `gram` and
+            `shifts`); every engine picks the same subsets.
+        memory_budget: bytes that the engine may take; half of what is free by default. "auto" takes an engine that
+            fits.
+        checkpoint: file that keeps the steps made, for long runs: an interrupted call, made again with the same
+            arguments (m may differ), goes on from there.
+        progress: called with (steps made, steps wanted).
 
     Returns:
         `Selection`: picked (m,), fdg (m,) after each step, indices into `candidates`, stats.
@@ -127,36 +186,97 @@ def select_subsets(
     Raises:
         TypeError, ValueError: NaN or infinity (first row named), N = 1 or equal originals, an empty pool or subset,
             offsets that do not rise from 0 to P, different feature counts, m above K, an unknown mode, centering or
-            engine, q outside [0, 1] or without its mode, a missing target, alpha not above 0.
+            engine, q outside [0, 1] or without its mode, a missing target, alpha not above 0, a budget in which no
+            engine fits, a checkpoint of another selection.
 
     Source: the greedy procedure of the FDG paper, section 4.2; quantile and target are this library's additions.
     """
-    z = check_original(original).detach()
-    pool = check_features(candidates, "candidates").detach()
-    check_same_width(z, pool, "candidates")
-    bounds = check_offsets(offsets, pool.shape[0])
-    m = check_steps(m, len(bounds) - 1)
+    problem = prepare(original, candidates, offsets, centering, alpha)
+    m = check_steps(m, problem.subsets)
     check_mode(mode, q, target, tol)
-    check_centering(centering)
-    alpha = check_alpha(alpha)
+    rule = make_rule(problem, mode, q, target, tol)
+    if checkpoint is None:
+        (outcome,) = dispatch.run_all([problem], [rule], [m], engine, memory_budget, progress)
+    else:
+        outcome = run_with_checkpoint(problem, rule, m, engine, memory_budget, progress, Path(checkpoint))
+    return to_selection(problem, outcome, m, target, tol)
 
-    start = start_state(z, centering, alpha)
-    base = float(start.base)
-    runner = make_engine(engine, start, pool, bounds, alpha, mode)
-    rule = Rule(mode, q or 0.0, 0.0 if target is None else (1.0 + target) * base, TIE * (1.0 + base))
-    picked: list[int] = []
-    path: list[float] = []
-    for _ in range(m):
-        best, value = runner.pick(rule)
-        picked.append(best)
-        path.append(value / base - 1.0)
-        runner.commit(best)
-        if tol is not None and target is not None and abs(path[-1] - target) <= tol:
-            break
-    stats = {**runner.stats(), "steps": len(picked), "diversity": base}
-    if target is not None:
-        error = path[-1] - target
-        reached = abs(error) <= (REACHED if tol is None else tol)
-        stats |= {"target": float(target), "error": error, "reached": reached, "stopped_early": len(picked) < m}
-    indices = torch.cat([torch.arange(bounds[c], bounds[c + 1]) for c in picked])
-    return Selection(torch.tensor(picked), torch.tensor(path, dtype=torch.float64), indices, stats)
+
+def select_subsets_batched(
+    originals: Any,
+    candidates: Any,
+    offsets: Any,
+    *,
+    m: Any,
+    mode: Any = "max",
+    q: Any = None,
+    target: Any = None,
+    tol: Any = None,
+    centering: str = "joint",
+    alpha: float = 1.0,
+    engine: str = "auto",
+    memory_budget: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Selection]:
+    """Many independent selections in one call: classes x seeds x modes. On the CPU they run side by side, one a thread;
+    on a GPU together, a batch in every operation.
+
+    Args:
+        originals, candidates, offsets, m, mode, q, target, tol: as in `select_subsets`; each is one value for all runs,
+            or a list with one per run (a range as target is a tuple). Features given once are checked and prepared
+            once.
+        centering, alpha, engine, memory_budget: as in `select_subsets`, for all.
+        progress: called with (steps made, steps wanted), of all runs together.
+
+    Returns:
+        One `Selection` per run, each equal to that of `select_subsets`.
+
+    Raises:
+        TypeError, ValueError: as `select_subsets`, the run named; lists of different lengths.
+    """
+    arguments = {
+        "originals": originals,
+        "candidates": candidates,
+        "offsets": [offsets] if _is_offsets(offsets) else offsets,
+        "m": m,
+        "mode": mode,
+        "q": q,
+        "target": target,
+        "tol": tol,
+    }
+    lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
+    if _is_offsets(offsets):
+        del lengths["offsets"]
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"lists of different lengths: {', '.join(f'{k} {v}' for k, v in lengths.items())}")
+    runs = next(iter(lengths.values()), 1)
+
+    def of(name: str, run: int) -> Any:
+        value = arguments[name]
+        if not isinstance(value, list):
+            return value
+        return value[run] if name in lengths else value[0]
+
+    problems: dict[tuple[int, ...], Problem] = {}
+    work = []
+    for run in range(runs):
+        inputs = [of(name, run) for name in ("originals", "candidates", "offsets")]
+        key = tuple(map(id, inputs))
+        try:
+            if key not in problems:
+                problems[key] = prepare(*inputs, centering, alpha)
+            steps = check_steps(of("m", run), problems[key].subsets)
+            rule = [of(name, run) for name in ("mode", "q", "target", "tol")]
+            check_mode(*rule)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"run {run}: {error}" if runs > 1 else str(error)) from None
+        work.append((problems[key], make_rule(problems[key], *rule), steps, rule[2], rule[3]))
+    outcomes = dispatch.run_all(
+        [w[0] for w in work], [w[1] for w in work], [w[2] for w in work], engine, memory_budget, progress
+    )
+    return [to_selection(w[0], outcome, w[2], w[3], w[4]) for w, outcome in zip(work, outcomes)]
+
+
+def _is_offsets(value: Any) -> bool:
+    """Whether this is one pool's offsets, not a list of several pools'."""
+    return not isinstance(value, list) or not value or isinstance(value[0], numbers.Integral)

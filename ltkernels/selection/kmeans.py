@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +154,41 @@ def _balance(x: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return best.numpy()
 
 
+def _faiss_labels(
+    faiss: Any,
+    x: np.ndarray,
+    k: int,
+    niter: int,
+    nredo: int,
+    spherical: bool,
+    seed: int,
+    device: str,
+    float16: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 1) distances (similarities if spherical) and labels of the rows after FAISS's k-means."""
+    n, d = x.shape
+    parameters = faiss.ClusteringParameters()
+    parameters.niter, parameters.nredo, parameters.spherical, parameters.seed = niter, nredo, spherical, seed
+    # 1 silences FAISS's warning below 39 rows a cluster; the other keeps it from sampling the rows.
+    parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, n
+    if device == "cpu":
+        index = faiss.IndexFlatIP(d) if spherical else faiss.IndexFlatL2(d)
+    else:
+        if not hasattr(faiss, "StandardGpuResources"):
+            raise ImportError('device="cuda" needs a FAISS with GPU support: pip install faiss-gpu-cu12, not faiss-cpu')
+        if faiss.get_num_gpus() == 0:
+            raise RuntimeError('device="cuda": FAISS finds no GPU')
+        resources, options = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
+        options.useFloat16 = float16
+        index = (faiss.GpuIndexFlatIP if spherical else faiss.GpuIndexFlatL2)(resources, d, options)
+    clustering = faiss.Clustering(d, k, parameters)
+    clustering.train(x, index)
+    index.reset()
+    index.add(faiss.vector_to_array(clustering.centroids).reshape(k, d))
+    distances, labels = index.search(x, 1)
+    return distances, labels
+
+
 def kmeans_subsets(
     features: Any,
     k: int,
@@ -161,24 +198,30 @@ def kmeans_subsets(
     nredo: int = 1,
     spherical: bool = False,
     seed: int = 0,
+    device: str = "cpu",
+    float16: bool = False,
 ) -> Subsets:
     """Cuts a pool of features into k subsets by FAISS k-means.
 
     Args:
-        features: (n, d) float features, n >= k; a tensor or a numpy array. Clustering runs in float32 on the CPU.
+        features: (n, d) float16, bfloat16, float32 or float64 features, n >= k; a tensor or a numpy array. Clustering
+            runs in float32.
         k: number of subsets.
         balanced: equal sizes, floor(n / k) or ceil(n / k): starting from FAISS's centroids, rows are assigned under
             these capacities by an auction and the centroids moved, until the objective settles. Takes n * k * 4 bytes.
         niter, nredo: FAISS's iterations, and restarts of which the best is kept.
         spherical: rows and centroids are scaled to unit length (cosine similarity).
-        seed: of FAISS's initial centroids; the same seed gives the same subsets.
+        seed: of FAISS's initial centroids; the same seed gives the same subsets on one device.
+        device: "cpu", or "cuda" for FAISS's GPU index (the capacities are still met on the CPU).
+        float16: the GPU index keeps its rows in half precision.
 
     Returns:
         `Subsets` (order, offsets, centroids, objective), on the CPU. No subset is empty: where FAISS leaves one (fewer
         than k distinct rows), it gets the row that lies farthest from its own centroid.
 
     Raises:
-        ImportError: FAISS is missing; the message names the extra to install.
+        ImportError: FAISS, or for "cuda" a FAISS with GPU support, is missing; the message names what to install.
+        RuntimeError: device "cuda" without a GPU.
         TypeError, ValueError: wrong dtype or shape, NaN or infinity, k below 1 or above n.
     """
     x64 = check_features(features, "features")
@@ -189,26 +232,17 @@ def kmeans_subsets(
     seed = _check_count(seed, "seed", 0)
     if k > n:
         raise ValueError(f"k = {k} subsets of {n} rows: k must not be above the number of rows")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f'device must be "cpu" or "cuda", got {device!r}')
+    if float16 and device == "cpu":
+        raise ValueError('float16 is for device="cuda": on the CPU, FAISS computes in float32')
     faiss = _faiss()
     x = np.ascontiguousarray(x64.detach().to(torch.float32).cpu().numpy())
     if not np.isfinite(x).all():
         raise ValueError(f"features overflow float32 (largest magnitude {float(x64.abs().max()):.3g}); scale them down")
     if spherical:
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    # min_points_per_centroid = 1 silences FAISS's warning below 39 rows a cluster; max_points_per_centroid keeps it
-    # from sampling the rows.
-    run = faiss.Kmeans(
-        x.shape[1],
-        k,
-        niter=niter,
-        nredo=nredo,
-        spherical=spherical,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=n,
-    )
-    run.train(x)
-    distances, labels = run.index.search(x, 1)
+    distances, labels = _faiss_labels(faiss, x, k, niter, nredo, spherical, seed, device, float16)
     labels = labels[:, 0].astype(np.int64)
     distances = distances[:, 0] if not spherical else 1.0 - distances[:, 0]
     _fill_empty(labels, distances, k)
@@ -218,3 +252,34 @@ def kmeans_subsets(
     return Subsets(
         torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(centroids.astype(np.float32)), objective
     )
+
+
+def kmeans_subsets_batched(features: Sequence[Any], k: int | Sequence[int], **keywords: Any) -> list[Subsets]:
+    """The subsets of many pools (one per class, say), side by side on torch's number of threads.
+
+    Args:
+        features: (n_i, d_i) float features each.
+        k: number of subsets, one for all or one per pool.
+        keywords: as in `kmeans_subsets`; the same for all.
+
+    Returns:
+        One `Subsets` per pool, each equal to what `kmeans_subsets` gives alone.
+
+    Raises:
+        TypeError, ValueError: as `kmeans_subsets`, the pool named.
+    """
+    counts = [k] * len(features) if isinstance(k, numbers.Integral) else list(k)
+    if len(counts) != len(features):
+        raise ValueError(f"k holds {len(counts)} numbers for {len(features)} pools")
+    faiss = _faiss()
+
+    def one(number: int) -> Subsets:
+        try:
+            return kmeans_subsets(features[number], counts[number], **keywords)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"pool {number}: {error}") from None
+
+    # OpenMP's number of threads belongs to the thread that sets it: one each, or every worker would start a team.
+    workers = max(1, min(torch.get_num_threads(), len(features)))
+    with ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(one, range(len(features))))

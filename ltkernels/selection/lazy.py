@@ -23,14 +23,14 @@ differ, the smallest ridge of all bounds the moves and kappa, and each size's ow
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..diversity import Start, cholesky_log_det, mixed_columns
+from ..diversity import cholesky_log_det, mixed_columns
 from .engines import PackedEngine
+from .problem import Problem
 from .rules import Rule, choose, least_loss
 
 # Candidates scored together. Twice as many cost little more: the triangular solve runs over all their columns at once.
@@ -46,10 +46,10 @@ class LazyEngine(PackedEngine):
 
     name = "lazy"
 
-    def __init__(self, start: Start, pool: Tensor, offsets: Sequence[int], alpha: float) -> None:
-        super().__init__(start, pool, offsets, alpha)
-        count, width = self.subsets, pool.shape[1]
-        self.sizes = np.diff(np.asarray(offsets)).astype(np.float64)
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        count, width = self.subsets, problem.width
+        self.sizes = np.diff(np.asarray(problem.bounds)).astype(np.float64)
         self.group_ids = self.group_of.numpy()
         # Of each candidate at its last scoring: a, r^2, g, mean . g, the length of all moves and log kappa up to then.
         self.known = np.zeros(count, dtype=bool)
@@ -65,12 +65,15 @@ class LazyEngine(PackedEngine):
         if len(self.groups) == 1:
             ridge = (self.count + self.groups[0].size) / self.alpha
             self.matrix.copy_(self.scatter).diagonal().add_(ridge)
-            torch.linalg.cholesky(self.matrix, out=self.lower)
+            self.lower = torch.linalg.cholesky(self.matrix)
             commons = 2.0 * self.lower.diagonal().log().sum().reshape(1) - self.eye.shape[0] * math.log(ridge)
         else:
             f = self.factor()
             self.basis, self.scales, commons = f.basis, f.scales, f.commons
         self.commons = commons.numpy()[self.group_ids]
+        # One solve for both: a triangular solve of a single column costs as much as one of ten.
+        move = self.mean if self.move is None else self.move
+        self.white_mean, self.white_move = self.whiten(torch.stack([self.mean, move]))
 
     def whiten(self, rows: Tensor, group: int = 0) -> Tensor:
         """Rows (k, d) in coordinates where A of a size group is I; group 0 has the smallest ridge, so the largest
@@ -115,7 +118,9 @@ class LazyEngine(PackedEngine):
         self.log_kappa_then[at] = self.log_kappa
         if math.isinf(self.anchor):
             return  # "none": nothing is centred, so the whole score behaves as a does
-        delta = columns.mean(1) - self.whiten(self.mean[None], group)
+        # Sizes differ in their ridge: the mean in group 0's coordinates, scaled to this one's.
+        white_mean = self.white_mean if group == 0 else self.white_mean * (self.scales[group] / self.scales[0])
+        delta = columns.mean(1) - white_mean
         solved = torch.cholesky_solve(centred @ delta[:, :, None], torch.linalg.cholesky(inner))
         g = delta - (centred.mT @ solved).squeeze(2)
         self.r2[at] = (delta * g).sum(1).clamp_min(0.0).numpy()
@@ -127,7 +132,7 @@ class LazyEngine(PackedEngine):
     def extend_path(self) -> None:
         """Adds the last move of the mean to the path, in the norm of the A that `prepare` has just factored."""
         if self.move is not None:
-            self.path += float(torch.linalg.vector_norm(self.whiten(self.move[None]))) * (1.0 + SLACK)
+            self.path += float(torch.linalg.vector_norm(self.white_move)) * (1.0 + SLACK)
             self.move = None
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -170,17 +175,19 @@ class LazyEngine(PackedEngine):
 
     def commit(self, subset: int) -> None:
         before, count = self.mean.clone(), self.count
-        bounded = self.evaluations > 0 and bool(self.known[subset])
-        if bounded:
-            # kappa bounds A' / A, by the smallest ridge.
-            white = self.whiten(mixed_columns(self.rows(subset), self.mean, self.anchor))
-            small = white @ white.T if white.shape[0] < white.shape[1] else white.T @ white
-            largest = float(torch.linalg.eigvalsh(small)[-1])
-            growth = self.sizes[subset] / (count + self.sizes.min())
+        mixed = mixed_columns(self.rows(subset), self.mean, self.anchor)
         super().commit(subset)
-        if bounded:
-            if not math.isinf(self.anchor):
-                self.move = self.mean - before
-                length = float(torch.linalg.vector_norm(self.whiten(self.move[None])))
-                self.stretched += math.exp(0.5 * self.log_kappa) * length * (1.0 + SLACK)
-            self.log_kappa += math.log1p((growth + largest) * (1.0 + SLACK))
+        if self.evaluations == 0 or not self.known[subset]:
+            return
+        if not math.isinf(self.anchor):
+            self.move = self.mean - before
+        # kappa bounds A' / A, by the smallest ridge.
+        white = self.whiten(mixed if self.move is None else torch.cat([mixed, self.move[None]]))
+        rows = white[: mixed.shape[0]]
+        small = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+        largest = float(torch.linalg.eigvalsh(small)[-1])
+        growth = self.sizes[subset] / (count + self.sizes.min())
+        if self.move is not None:
+            length = float(torch.linalg.vector_norm(white[-1]))
+            self.stretched += math.exp(0.5 * self.log_kappa) * length * (1.0 + SLACK)
+        self.log_kappa += math.log1p((growth + largest) * (1.0 + SLACK))

@@ -40,14 +40,10 @@ class Packs:
         self.slots = torch.cat(slots)
         self.ids = torch.cat([group.ids for group in groups])
         self.out = torch.empty(len(sizes) * LANES, dtype=torch.float64)
-        self.inner = torch.empty_like(self.out)
         self.scratch = self.out[:0]
 
-    def score(
-        self, basis: Tensor, lower: bool, scales: Tensor | None, centre: Tensor, anchor: float, within: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """J = log det(I + Y'^T A^-1 Y') of each subset, in the order of `ids`, and with `within` also that of its
-        centred columns.
+    def score(self, basis: Tensor, lower: bool, scales: Tensor | None, centre: Tensor, anchor: float) -> Tensor:
+        """J = log det(I + Y'^T A^-1 Y') of each subset, in the order of `ids`.
 
         A^-1 = B^T diag(scale^2) B for `basis` B (d, d), lower triangular if `lower`, and `scales` (groups, d) or None;
         `centre` (d,) is B times the current mean, `anchor` the samples that it stands for.
@@ -70,7 +66,8 @@ class Packs:
             anchor,
             self.scratch.data_ptr(),
             self.out.data_ptr(),
-            self.inner.data_ptr() if within else 0,
+            0,
+            False,
             threads,
         )
-        return self.out[self.slots], self.inner[self.slots] if within else None
+        return self.out[self.slots]

@@ -15,12 +15,18 @@ TIE = 1e-11
 
 
 class Rule(NamedTuple):
-    """A picking rule: mode, its q or its target (as a log-determinant in nats), and the width of a tie in nats."""
+    """A picking rule, in log-determinants (nats): mode, q, the target's range [low, high], the width of a tie, and how
+    near to the range a run stops (negative: never)."""
 
     mode: str
-    q: float
-    target: float
-    tie: float
+    q: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    tie: float = TIE
+    stop: float = -1.0
+
+    def stops(self, value: float) -> bool:
+        return self.stop >= 0.0 and self.low - self.stop <= value <= self.high + self.stop
 
 
 def quantile_rank(q: float, count: int) -> int:
@@ -47,4 +53,4 @@ def least_loss(low: np.ndarray, high: np.ndarray, rule: Rule) -> np.ndarray:
         return -high
     if rule.mode == "min":
         return low
-    return np.maximum(0.0, np.maximum(low - rule.target, rule.target - high))
+    return np.maximum(0.0, np.maximum(low - rule.high, rule.low - high))

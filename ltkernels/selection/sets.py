@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .greedy import Selection, select_subsets
+from . import dispatch
+from .checkpoint import fingerprint, read_checkpoint, write_npz
+from .greedy import Selection, check_steps, make_rule, prepare, to_selection
+from .rules import Rule
 
 
 class UniformSets(NamedTuple):
@@ -47,18 +50,24 @@ def uniform_fdg_sets(
     centering: str = "joint",
     alpha: float = 1.0,
     engine: str = "auto",
+    memory_budget: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> UniformSets:
     """n_sets selections of m subsets whose final FDG are uniformly spaced between the greedy minimum and maximum.
 
     Always taking the q-quantile candidate gives a final FDG that rises with q, so each value is found by bisection over
-    q; runs are shared between values. q is a dial with as many stops as subsets: where none is near enough, one run in
-    target mode is tried.
+    q, all values at a time: the runs of a round are independent and go in one batch. q is a dial with as many stops as
+    subsets: where none is near enough, one run in target mode is tried.
 
     Args:
         original, candidates, offsets, m, centering, alpha, engine: as in `select_subsets`.
         n_sets: number of sets, at least 2.
         tol: how near a set must come to its value, as a share of the spacing.
         max_runs_per_set: bisection steps per value; should nothing come within tol, the nearest run found is taken.
+        memory_budget: as in `select_subsets`.
+        checkpoint: file that keeps every run made: an interrupted call, made again, goes on from its last round.
+        progress: called with (values found, n_sets) after every round.
 
     Returns:
         `UniformSets`; its spacing_error says how uniform the result is.
@@ -76,38 +85,89 @@ def uniform_fdg_sets(
     if not tol > 0.0:
         raise ValueError(f"tol must be above 0, got {tol}")
 
-    keywords: dict[str, Any] = {"m": m, "centering": centering, "alpha": alpha, "engine": engine}
-    # Quantile runs so far, by q: (q, final FDG, selection). q = 0 and q = 1 are the greedy minimum and maximum.
-    runs: list[tuple[float, float, Selection]] = []
+    problem = prepare(original, candidates, offsets, centering, alpha)
+    m = check_steps(m, problem.subsets)
+    base = float(problem.start.base)
+    path = None if checkpoint is None else Path(checkpoint)
+    key = "" if path is None else fingerprint(problem, (m, "uniform"))
+    # Runs so far by what steers them: ("quantile", q), with q = 0 and 1 the greedy minimum and maximum, or ("target", FDG).
+    runs: dict[tuple[str, float], dispatch.Outcome] = {}
+    if path is not None:
+        for mode, at, picked, values in _read(path, key):
+            runs[mode, at] = dispatch.Outcome(
+                picked, values, {"engine": "none", "form": "checkpoint", "evaluations": 0}
+            )
 
-    def run(mode: str, at: float, **rule: float) -> tuple[float, float, Selection]:
-        selection = select_subsets(original, candidates, offsets, mode=mode, **rule, **keywords)
-        return at, float(selection.fdg[-1]), selection
+    def make(wanted: list[tuple[str, float]]) -> None:
+        wanted = [w for w in dict.fromkeys(wanted) if w not in runs]
+        if not wanted:
+            return
+        rules: list[Rule] = []
+        for mode, at in wanted:
+            if mode == "quantile" and at in (0.0, 1.0):
+                rules.append(make_rule(problem, "min" if at == 0.0 else "max", None, None, None))
+            else:
+                rules.append(make_rule(problem, mode, *((at, None) if mode == "quantile" else (None, at)), None))
+        count = len(wanted)
+        outcomes = dispatch.run_all([problem] * count, rules, [m] * count, engine, memory_budget)
+        runs.update(zip(wanted, outcomes))
+        if path is not None:
+            _write(path, key, runs)
 
-    runs += [run("min", 0.0), run("max", 1.0)]
-    targets = np.linspace(runs[0][1], runs[-1][1], n_sets)
+    def final(run: tuple[str, float]) -> float:
+        return runs[run].values[-1] / base - 1.0
+
+    make([("quantile", q) for q in np.linspace(0.0, 1.0, min(n_sets, problem.subsets + 1)).tolist()])
+    ends = final(("quantile", 0.0)), final(("quantile", 1.0))
+    targets = np.linspace(*ends, n_sets)
     spacing = float(targets[1] - targets[0])
-    chosen, extra = [], 0
-    for target in targets.tolist():
-        for _ in range(max_runs_per_set):
-            if min(abs(value - target) for _, value, _ in runs) <= tol * spacing:
-                break
+
+    def nearest(target: float) -> tuple[str, float]:
+        return min(runs, key=lambda run: (abs(final(run) - target), run))
+
+    for _ in range(max_runs_per_set):
+        dial = sorted((at, final((mode, at))) for mode, at in runs if mode == "quantile")
+        wanted = []
+        for target in targets.tolist():
+            if abs(final(nearest(target)) - target) <= tol * spacing:
+                continue
             # The neighbours in q between which the final FDG passes the target: the first, should it not be monotone.
-            left = next(i for i in range(len(runs) - 1) if (runs[i][1] - target) * (runs[i + 1][1] - target) <= 0.0)
-            q = (runs[left][0] + runs[left + 1][0]) / 2.0
-            bisect.insort(runs, run("quantile", q, q=q), key=lambda r: r[0])
-        near = min(runs, key=lambda r: (abs(r[1] - target), r[0]))
-        if abs(near[1] - target) > tol * spacing:
-            extra += 1
-            near = min(near, run("target", math.nan, target=target), key=lambda r: abs(r[1] - target))
-        chosen.append(near)
-    fdg = np.array([value for _, value, _ in chosen])
+            left = next(i for i in range(len(dial) - 1) if (dial[i][1] - target) * (dial[i + 1][1] - target) <= 0.0)
+            low, high = dial[left][0], dial[left + 1][0]
+            if high - low > 0.25 / problem.subsets:  # closer together, they pick the same subsets
+                wanted.append(("quantile", (low + high) / 2.0))
+        if progress:
+            progress(n_sets - len(wanted), n_sets)
+        if not wanted:
+            break
+        make(wanted)
+    make([("target", t) for t in targets.tolist() if abs(final(nearest(t)) - t) > tol * spacing])
+    if progress:
+        progress(n_sets, n_sets)
+    chosen = [nearest(target) for target in targets.tolist()]
+    fdg = np.array([final(run) for run in chosen])
     error = float(np.abs(fdg - targets).max() / spacing) if spacing > 0.0 else 0.0
     return UniformSets(
-        [selection for _, _, selection in chosen],
+        [to_selection(problem, runs[run], m, None, None) for run in chosen],
         torch.from_numpy(fdg),
         torch.from_numpy(targets),
-        torch.tensor([q for q, _, _ in chosen], dtype=torch.float64),
+        torch.tensor([at if mode == "quantile" else math.nan for mode, at in chosen], dtype=torch.float64),
         error,
-        len(runs) + extra,
+        len(runs),
     )
+
+
+def _write(path: Path, key: str, runs: dict[tuple[str, float], dispatch.Outcome]) -> None:
+    write_npz(
+        path,
+        key=key,
+        modes=np.array([mode for mode, _ in runs]),
+        at=np.array([at for _, at in runs]),
+        picked=np.array([run.picked for run in runs.values()]),
+        values=np.array([run.values for run in runs.values()]),
+    )
+
+
+def _read(path: Path, key: str) -> list[tuple[str, float, list[int], list[float]]]:
+    found = read_checkpoint(path, key, ("modes", "at", "picked", "values"))
+    return list(zip(*(array.tolist() for array in found))) if found else []

@@ -14,30 +14,13 @@ from torch import Tensor
 
 from ltkernels import diversity, selection
 from ltkernels.augment import fdc, most_similar_class
+from ltkernels.selection.recipe import head_tail_split
 from ltkernels.train.config import Config, parse_select
 
 
 def derived_seed(*parts: int) -> int:
     """A 63-bit seed from a run's seed and a purpose, independent between purposes."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-def head_tail_split(class_counts: list[int], head_ratio: float = 0.9) -> tuple[list[int], list[int]]:
-    """Labels of the head and of the tail classes, each by descending count (ties by label).
-
-    The head is the shortest run of largest classes that together hold more than `head_ratio` of the samples. Raises
-    ValueError where a class is empty.
-    """
-    empty = [label for label, count in enumerate(class_counts) if count < 1]
-    if empty:
-        raise ValueError(f"class_counts must be positive; empty: class {', '.join(map(str, empty))}")
-    order = sorted(range(len(class_counts)), key=lambda label: (-class_counts[label], label))
-    total, held = sum(class_counts), 0
-    for size, label in enumerate(order, start=1):
-        held += class_counts[label]
-        if held > head_ratio * total:
-            return order[:size], order[size:]
-    return order, []
 
 
 _PATH_POINTS = 40

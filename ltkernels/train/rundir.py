@@ -16,8 +16,8 @@ CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
     "report.html",
     "checkpoints",
 )
-SELECTION, SELECTION_ROWS = "selection.json", "selection.npz"
-_OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS}
+SELECTION, SELECTION_ROWS, SELECTION_PICTURE = "selection.json", "selection.npz", "selection.png"
+_OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, SELECTION_PICTURE}
 
 
 def check_free(out: Path, force: bool) -> None:

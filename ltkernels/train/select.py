@@ -1,17 +1,94 @@
 """The job `ltkernels select`: complete the tail classes of features that the user brings."""
 
+import hashlib
+import shutil
 import time
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ltkernels.augment import fdc, most_similar_class
+from ltkernels.selection.recipe import ClassSets, Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import rundir
 from ltkernels.train.config import Config
 from ltkernels.train.data.npz import read_arrays
 from ltkernels.train.engine import Progress
-from ltkernels.train.features import complete_tail, selected_arm
+from ltkernels.train.features import derived_seed
+
+# Rows looked at together: a memory-mapped file is never read whole.
+_BLOCK = 1 << 16
+
+
+def load_features(path: Path, labels: Path | None = None) -> dict[str, np.ndarray]:
+    """Arrays `features` and `labels`, and `pool` and `pool_labels` where the file has them, memory-mapped where the
+    format allows (.npy, and .npz written without compression).
+
+    `path` is an .npz file with these keys, or an .npy file of features with the labels in another. Raises
+    FileNotFoundError or ValueError naming the file; pickled objects are refused.
+    """
+    if path.suffix == ".npy":
+        if labels is None:
+            raise ValueError(f"{path}: an .npy file holds features only; name the file of the labels (--labels)")
+        return {"features": _map_npy(path), "labels": _map_npy(labels)}
+    if labels is not None:
+        raise ValueError(f"--labels {labels}: only for an .npy file of features; {path} holds its own labels")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    arrays = {}
+    optional = ("pool", "pool_labels")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in ("features", "labels", *optional):
+                entry = next((e for e in archive.infolist() if e.filename == f"{name}.npy"), None)
+                if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+                    continue
+                with archive.open(entry) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, fortran, dtype = read(file)
+                    header = file.tell()
+                if dtype.hasobject or fortran or not all(shape):
+                    continue  # read_arrays copies it, or says what is wrong
+                with path.open("rb") as file:
+                    file.seek(entry.header_offset + 26)
+                    sizes = np.frombuffer(file.read(4), "<u2")
+                offset = entry.header_offset + 30 + int(sizes.sum()) + header
+                arrays[name] = np.memmap(path, dtype, "c", offset, shape)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a usable .npz file: {error}") from error
+    rest = tuple(name for name in ("features", "labels") if name not in arrays)
+    missing = tuple(name for name in optional if name not in arrays)
+    return {**arrays, **read_arrays(path, rest, missing)}
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: not a usable .npy file: {error}") from error
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str) -> tuple[Tensor, Tensor]:
+    """The two arrays as tensors over the same memory; ValueError naming the file and the array."""
+    x, y = arrays[features], arrays[labels]
+    finite = x.ndim == 2 and x.dtype.kind == "f"
+    finite = finite and all(np.isfinite(x[i : i + _BLOCK]).all() for i in range(0, len(x), _BLOCK))
+    if not finite:
+        raise ValueError(f"{path}: {features} must be a finite floating (n, d) array, got {x.dtype} {x.shape}")
+    if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not len(y) or y.min() < 0:
+        raise ValueError(f"{path}: {labels} must hold {len(x)} class indices >= 0, got {y.dtype} {y.shape}")
+    return torch.from_numpy(np.asarray(x)), torch.from_numpy(y.astype(np.int64))
 
 
 def select_features(
@@ -19,51 +96,180 @@ def select_features(
     config: Config,
     *,
     out: str | Path,
+    labels: str | Path | None = None,
+    mode: str | None = None,
+    classes: Sequence[int] | None = None,
+    m: int | None = None,
+    n_sets: int = 0,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Select synthetic features for the tail classes of an .npz file with `features` (n, d) and `labels` (n,).
+    """Select synthetic features for the tail classes of features in a file (see `load_features`).
 
-    Writes into the folder `out` selection.npz (`features` (m, d) and `labels` (m,) of what is to be added, in the order
-    of selection within a class) and selection.json (split, and per tail class its similar head class and FDG paths);
-    returns the content of the latter. Raises ValueError or FileNotFoundError naming the file, array or setting.
+    Pools come from the file's own `pool` and `pool_labels`, or else from `fdc`. `mode` overrides `config.select` (see
+    `ltkernels.selection.recipe.parse_mode`, or "random"); `classes`, `m` and `n_sets` as in `fdg_recipe`, the random arm
+    has config.random_repeats repeats. An interrupted job, made again with the same arguments, goes on from the last
+    round of each class.
+
+    Writes into the folder `out`: selection.npz (`features` (rows, d) and `labels` (rows,) of what is to be added, in the
+    order of selection within a class; with sets, also `pool_C` (P, d) and `sets_C` (n_sets, need), rows of that pool),
+    selection.json (split, and per tail class its arms with their FDG paths), and selection.png where matplotlib is
+    there. Returns the content of the JSON file. Raises ValueError or FileNotFoundError naming the file, array or setting.
     """
-    start = time.perf_counter()
+    begin = time.perf_counter()
     path, out = Path(path), Path(out)
     rundir.check_free(out, force)
-    arrays = read_arrays(path, ("features", "labels"))
-    features, labels = arrays["features"], arrays["labels"]
-    if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
-        raise ValueError(
-            f"{path}: features must be a finite floating (n, d) array, got {features.dtype} {features.shape}"
-        )
-    if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
-        raise ValueError(
-            f"{path}: labels must hold {len(features)} class indices >= 0, got {labels.dtype} {labels.shape}"
-        )
-    real = torch.from_numpy(features.astype(np.float64 if features.dtype == np.float64 else np.float32))
-    real_labels = torch.from_numpy(labels.astype(np.int64))
+    arrays = load_features(path, None if labels is None else Path(labels))
+    real, real_labels = _check(path, arrays, "features", "labels")
+    pools = None
+    if ("pool" in arrays) != ("pool_labels" in arrays):
+        raise ValueError(f"{path}: pool and pool_labels go together; one of them is missing")
+    if "pool" in arrays:
+        pools = _check(path, arrays, "pool", "pool_labels")
+        if pools[0].shape[1] != real.shape[1]:
+            raise ValueError(f"{path}: pool has {pools[0].shape[1]} features per sample, features has {real.shape[1]}")
+    counts = torch.bincount(real_labels).tolist()
+    wanted = mode or config.select
+    single = torch.float64 if real.dtype == torch.float64 else torch.float32
+    head = head_tail_split(counts, config.head_ratio)[0]
 
-    def on_class(done: int, total: int) -> None:
-        if progress:
-            progress("augment and select", done, total, {})
+    def of_class(label: int) -> Tensor:
+        return real[real_labels == label].to(single)
 
-    head, tail = complete_tail(real, real_labels, config, on_class)
-    arm = selected_arm(config)
+    def make_pool(label: int, rows: int) -> Tensor:
+        if pools is not None:
+            found = pools[0][pools[1] == label].to(single)
+            if not len(found):
+                raise ValueError(f"{path}: pool has no samples of class {label}")
+            return found
+        generator = torch.Generator().manual_seed(derived_seed(config.seed, label, 0))
+        return fdc(
+            real.to(single),
+            real_labels,
+            label,
+            rows,
+            head_classes=head,
+            similarity=config.similarity,
+            shrinkage=config.shrinkage,
+            generator=generator,
+        )
+
+    class Originals(dict[int, Tensor]):
+        def __missing__(self, label: int) -> Tensor:
+            return of_class(label)
+
+    settings = repr(
+        (sorted(config.to_dict().items()), wanted, classes, m, n_sets, path.resolve(), path.stat().st_mtime_ns)
+    )
+    token = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    checkpoint = out.parent / f".{out.name}.select-{token}"
+    recipe = fdg_recipe(
+        Originals(),
+        make_pool,
+        counts,
+        head_ratio=config.head_ratio,
+        classes=classes,
+        m=m,
+        mode="max" if wanted == "random" else wanted,
+        n_sets=n_sets,
+        n_random=config.random_repeats,
+        pool_factor=config.pool_factor,
+        subset_size=config.subset_size,
+        seed=config.seed,
+        checkpoint=checkpoint if n_sets else None,
+        progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
+    )
+    arm = "random-0" if wanted == "random" else wanted
+    similar = {
+        entry.label: None
+        if pools is not None
+        else most_similar_class(real.to(single), real_labels, entry.label, head, similarity=config.similarity)
+        for entry in recipe.classes
+    }
     result = {
         "input": path.name,
-        "class_counts": torch.bincount(real_labels).tolist(),
+        "class_counts": counts,
         "selected": arm,
-        "head_classes": head,
-        "classes": [t.to_dict() for t in tail],
-        "fdg_tail": sum(t.arms[arm].fdg for t in tail) / len(tail) if tail else None,
-        "seconds": time.perf_counter() - start,
+        "head_classes": recipe.head,
+        "classes": [_entry(entry, wanted, similar[entry.label]) for entry in recipe.classes],
+        "sets": {
+            "kept": [list(which) for which in recipe.kept],
+            "fdg_tail": recipe.fdg.tolist(),
+            "spacing_error": None if not recipe.kept else recipe.spacing_error,
+        },
+        "seconds": time.perf_counter() - begin,
         "seed": config.seed,
         "config": config.to_dict(),
     }
-    added = torch.cat([real[:0], *(t.added(arm) for t in tail)])
-    added_labels = torch.cat([real_labels[:0], *(real_labels.new_full((t.need,), t.label) for t in tail)])
+    fdg = [entry["arms"][arm]["fdg"] for entry in result["classes"]]
+    result["fdg_tail"] = sum(fdg) / len(fdg) if fdg else None
+    rows = {e.label: e.random_rows[0] if wanted == "random" else e.rows for e in recipe.classes}
+    saved = {
+        "features": torch.cat([real[:0].to(single), *(e.pool[rows[e.label]].to(single) for e in recipe.classes)]),
+        "labels": torch.cat([real_labels[:0], *(real_labels.new_full((e.need,), e.label) for e in recipe.classes)]),
+    }
+    for entry in recipe.classes if n_sets else ():
+        saved[f"pool_{entry.label}"] = entry.pool.to(single)
+        saved[f"sets_{entry.label}"] = entry.set_rows
     with rundir.new_folder(out, force) as folder:
-        np.savez(folder / rundir.SELECTION_ROWS, features=added.numpy(), labels=added_labels.numpy())
+        np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()})
+        result["picture"] = _picture(recipe, wanted, folder / rundir.SELECTION_PICTURE)
         rundir.write_json(folder / rundir.SELECTION, result)
+    shutil.rmtree(checkpoint, ignore_errors=True)
     return result
+
+
+def _entry(entry: ClassSets, wanted: str, similar: int | None) -> dict[str, Any]:
+    arms = {} if wanted == "random" else {wanted: {"fdg": entry.fdg, "path": entry.path}}
+    for i, fdg in enumerate(entry.random_fdg.tolist()):
+        arms[f"random-{i}"] = {"fdg": fdg, "path": entry.random_path if i == 0 else [(entry.need, fdg)]}
+    found = {"label": entry.label, "similar_head": similar, "need": entry.need, "pool": len(entry.pool), "arms": arms}
+    if len(entry.set_fdg):
+        found["sets"] = {"fdg": entry.set_fdg.tolist(), "spacing_error": entry.spacing_error}
+    return found
+
+
+def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
+    """FDG paths of the classes, and how the sets are spread; the file's name, or None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = 2 if recipe.kept or any(len(e.random_fdg) for e in recipe.classes) else 1
+    figure, axes = pyplot.subplots(1, panels, figsize=(5.2 * panels, 3.8), squeeze=False, layout="constrained")
+    left = axes[0][0]
+    colours = matplotlib.colormaps["viridis"]
+    shown = recipe.classes[:: max(1, -(-len(recipe.classes) // 8))]
+    for i, entry in enumerate(shown):
+        colour = colours(0.9 * i / max(1, len(shown) - 1))
+        if wanted != "random":
+            left.plot(*zip(*entry.path), color=colour, label=f"class {entry.label}")
+        if entry.random_path:
+            label = f"class {entry.label}" if wanted == "random" else None
+            left.plot(*zip(*entry.random_path), color=colour, linestyle=":", label=label)
+    left.axhline(0.0, color="0.6", linewidth=0.8)
+    left.set(xlabel="samples added", ylabel="FDG", title=f"{wanted} (solid), at random (dotted)")
+    if shown:
+        left.legend(fontsize="small", frameon=False)
+    if panels == 2:
+        right = axes[0][1]
+        random = torch.stack([e.random_fdg for e in recipe.classes]).mean(0)
+        if len(random):
+            right.hist(random.numpy(), bins=20, color="0.75", label="random repeats")
+        if recipe.kept:
+            values = recipe.fdg.numpy()
+            right.plot(values, np.arange(1, len(values) + 1), ".", color="#0072B2", label="kept sets, in order")
+            right.plot(
+                np.linspace(values[0], values[-1], len(values)), np.arange(1, len(values) + 1), color="0.3", linewidth=0.8,
+                label="uniform spacing",
+            )  # fmt: skip
+        right.set(xlabel="FDG_Tail (mean over the classes)", ylabel="sets", title="distribution of the sets")
+        right.legend(fontsize="small", frameon=False)
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path.name

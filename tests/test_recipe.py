@@ -1,0 +1,236 @@
+"""The recipe of sections 4.1 and 4.2, as a call and as ``ltkernels select``."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import ltkernels as ltk
+from ltkernels.cli import main
+from ltkernels.selection.recipe import parse_mode, spread_evenly
+from ltkernels.train.select import load_features
+
+COUNTS = [60, 40, 12, 6]
+WIDTH = 5
+
+
+def data(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), COUNTS)
+    return (rng.normal(size=(len(labels), WIDTH)) + rng.normal(size=(4, WIDTH))[labels]).astype(np.float32), labels
+
+
+def pool_of(label: int, rows: int) -> torch.Tensor:
+    rng = np.random.default_rng(label)
+    return torch.from_numpy(rng.normal(size=(rows, WIDTH)) * rng.uniform(0.2, 2.0, size=(rows, 1)))
+
+
+def recipe(**keywords):
+    x, y = data()
+    originals = {c: torch.from_numpy(x[y == c]) for c in range(4)}
+    keywords = {"n_sets": 6, "n_random": 8, "subset_size": 4, **keywords}
+    return ltk.selection.fdg_recipe(originals, pool_of, COUNTS, **keywords)
+
+
+def test_every_set_brings_every_tail_class_to_the_largest() -> None:
+    result = recipe()
+    assert (result.head, result.tail) == ([0, 1, 2], [3])
+    (entry,) = result.classes
+    assert entry.need == 54
+    assert entry.rows.shape == (54,)
+    assert entry.set_rows.shape == (6, 54)
+    assert entry.random_rows.shape == (8, 54)
+    x, y = data()
+    for rows, fdg in [(entry.rows, entry.fdg), *zip(entry.set_rows, entry.set_fdg.tolist())]:
+        assert len(set(rows.tolist())) == 54
+        want = ltk.diversity.feature_diversity_gain(x[y == 3], entry.pool[rows])
+        assert fdg == pytest.approx(float(want), rel=1e-9)
+    # The greedy arm ends above the random one, the sets rise, and the first and last are near greedy min and max.
+    assert entry.fdg > float(entry.random_fdg.max())
+    assert (entry.set_fdg.diff() > 0).all()
+    assert len(result.kept) == 6
+    assert (result.fdg.diff() > 0).all()
+    gaps = result.fdg.diff()
+    assert float(gaps.max()) <= 2.5 * float(gaps.min())
+    assert {kind for kind, _ in result.kept} <= {"greedy", "random"}
+
+
+def test_sets_of_several_classes_go_together() -> None:
+    result = recipe(classes=[2, 3])
+    assert [entry.label for entry in result.classes] == [2, 3]
+    for (kind, i), fdg in zip(result.kept, result.fdg.tolist()):
+        parts = [(e.set_fdg if kind == "greedy" else e.random_fdg)[i] for e in result.classes]
+        assert fdg == pytest.approx(float(sum(parts)) / 2, rel=1e-12)
+
+
+def test_fewer_steps_and_other_modes() -> None:
+    for mode, sign in (("max", 1), ("min", -1)):
+        entry = recipe(classes=[3], m=3, mode=mode, n_sets=0).classes[0]
+        assert entry.need == 12
+        assert entry.set_rows.shape == (0, 12)
+        assert sign * (entry.fdg - float(entry.random_fdg.mean())) > 0
+    assert recipe(n_sets=0, n_random=0).kept == []
+
+
+def test_interrupted_recipe_goes_on(tmp_path) -> None:
+    want = recipe(classes=[2, 3])
+
+    def stop(_: str, done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recipe(classes=[2, 3], checkpoint=tmp_path / "work", progress=stop)
+    assert (tmp_path / "work" / "class-2.npz").exists()
+    before = (tmp_path / "work" / "class-2.npz").stat().st_mtime_ns
+    got = recipe(classes=[2, 3], checkpoint=tmp_path / "work")
+    assert (tmp_path / "work" / "class-2.npz").stat().st_mtime_ns == before
+    assert torch.equal(got.fdg, want.fdg)
+    assert got.kept == want.kept
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"classes": [9]}, "there is no class 9"),
+        ({"classes": [0]}, "class 0 has 60 samples, as many as the largest"),
+        ({"mode": "best"}, "class 3: mode must be max, min, quantile"),
+        ({"n_sets": 1}, "class 3: n_sets must be at least 2, got 1"),
+        ({"m": 0}, "needs 0 samples"),
+    ],
+)
+def test_bad_arguments(keywords, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe(**keywords)
+
+
+def test_modes_parse() -> None:
+    assert parse_mode("target:0.1") == {"mode": "target", "target": 0.1}
+    assert parse_mode("target:0.1:0.2") == {"mode": "target", "target": (0.1, 0.2)}
+    assert parse_mode("quantile:0.5") == {"mode": "quantile", "q": 0.5}
+    for bad in ("max:1", "quantile", "quantile:2", "target:x", "target:2:1", "target:nan", ""):
+        with pytest.raises(ValueError, match="mode must be"):
+            parse_mode(bad)
+
+
+def test_spread_evenly_equals_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        values = rng.normal(size=7) ** 3
+        count = int(rng.integers(2, 6))
+        targets = np.linspace(values.min(), values.max(), count)
+        best = min(
+            sum(abs(values[i] - t) for i, t in zip(combination, targets))
+            for chosen in itertools.combinations(range(7), count)
+            for combination in itertools.permutations(chosen)
+        )
+        positions, error = spread_evenly(values.tolist(), count)
+        assert len(set(positions)) == count
+        found = values[positions]
+        assert (np.diff(found) >= 0).all()
+        assert np.abs(found - targets).sum() == pytest.approx(best, abs=1e-12)
+        assert error == pytest.approx(np.abs(found - targets).max() / (targets[1] - targets[0]))
+    with pytest.raises(ValueError, match="count must be between 2 and the 3 values, got 4"):
+        spread_evenly([1.0, 2.0, 3.0], 4)
+
+
+def run(*arguments: object) -> int:
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_select_writes_sets_and_picture(dtype, tmp_path, capsys) -> None:
+    x, y = data()
+    np.savez(tmp_path / "f.npz", features=x.astype(dtype), labels=y)
+    flags = ["--classes", 2, 3, "--sets", 5, "--random-repeats", 6, "--subset-size", 4, "--mode", "quantile:0.8"]
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", *flags) == 0
+    assert "5 sets, FDG_Tail" in capsys.readouterr().out
+    saved = np.load(tmp_path / "out" / "selection.npz")
+    assert saved["features"].dtype == (np.float64 if dtype == np.float64 else np.float32)
+    assert saved["labels"].tolist() == [2] * 48 + [3] * 54
+    assert saved["sets_3"].shape == (5, 54)
+    assert saved["pool_3"].shape[0] >= 4 * 54
+    result = json.loads((tmp_path / "out" / "selection.json").read_text())
+    assert len(result["sets"]["fdg_tail"]) == 5
+    assert result["selected"] == "quantile:0.8"
+    assert (tmp_path / "out" / "selection.png").read_bytes()[:4] == b"\x89PNG"
+    # The temporary folder of checkpoints is gone.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npz", "out"]
+    # Two arrays in files of their own give the same.
+    np.save(tmp_path / "x.npy", x.astype(dtype))
+    np.save(tmp_path / "y.npy", y)
+    assert run("select", tmp_path / "x.npy", "--labels", tmp_path / "y.npy", "--out", tmp_path / "again", *flags) == 0
+    again = json.loads((tmp_path / "again" / "selection.json").read_text())
+    assert again["sets"] == result["sets"]
+
+
+def test_select_takes_pools_of_the_file(tmp_path) -> None:
+    x, y = data()
+    pool, labels = pool_of(3, 200).numpy(), np.full(200, 3)
+    np.savez_compressed(tmp_path / "f.npz", features=x, labels=y, pool=pool, pool_labels=labels)
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", "--quiet", "--m", 2) == 0
+    added = np.load(tmp_path / "out" / "selection.npz")["features"]
+    assert added.shape == (20, WIDTH)
+    rows = {row.tobytes() for row in pool.astype(np.float32)}
+    assert all(row.tobytes() in rows for row in added)
+
+
+def test_large_files_are_mapped(tmp_path) -> None:
+    x, y = data()
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+    arrays = load_features(tmp_path / "f.npz")
+    assert isinstance(arrays["features"], np.memmap)
+    np.testing.assert_array_equal(arrays["features"], x)
+    np.testing.assert_array_equal(arrays["labels"], y)
+
+
+def test_an_interrupted_select_goes_on(tmp_path, monkeypatch, capsys) -> None:
+    x, y = data()
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+
+    calls = []
+
+    def stop(_: str, done: int, total: int, __: dict) -> None:
+        calls.append(done)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ltkernels.cli._Progress.__call__", lambda self, *a: stop(*a))
+    flags = ["--classes", 2, 3, "--sets", 5, "--subset-size", 4]
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", *flags) == 130
+    assert not (tmp_path / "out").exists()
+    assert len([p for p in tmp_path.iterdir() if p.name.startswith(".out.select-")]) == 1
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", *flags) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npz", "out"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "flags", "words"),
+    [
+        ({}, ["--mode", "best"], "mode must be"),
+        ({}, ["--classes", 0], "as many as the largest"),
+        ({}, ["--sets", 1], "n_sets must be at least 2"),
+        ({"pool": np.zeros((3, 2)), "pool_labels": np.full(3, 3)}, [], "pool has 2 features"),
+        ({"pool": np.zeros((3, WIDTH))}, [], "pool_labels"),
+        ({"pool": np.full((3, WIDTH), math.inf), "pool_labels": np.full(3, 3)}, [], "pool must be a finite"),
+        ({"pool": np.zeros((3, WIDTH)), "pool_labels": np.full(3, 3)}, [], "needs 54 samples, its pool has 3"),
+        ({"pool": np.zeros((3, WIDTH)), "pool_labels": np.full(3, 1)}, [], "pool has no samples of class 3"),
+        ({"features": np.array([{}], dtype=object)}, [], "f.npz"),
+    ],
+)
+def test_bad_files_and_flags_are_named(arrays, flags, words, tmp_path, capsys) -> None:
+    x, y = data()
+    np.savez(tmp_path / "f.npz", **{"features": x, "labels": y, **arrays})
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", *flags) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npz"]
