@@ -1,4 +1,4 @@
-"""Run by test_distributed.py in four processes: arguments rank, number of processes, rendezvous file."""
+"""Run by test_sharded.py in four processes: arguments rank, number of processes, rendezvous file."""
 
 import itertools
 import sys

@@ -17,7 +17,7 @@ WORLD = 4
 
 def test_equals_the_unsharded_loss(tmp_path) -> None:
     """Each of four gloo processes runs every case in groups of 1 to 4 of them, with shards of unequal sizes."""
-    program = Path(__file__).with_name("distributed_program.py")
+    program = Path(__file__).with_name("sharded_program.py")
     processes = [
         subprocess.Popen(
             [sys.executable, program, str(rank), str(WORLD), str(tmp_path / "rendezvous")],
