@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ltkernels.train.metrics import confusion_matrix, group_of, summarize
-from ltkernels.train.models import build_backbone, build_head
+from ltkernels.train.models import build_backbone, build_head, feature_maps
 
 
 def test_confusion_matrix_rows_are_true_classes():
@@ -85,3 +85,50 @@ def tiny(input_shape):
 
 def shapeless(input_shape):
     return torch.nn.Identity()
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet32"])
+def test_channels_last_holds_through_the_network(name):
+    backbone, _ = build_backbone(name, (3, 32, 32), 0)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    backbone.eval()
+    expected = backbone(x)
+    layouts = []
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, inputs, out: layouts.extend(
+                    t.is_contiguous(memory_format=torch.channels_last) for t in (inputs[0], out)
+                )
+            )
+    backbone.to(memory_format=torch.channels_last)
+    got = backbone(x.to(memory_format=torch.channels_last))
+    assert len(layouts) >= 6
+    assert all(layouts)
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_resnet32_shortcuts_subsample_and_pad_with_zeros():
+    backbone, _ = build_backbone("resnet32", (3, 32, 32), 0)
+    block = next(m for m in backbone if getattr(m, "stride", 1) == 2)
+    for parameter in block.parameters():
+        torch.nn.init.zeros_(parameter)
+    x = torch.rand(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    out = block.eval()(x)
+    assert out.shape == (2, 32, 4, 4)
+    assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
+    assert not bool(out[:, :8].any() or out[:, 24:].any())
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet32"])
+def test_feature_maps_average_to_the_features(name):
+    backbone, width = build_backbone(name, (3, 32, 32), 0)
+    backbone.eval()
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    maps = feature_maps(backbone)(x)
+    assert maps.dim() == 4
+    assert maps.shape[1] == width
+    assert torch.allclose(maps.mean((2, 3)), backbone(x), atol=1e-6)
+    mlp, _ = build_backbone("mlp", (1, 8, 8), 0)
+    with pytest.raises(ValueError, match="average pooling"):
+        feature_maps(mlp)
