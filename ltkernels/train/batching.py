@@ -90,7 +90,9 @@ class Batches:
         if (recipe.crop or recipe.flip) and x.dim() != 4:
             raise ValueError(f"crop and flip need images, the data has samples of shape {tuple(x.shape[1:])}")
         if recipe.task == "rotation" and (x.dim() != 4 or x.shape[2] != x.shape[3]):
-            raise ValueError(f"pretrain rotation needs square images, the data has samples of shape {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"pretrain rotation needs square images, the data has samples of shape {tuple(x.shape[1:])}"
+            )
         if recipe.mix not in ("none", *MIXERS):
             raise ValueError(f"mix must be one of none, {', '.join(MIXERS)}, got {recipe.mix!r}")
         if recipe.mix in ("cutmix", "cmo") and x.dim() != 4:

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         raise OSError(error.errno, f"{path} could not be written: {os.strerror(error.errno or 0)}") from error
     finally:
-        try:
+        # Where the folder went read-only, the error above says so.
+        with suppress(OSError):
             partial.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder went read-only: the error above says so
 
 
 def dump(state: dict[str, Any]) -> bytes:

@@ -67,7 +67,9 @@ class Config:
     pretrain: str = _setting("none", "self-supervised pre-training of the backbone", choices=("none", "rotation"))
     pretrain_epochs: int | None = _setting(None, "its epochs (default: --epochs)", at_least=1)
     stage2: str = _setting("none", "what follows on frozen features", choices=("none", *STAGES))
-    post_hoc: str = _setting("none", "tau: post-hoc logit adjustment, tau tuned on held-out data", choices=("none", "tau"))
+    post_hoc: str = _setting(
+        "none", "tau: post-hoc logit adjustment, tau tuned on held-out data", choices=("none", "tau")
+    )
     holdout: float = _setting(
         0.1, "share of each class held out of training where tau is tuned", positive=True, at_most=0.5
     )

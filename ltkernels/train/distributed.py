@@ -136,7 +136,9 @@ def synchronise_batch_norm(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.BatchNorm2d and module.track_running_stats:
             # The same attributes with another forward: optimizer and state dict go on referring to the same tensors.
-            module.__class__ = nn.SyncBatchNorm if module.weight is not None and module.weight.is_cuda else _GlobalBatchNorm2d
+            module.__class__ = (
+                nn.SyncBatchNorm if module.weight is not None and module.weight.is_cuda else _GlobalBatchNorm2d
+            )
             if isinstance(module, nn.SyncBatchNorm):
                 module.process_group = None
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(

@@ -249,7 +249,9 @@ class _Loop:
         mean_loss = float(self.world.sum(self.total)) / steps
         if not math.isfinite(mean_loss):
             lr = self.recipe.lr
-            raise ValueError(f"lr {lr}: the loss became {mean_loss} in epoch {self.epoch + 1} of {self.phase}; lower it")
+            raise ValueError(
+                f"lr {lr}: the loss became {mean_loss} in epoch {self.epoch + 1} of {self.phase}; lower it"
+            )
         x_test, y_test = self.test_set
         self.confusion = confusion_matrix(y_test, predict(self.model, x_test), self.num_classes).cpu()
         scores = summarize(self.confusion, [1] * self.num_classes)

@@ -36,7 +36,7 @@ RESUME = ("never", "auto")
 # Settings that change no number: a run may go on with others.
 _FREE_ON_RESUME = {"data_dir", "checkpoint_seconds", "log"}
 # Of summary.json: the chosen loss's numbers are also the run's.
-_HEADLINE = ("balanced_accuracy", "top1", "best_balanced_accuracy", "per_class_accuracy", "groups")
+HEADLINE = ("balanced_accuracy", "top1", "best_balanced_accuracy", "per_class_accuracy", "groups")
 
 Stages = Callable[[Job], tuple[dict[str, Any], dict[str, Any], list[Trained]]]
 """A job's work: the chosen variant's entry, further keys of the summary, and the models to save."""
@@ -273,7 +273,7 @@ def _summary(command: str, job: Job, chosen: dict[str, Any], extra: dict[str, An
     data = job.data
     return {
         "command": command,
-        **{key: chosen[key] for key in _HEADLINE},
+        **{key: chosen[key] for key in HEADLINE},
         "chosen": chosen["name"],
         "class_counts": data.class_counts,
         "class_names": list(data.class_names),

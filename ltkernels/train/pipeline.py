@@ -161,7 +161,9 @@ class Job:
     def train_chosen(self) -> Trained:
         """The chosen loss, schedule, sampler and mixing, from the initial backbone (and batches) of `train_plain`."""
         config = self.config
-        extras = [e for e in (config.schedule, config.sampler, config.mix, config.pretrain) if e not in ("none", "instance")]
+        extras = [
+            e for e in (config.schedule, config.sampler, config.mix, config.pretrain) if e not in ("none", "instance")
+        ]
         record = loss_record(config.loss)
         model = self.build(record)
         if config.pretrain == "rotation":

@@ -43,7 +43,9 @@ def _foreign(out: Path) -> list[str]:
     foreign = sorted(name for name in entries if not _is_ours(name))
     for folder, pattern in _INSIDE.items():
         if folder in entries and entries[folder].is_dir():
-            foreign += sorted(f"{folder}/{p.name}" for p in entries[folder].iterdir() if not re.fullmatch(pattern, p.name))
+            foreign += sorted(
+                f"{folder}/{p.name}" for p in entries[folder].iterdir() if not re.fullmatch(pattern, p.name)
+            )
     return foreign
 
 
@@ -67,7 +69,9 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
         return
     if not force:
         if is_unfinished(out):
-            raise FileExistsError(f"--out {out}: holds an unfinished run; --resume auto continues it, --force replaces it")
+            raise FileExistsError(
+                f"--out {out}: holds an unfinished run; --resume auto continues it, --force replaces it"
+            )
         raise FileExistsError(f"--out {out}: exists; --force replaces the results in it")
     foreign = _foreign(out)
     if foreign:

@@ -44,7 +44,9 @@ def start_epoch(schedule: str, start: int | None, epochs: int) -> int | None:
         return None
     first = int(share * epochs) if start is None else start
     if first >= epochs:
-        raise ValueError(f"schedule_start {first} is not below the number of epochs, {epochs}: {schedule} would never start")
+        raise ValueError(
+            f"schedule_start {first} is not below the number of epochs, {epochs}: {schedule} would never start"
+        )
     return first
 
 
@@ -64,7 +66,9 @@ def build_loss(
     known = [name for name in record.options if name not in ("empty",)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"loss_options: {record.name} has no option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"loss_options: {record.name} has no option {', '.join(unknown)}; known: {', '.join(known) or 'none'}"
+        )
     criterion = record.make(class_counts, **{name: _typed(record, name, value) for name, value in options.items()})
     criterion = criterion.to(device)
     if schedule == "drw":
