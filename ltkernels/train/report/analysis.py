@@ -76,6 +76,8 @@ def feature_space(summary: dict[str, Any]) -> str:
         [0],
         log_x=True,
     )
+    # Features of different seeds live in different spaces: there is no mean of them.
+    seed = f" Seed {summary['seeds'][0]} alone." if "seeds" in summary else ""
     similarity = plots.matrix(
         "similarity of the classes",
         space["class_similarity"],
@@ -84,8 +86,8 @@ def feature_space(summary: dict[str, Any]) -> str:
         "cosine of mean features, frequent classes first; blue: alike, brown: opposed",
     )
     return (
-        "<h2>Feature space</h2><p>Training features, before the classifier. V is how much a class holds, a count only how "
-        f"often it occurs: classes of one size can differ widely.</p><div class=row>{diversity}{_embedding(summary)}</div>"
+        f"<h2>Feature space</h2><p>Training features, before the classifier. V is how much a class holds, a count only how "
+        f"often it occurs: classes of one size can differ widely.{seed}</p><div class=row>{diversity}{_embedding(summary)}</div>"
         f"<div class=scroll>{similarity}</div>"
     )
 
@@ -126,8 +128,8 @@ def tradeoff(summary: dict[str, Any]) -> str:
         return ""
     series: list[tuple[str, list[tuple[float, float]], list[str]]] = []
     colors, errors = [], []
-    # The first repeat is the random variant itself.
-    others = [(r["fdg_tail"], 100 * r["balanced_accuracy"]) for r in repeats[1:]]
+    # Of one seed, the first repeat is the random variant itself; of several, that is their mean.
+    others = [(r["fdg_tail"], 100 * r["balanced_accuracy"]) for r in (repeats if "seeds" in summary else repeats[1:])]
     random = next((i for i, v in drawn if v["name"] == "fdc-random"), None)
     if others and random is not None:
         series.append(("another random selection", others, _tips(others)))
@@ -143,7 +145,7 @@ def tradeoff(summary: dict[str, Any]) -> str:
     )
     names = [v["title"] for _, v in drawn]
     return (
-        "<h2>FDG against accuracy</h2><p>One seed. Bars are one standard error from the finite test set; marks without a bar "
+        "<h2>FDG against accuracy</h2><p>Bars are one standard error from the finite test set; marks without a bar "
         f"are further random selections.</p>{charts.legend(names, [i for i, _ in drawn])}{chart}"
     )
 
