@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
     bench = commands.add_parser("bench", help="time the kernels against their peers")
     bench.add_argument("family", choices=("losses",))
     bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
@@ -221,7 +222,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from ltkernels import train
 
-    print(train.rebuild_report(arguments.run_dir))
+    path = train.rebuild_report(arguments.run_dir)
+    print(path)
+    if arguments.png:
+        from ltkernels.train.report import save_pngs
+
+        print(f"{len(save_pngs(path.read_text(encoding='utf-8'), arguments.png))} charts in {arguments.png}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -2,5 +2,6 @@
 
 from ltkernels.train.report.audit import audit, render_audit
 from ltkernels.train.report.page import render
+from ltkernels.train.report.png import save_pngs
 
-__all__ = ["audit", "render", "render_audit"]
+__all__ = ["audit", "render", "render_audit", "save_pngs"]

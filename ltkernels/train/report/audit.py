@@ -221,7 +221,7 @@ def _drift(result: dict[str, Any]) -> str:
     head = ["class", "shift", "V after / before", "share before, %", "share after, %"]
     return (
         "<h2>Drift</h2><p>Shift is the squared distance between the class's mean features in the two sets, over what sampling "
-        "alone would give: about 1 where nothing moved. V of a few samples comes out too small: compare it between sets of similar size. n/a: fewer "
-        "than two samples in one of the sets.</p>"
+        "alone would give: about 1 where nothing moved. V of a few samples comes out too small: compare it between sets of "
+        "similar size. n/a: fewer than two samples in one of the sets.</p>"
         f"{table(head, rows)}"
     )
