@@ -219,9 +219,9 @@ def test_charts_become_pngs(summary, tmp_path):
 
 def test_png_has_the_drawing_at_twice_its_size(tmp_path):
     image = pytest.importorskip("PIL.Image")
-    svg = Svg(40, 30, "a/../b")
+    svg = Svg(40, 30, "a/../b\x07")
     svg.rect(4, 6, 10, 8, "#0072b2")
-    svg.line(20, 20, 40, 20, "#d55e00", 2)
+    svg.line(20, 20, 40, 20, "#d55e00", 6)
     svg.marker(30, 8, 4)
     (path,) = save_pngs(f"<p>{svg.render()}</p>", tmp_path)
     assert path == tmp_path / "01-a-b.png"

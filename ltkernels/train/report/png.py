@@ -4,6 +4,7 @@ Only what `svg.Svg` writes is understood: lines, rectangles, circles, polylines,
 """
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ def save_pngs(page: str, folder: Path) -> list[Path]:
 
     Files of the same names are replaced. Raises ImportError without Pillow, OSError where the folder cannot be written.
     """
+    page = re.sub(r"[\x00-\x08\x0b-\x1f\ud800-\udfff]", "\ufffd", page)  # names may hold what XML does not admit
     drawings = [ElementTree.fromstring(text) for text in re.findall(r"<svg .*?</svg>", page, re.DOTALL)]
     images = [(drawing.get("aria-label") or "chart", draw(drawing)) for drawing in drawings]
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def _polyline(pen: Any, pairs: list[Any], colour: str | None, width: int, dashed
         return
     on, off = 5 * unit, 3 * unit
     travelled = 0.0
-    for (x1, y1), (x2, y2) in zip(pairs, pairs[1:]):
+    for (x1, y1), (x2, y2) in pairwise(pairs):
         length = ((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5
         at = 0.0
         while at < length:
