@@ -155,6 +155,7 @@ def denominator(weight: Tensor | None, target: Target) -> Tensor | int:
     first = target[0] if isinstance(target, tuple) else target
     if weight is None:
         return len(first)
+    weight = weight.double()
     if isinstance(target, tuple):
         first, second, share = target
         return (share * weight[first] + (1 - share) * weight[second]).sum()

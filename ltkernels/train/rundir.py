@@ -28,6 +28,7 @@ METRICS_CSV, TENSORBOARD, STATE = "metrics.csv", "tensorboard", "state"
 _LOCK, _REPLACED = ".lock", ".replaced"
 _OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, METRICS_CSV, TENSORBOARD, STATE}
 _HIDDEN = {_LOCK, _REPLACED}
+_SEED = r"seed-\d+"
 # Folders of ours and the names of files that may lie in them; anything else there is someone else's.
 _INSIDE = {CHECKPOINTS: r".+\.pt", STATE: r"\.?.+\.pt(\.partial-\d+)?", TENSORBOARD: r"events\.out\..+"}
 
@@ -35,7 +36,7 @@ _INSIDE = {CHECKPOINTS: r".+\.pt", STATE: r"\.?.+\.pt(\.partial-\d+)?", TENSORBO
 def _is_ours(name: str) -> bool:
     """Whether a run of ours may have written an entry of this name; `.NAME.partial-PID` is what a killed one left."""
     whole = re.sub(r"^\.(.+)\.partial-\d+$", r"\1", name)
-    return whole in _OURS | _HIDDEN or re.fullmatch(r"seed-\d+|.+\.png", whole) is not None
+    return whole in _OURS | _HIDDEN or re.fullmatch(rf"{_SEED}|.+\.png", whole) is not None
 
 
 def _foreign(out: Path) -> list[str]:
@@ -46,6 +47,9 @@ def _foreign(out: Path) -> list[str]:
             foreign += sorted(
                 f"{folder}/{p.name}" for p in entries[folder].iterdir() if not re.fullmatch(pattern, p.name)
             )
+    for name, entry in entries.items():
+        if re.fullmatch(_SEED, name) and entry.is_dir():
+            foreign += [f"{name}/{inside}" for inside in _foreign(entry)]
     return foreign
 
 
