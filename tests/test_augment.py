@@ -8,6 +8,7 @@ import ltkernels as ltk
 from ltkernels.augment import (
     cmo,
     cmo_pool,
+    crop_flip,
     cutmix,
     foreground_indices,
     mixup,
@@ -271,3 +272,38 @@ def test_spread_uses_every_index_equally():
     counts = torch.bincount(spread(35, 10, _seed()), minlength=10)
     assert int(counts.sum()) == 35
     assert set(counts.tolist()) == {3, 4}
+
+
+def test_crop_flip_against_padding_and_slicing():
+    images = torch.randn(50, 3, 6, 5, generator=_seed(4))
+    fill = torch.tensor([1.0, 2.0, 3.0])
+    out = crop_flip(images, padding=2, fill=fill, generator=_seed())
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    padded = fill.view(3, 1, 1).expand(3, 10, 9).repeat(50, 1, 1, 1)
+    padded[:, :, 2:8, 2:7] = images
+    seen = set()
+    for i in range(50):
+        places = [
+            (y, x, flipped)
+            for y in range(5) for x in range(5) for flipped in (False, True)
+            if torch.equal(out[i], padded[i, :, y : y + 6, x : x + 5].flip(2) if flipped else padded[i, :, y : y + 6, x : x + 5])
+        ]  # fmt: skip
+        assert len(places) == 1
+        seen.add(places[0])
+    assert {y for y, _, _ in seen} == {x for _, x, _ in seen} == set(range(5))
+    assert {flipped for _, _, flipped in seen} == {False, True}
+
+
+def test_crop_flip_frequencies_and_off_switches():
+    images = torch.zeros(9000, 1, 3, 3)
+    images[:, 0, 1, 0] = 1.0
+    out = crop_flip(images, padding=1, generator=_seed())
+    # 3 rows; across: left out of the image, in place, or on the centre, and the mirror images of these.
+    assert torch.allclose(out.mean((0, 1)), torch.tensor([[1 / 18, 2 / 18, 1 / 18]] * 3), atol=0.013)
+    assert torch.equal(crop_flip(images, padding=0, flip=False), images)
+    colour = images.expand(-1, 3, -1, -1)
+    assert torch.equal(crop_flip(colour, generator=_seed()), crop_flip(colour, generator=_seed()))
+    assert crop_flip(torch.empty(4, 3, 8, 8, device="meta"), fill=torch.zeros(3)).shape == (4, 3, 8, 8)
+    for change, message in (({"padding": -1}, "padding"), ({"fill": torch.zeros(2)}, "fill has shape")):
+        with pytest.raises(ValueError, match=message):
+            crop_flip(images, **change)

@@ -14,7 +14,6 @@ from ltkernels.train.config import STAGES, Config
 from ltkernels.train.engine import apply
 from ltkernels.train.jobs import load_data, resolve
 from ltkernels.train.logs import Logs, parse_logs
-from ltkernels.train.models import build_backbone
 from ltkernels.train.pipeline import Job
 from ltkernels.train.schedules import loss_record, parse_options
 
@@ -247,9 +246,3 @@ def test_custom_data_in_two_lines(tmp_path, monkeypatch):
     train.data.register("mine", lambda request: train.data.Dataset.from_arrays(x, y, x, y))
     summary = train.train(Config(data="mine", model="mlp", epochs=1), out=tmp_path / "run")
     assert summary["config"]["data"] == "mine"
-
-
-def test_backbones_of_the_package_end_in_average_pooling():
-    for name in ("cnn", "resnet32"):
-        maps = stage2._map_layers(build_backbone(name, (3, 16, 16), 0)[0])(torch.zeros(2, 3, 16, 16))
-        assert maps.dim() == 4

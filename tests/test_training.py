@@ -5,7 +5,7 @@ import torch
 
 import ltkernels as ltk
 from ltkernels import train
-from ltkernels.train.batching import denominator, random_crop, random_flip, rotate
+from ltkernels.train.batching import denominator, rotate
 from ltkernels.train.config import Config
 from ltkernels.train.engine import fit
 from ltkernels.train.recipe import Recipe
@@ -147,25 +147,26 @@ def test_denominators_by_hand():
     assert float(denominator(weight, mixed)) == 5.5 + 10.0 + 0.25 * 10 + 0.75
 
 
-def test_crop_is_a_shift_with_zeros_coming_in():
-    images = torch.rand(40, 2, 5, 7) + 1
-    cropped = random_crop(images, 2, torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(images, [2] * 4)
-    shifts = set()
-    for image, frame in zip(cropped, padded):
-        found = [(r, c) for r in range(5) for c in range(5) if torch.equal(image, frame[:, r : r + 5, c : c + 7])]
-        assert len(found) == 1
-        shifts.update(found)
-    assert {r for r, _ in shifts} == {c for _, c in shifts} == set(range(5))
-    assert torch.equal(random_crop(images, 0, torch.Generator()), images)
-
-
-def test_flip_mirrors_half_of_the_images():
-    images = torch.rand(400, 1, 3, 4)
-    flipped = random_flip(images, torch.Generator().manual_seed(0))
-    same = [torch.equal(a, b) for a, b in zip(flipped, images)]
-    assert all(s or torch.equal(a, b.flip(2)) for s, a, b in zip(same, flipped, images))
-    assert 160 < sum(same) < 240
+def test_crop_and_flip_reach_the_model_with_the_fill():
+    images = torch.rand(530, 1, 4, 4) + 1
+    test = (images[:4], torch.arange(4))
+    model = Seen(16)
+    fit(
+        model,
+        Recording(),
+        (images, LABELS),
+        test,
+        4,
+        _recipe(crop=1, flip=True, epochs=2),
+        "test",
+        fill=torch.tensor([-7.0]),
+    )
+    seen = torch.cat(model.batches)
+    filled = (seen == -7.0).flatten(1).sum(1)
+    # Shifts by one pixel on each axis bring in 0, 4 or 7 pixels, with probabilities 1/9, 4/9 and 4/9.
+    assert set(filled.tolist()) == {0, 4, 7}
+    assert abs(float((filled == 0).float().mean()) - 1 / 9) < 0.04
+    assert bool(((seen >= 1) | (seen == -7.0)).all())
 
 
 def test_rotation_turns_as_torch_does():

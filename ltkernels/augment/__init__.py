@@ -1,11 +1,12 @@
 """Augmentation for tail classes.
 
-Image space, a batch at a time: `mixup`, `cutmix`, `remix`, `cmo` (with `foreground_indices`); their targets go into any
-loss of this library as they are. Pools of a tail class, made once: `remix_pool` and `cmo_pool` of images, `fdc`, `smote`
-and `ofa` of features. `fuse` and `Calibration.sample` are OFA and FDC for training batches; `m2m` translates majority
-samples, images or features.
+Image space, a batch at a time: `mixup`, `cutmix`, `remix`, `cmo` (with `foreground_indices`), whose targets go into any
+loss of this library as they are; `crop_flip` is the usual crop and mirroring. Pools of a tail class, made once:
+`remix_pool` and `cmo_pool` of images, `fdc`, `smote` and `ofa` of features. `fuse` and `Calibration.sample` are OFA and FDC
+for training batches; `m2m` translates majority samples, images or features.
 """
 
+from ltkernels.augment.crops import crop_flip
 from ltkernels.augment.fusion import class_activation_maps, confusing_classes, fuse, ofa
 from ltkernels.augment.mixing import cmo, cutmix, foreground_indices, mixup, remix
 from ltkernels.augment.pools import cmo_pool, relative_heads, remix_pool
@@ -20,6 +21,7 @@ __all__ = [
     "cmo",
     "cmo_pool",
     "confusing_classes",
+    "crop_flip",
     "cutmix",
     "fdc",
     "foreground_indices",

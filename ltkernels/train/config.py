@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ltkernels.train.batching import MIXERS
-from ltkernels.train.data import PROFILES
+from ltkernels.train.data import PROFILES, names
 from ltkernels.train.logs import parse_logs
 from ltkernels.train.recipe import parse_lr_schedule
 from ltkernels.train.samplers import SAMPLERS
@@ -33,8 +33,9 @@ class Config:
     Raises ValueError or TypeError naming the setting and the value on construction.
     """
 
-    data: str = _setting("digits-lt", "data set: a name, npz:PATH, folder:PATH or a registered name")
+    data: str = _setting("digits-lt", f"data set: {', '.join(names())} or a registered name")
     data_dir: str | None = _setting(None, "folder that holds the data set's files")
+    image_size: int | None = _setting(None, "side in pixels that image files are brought to", at_least=1)
     imbalance: float | None = _setting(None, "imbalance factor n_max / n_min (default: the data set's)", at_least=1)
     profile: str = _setting("exp", "how class sizes fall from n_max to n_min", choices=PROFILES)
     data_seed: int = _setting(0, "which images the long-tailed set keeps; apart from --seed on purpose", at_least=0)

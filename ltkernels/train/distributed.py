@@ -128,9 +128,9 @@ class _GlobalBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         axes, shape = (0, 2, 3), (1, -1, 1, 1)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
         dist.all_reduce(count)
-        wide = x.float()
         mean = _Sum.apply(wide.sum(axes)) / count
         centred = wide - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(axes)) / count

@@ -45,7 +45,7 @@ Stages = Callable[[Job], tuple[dict[str, Any], dict[str, Any], list[Trained]]]
 def load_data(config: Config) -> Dataset:
     """The data set that `config` names, with its profile. Raises ValueError or FileNotFoundError in words."""
     data_dir = Path(config.data_dir).expanduser() if config.data_dir else None
-    request = DataRequest("", data_dir, config.imbalance, config.profile, config.data_seed)
+    request = DataRequest("", data_dir, config.imbalance, config.profile, config.data_seed, config.image_size)
     return data_module.load(config.data, request)
 
 

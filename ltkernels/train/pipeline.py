@@ -227,7 +227,15 @@ class Job:
             on_restore=self._restored,
             store=files.state.phase(phase) if files.state else None,
             stop=files.stop,
+            fill=self._black(),
         )
+
+    def _black(self) -> Tensor | None:
+        """(channels,): a black pixel after standardisation; None where the data are not images or bring no mean."""
+        mean, std = self.data.mean, self.data.std
+        if mean is None or std is None or self.x_train.dim() != 4:
+            return None
+        return (-mean / std).to(self.x_train)
 
     def _rotation_recipe(self) -> Recipe:
         recipe = self._recipe("none", "instance", "none")

@@ -10,7 +10,7 @@ after which `train.run(train.Config(data="mine"))` works, and so does passing a 
 
 from collections.abc import Callable
 
-from ltkernels.train.data import digits, fashion_mnist, npz
+from ltkernels.train.data import cifar, digits, fashion_mnist, folder, npz, openclipart
 from ltkernels.train.data._dataset import DataRequest, Dataset
 from ltkernels.train.data._longtail import PROFILES, class_sizes, make_long_tailed
 
@@ -22,6 +22,10 @@ Loader = Callable[[DataRequest], Dataset]
 _LOADERS: dict[str, Loader] = {
     "digits-lt": digits.load,
     "fashion-mnist-lt": fashion_mnist.load,
+    "cifar10-lt": cifar.load10,
+    "cifar100-lt": cifar.load100,
+    "openclipart-lt": openclipart.load,
+    "folder:": folder.load,
     "npz:": npz.load,
 }
 
