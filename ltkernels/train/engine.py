@@ -226,10 +226,10 @@ class _Loop:
         else:
             total = torch.zeros((), device=self.device)
             divisor = denominator(criterion.weight if criterion.reduction == "mean" else None, target)
-            rows = world.rows()
-            x, target = x[rows], rows_of(target, rows)
-            parts = torch.arange(len(x), device=self.device).chunk(recipe.accumulate)
-            for i, part in enumerate(parts):
+            # Parts first, then this process's rows of each: batch normalisation sees the parts of a single process.
+            parts = torch.arange(len(x), device=self.device).tensor_split(recipe.accumulate)
+            for i, whole in enumerate(parts):
+                part = whole[world.rows()]
                 last = i == len(parts) - 1
                 with nullcontext() if last or world.size == 1 else trained.no_sync():
                     loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part)) / divisor
