@@ -226,7 +226,7 @@ def _train(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     base = job.train_chosen()
     models = [base, *follow(job, base)]
     variants = [job.variant(trained, trained.title, [], None) for trained in models]
-    return variants[-1], {"variants": variants}, models
+    return variants[-1], {"variants": variants, "features": job.feature_space(base)}, models
 
 
 def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
@@ -259,6 +259,7 @@ def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     extra = {
         "variants": variants,
         "random_repeats": repeats,
+        "features": job.feature_space(base),
         "tail": {
             "features_from": base.name,
             "selected": selected,

@@ -15,7 +15,7 @@ from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Fit, Progress, apply, fit, predict
 from ltkernels.train.features import TailClass, complete_tail, derived_seed
 from ltkernels.train.logs import Logs
-from ltkernels.train.metrics import confusion_matrix, summarize
+from ltkernels.train.metrics import confusion_matrix, describe_classifier, describe_features, summarize
 from ltkernels.train.models import Classifier, build_backbone, build_head
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
@@ -84,7 +84,7 @@ class Job:
         # What the losses are made of: the counts of what is trained on.
         self.class_counts = torch.bincount(self.y_train, minlength=data.num_classes).tolist()
         self.log: list[dict[str, Any]] = []
-        self._features: dict[str, tuple[Tensor, Tensor]] = {}
+        self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._pretrained: dict[str, Tensor] | None = None
 
     def _samples(self, x: Tensor) -> Tensor:
@@ -320,6 +320,7 @@ class Job:
         """The summary's entry of one trained model."""
         entry: dict[str, Any] = {"name": trained.name, "title": title}
         entry |= summarize(trained.fit.confusion, self.data.class_counts)
+        entry |= describe_classifier(trained.model.head, self.features(trained)[1], self.y_test)
         best = [record["test_balanced_accuracy"] for record in trained.fit.history]
         entry["best_balanced_accuracy"] = max([*best, entry["balanced_accuracy"]])
         entry["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if arm is not None and tail else None
@@ -328,11 +329,16 @@ class Job:
         return entry | trained.note
 
     def features(self, base: Trained) -> tuple[Tensor, Tensor]:
-        """Features (n, d) of the training and of the test set, computed once: every retraining needs them."""
-        if base.name not in self._features:
-            backbone = base.model.backbone
-            self._features[base.name] = apply(backbone, self.x_train), apply(backbone, self.x_test)
-        return self._features[base.name]
+        """Features (n, d) of the training and of the test set, computed once for each backbone: retrainings share one."""
+        backbone = base.model.backbone
+        if backbone not in self._features:
+            self._features[backbone] = apply(backbone, self.x_train), apply(backbone, self.x_test)
+        return self._features[backbone]
+
+    def feature_space(self, base: Trained) -> dict[str, Any]:
+        """The summary's `features`: diversity and similarity of the classes in `base`'s features, and a plane of them."""
+        train, test = self.features(base)
+        return describe_features((train, self.y_train), (test, self.y_test), self.data.num_classes)
 
     def complete(self, base: Trained) -> tuple[list[int], list[TailClass]]:
         """Head classes, and the tail classes with their augmented pools and selections, by `base`'s features."""
