@@ -15,7 +15,10 @@ from ltkernels.train.engine import Progress
 from ltkernels.train.report import render
 
 # Of a variant's entry: fractions that are averaged over the seeds. Confusion matrices are added, titles are equal.
-_AVERAGED = ("top1", "balanced_accuracy", "balanced_accuracy_se", "best_balanced_accuracy", "fdg_tail")
+_AVERAGED = (
+    *("top1", "balanced_accuracy", "balanced_accuracy_se", "best_balanced_accuracy", "fdg_tail"),
+    *("g_mean", "harmonic_mean", "macro_f1", "ece", "classifier_norm_variance"),
+)
 
 
 def run_seeds(
@@ -108,6 +111,11 @@ def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
             entry[key] = mean(values)
             entry["std"][key] = stdev(values)
     entry["per_class_accuracy"] = [mean(values) for values in zip(*(v["per_class_accuracy"] for v in variants))]
+    # Of the averaged accuracies, not of any one seed.
+    worst = min(range(len(entry["per_class_accuracy"])), key=entry["per_class_accuracy"].__getitem__)
+    entry["worst_class"] = {"label": worst, "accuracy": entry["per_class_accuracy"][worst]}
+    norms = [v["classifier_norms"] for v in variants]
+    entry["classifier_norms"] = None if None in norms else [mean(values) for values in zip(*norms)]
     entry["groups"] = {name: _averaged_group([v["groups"][name] for v in variants]) for name in entry["groups"]}
     entry["confusion"] = [[sum(cells) for cells in zip(*rows)] for rows in zip(*(v["confusion"] for v in variants))]
     entry["seconds"] = sum(v["seconds"] for v in variants)
@@ -115,5 +123,8 @@ def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _averaged_group(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    values = [group["accuracy"] for group in groups]
-    return {**groups[0], "accuracy": None if None in values else mean(values)}
+    averaged = {}
+    for key in ("accuracy", "se"):
+        values = [group[key] for group in groups]
+        averaged[key] = None if None in values else mean(values)
+    return {**groups[0], **averaged}

@@ -12,9 +12,21 @@ from collections.abc import Callable
 
 from ltkernels.train.data import cifar, digits, fashion_mnist, folder, npz, openclipart
 from ltkernels.train.data._dataset import DataRequest, Dataset
+from ltkernels.train.data._derive import mix_categories, with_counts
 from ltkernels.train.data._longtail import PROFILES, class_sizes, make_long_tailed
 
-__all__ = ["PROFILES", "DataRequest", "Dataset", "class_sizes", "load", "make_long_tailed", "names", "register"]
+__all__ = [
+    "PROFILES",
+    "DataRequest",
+    "Dataset",
+    "class_sizes",
+    "load",
+    "make_long_tailed",
+    "mix_categories",
+    "names",
+    "register",
+    "with_counts",
+]
 
 Loader = Callable[[DataRequest], Dataset]
 

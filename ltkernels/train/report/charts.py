@@ -48,13 +48,14 @@ def counts_and_accuracy(
     return svg.render()
 
 
-def legend(names: Sequence[str]) -> str:
-    """The marks of the variants with their names, two in a row."""
-    column, rows = 400, (len(names) + 1) // 2
-    svg = Svg(2 * column, 22 * rows + 4, "legend")
-    for series, name in enumerate(names):
-        x, y = column * (series % 2), 22 * (series // 2) + 12
-        svg.marker(x + 8, y, series, size=5)
+def legend(names: Sequence[str], series: Sequence[int] | None = None, *, column: float = 400) -> str:
+    """The marks of the series (0, 1, ... where not given) with their names, two in a row."""
+    marks = range(len(names)) if series is None else series
+    across = 2 if column <= 400 else 1
+    svg = Svg(across * column, 22 * -(-len(names) // across) + 4, "legend")
+    for i, (mark, name) in enumerate(zip(marks, names)):
+        x, y = column * (i % across), 22 * (i // across) + 12
+        svg.marker(x + 8, y, mark, size=5)
         svg.text(x + 22, y + 4, shorten(name, 56), size=13)
     return svg.render()
 
@@ -67,6 +68,7 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str],
     svg = Svg(left + n * cell + 12, top + n * cell + 14, f"confusion matrix of {title}")
     svg.text(0, 16, shorten(title, 44), bold=True)
     svg.text(0, 34, "columns: predicted, in the order of the rows", color=MUTED, size=11)
+    svg.rect(left, top, n * cell - (cell > 8), n * cell - (cell > 8), _shade(0.0))
     for r, true in enumerate(order):
         total = max(1, sum(matrix[true]))
         y = top + r * cell
@@ -74,10 +76,12 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str],
             svg.text(left - 8, y + cell / 2 + 4, shorten(names[true], 10), anchor="end", size=min(12, cell))
         for c, predicted in enumerate(order):
             count = matrix[true][predicted]
+            if not count:
+                continue
             share = count / total
             tip = f"{names[true]} as {names[predicted]}: {count} of {total}"
-            svg.rect(left + c * cell, y, cell - (cell > 8), cell - (cell > 8), _shade(share), tip if count else "")
-            if cell >= 20 and count:
+            svg.rect(left + c * cell, y, cell - (cell > 8), cell - (cell > 8), _shade(share), tip)
+            if cell >= 20:
                 ink = "#ffffff" if share > 0.45 else INK
                 svg.text(left + (c + 0.5) * cell, y + cell / 2 + 4, str(count), anchor="middle", color=ink, size=10)
     if cell >= 20:
