@@ -32,6 +32,17 @@ _OPTIONAL = {
 _SELECT_SETTINGS = (
     "seed", "select", "head_ratio", "pool_factor", "subset_size", "similarity", "shrinkage", "random_repeats",
 )  # fmt: skip
+# What a study that fixes loss and recipe leaves to choose.
+_EXPERIMENT_SETTINGS = (
+    "data_dir", "imbalance", "profile", "data_seed", "image_size", "model", "epochs", "batch_size", "lr", "weight_decay", "seed",
+    "device", "threads", "holdout", "head_ratio", "pool_factor", "subset_size", "similarity", "shrinkage", "retrain_epochs",
+    "retrain_lr", "checkpoint_seconds",
+)  # fmt: skip
+_RESUME: dict[str, Any] = {
+    "choices": ("never", "auto"),
+    "default": "never",
+    "help": "auto: continue the unfinished run in --out, to the same numbers; start where there is none",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,12 +75,25 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, train):
         command.add_argument("--preset", help="settings of a published recipe; --config and flags win")
         command.add_argument("--seeds", type=_seeds, help="several seeds, as 0,1,2: one run each, means and deviations")
-        command.add_argument(
-            "--resume",
-            choices=("never", "auto"),
-            default="never",
-            help="auto: continue the unfinished run in --out, to the same numbers; start where there is none",
-        )
+        command.add_argument("--resume", **_RESUME)
+
+    experiment = commands.add_parser("experiment", help="whole studies in one command: fdg")
+    experiment.add_argument(
+        "name", choices=("fdg",), help="fdg: does the FDG of added tail samples decide the accuracy?"
+    )
+    _add_settings(experiment, _EXPERIMENT_SETTINGS)
+    experiment.add_argument("--data", default="digits-lt", help="data sets, as digits-lt,fashion-mnist-lt")
+    experiment.add_argument(
+        "--methods", default="remix,cmo,ofa,fdc", help="remix, cmo, ofa, fdc, smote (default: the first four)"
+    )
+    experiment.add_argument("--levels", type=int, default=7, help="uniformly spaced FDG values (default: 7)")
+    experiment.add_argument("--sets", type=int, default=5, help="sets at every level (default: 5)")
+    experiment.add_argument("--processes", type=int, help="sets worked on side by side (default: by the cores)")
+    experiment.add_argument("--out", type=Path, default=Path("runs/experiment-fdg"), help="result folder")
+    experiment.add_argument("--force", action="store_true", help="replace the results in an existing --out")
+    experiment.add_argument("--config", type=Path, help="TOML file of settings; flags win")
+    experiment.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    experiment.add_argument("--resume", **_RESUME)
 
     evaluate = commands.add_parser("evaluate", help="evaluate a run's checkpoints again")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -189,6 +213,32 @@ def _print_variants(variants: list[dict[str, Any]]) -> None:
         print(f"{v['name']:<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}")
 
 
+def _experiment(arguments: argparse.Namespace) -> None:
+    from ltkernels.train.experiment import fdg_experiment
+
+    names = arguments.data.split(",")
+    del arguments.data
+    progress = _Progress(arguments.quiet)
+    try:
+        summary = fdg_experiment(
+            _config(arguments),
+            data=names,
+            methods=arguments.methods.split(","),
+            levels=arguments.levels,
+            sets=arguments.sets,
+            processes=arguments.processes,
+            out=arguments.out,
+            force=arguments.force,
+            resume=arguments.resume,
+            progress=progress,
+        )
+    finally:
+        progress.clear()
+    if not arguments.quiet:
+        print("\n".join(summary["verdicts"]))
+        print(f"\n{summary['seconds']:.1f} s; results in {arguments.out}, see {arguments.out / 'scatter.png'}")
+
+
 def _select(arguments: argparse.Namespace) -> None:
     from ltkernels import train
 
@@ -261,6 +311,7 @@ _COMMANDS = {
     "run": _job,
     "train": _job,
     "select": _select,
+    "experiment": _experiment,
     "evaluate": _evaluate,
     "report": _report,
     "bench": _bench,

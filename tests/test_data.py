@@ -62,6 +62,12 @@ def test_unknown_name_lists_the_known():
         data.load("npz:")
 
 
+def test_image_size_is_refused_where_it_would_do_nothing():
+    for name in ("digits-lt", "npz:x.npz"):
+        with pytest.raises(ValueError, match="image_size is 16: the samples of data set"):
+            data.load(name, DataRequest(image_size=16))
+
+
 def _arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(3), [20, 10, 5])

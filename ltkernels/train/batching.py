@@ -16,25 +16,6 @@ Target = Tensor | tuple[Tensor, Tensor, Tensor]
 _CMO_MARGIN = 3
 
 
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Each image (n, c, h, w) shifted by up to `padding` pixels on both axes, zeros coming in: crop after padding."""
-    n, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, [padding] * 4)
-    offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(images.device, non_blocking=True)
-    rows = offsets[0, :, None] + torch.arange(height, device=images.device)
-    columns = offsets[1, :, None] + torch.arange(width, device=images.device)
-    each = torch.arange(n, device=images.device)
-    # One gather with channels last, which is also what comes out: (n, h, w, c) read as (n, c, h, w).
-    picked = padded.permute(0, 2, 3, 1)[each[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
-
-
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image (n, c, h, w) mirrored left to right with probability 1/2."""
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
-    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
-
-
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
     """Each square image (n, c, s, s) turned by 90 degrees `turns` (n,) times, counted as `torch.rot90` does."""
     rotated = images
@@ -83,10 +64,13 @@ class Batches:
     """Turns a step's indices into (samples, target), with the recipe's crop, flip and mixing.
 
     The draws are those of the whole step, whichever process keeps which rows: runs on one and on several processes see
-    the same samples. The generators' states are the only state.
+    the same samples. `fill` (channels,) is the value of a black pixel, which a crop brings in; None is 0. The generator's
+    state is the only state.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, num_classes: int, recipe: Recipe, seed: int) -> None:
+    def __init__(
+        self, x: Tensor, y: Tensor, num_classes: int, recipe: Recipe, seed: int, fill: Tensor | None = None
+    ) -> None:
         if (recipe.crop or recipe.flip) and x.dim() != 4:
             raise ValueError(f"crop and flip need images, the data has samples of shape {tuple(x.shape[1:])}")
         if recipe.task == "rotation" and (x.dim() != 4 or x.shape[2] != x.shape[3]):
@@ -98,7 +82,7 @@ class Batches:
         if recipe.mix in ("cutmix", "cmo") and x.dim() != 4:
             raise ValueError(f"mix {recipe.mix} needs images, the data has samples of shape {tuple(x.shape[1:])}")
         self.sampler = Sampler(y, num_classes)
-        self._x, self._y, self._recipe = x, y, recipe
+        self._x, self._y, self._recipe, self._fill = x, y, recipe, fill
         self._generator = torch.Generator().manual_seed(seed)
         counts = torch.bincount(y, minlength=num_classes)
         self._balanced = class_probabilities("balanced", counts.tolist())
@@ -120,11 +104,9 @@ class Batches:
         return x, y
 
     def _images(self, index: Tensor) -> Tensor:
-        x = self._x[index]
-        if self._recipe.crop:
-            x = random_crop(x, self._recipe.crop, self._generator)
-        if self._recipe.flip:
-            x = random_flip(x, self._generator)
+        x, recipe = self._x[index], self._recipe
+        if recipe.crop or recipe.flip:
+            x = augment.crop_flip(x, padding=recipe.crop, flip=recipe.flip, fill=self._fill, generator=self._generator)
         return x
 
     def _foreground(self, size: int) -> tuple[Tensor, Tensor]:
@@ -155,6 +137,7 @@ def denominator(weight: Tensor | None, target: Target) -> Tensor | int:
     first = target[0] if isinstance(target, tuple) else target
     if weight is None:
         return len(first)
+    weight = weight.double()
     if isinstance(target, tuple):
         first, second, share = target
         return (share * weight[first] + (1 - share) * weight[second]).sum()

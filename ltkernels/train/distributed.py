@@ -105,21 +105,35 @@ def joined(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, and of the gradients that come back to each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
 class _GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the rows of all processes (torch's SyncBatchNorm runs on GPUs only)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
         axes, shape = (0, 2, 3), (1, -1, 1, 1)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
         dist.all_reduce(count)
-        wide = x.float()
-        mean = all_reduce(wide.sum(axes)) / count
+        mean = _Sum.apply(wide.sum(axes)) / count
         centred = wide - mean.view(shape)
-        variance = all_reduce(centred.square().sum(axes)) / count
+        variance = _Sum.apply(centred.square().sum(axes)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)

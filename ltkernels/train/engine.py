@@ -75,18 +75,19 @@ def fit(
     on_restore: Callable[[list[dict[str, Any]]], None] | None = None,
     store: PhaseStore | None = None,
     stop: Stop | None = None,
+    fill: Tensor | None = None,
 ) -> Fit:
     """Train `model` in place on (x, y), evaluating on the test set after every epoch.
 
     `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. The same seed gives the same numbers on the
     same machine, torch version and number of threads; the global random states of torch, numpy and python (a model or a
     data set may draw from them) are seeded here and put back. With `store`, training goes on from the newest checkpoint
-    there; `on_restore` gets the records of its epochs. Raises ValueError where the loss stops being finite, and
-    `Stopped` after a signal, once a checkpoint is written.
+    there; `on_restore` gets the records of its epochs. `fill` (channels,) is what a random crop brings in. Raises
+    ValueError where the loss stops being finite, and `Stopped` after a signal, once a checkpoint is written.
     """
     device = train_set[0].device
     outside = capture_random(device)
-    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules)
+    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, fill)
     try:
         return loop.run(progress, on_restore, store, stop or Stop())
     finally:
@@ -106,6 +107,7 @@ class _Loop:
         recipe: Recipe,
         phase: str,
         schedules: Sequence[Schedule],
+        fill: Tensor | None,
     ) -> None:
         self.model, self.criterion, self.schedules = model, criterion, schedules
         self.test_set, self.num_classes, self.recipe, self.phase = test_set, num_classes, recipe, phase
@@ -113,7 +115,7 @@ class _Loop:
         self.world = distributed.current()
         # Two seeds from one: the order of the batches does not depend on what is done to the samples.
         self.order = torch.Generator().manual_seed(recipe.seed)
-        self.batches = Batches(*train_set, num_classes, recipe, recipe.seed ^ 0x5DEECE66D)
+        self.batches = Batches(*train_set, num_classes, recipe, recipe.seed ^ 0x5DEECE66D, fill)
         self.optimizer = torch.optim.SGD(
             [p for p in model.parameters() if p.requires_grad],
             lr=recipe.lr,
@@ -224,10 +226,10 @@ class _Loop:
         else:
             total = torch.zeros((), device=self.device)
             divisor = denominator(criterion.weight if criterion.reduction == "mean" else None, target)
-            rows = world.rows()
-            x, target = x[rows], rows_of(target, rows)
-            parts = torch.arange(len(x), device=self.device).chunk(recipe.accumulate)
-            for i, part in enumerate(parts):
+            # Parts first, then this process's rows of each: batch normalisation sees the parts of a single process.
+            parts = torch.arange(len(x), device=self.device).tensor_split(recipe.accumulate)
+            for i, whole in enumerate(parts):
+                part = whole[world.rows()]
                 last = i == len(parts) - 1
                 with nullcontext() if last or world.size == 1 else trained.no_sync():
                     loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part)) / divisor

@@ -320,6 +320,8 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
     """
     run_dir = Path(run_dir)
     summary = rundir.read_summary(run_dir)
+    if "seeds" in summary:
+        raise ValueError(f"{run_dir} holds several seeds; evaluate {run_dir / 'seed-'}{summary['seeds'][0]}, ...")
     config = from_mapping(read_toml(run_dir / rundir.CONFIG), str(run_dir / rundir.CONFIG))
     data = data if data is not None else load_data(config)
     job = Job(resolve(config, data), data, None)
@@ -338,5 +340,9 @@ def rebuild_report(run_dir: str | Path) -> Path:
     """Write report.html of a result folder anew from its summary.json and metrics.jsonl; returns its path."""
     run_dir = Path(run_dir)
     path = run_dir / rundir.REPORT
-    rundir.write_text(path, render(rundir.read_summary(run_dir), rundir.read_metrics(run_dir)))
+    summary, records = rundir.read_summary(run_dir), rundir.read_metrics(run_dir)
+    if "seeds" in summary:  # of several seeds, the curves are those of the first
+        first = summary["seeds"][0]
+        records = [{k: v for k, v in r.items() if k != "seed"} for r in records if r["seed"] == first]
+    rundir.write_text(path, render(summary, records))
     return path

@@ -85,7 +85,6 @@ class Job:
         self.class_counts = torch.bincount(self.y_train, minlength=data.num_classes).tolist()
         self.log: list[dict[str, Any]] = []
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        self._pretrained: dict[str, Tensor] | None = None
 
     def _samples(self, x: Tensor) -> Tensor:
         return x.to(self.config.device, memory_format=self._layout)
@@ -140,11 +139,13 @@ class Job:
         config, data = self.config, self.data
         spec = spec or self.head_spec(record)
         backbone, width = build_backbone(config.model, data.input_shape, derived_seed(config.seed, 1))
-        head = build_head(spec.kind, width, data.num_classes, spec.logits, derived_seed(config.seed, 2))
-        if spec.shifted:
-            head = Shifted(head, torch.zeros(data.num_classes))
         layout = torch.channels_last if config.channels_last else torch.preserve_format
-        return Classifier(backbone, head).to(config.device, memory_format=layout)
+        return Classifier(backbone, self._head(spec, width, config.seed)).to(config.device, memory_format=layout)
+
+    def _head(self, spec: HeadSpec, width: int, seed: int) -> nn.Module:
+        classes = self.data.num_classes
+        head = build_head(spec.kind, width, classes, spec.logits, derived_seed(seed, 2))
+        return (Shifted(head, torch.zeros(classes)) if spec.shifted else head).to(self.config.device)
 
     def is_plain(self) -> bool:
         """Whether the chosen training is plain cross-entropy itself."""
@@ -227,7 +228,15 @@ class Job:
             on_restore=self._restored,
             store=files.state.phase(phase) if files.state else None,
             stop=files.stop,
+            fill=self._black(),
         )
+
+    def _black(self) -> Tensor | None:
+        """(channels,): a black pixel after standardisation; None where the data are not images or bring no mean."""
+        mean, std = self.data.mean, self.data.std
+        if mean is None or std is None or self.x_train.dim() != 4:
+            return None
+        return (-mean / std).to(self.x_train)
 
     def _rotation_recipe(self) -> Recipe:
         recipe = self._recipe("none", "instance", "none")
@@ -258,17 +267,20 @@ class Job:
         record: Loss | None = None,
         head: tuple[HeadSpec, nn.Module] | None = None,
         sampler: str = "instance",
+        seed: int | None = None,
     ) -> Trained:
         """A head for `base`'s features on the real samples and, with `added`, further features and their labels.
 
         `record` is the loss (None: `base`'s), its counts those of everything trained on; `head` None: a fresh one.
+        `seed` decides the order of the batches and a fresh head's weights (None: the run's).
         """
         config, record = self.config, record or base.record
+        seed = config.seed if seed is None else seed
         (features, test_features), labels = self.features(base), self.y_train
         if added is not None:
             features, labels = torch.cat([features, added[0]]), torch.cat([labels, added[1]])
         counts = torch.bincount(labels, minlength=self.data.num_classes).tolist()
-        spec, module = head or (self.head_spec(record), self.build(record).head)
+        spec, module = head or (self.head_spec(record), self._head(self.head_spec(record), features.shape[1], seed))
         options = config.loss_options if record.name == config.loss else ""
         criterion, _ = self._criterion(record, counts, options, "none")
         recipe = Recipe(
@@ -276,7 +288,7 @@ class Job:
             batch_size=config.batch_size,
             lr=config.retrain_lr,
             weight_decay=config.weight_decay,
-            seed=derived_seed(config.seed, 4),
+            seed=derived_seed(seed, 4),
             sampler=sampler,
         )
         test_set = (test_features, self.y_test)

@@ -25,17 +25,25 @@ CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
 )
 SELECTION, SELECTION_ROWS = "selection.json", "selection.npz"
 METRICS_CSV, TENSORBOARD, STATE = "metrics.csv", "tensorboard", "state"
+TABLE_CSV, TABLE_JSON, ITEMS, BASES = "table.csv", "table.json", "items", "bases"
 _LOCK, _REPLACED = ".lock", ".replaced"
 _OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, METRICS_CSV, TENSORBOARD, STATE}
+_OURS |= {TABLE_CSV, TABLE_JSON, ITEMS, BASES}
 _HIDDEN = {_LOCK, _REPLACED}
+_SEED = r"seed-\d+"
 # Folders of ours and the names of files that may lie in them; anything else there is someone else's.
-_INSIDE = {CHECKPOINTS: r".+\.pt", STATE: r"\.?.+\.pt(\.partial-\d+)?", TENSORBOARD: r"events\.out\..+"}
+_INSIDE = {
+    CHECKPOINTS: r".+\.pt",
+    STATE: r"\.?.+\.pt(\.partial-\d+)?",
+    TENSORBOARD: r"events\.out\..+",
+    ITEMS: r"\.?.+\.json(\.partial-\d+)?",
+}
 
 
 def _is_ours(name: str) -> bool:
     """Whether a run of ours may have written an entry of this name; `.NAME.partial-PID` is what a killed one left."""
     whole = re.sub(r"^\.(.+)\.partial-\d+$", r"\1", name)
-    return whole in _OURS | _HIDDEN or re.fullmatch(r"seed-\d+|.+\.png", whole) is not None
+    return whole in _OURS | _HIDDEN or re.fullmatch(rf"{_SEED}|.+\.png", whole) is not None
 
 
 def _foreign(out: Path) -> list[str]:
@@ -46,6 +54,12 @@ def _foreign(out: Path) -> list[str]:
             foreign += sorted(
                 f"{folder}/{p.name}" for p in entries[folder].iterdir() if not re.fullmatch(pattern, p.name)
             )
+    runs = [entry for name, entry in entries.items() if re.fullmatch(_SEED, name)]
+    runs += list(entries[BASES].iterdir()) if BASES in entries else []
+    for entry in runs:
+        foreign += (
+            [f"{entry.relative_to(out)}/{inside}" for inside in _foreign(entry)] if entry.is_dir() else [entry.name]
+        )
     return foreign
 
 
@@ -93,12 +107,13 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(out: Path, force: bool, resume: bool) -> Iterator[RunFolder]:
+def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterator[RunFolder]:
     """Lock `out` and make it ready for a run, which works inside it.
 
     A block that ends well must have written summary.json; the state is then removed. A ValueError or TypeError on a
     fresh run (bad input) removes what it wrote and puts replaced results back; everything else (a signal, a full disk,
-    a bug) leaves the state for `resume`. Raises as `check_free`, and FileExistsError where another run has the lock.
+    a bug) leaves the state for `resume`, and with `keep` those errors do, too. Raises as `check_free`, and
+    FileExistsError where another run has the lock.
     """
     check_free(out, force, resume)
     existed = out.exists()
@@ -111,7 +126,7 @@ def open_run(out: Path, force: bool, resume: bool) -> Iterator[RunFolder]:
         try:
             yield RunFolder(out, resumed)
         except (ValueError, TypeError):
-            if not resumed:
+            if not (resumed or keep):
                 _remove(out)
                 _put_back(out)
                 if not existed and not any(entry.name != _LOCK for entry in out.iterdir()):
@@ -217,15 +232,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ValueError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+
+
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """summary.json of a result folder. Raises FileNotFoundError or ValueError naming the file."""
     path = run_dir / SUMMARY
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir}: not a result folder (no {SUMMARY})")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    summary = read_json(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("variants"), list):
         raise ValueError(f"{path}: not the summary of a run")
     return summary

@@ -12,6 +12,7 @@ from ltkernels import augment, inference
 from ltkernels.nn import CosineLinear
 from ltkernels.train.engine import apply
 from ltkernels.train.features import derived_seed, head_tail_split, selected_arm
+from ltkernels.train.models import feature_maps
 from ltkernels.train.pipeline import HeadSpec, Job, Shifted, Trained
 from ltkernels.train.schedules import loss_record
 
@@ -80,8 +81,7 @@ def ncm(job: Job, base: Trained) -> Trained:
 
 def ofa(job: Job, base: Trained) -> Trained:
     """Feature-space augmentation, Chu et al. 2020: tail classes completed with fused feature maps, a fresh head."""
-    trunk = _map_layers(base.model.backbone)
-    maps = apply(trunk, job.x_train)
+    maps = apply(feature_maps(base.model.backbone), job.x_train)
     counts, config, head = job.class_counts, job.config, base.model.head
     heads, tail = head_tail_split(counts, config.head_ratio)
     features, labels = [job.features(base)[0][:0]], [job.y_train[:0]]
@@ -101,16 +101,6 @@ def ofa(job: Job, base: Trained) -> Trained:
             features.append(made.to(features[0].dtype))
             labels.append(job.y_train.new_full((need,), label))
     return job.retrain(base, f"{base.name}-ofa", (torch.cat(features), torch.cat(labels)))
-
-
-def _map_layers(backbone: nn.Module) -> nn.Module:
-    """The layers of `backbone` up to its feature maps. Raises ValueError where it does not end in average pooling."""
-    layers = list(backbone) if isinstance(backbone, nn.Sequential) else []
-    if len(layers) < 3 or not (isinstance(layers[-2], nn.AdaptiveAvgPool2d) and isinstance(layers[-1], nn.Flatten)):
-        raise ValueError(
-            f"stage2 ofa needs a model that ends in AdaptiveAvgPool2d(1), Flatten(); {type(backbone).__name__} does not"
-        )
-    return nn.Sequential(*layers[:-2])
 
 
 def fdc(job: Job, base: Trained) -> Trained:
@@ -150,7 +140,7 @@ def check(job: Job) -> None:
     if config.stage2 in _NEEDS_LINEAR and kind != "linear":
         raise ValueError(f"stage2 {config.stage2} needs a linear head; with loss {config.loss} the head is {kind}")
     if config.stage2 == "ofa":
-        _map_layers(job.build(loss_record(config.loss)).backbone)
+        feature_maps(job.build(loss_record(config.loss)).backbone)
 
 
 def follow(job: Job, base: Trained) -> list[Trained]:
