@@ -210,6 +210,29 @@ def test_models_that_use_the_global_random_states_resume_exactly(tmp_path, monke
     _same(tmp_path / "whole", out)
 
 
+@pytest.mark.parametrize("after", [2, 7, 12])
+def test_the_whole_pipeline_resumes(tmp_path, after):
+    config = Config(model="mlp", epochs=3, retrain_epochs=3, random_repeats=1, threads=1, stage2="lws")
+    train.run(config, out=tmp_path / "whole")
+    out = tmp_path / "run"
+    with pytest.raises(signals.Stopped):
+        train.run(config, out=out, progress=_Interrupting(after))
+    # The time of the first process counts as well.
+    resumed = train.run(config, out=out, resume="auto")
+    assert resumed["seconds"] >= sum(v["seconds"] for v in resumed["variants"])
+    _same(tmp_path / "whole", out)
+
+
+def test_several_seeds_stop_and_resume(tmp_path):
+    config = Config(model="mlp", epochs=3, threads=1)
+    whole = train.run_seeds("train", config, [3, 4], out=tmp_path / "whole")
+    with pytest.raises(signals.Stopped):
+        train.run_seeds("train", config, [3, 4], out=tmp_path / "run", progress=_Interrupting(4))
+    assert rundir.is_unfinished(tmp_path / "run")
+    resumed = train.run_seeds("train", config, [3, 4], out=tmp_path / "run", resume="auto")
+    assert _numbers(resumed) == _numbers(whole)
+
+
 def _command(out, **changes):
     settings = {**BUSY, **changes}
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items() if k != "flip"]
@@ -304,6 +327,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 def test_force_leaves_other_peoples_files(tmp_path):
     out = tmp_path / "out"
     train.train(Config(model="mlp", epochs=1), out=out)
+    (out / "plot.png").write_text("mine")
+    with pytest.raises(ValueError, match=r"plot\.png, not written by a run"):
+        train.train(Config(model="mlp", epochs=1), out=out, force=True)
+    (out / "plot.png").unlink()
     (out / "checkpoints" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"checkpoints/notes\.txt, not written by a run"):
         train.train(Config(model="mlp", epochs=1), out=out, force=True)
