@@ -99,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
+    audit = commands.add_parser("audit", help="counts, diversity, suspected label errors and drift of your features")
+    audit.add_argument("features", type=Path, metavar="FEATURES.npz", help="arrays features (n, d) and labels (n,)")
+    audit.add_argument("--against", type=Path, metavar="OTHER.npz", help="a second set, to look for drift")
+    audit.add_argument("--out", type=Path, default=Path("audit.html"), help="the page (default: audit.html)")
+    audit.add_argument("--force", action="store_true", help="replace an existing --out")
     bench = commands.add_parser("bench", help="time the kernels against their peers")
     bench.add_argument("family", choices=("losses",))
     bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
@@ -271,7 +277,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from ltkernels import train
 
-    print(train.rebuild_report(arguments.run_dir))
+    path = train.rebuild_report(arguments.run_dir)
+    print(path)
+    if arguments.png:
+        from ltkernels.train.report import save_pngs
+
+        print(f"{len(save_pngs(path.read_text(encoding='utf-8'), arguments.png))} charts in {arguments.png}")
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from ltkernels.train.report import audit_file
+
+    result = audit_file(arguments.features, out=arguments.out, other=arguments.against, force=arguments.force)
+    counts, errors = result["class_counts"], result["label_errors"]
+    print(f"{sum(counts)} samples in {len(counts)} classes, {max(counts)} to {min(counts)} a class")
+    found = "" if errors is None else f"{len(errors)}; "
+    print(f"suspected label errors: {found}{result['label_errors_note']}")
+    print(f"results in {arguments.out}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -308,6 +330,7 @@ _COMMANDS = {
     "experiment": _experiment,
     "evaluate": _evaluate,
     "report": _report,
+    "audit": _audit,
     "bench": _bench,
     "doctor": _doctor,
 }

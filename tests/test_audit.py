@@ -4,9 +4,11 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from ltkernels.cli import main
 from ltkernels.train.report import audit, render_audit
 from ltkernels.train.report.audit import out_of_sample_probabilities, suspected_label_errors
 
@@ -112,3 +114,22 @@ def test_bad_arguments_are_named(change, message):
     x, y = _blobs()
     with pytest.raises(ValueError, match=message):
         audit(**{"features": x, "labels": y, **change})
+
+
+def test_command_writes_a_page_and_replaces_none(tmp_path, capsys):
+    x, y = _blobs()
+    np.savez(tmp_path / "f.npz", features=x.numpy(), labels=y.numpy(), class_names=NAMES)
+    out = tmp_path / "new" / "page.html"
+    arguments = ["audit", str(tmp_path / "f.npz"), "--against", str(tmp_path / "f.npz"), "--out", str(out)]
+    assert main(arguments) == 0
+    assert "102 samples in 3 classes, 60 to 12 a class" in capsys.readouterr().out
+    page = out.read_text()
+    assert "<script>" not in page
+    assert "<h2>Drift" in page
+    assert main(arguments) == 2
+    assert "exists; --force" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    np.savez(tmp_path / "bad.npz", features=x.numpy(), labels=y.numpy() + 1)
+    assert main(["audit", str(tmp_path / "bad.npz"), "--out", str(tmp_path / "no.html")]) == 2
+    assert "bad.npz: labels holds no sample of class 0" in capsys.readouterr().err
+    assert not (tmp_path / "no.html").exists()

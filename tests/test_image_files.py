@@ -210,6 +210,8 @@ def _forged(tmp_path: Path) -> dict[str, bytes]:
         "a wrong shape": array.replace(b"J\x04\0\0\0", b"J\x05\0\0\0"),
         "an array without content": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(J\xff\xff\xff\x7ftU\x01btR.",
         "a change of the stand-in": b"cnumpy\ndtype\n}U\x08__init__J\0\0\0\0sb.",
+        "a memo of gigabytes": b"]r\xff\xff\xff\x7f.",
+        "a string longer than the file": b"\x8e" + struct.pack("<Q", 1 << 40) + b"x.",
         "a set": pickle.dumps({1, 2}),
         "a float": pickle.dumps([1.5]),
         "a tuple": pickle.dumps((1, 2)),
@@ -344,6 +346,17 @@ def test_folder_is_thinned_before_it_is_decoded(tmp_path, pil):
 def _grey_of(content: bytes) -> int:
     start = content.index(b"IDAT") + 4
     return zlib.decompress(content[start:])[1]
+
+
+def test_headers_of_archives_are_bounded_too(tmp_path, pil, monkeypatch):
+    path = tmp_path / "set.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("train/a/0.png")
+        info.pax_headers = {"comment": "x" * 200_000}  # tarfile reads such a header whole
+        archive.addfile(info)
+    monkeypatch.setattr(_archive, "MAX_MEMBER_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"set\.tar\.gz.*a part of more than 100000 bytes"):
+        data.load(f"folder:{path}")
 
 
 def test_natural_order():

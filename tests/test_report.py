@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ltkernels.train.report import charts, plots, render
-from ltkernels.train.report.svg import label, ticks
+from ltkernels.train.report import charts, plots, render, save_pngs
+from ltkernels.train.report.svg import Svg, label, ticks
 
 VOID = {"meta", "br"}
 NAMES = ["<script>alert(1)</script>", 'a "quoted" & name', "plain"]
@@ -197,6 +197,43 @@ def test_matrix_draws_what_can_be_seen():
     drawing = plots.matrix("t", [[1.0, 0.02], [0.02, -0.6]], ["a", "<b>"], [1, 0], "n")
     assert re.findall(r"<title>([^<]+)</title>", drawing) == ["&lt;b&gt; and &lt;b&gt;: -0.60", "a and a: 1.00"]
     assert 'fill="#084578"' in drawing
+
+
+def test_charts_become_pngs(summary, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    paths = save_pngs(render(_with_analysis(summary), _metrics()), tmp_path / "charts")
+    names = [path.name for path in paths]
+    assert sorted(tmp_path.joinpath("charts").iterdir()) == sorted(paths)
+    for part in (
+        "legend",
+        "class-counts-beside",
+        "confusion-matrix-of-fdg-max",
+        "classifier-row-norms",
+        "completed-tails",
+    ):
+        assert any(part in name for name in names), part
+    for path in paths:
+        with image.open(path) as chart:
+            assert len(chart.convert("RGB").getcolors(1 << 20)) > 2
+
+
+def test_png_has_the_drawing_at_twice_its_size(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    svg = Svg(40, 30, "a/../b\x07")
+    svg.rect(4, 6, 10, 8, "#0072b2")
+    svg.line(20, 20, 40, 20, "#d55e00", 6)
+    svg.marker(30, 8, 4)
+    (path,) = save_pngs(f"<p>{svg.render()}</p>", tmp_path)
+    assert path == tmp_path / "01-a-b.png"
+    with image.open(path) as chart:
+        assert chart.size == (80, 60)
+        assert chart.getpixel((18, 20)) == (0x00, 0x72, 0xB2)
+        assert chart.getpixel((60, 40)) == (0xD5, 0x5E, 0x00)
+        assert chart.getpixel((2, 2)) == (255, 255, 255)
+        assert chart.getpixel((36, 40)) == (255, 255, 255)
+        red, green, blue = chart.getpixel((60, 16))
+        assert (red, green, blue) != (255, 255, 255)
+        assert red > green < blue  # the fifth mark's purple
 
 
 def test_ticks_are_round():

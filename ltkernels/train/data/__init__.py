@@ -40,6 +40,8 @@ _LOADERS: dict[str, Loader] = {
     "folder:": folder.load,
     "npz:": npz.load,
 }
+# Their images have the size they have: an image_size that changed nothing would be a setting that lies.
+_FIXED_SIZE = ("digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "npz:")
 
 
 def names() -> list[str]:
@@ -61,14 +63,18 @@ def register(name: str, loader: Loader) -> None:
 def load(name: str, request: DataRequest | None = None) -> Dataset:
     """Load a data set by name.
 
-    Raises ValueError for an unknown name (listing the known) and FileNotFoundError where files are missing (saying
-    where to put them).
+    Raises ValueError for an unknown name (listing the known) or a setting that the data set has no use for, and
+    FileNotFoundError where files are missing (saying where to put them).
     """
     request = request or DataRequest()
     prefix, colon, argument = name.partition(":")
     loader = _LOADERS.get(prefix + colon)
     if loader is None or (colon and not argument):
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(names())}")
+    if request.image_size is not None and prefix + colon in _FIXED_SIZE:
+        raise ValueError(
+            f"image_size is {request.image_size}: the samples of data set {name!r} have a size of their own"
+        )
     dataset = loader(request.with_argument(argument))
     if not isinstance(dataset, Dataset):
         raise TypeError(f"the loader of data set {name!r} returned {type(dataset).__name__}, not a Dataset")

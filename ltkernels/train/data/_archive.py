@@ -1,10 +1,16 @@
 """Named files out of a folder or a .tar.gz beside it, whole, in memory, and bounded in size; nothing is unpacked to disk."""
 
+import bz2
+import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, BinaryIO
+
+_COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
 MAX_MEMBER_BYTES = 1 << 28
 """The largest file of the data sets read this way (CIFAR-100's training set) holds 155 MB."""
@@ -33,7 +39,7 @@ def read_files(data_dir: Path, folder: str, archive: str, names: Sequence[str]) 
     wanted = {f"{folder}/{name}": name for name in names}
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:*") as tar:
+        with open_tar(path) as tar:
             for member in members(tar, path):
                 name = wanted.get(member.name.removeprefix("./"))
                 if name is None or name in found:
@@ -50,6 +56,34 @@ def read_files(data_dir: Path, folder: str, archive: str, names: Sequence[str]) 
     if missing:
         raise FileNotFoundError(f"{path}: lacks {', '.join(missing)}")
     return found
+
+
+class _Bounded:
+    """A file that refuses to read more at once than a member may hold: tarfile reads some headers whole, however long they
+    say they are."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or size > MAX_MEMBER_BYTES:
+            raise tarfile.ReadError(f"a part of more than {MAX_MEMBER_BYTES} bytes")
+        return self._file.read(size)
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A .tar, .tar.gz, .tar.bz2 or .tar.xz for reading. Raises what `BROKEN` lists where it is none."""
+    with path.open("rb") as plain:
+        start = plain.read(6)
+        plain.seek(0)
+        opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
+        with (
+            opener(plain) if opener else nullcontext(plain) as file,
+            tarfile.open(fileobj=_Bounded(file), mode="r:") as tar,
+        ):  # type: ignore[arg-type]
+            yield tar
 
 
 def members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:

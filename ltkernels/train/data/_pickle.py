@@ -7,11 +7,13 @@ the array is built and checked afterwards. No code of numpy or of any other pack
 
 import io
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
 
 _CONSTRUCTORS = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
+_MAX_MEMO = 1 << 20  # CIFAR-100's training set has 50 000 file names in it
 _BYTE_TYPES = (b"u1", "u1", b"|u1", "|u1", b"B", "B")
 
 
@@ -21,11 +23,22 @@ def load_plain(content: bytes, source: str) -> Any:
     Raises ValueError naming `source` for anything else: other classes or functions, other array types, a damaged file.
     """
     try:
+        _scan(content)
         return _plain(_Unpickler(io.BytesIO(content), encoding="bytes").load())
     except RecursionError as error:
         raise ValueError(f"{source}: nested too deeply") from error
     except Exception as error:  # a forged pickle makes the unpickler raise whatever it likes
         raise ValueError(f"{source}: not a pickle of plain data: {error}") from error
+
+
+def _scan(content: bytes) -> None:
+    """Reads the instructions without following them; raises for lengths and places that are not in the file.
+
+    The unpickler makes room for whatever a length or the number of a memo says before it looks whether that much is there.
+    """
+    for instruction, argument, _ in pickletools.genops(content):
+        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > _MAX_MEMO:
+            raise ValueError(f"its memo has a place {argument}")
 
 
 class _Unpickler(pickle.Unpickler):

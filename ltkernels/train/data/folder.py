@@ -10,14 +10,14 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ltkernels.train.data._archive import BROKEN, members
+from ltkernels.train.data._archive import BROKEN, members, open_tar
 from ltkernels.train.data._dataset import DataRequest, Dataset
 from ltkernels.train.data._images import MAX_FILE_BYTES, SUFFIXES, Source, decode
 from ltkernels.train.data._longtail import make_long_tailed
@@ -92,11 +92,21 @@ def _opened(path: Path) -> Iterator[list[_File]]:
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             yield _of_zip(archive, path)
-    elif tarfile.is_tarfile(path):
-        with tarfile.open(path, "r:*") as archive:
-            yield _of_tar(archive, path)
     else:
-        raise ValueError(f"{path}: neither a folder nor a .tar, .tar.gz, .tar.xz or .zip archive")
+        with _tar(path) as archive:
+            yield _of_tar(archive, path)
+
+
+@contextmanager
+def _tar(path: Path) -> Iterator[tarfile.TarFile]:
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(open_tar(path))
+        except BROKEN as error:
+            raise ValueError(
+                f"{path}: neither a folder nor a .tar, .tar.gz, .tar.xz or .zip archive ({error})"
+            ) from error
+        yield archive
 
 
 def _is_image(parts: tuple[str, ...]) -> bool:

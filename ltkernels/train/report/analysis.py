@@ -141,7 +141,13 @@ def tradeoff(summary: dict[str, Any]) -> str:
         colors.append(i)
         errors.append([100 * v["balanced_accuracy_se"]])
     chart = plots.points(
-        "", "mean FDG of the tail classes", "balanced accuracy, %", series, colors, errors=errors, size=(640, 300)
+        "completed tails",
+        "mean FDG of the tail classes",
+        "balanced accuracy, %",
+        series,
+        colors,
+        errors=errors,
+        size=(640, 300),
     )
     names = [v["title"] for _, v in drawn]
     return (

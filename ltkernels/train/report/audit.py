@@ -9,15 +9,18 @@ moved between two sets of features, such as last month's data and today's.
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ltkernels.train.data.npz import read_arrays
 from ltkernels.train.metrics import class_diversity, feature_drift
 from ltkernels.train.report import plots
 from ltkernels.train.report.parts import page, percent, table
+from ltkernels.train.rundir import write_text
 
 FOLDS = 5
 _MAX_SUSPECTS = 100
@@ -113,6 +116,42 @@ def audit(
         "label_errors_note": note,
         "drift": drift,
     }
+
+
+def audit_file(
+    path: str | Path, *, out: str | Path, other: str | Path | None = None, force: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    """`audit` of an .npz file with `features` (n, d) and `labels` (n,), and optionally `class_names` (C,) and `probabilities`
+    (n, C); writes the page to the file `out`.
+
+    `other` is a second such file to look for drift in. Raises FileExistsError where `out` is there and `force` is not given,
+    FileNotFoundError, or ValueError naming the file; nothing has been written then.
+    """
+    path, out = Path(path), Path(out)
+    if out.is_dir() or (out.exists() and not force):
+        raise FileExistsError(f"--out {out}: exists; --force replaces a file")
+    arrays = read_arrays(path, ("features", "labels"), ("class_names", "probabilities"))
+    second = None if other is None else read_arrays(Path(other), ("features", "labels"))
+    try:
+        result = audit(
+            *_labelled(arrays),
+            class_names=arrays["class_names"].tolist() if "class_names" in arrays else None,
+            probabilities=torch.from_numpy(arrays["probabilities"]) if "probabilities" in arrays else None,
+            other=None if second is None else _labelled(second),
+            seed=seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, render_audit(result, f"Data audit: {path.name}"))
+    return result
+
+
+def _labelled(arrays: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    features, labels = arrays["features"], arrays["labels"]
+    if features.dtype.kind != "f" or labels.dtype.kind not in "iu":
+        raise ValueError(f"features must be floating and labels integer, got {features.dtype} and {labels.dtype}")
+    return torch.from_numpy(features.astype(np.float64)), torch.from_numpy(labels.astype(np.int64))
 
 
 def _label_errors(
@@ -221,7 +260,7 @@ def _drift(result: dict[str, Any]) -> str:
     head = ["class", "shift", "V after / before", "share before, %", "share after, %"]
     return (
         "<h2>Drift</h2><p>Shift is the squared distance between the class's mean features in the two sets, over what sampling "
-        "alone would give: about 1 where nothing moved. V of a few samples comes out too small: compare it between sets of similar size. n/a: fewer "
-        "than two samples in one of the sets.</p>"
+        "alone would give: about 1 where nothing moved. V of a few samples comes out too small: compare it between sets of "
+        "similar size. n/a: fewer than two samples in one of the sets.</p>"
         f"{table(head, rows)}"
     )
