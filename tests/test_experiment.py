@@ -152,6 +152,10 @@ def test_bad_requests_are_named_before_any_work(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=words):
             fdg_experiment(QUICK, out=out, **{**ASKED, **changes})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="not spread over processes by torchrun"):
+        fdg_experiment(QUICK, out=out, **ASKED)
+    monkeypatch.undo()
     from ltkernels.train.data import _LOADERS
 
     x, y = torch.randn(96, 5), torch.tensor([0] * 60 + [1] * 30 + [2] * 4 + [3] * 2)

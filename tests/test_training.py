@@ -234,3 +234,18 @@ def test_memory_layout_changes_no_more_than_rounding():
     config = Config(epochs=1, threads=1)
     one, two = (train.train(config.replace(channels_last=layout)) for layout in (True, False))
     assert abs(one["balanced_accuracy"] - two["balanced_accuracy"]) < 0.05
+
+
+def test_compilation_serves_the_training_steps(monkeypatch):
+    compiled = []
+
+    def compile(module, mode):
+        compiled.append(mode)
+        return lambda x: module(2 * x)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model, _ = _fit(_recipe(compile="reduce-overhead", epochs=1))
+    assert compiled == ["reduce-overhead"]
+    assert float(torch.cat(model.batches).max()) == pytest.approx(2 * 529 / 530)
+    _fit(_recipe(compile="default", epochs=1))
+    assert compiled == ["reduce-overhead", None]

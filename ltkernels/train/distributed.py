@@ -89,10 +89,20 @@ def local_device(device: str) -> str:
     return f"cuda:{rank}" if device == "cuda" and rank is not None else device
 
 
+def refuse(what: str) -> None:
+    """Raise ValueError where torchrun started several processes for something that is not spread over them."""
+    if _started() > 1:
+        raise ValueError(f"{what} is not spread over processes by torchrun; start it alone, or one training at a time")
+
+
+def _started() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """Join the process group that torchrun's environment describes, if any, for the duration of the block."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or current().size > 1:
+    if _started() == 1 or current().size > 1:
         yield current()
         return
     cuda = torch.device(device).type == "cuda"

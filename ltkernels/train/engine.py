@@ -31,6 +31,10 @@ Progress = Callable[[str, int, int, dict[str, Any]], None]
 """`progress(phase, done, total, record)`; `record` is the epoch's line of metrics.jsonl, or {}."""
 
 
+Restored = Callable[[list[dict[str, Any]], float], None]
+"""`restored(records, seconds)`: the epochs that a checkpoint brought back, and the time they took."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """What a training left behind, besides the model: a record per epoch, the last confusion matrix, the time it took."""
@@ -72,7 +76,7 @@ def fit(
     *,
     schedules: Sequence[Schedule] = (),
     progress: Progress | None = None,
-    on_restore: Callable[[list[dict[str, Any]]], None] | None = None,
+    on_restore: Restored | None = None,
     store: PhaseStore | None = None,
     stop: Stop | None = None,
     fill: Tensor | None = None,
@@ -82,7 +86,7 @@ def fit(
     `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. The same seed gives the same numbers on the
     same machine, torch version and number of threads; the global random states of torch, numpy and python (a model or a
     data set may draw from them) are seeded here and put back. With `store`, training goes on from the newest checkpoint
-    there; `on_restore` gets the records of its epochs. `fill` (channels,) is what a random crop brings in. Raises
+    there; `on_restore` gets the records of its epochs and the time they took. `fill` (channels,) is what a random crop brings in. Raises
     ValueError where the loss stops being finite, and `Stopped` after a signal, once a checkpoint is written.
     """
     device = train_set[0].device
@@ -169,7 +173,7 @@ class _Loop:
     def run(
         self,
         progress: Progress | None,
-        on_restore: Callable[[list[dict[str, Any]]], None] | None,
+        on_restore: Restored | None,
         store: PhaseStore | None,
         stop: Stop,
     ) -> Fit:
@@ -184,7 +188,7 @@ class _Loop:
         if saved is not None:
             self.load_state(saved)
             if on_restore:
-                on_restore(list(self.history))
+                on_restore(list(self.history), self.seconds)
         self.model.train()
         with stop.loop():
             while self.epoch < self.recipe.epochs:

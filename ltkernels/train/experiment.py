@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ltkernels import augment, diversity, selection
-from ltkernels.train import jobs, rundir
+from ltkernels.train import distributed, jobs, rundir, signals
 from ltkernels.train.config import Config, to_toml
 from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Fit, Progress, apply, predict
@@ -37,8 +37,9 @@ from ltkernels.train.experiment_report import CAVEAT, figure, findings, sentence
 from ltkernels.train.features import derived_seed, head_tail_split
 from ltkernels.train.metrics import confusion_matrix
 from ltkernels.train.models import feature_maps
-from ltkernels.train.pipeline import Job, Trained
+from ltkernels.train.pipeline import Job
 from ltkernels.train.schedules import loss_record
+from ltkernels.train.trained import Trained
 
 _COLUMNS = (
     "data",
@@ -138,6 +139,7 @@ def fdg_experiment(
         raise ValueError(f"data must name different data sets, got {','.join(data)}")
     if resume not in jobs.RESUME:
         raise ValueError(f"resume must be one of {', '.join(jobs.RESUME)}, got {resume!r}")
+    distributed.refuse("the experiment")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -155,7 +157,7 @@ def fdg_experiment(
     loaded = {name: _load(config, name) for name in data}
     for name in data:
         _check(config.replace(data=name), loaded[name], methods)
-    with rundir.open_run(out, force, resume == "auto", keep=True):
+    with rundir.open_run(out, force, resume == "auto", keep=True), signals.handled():
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         (out / rundir.ITEMS).mkdir(exist_ok=True)
         for name in data:
@@ -173,7 +175,7 @@ def fdg_experiment(
         rundir.write_json(out / rundir.TABLE_JSON, rows)
         rundir.write_text(out / rundir.TABLE_CSV, _csv(rows))
         results = findings(rows)
-        figure(out / "scatter.png", rows, results)
+        figure(out / rundir.SCATTER, rows, results)
         summary = {
             "command": "experiment fdg",
             "results": results,

@@ -25,10 +25,11 @@ from ltkernels.train.features import random_arms, selected_arm
 from ltkernels.train.logs import Logs, parse_logs
 from ltkernels.train.metrics import confusion_matrix, summarize
 from ltkernels.train.models import Classifier
-from ltkernels.train.pipeline import Files, HeadSpec, Job, Trained
+from ltkernels.train.pipeline import Job
 from ltkernels.train.report import render
 from ltkernels.train.schedules import loss_record
 from ltkernels.train.stage2 import follow
+from ltkernels.train.trained import Files, HeadSpec, Trained
 
 # What a data set that says nothing gets.
 _DEFAULTS: dict[str, float | int | bool] = {"epochs": 30, "batch_size": 64, "lr": 0.05, "crop": 0, "flip": False}
@@ -279,7 +280,7 @@ def _summary(command: str, job: Job, chosen: dict[str, Any], extra: dict[str, An
         "class_counts": data.class_counts,
         "class_names": list(data.class_names),
         "test_counts": torch.bincount(data.y_test, minlength=data.num_classes).tolist(),
-        "seconds": time.perf_counter() - start,
+        "seconds": time.perf_counter() - start + job.seconds_before,
         "seed": job.config.seed,
         "config": job.config.to_dict(),
         "environment": environment(),

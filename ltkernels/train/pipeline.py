@@ -2,71 +2,21 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ltkernels.losses import Loss
-from ltkernels.train.checkpoint import StateStore
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Fit, Progress, apply, fit, predict
 from ltkernels.train.features import TailClass, complete_tail, derived_seed
-from ltkernels.train.logs import Logs
 from ltkernels.train.metrics import confusion_matrix, describe_classifier, describe_features, summarize
 from ltkernels.train.models import Classifier, build_backbone, build_head
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
-from ltkernels.train.signals import Stop
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """What a classifier's head is: `kind` linear or cosine, for a loss defined on `logits` (linear or cosine)."""
-
-    kind: str
-    logits: str
-    shifted: bool = False
-
-
-class Shifted(nn.Module):
-    """A head with a constant added to its logits: post-hoc logit adjustment as part of the model."""
-
-    def __init__(self, head: nn.Module, shift: Tensor) -> None:
-        super().__init__()
-        self.head = head
-        self.register_buffer("shift", shift)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.head(features) + self.shift
-
-
-@dataclass
-class Trained:
-    """One trained model with what its training recorded; `note` is kept in its entry of the summary."""
-
-    name: str
-    record: Loss
-    head: HeadSpec
-    model: Classifier
-    fit: Fit
-    note: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """For the report: the loss's title, and what the name adds to the loss's name."""
-        return " ".join([self.record.title, self.name.removeprefix(self.record.name).replace("-", " + ")]).strip()
-
-
-@dataclass
-class Files:
-    """Where a job leaves what outlives it: checkpoints of its phases, and the logs. None: nowhere."""
-
-    state: StateStore | None = None
-    logs: Logs | None = None
-    stop: Stop = field(default_factory=Stop)
+from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained
 
 
 class Job:
@@ -84,6 +34,8 @@ class Job:
         # What the losses are made of: the counts of what is trained on.
         self.class_counts = torch.bincount(self.y_train, minlength=data.num_classes).tolist()
         self.log: list[dict[str, Any]] = []
+        # Training time of earlier processes, which checkpoints brought back.
+        self.seconds_before = 0.0
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def _samples(self, x: Tensor) -> Tensor:
@@ -360,8 +312,9 @@ class Job:
         if self.progress:
             self.progress(phase, done, total, record)
 
-    def _restored(self, records: list[dict[str, Any]]) -> None:
-        """A checkpoint brought the records of its epochs back."""
+    def _restored(self, records: list[dict[str, Any]], seconds: float) -> None:
+        """A checkpoint brought back the records of its epochs, and the time they took."""
         self.log += records
+        self.seconds_before += seconds
         if self.files.logs:
             self.files.logs.rewrite(self.log)

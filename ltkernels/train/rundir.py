@@ -25,10 +25,10 @@ CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
 )
 SELECTION, SELECTION_ROWS = "selection.json", "selection.npz"
 METRICS_CSV, TENSORBOARD, STATE = "metrics.csv", "tensorboard", "state"
-TABLE_CSV, TABLE_JSON, ITEMS, BASES = "table.csv", "table.json", "items", "bases"
+TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES = "table.csv", "table.json", "scatter.png", "items", "bases"
 _LOCK, _REPLACED = ".lock", ".replaced"
 _OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, METRICS_CSV, TENSORBOARD, STATE}
-_OURS |= {TABLE_CSV, TABLE_JSON, ITEMS, BASES}
+_OURS |= {TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
 _HIDDEN = {_LOCK, _REPLACED}
 _SEED = r"seed-\d+"
 # Folders of ours and the names of files that may lie in them; anything else there is someone else's.
@@ -43,7 +43,7 @@ _INSIDE = {
 def _is_ours(name: str) -> bool:
     """Whether a run of ours may have written an entry of this name; `.NAME.partial-PID` is what a killed one left."""
     whole = re.sub(r"^\.(.+)\.partial-\d+$", r"\1", name)
-    return whole in _OURS | _HIDDEN or re.fullmatch(rf"{_SEED}|.+\.png", whole) is not None
+    return whole in _OURS | _HIDDEN or re.fullmatch(_SEED, whole) is not None
 
 
 def _foreign(out: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ltkernels.train import jobs, rundir
+from ltkernels.train import distributed, jobs, rundir, signals
 from ltkernels.train.config import Config, to_toml
 from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Progress
@@ -41,6 +41,7 @@ def run_seeds(
     """
     if len(set(seeds)) != len(seeds) or len(seeds) < 2 or min(seeds) < 0:
         raise ValueError(f"seeds must be at least two different numbers >= 0, got {','.join(map(str, seeds))}")
+    distributed.refuse("a run of several seeds")
     job = {"train": jobs.train, "run": jobs.run}[command]
     start, out = time.perf_counter(), Path(out)
     head = f"# ltkernels {command}, seeds {','.join(map(str, seeds))}\n"
@@ -56,7 +57,7 @@ def run_seeds(
     config = jobs.resolve(config, data)
     if on_config:
         on_config(config)
-    with rundir.open_run(out, force, resume == "auto"):
+    with rundir.open_run(out, force, resume == "auto"), signals.handled():
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         summaries = []
         for seed in seeds:

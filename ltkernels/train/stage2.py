@@ -13,8 +13,9 @@ from ltkernels.nn import CosineLinear
 from ltkernels.train.engine import apply
 from ltkernels.train.features import derived_seed, head_tail_split, selected_arm
 from ltkernels.train.models import feature_maps
-from ltkernels.train.pipeline import HeadSpec, Job, Shifted, Trained
+from ltkernels.train.pipeline import Job
 from ltkernels.train.schedules import loss_record
+from ltkernels.train.trained import HeadSpec, Shifted, Trained
 
 _LINEAR = HeadSpec("linear", "linear")
 # Kang et al. 2020 search tau in [0, 1]; some data want more.

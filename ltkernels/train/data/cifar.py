@@ -101,7 +101,7 @@ def _load(cifar: _Cifar, request: DataRequest) -> Dataset:
         y_test,
         class_names=class_names,
         name=cifar.name,
-        defaults={"epochs": 30, "batch_size": 128, "lr": 0.1},
+        defaults={"epochs": 30, "batch_size": 128, "lr": 0.1, "crop": 4, "flip": True},
     )
 
 
