@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltkernels import train
 from ltkernels.train import data
 from ltkernels.train.data import DataRequest, _archive, _images, openclipart
 from ltkernels.train.data.folder import natural_key
@@ -118,6 +119,15 @@ def test_headers_of_archives_are_bounded_too(tmp_path, pil, monkeypatch):
     monkeypatch.setattr(_archive, "MAX_MEMBER_BYTES", 100_000)
     with pytest.raises(ValueError, match=r"set\.tar\.gz.*a part of more than 100000 bytes"):
         data.load(f"folder:{path}")
+
+
+def test_a_folder_trains(tmp_path, pil):
+    path = _put(tmp_path / "set", _tree(COUNTS))
+    summary = train.train(
+        train.Config(data=f"folder:{path}", loss="ce", model="mlp", epochs=1, threads=1, image_size=3)
+    )
+    assert summary["class_names"] == sorted(COUNTS, key=natural_key)
+    assert len(summary["features"]["class_diversity"]) == 3
 
 
 def test_natural_order():
