@@ -250,5 +250,8 @@ def test_descriptions_are_plain_json():
     assert len(features["embedding"]["x"]) == 30
     assert classifier["ece"] == pytest.approx(expected_calibration_error(head(x).detach().softmax(1), y), abs=1e-6)
     assert len(classifier["classifier_norms"]) == 3
+    bare = describe_classifier(build_head("cosine", 6, 3, "cosine", 0), x, y)
+    assert bare == {"ece": None, "classifier_norms": None, "classifier_norm_variance": None}
+    assert describe_classifier(build_head("cosine", 6, 3, "linear", 0), x, y)["ece"] is not None
     assert describe_features((x[:, :1], y), (x[:, :1], y), 3)["embedding"] is None
     assert describe_classifier(torch.nn.Sequential(head), x, y)["classifier_norms"] is None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ltkernels import diversity
+from ltkernels.nn import CosineLinear
 
 # Thresholds of Liu et al. 2019 (many / medium / few shot), on training samples per class.
 MANY_ABOVE = 100
@@ -170,13 +171,16 @@ def describe_classifier(head: torch.nn.Module, features: Tensor, labels: Tensor)
     """What the report shows of a classifier beside its confusion matrix, ready for JSON.
 
     `head` maps features (n, d) to logits; features and labels are those of the test set. Returns ece (of softmax over the
-    logits), classifier_norms and classifier_norm_variance (None where the head has no `weight` of two dimensions).
+    logits; None for a head of bare cosines, which are no log-probabilities), classifier_norms and
+    classifier_norm_variance (None for cosine heads, which divide by the norms, and for heads without a `weight` matrix).
     """
-    with torch.no_grad():
-        logits = head(features)
+    ece = norms = variance = None
+    if type(head) is not CosineLinear:
+        with torch.no_grad():
+            ece = expected_calibration_error(head(features).double().softmax(1), labels)
     weight: Any = getattr(head, "weight", None)
-    norms, variance = classifier_norms(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else (None, None)
-    ece = expected_calibration_error(logits.double().softmax(1), labels)
+    if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(head, CosineLinear):
+        norms, variance = classifier_norms(weight)
     return {"ece": ece, "classifier_norms": norms, "classifier_norm_variance": variance}
 
 

@@ -18,7 +18,10 @@ def counts_and_accuracy(
     row = 28 if len(order) <= 30 else 15
     # Marks of different variants at one recall would hide each other: they sit at different heights in the row.
     spread = (row - 9) / max(1, len(variants) - 1)
-    left, bar_width, gap, width, top = 120, 230, 70, 460, 46
+    # Long names take room from the bars: cut short, `signs_and_symbols/flags` and `signs_and_symbols/clocks` are one.
+    letters = max(16, min(34, max(map(len, names))))
+    left = 120 + round(6.4 * (letters - 16))
+    bar_width, gap, width, top = 350 - left, 70, 460, 46
     x0 = left + bar_width + gap
     svg = Svg(x0 + width + 24, top + row * len(order) + 34, "class counts beside per-class accuracy")
     svg.text(left, 16, "training samples", bold=True)
@@ -36,7 +39,7 @@ def counts_and_accuracy(
     largest = max(counts)
     for i, label_index in enumerate(order):
         middle = top + (i + 0.5) * row
-        svg.text(left - 10, middle + 4, shorten(names[label_index], 16), anchor="end", size=12 if row > 20 else 10)
+        svg.text(left - 10, middle + 4, shorten(names[label_index], letters), anchor="end", size=12 if row > 20 else 10)
         length = bar_width * counts[label_index] / largest
         svg.rect(left, middle - row * 0.32, max(length, 1), row * 0.64, "#8a97a8")
         svg.text(left + length + 6, middle + 4, str(counts[label_index]), color=MUTED, size=11 if row > 20 else 10)

@@ -205,8 +205,9 @@ def _definitions(summary: dict[str, Any]) -> str:
         f"{percent(RECALL_FLOOR)} % counts as {percent(RECALL_FLOOR)} %, or one hopeless class would make the mean 0.",
         "macro-F1": "mean over classes of 2 TP / (2 TP + FP + FN).",
         "ECE": "expected calibration error: how far confidence is from accuracy, mean over 15 bins of confidence. Of softmax "
-        "over the logits that the classifier predicts with.",
-        "variance of row norms": "variance of the L2 norms of the classifier's rows, one row a class.",
+        "over the logits that the classifier predicts with; n/a where these are bare cosines.",
+        "variance of row norms": "variance of the L2 norms of the classifier's rows, one row a class; none for a "
+        "cosine classifier, which divides by them.",
         "many, medium, few": f"classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE}, and fewer than "
         f"{FEW_BELOW} training samples; mean of their classes' accuracies, ± its standard error as above; n/a for an empty "
         "group.",
