@@ -250,4 +250,5 @@ def test_descriptions_are_plain_json():
     assert len(features["embedding"]["x"]) == 30
     assert classifier["ece"] == pytest.approx(expected_calibration_error(head(x).detach().softmax(1), y), abs=1e-6)
     assert len(classifier["classifier_norms"]) == 3
+    assert describe_features((x[:, :1], y), (x[:, :1], y), 3)["embedding"] is None
     assert describe_classifier(torch.nn.Sequential(head), x, y)["classifier_norms"] is None

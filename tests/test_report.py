@@ -174,6 +174,9 @@ def test_analysis_is_shown_where_it_was_recorded(summary):
     assert "12.5 &ndash;" in text
     chart = html.split("Classifier norms")[1].split("<h2>")[0]
     assert chart.count("<title>") - chart.count("<title></title>") == 4 * 3
+    single = _with_analysis(summary)
+    single["features"]["embedding"] = None
+    assert "plane of largest variance" not in render(single, _metrics())
     # Summaries of earlier versions have nothing of this.
     older = re.sub(r"<[^>]+>", " ", render(summary, _metrics()))
     assert "Further measures" not in older

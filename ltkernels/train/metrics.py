@@ -186,13 +186,16 @@ def describe_features(
     """What the report shows of a feature space, ready for JSON: from (features (n, d), labels (n,)) of both sets.
 
     Returns class_diversity and class_similarity (C x C) of the training set, and embedding: {x, y, label}, about `points`
-    test samples in the plane of largest variance.
+    test samples in the plane of largest variance (None for a single feature).
     """
-    place, label = principal_plane(*test_set, max(1, -(-points // num_classes)))
+    embedding = None
+    if test_set[0].shape[1] >= 2:
+        place, label = principal_plane(*test_set, max(1, -(-points // num_classes)))
+        embedding = {"x": _rounded(place[:, 0], 4), "y": _rounded(place[:, 1], 4), "label": label.tolist()}
     return {
         "class_diversity": class_diversity(*train_set, num_classes),
         "class_similarity": _rounded(class_similarity(*train_set, num_classes), 4),
-        "embedding": {"x": _rounded(place[:, 0], 4), "y": _rounded(place[:, 1], 4), "label": label.tolist()},
+        "embedding": embedding,
     }
 
 

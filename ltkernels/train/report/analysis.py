@@ -93,6 +93,8 @@ def feature_space(summary: dict[str, Any]) -> str:
 
 
 def _embedding(summary: dict[str, Any]) -> str:
+    if summary["features"]["embedding"] is None:
+        return ""
     space, counts, names = summary["features"]["embedding"], summary["class_counts"], summary["class_names"]
     series, colors = [], []
     for i, group in enumerate(GROUPS):
