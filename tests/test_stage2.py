@@ -4,6 +4,7 @@ import json
 import sys
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,7 +126,7 @@ def test_checkpoints_of_computed_heads_evaluate_to_the_same_numbers(tmp_path, st
 
 
 def test_several_seeds_give_means_deviations_and_resume(tmp_path, monkeypatch):
-    config = Config(model="mlp", epochs=2, threads=1)
+    config = Config(model="mlp", epochs=2, threads=1, post_hoc="tau", holdout=0.3)
     out = tmp_path / "run"
     summary = train.run_seeds("train", config, [0, 1, 2], out=out)
     singles = [rundir.read_summary(out / f"seed-{seed}") for seed in range(3)]
@@ -134,6 +135,8 @@ def test_several_seeds_give_means_deviations_and_resume(tmp_path, monkeypatch):
     assert summary["balanced_accuracy"] == pytest.approx(mean(values))
     assert summary["std"]["balanced_accuracy"] == pytest.approx(stdev(values))
     assert [s["seed"] for s in singles] == summary["seeds"] == [0, 1, 2]
+    taus = [s["variants"][1]["tau"] for s in singles]
+    assert summary["variants"][1]["tau"] == pytest.approx(mean(taus))
     assert values[1] == train.train(config.replace(seed=1))["balanced_accuracy"]
     assert [sum(row) for row in summary["variants"][0]["confusion"]] == [150] * 10
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -246,3 +249,23 @@ def test_custom_data_in_two_lines(tmp_path, monkeypatch):
     train.data.register("mine", lambda request: train.data.Dataset.from_arrays(x, y, x, y))
     summary = train.train(Config(data="mine", model="mlp", epochs=1), out=tmp_path / "run")
     assert summary["config"]["data"] == "mine"
+
+
+def test_relative_accuracy_is_that_of_an_equally_large_balanced_set(tmp_path):
+    config = QUICK.replace(model="mlp", epochs=8, relative=True, stage2="ncm", holdout=0.2)
+    summary = train.train(config, out=tmp_path / "run")
+    twin = summary["balanced_run"]
+    assert twin["class_counts"] == [42] * 10  # 417 samples in all
+    for variant, balanced in zip(summary["variants"], twin["balanced_accuracy"]):
+        assert variant["relative_accuracy"] == pytest.approx(variant["balanced_accuracy"] / balanced)
+    assert summary["variants"][0]["relative_accuracy"] < 1
+    phases = list(dict.fromkeys(r["phase"] for r in rundir.read_metrics(tmp_path / "run")))
+    assert phases == ["train/ce", "balanced/train/ce"]
+    with pytest.raises(ValueError, match=r"relative: .* needs"):
+        train.train(config.replace(data="npz:" + _natural_tail(tmp_path)))
+
+
+def _natural_tail(folder):
+    x, y = np.random.default_rng(0).normal(size=(60, 4)), np.array([0] * 50 + [1] * 10)
+    np.savez(folder / "tail.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    return str(folder / "tail.npz")

@@ -90,6 +90,8 @@ class PhaseStore:
         for _, digest, path in reversed(self._files()):
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest()[:32] != digest:
+                # Left in place, it would count as the one before when the next is written.
+                path.unlink(missing_ok=True)
                 continue
             saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if saved["fingerprint"] != self._fingerprint:

@@ -74,6 +74,7 @@ class Config:
     holdout: float = _setting(
         0.1, "share of each class held out of training where tau is tuned", positive=True, at_most=0.5
     )
+    relative: bool = _setting(False, "train: also relative accuracy, by a second run on as many samples spread evenly")
     epochs: int | None = _setting(None, "passes over the training set (default: the data set's)", at_least=1)
     batch_size: int | None = _setting(None, "samples a step (default: the data set's)", at_least=1)
     accumulate: int = _setting(1, "parts in which a step's samples are computed, to save memory", at_least=1)

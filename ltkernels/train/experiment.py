@@ -39,7 +39,7 @@ from ltkernels.train.metrics import confusion_matrix
 from ltkernels.train.models import feature_maps
 from ltkernels.train.pipeline import Job
 from ltkernels.train.schedules import loss_record
-from ltkernels.train.trained import Trained
+from ltkernels.train.trained import Trained, load_checkpoint
 
 _COLUMNS = (
     "data",
@@ -265,7 +265,7 @@ def _context(out: str, config: Config) -> _Context:
     record = loss_record("ce")
     folder = _base_folder(Path(out), config.data)
     sums = rundir.read_summary(folder)["checkpoints"]
-    model = jobs.load_checkpoint(folder / rundir.CHECKPOINTS / "ce.pt", sums["ce"], job)
+    model = load_checkpoint(folder / rundir.CHECKPOINTS / "ce.pt", sums["ce"], job.build, resolved.device)
     base = Trained("ce", record, job.head_spec(record), model, Fit([], torch.empty(0), 0.0))
     return _Context(job, base, *head_tail_split(job.class_counts, config.head_ratio))
 

@@ -1,8 +1,6 @@
 """What the command line can be asked to do: `train`, `run`, `evaluate`; each is also a function for Python users."""
 
-import dataclasses
 import hashlib
-import io
 import json
 import platform
 import time
@@ -17,19 +15,19 @@ import torch
 import ltkernels
 from ltkernels.train import data as data_module
 from ltkernels.train import distributed, rundir, signals
-from ltkernels.train.checkpoint import StateStore, dump, write_bytes
+from ltkernels.train.checkpoint import StateStore
 from ltkernels.train.config import Config, from_mapping, read_toml, to_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.engine import Progress, predict
 from ltkernels.train.features import random_arms, selected_arm
 from ltkernels.train.logs import Logs, parse_logs
 from ltkernels.train.metrics import confusion_matrix, summarize
-from ltkernels.train.models import Classifier
 from ltkernels.train.pipeline import Job
+from ltkernels.train.relative import add_relative, balanced_twin
 from ltkernels.train.report import render
 from ltkernels.train.schedules import loss_record
 from ltkernels.train.stage2 import follow
-from ltkernels.train.trained import Files, HeadSpec, Trained
+from ltkernels.train.trained import Files, Trained, load_checkpoint, save_checkpoint
 
 # What a data set that says nothing gets.
 _DEFAULTS: dict[str, float | int | bool] = {"epochs": 30, "batch_size": 64, "lr": 0.05, "crop": 0, "flip": False}
@@ -224,10 +222,19 @@ def _check_settings(out: Path, command: str, config: Config) -> None:
 
 
 def _train(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
+    # Loaded first: what is missing must not come out after the training.
+    twin = (
+        balanced_twin(job.data, load_data(job.config.replace(imbalance=1.0)), job.config)
+        if job.config.relative
+        else None
+    )
     base = job.train_chosen()
     models = [base, *follow(job, base)]
     variants = [job.variant(trained, trained.title, [], None) for trained in models]
-    return variants[-1], {"variants": variants, "features": job.feature_space(base)}, models
+    extra = {"variants": variants, "features": job.feature_space(base)}
+    if twin is not None:
+        extra["balanced_run"] = add_relative(job, twin, variants)
+    return variants[-1], extra, models
 
 
 def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
@@ -288,31 +295,6 @@ def _summary(command: str, job: Job, chosen: dict[str, Any], extra: dict[str, An
     }
 
 
-def save_checkpoint(folder: Path, trained: Trained) -> str:
-    """Write `NAME.pt`: plain tensors and strings, so that torch.load(weights_only=True) reads them. Returns its SHA-256."""
-    state = {key: value.cpu() for key, value in trained.model.state_dict().items()}
-    head = dataclasses.asdict(trained.head)
-    content = dump({"format": 2, "loss": trained.record.name, "head": head, "state": state})
-    write_bytes(folder / f"{trained.name}.pt", content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def load_checkpoint(path: Path, sha256: str, job: Job) -> Classifier:
-    """The model of a run's checkpoint. Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path}: damaged: it is not the file that the run wrote (checksum in {rundir.SUMMARY})")
-    try:
-        saved = torch.load(io.BytesIO(content), map_location=job.config.device, weights_only=True)
-        model = job.build(loss_record(saved["loss"]), HeadSpec(**saved["head"]))
-        model.load_state_dict(saved["state"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this run: {str(error).splitlines()[0]}") from error
-    return model
-
-
 def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str, Any]]:
     """Evaluate a result folder's checkpoints again: each variant's metrics, with `recorded_balanced_accuracy`.
 
@@ -329,7 +311,7 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
     results = []
     for variant in summary["variants"]:
         path = run_dir / rundir.CHECKPOINTS / f"{variant['name']}.pt"
-        model = load_checkpoint(path, summary["checkpoints"].get(variant["name"], ""), job)
+        model = load_checkpoint(path, summary["checkpoints"].get(variant["name"], ""), job.build, job.config.device)
         confusion = confusion_matrix(job.y_test, predict(model, job.x_test), data.num_classes).cpu()
         scores = summarize(confusion, data.class_counts)
         recorded = {"fdg_tail": variant["fdg_tail"], "recorded_balanced_accuracy": variant["balanced_accuracy"]}

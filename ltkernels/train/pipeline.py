@@ -22,8 +22,19 @@ from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained
 class Job:
     """Settings, data on the device, and the log of epochs; each method is one stage."""
 
-    def __init__(self, config: Config, data: Dataset, progress: Progress | None, files: Files | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        progress: Progress | None,
+        files: Files | None = None,
+        *,
+        prefix: str = "",
+        log: list[dict[str, Any]] | None = None,
+    ) -> None:
         self.config, self.data, self.progress, self.files = config, data, progress, files or Files()
+        # Two jobs of one run share its log and checkpoints; the prefix keeps their phases apart.
+        self.prefix = prefix
         # Channels last: a third less time for the convolutions, on the CPU too.
         images = data.x_train.dim() == 4 and config.channels_last
         self._layout = torch.channels_last if images else torch.preserve_format
@@ -33,7 +44,7 @@ class Job:
         self.x_test, self.y_test = self._samples(data.x_test), data.y_test.to(config.device)
         # What the losses are made of: the counts of what is trained on.
         self.class_counts = torch.bincount(self.y_train, minlength=data.num_classes).tolist()
-        self.log: list[dict[str, Any]] = []
+        self.log: list[dict[str, Any]] = [] if log is None else log
         # Training time of earlier processes, which checkpoints brought back.
         self.seconds_before = 0.0
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -166,7 +177,7 @@ class Job:
         schedules: list[Any],
         num_classes: int | None = None,
     ) -> Fit:
-        files = self.files
+        files, phase = self.files, self.prefix + phase
         return fit(
             model,
             criterion,

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ltkernels.train.checkpoint import write_bytes
+
 CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
     "config.toml",
     "metrics.jsonl",
@@ -218,13 +220,8 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary sibling, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write `text` to `path` whole or not at all; see `checkpoint.write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ from ltkernels.train.report import render
 # Of a variant's entry: fractions that are averaged over the seeds. Confusion matrices are added, titles are equal.
 _AVERAGED = (
     *("top1", "balanced_accuracy", "balanced_accuracy_se", "best_balanced_accuracy", "fdg_tail"),
-    *("g_mean", "harmonic_mean", "macro_f1", "ece", "classifier_norm_variance"),
+    *("g_mean", "harmonic_mean", "macro_f1", "ece", "classifier_norm_variance", "tau", "relative_accuracy"),
 )
 
 
@@ -95,18 +95,23 @@ def combine(summaries: Sequence[dict[str, Any]], seconds: float) -> dict[str, An
         "seeds": [s["seed"] for s in summaries],
         "runs": runs,
         "checkpoints": {},
+        "balanced_run": None,
     }
 
 
 def _brief(variant: dict[str, Any]) -> dict[str, Any]:
-    return {"name": variant["name"], **{key: variant[key] for key in _AVERAGED}}
+    return {"name": variant["name"], **{key: variant[key] for key in _AVERAGED if key in variant}}
 
 
 def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean entry of one variant over the seeds, with `std` for what varies."""
     entry = dict(variants[0])
     entry["std"] = {}
+    # Every seed's tau has its own curve on its own held-out samples; they are in the seeds' summaries.
+    entry.pop("tau_on_held_out", None)
     for key in _AVERAGED:
+        if key not in entry:
+            continue
         values = [v[key] for v in variants]
         if None not in values:
             entry[key] = mean(values)
