@@ -1,4 +1,7 @@
-"""The command line: parses, calls the library, prints. Exit codes: 0 done, 1 a bug, 2 bad input, 130 Ctrl-C.
+"""The command line: parses, calls the library, prints.
+
+Exit codes: 0 done, 1 a bug, 2 bad input (a full disk and a folder in use too); 130 and 143 stopped by SIGINT or SIGTERM,
+128 plus the signal's number as shells count, with a state in --out that `--resume auto` continues.
 
 With LTKERNELS_TRACEBACK=1 in the environment, errors that are reported in one line keep their traceback.
 """
@@ -8,9 +11,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +32,17 @@ _OPTIONAL = {
 _SELECT_SETTINGS = (
     "seed", "select", "head_ratio", "pool_factor", "subset_size", "similarity", "shrinkage", "random_repeats",
 )  # fmt: skip
+# What a study that fixes loss and recipe leaves to choose.
+_EXPERIMENT_SETTINGS = (
+    "data_dir", "imbalance", "profile", "data_seed", "image_size", "model", "epochs", "batch_size", "lr", "weight_decay", "seed",
+    "device", "threads", "holdout", "head_ratio", "pool_factor", "subset_size", "similarity", "shrinkage", "retrain_epochs",
+    "retrain_lr", "checkpoint_seconds",
+)  # fmt: skip
+_RESUME: dict[str, Any] = {
+    "choices": ("never", "auto"),
+    "default": "never",
+    "help": "auto: continue the unfinished run in --out, to the same numbers; start where there is none",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,11 +84,39 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--force", action="store_true", help="replace the results in an existing --out")
         command.add_argument("--config", type=Path, help="TOML file of settings; flags win")
         command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    for command in (run, train):
+        command.add_argument("--preset", help="settings of a published recipe; --config and flags win")
+        command.add_argument("--seeds", type=_seeds, help="several seeds, as 0,1,2: one run each, means and deviations")
+        command.add_argument("--resume", **_RESUME)
+
+    experiment = commands.add_parser("experiment", help="whole studies in one command: fdg")
+    experiment.add_argument(
+        "name", choices=("fdg",), help="fdg: does the FDG of added tail samples decide the accuracy?"
+    )
+    _add_settings(experiment, _EXPERIMENT_SETTINGS)
+    experiment.add_argument("--data", default="digits-lt", help="data sets, as digits-lt,fashion-mnist-lt")
+    experiment.add_argument(
+        "--methods", default="remix,cmo,ofa,fdc", help="remix, cmo, ofa, fdc, smote (default: the first four)"
+    )
+    experiment.add_argument("--levels", type=int, default=7, help="uniformly spaced FDG values (default: 7)")
+    experiment.add_argument("--sets", type=int, default=5, help="sets at every level (default: 5)")
+    experiment.add_argument("--processes", type=int, help="sets worked on side by side (default: by the cores)")
+    experiment.add_argument("--out", type=Path, default=Path("runs/experiment-fdg"), help="result folder")
+    experiment.add_argument("--force", action="store_true", help="replace the results in an existing --out")
+    experiment.add_argument("--config", type=Path, help="TOML file of settings; flags win")
+    experiment.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    experiment.add_argument("--resume", **_RESUME)
 
     evaluate = commands.add_parser("evaluate", help="evaluate a run's checkpoints again")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
+    audit = commands.add_parser("audit", help="counts, diversity, suspected label errors and drift of your features")
+    audit.add_argument("features", type=Path, metavar="FEATURES.npz", help="arrays features (n, d) and labels (n,)")
+    audit.add_argument("--against", type=Path, metavar="OTHER.npz", help="a second set, to look for drift")
+    audit.add_argument("--out", type=Path, default=Path("audit.html"), help="the page (default: audit.html)")
+    audit.add_argument("--force", action="store_true", help="replace an existing --out")
     bench = commands.add_parser("bench", help="time the kernels against their peers")
     bench.add_argument("family", choices=("losses", "heads", "selection"))
     bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
@@ -82,29 +126,39 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -> None:
     """A flag per setting of `Config`; a flag that is not given stays out of the namespace."""
-    from ltkernels.train.config import Config, kind_of
+    from ltkernels.train.config import Config, kind_of, spelled
 
     for item in fields(Config):
         if only is not None and item.name not in only:
             continue
         text = item.metadata["help"]
-        if item.default is not None:
+        if item.default not in (None, ""):
             text += f" (default: {item.default})"
-        parser.add_argument(
-            f"--{item.name.replace('_', '-')}",
-            dest=item.name,
-            type=kind_of(item),
-            default=argparse.SUPPRESS,
-            choices=item.metadata.get("choices"),
-            help=text.replace("%", "%%"),
-            metavar=None if "choices" in item.metadata else item.name.upper(),
-        )
+        flag = f"--{item.name.replace('_', '-')}"
+        shared = {"dest": item.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        choices = item.metadata.get("choices")
+        if kind_of(item) is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **shared)
+        elif choices:
+            parser.add_argument(flag, type=partial(spelled, choices=choices), choices=choices, **shared)
+        else:
+            parser.add_argument(flag, type=kind_of(item), metavar=item.name.upper(), **shared)
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _config(arguments: argparse.Namespace) -> Any:
     from ltkernels.train.config import Config, from_mapping, read_toml
 
-    values = read_toml(arguments.config) if arguments.config else {}
+    values = {}
+    if getattr(arguments, "preset", None):
+        from ltkernels.train import presets
+
+        values = presets.load(arguments.preset)
+    if arguments.config:
+        values |= read_toml(arguments.config)
     given = {item.name: getattr(arguments, item.name) for item in fields(Config) if hasattr(arguments, item.name)}
     return from_mapping({**values, **given}, str(arguments.config or "settings"))
 
@@ -136,20 +190,28 @@ def _job(arguments: argparse.Namespace) -> None:
     from ltkernels.train.config import to_toml
 
     config = _config(arguments)
-    name = config.data.partition(":")[0]
-    out = arguments.out or Path("runs") / f"{arguments.command}-{name}-{config.loss}-seed{config.seed}"
-    progress = _Progress(arguments.quiet)
+    if arguments.seeds and hasattr(arguments, "seed"):
+        raise ValueError("--seed and --seeds exclude each other")
+    seeds = f"seed{config.seed}" if not arguments.seeds else f"seeds{','.join(map(str, arguments.seeds))}"
+    out = arguments.out or Path("runs") / f"{arguments.command}-{config.data.partition(':')[0]}-{config.loss}-{seeds}"
+    # torchrun starts several processes; the first one speaks.
+    quiet = arguments.quiet or os.environ.get("RANK", "0") != "0"
+    progress = _Progress(quiet)
 
     def on_config(resolved: Any) -> None:
-        if not arguments.quiet:
+        if not quiet:
             print(to_toml(resolved))
 
     job = train.run if arguments.command == "run" else train.train
+    if arguments.seeds:
+        job = partial(train.run_seeds, arguments.command, seeds=arguments.seeds)
     try:
-        summary = job(config, out=out, force=arguments.force, progress=progress, on_config=on_config)
+        summary = job(
+            config, out=out, force=arguments.force, resume=arguments.resume, progress=progress, on_config=on_config
+        )
     finally:
         progress.clear()
-    if not arguments.quiet:
+    if not quiet:
         _print_variants(summary["variants"])
         print(f"\n{summary['seconds']:.1f} s; results in {out}, open {out / 'report.html'}")
 
@@ -166,6 +228,32 @@ def _print_variants(variants: list[dict[str, Any]]) -> None:
         fdg = "-" if v.get("fdg_tail") is None else f"{v['fdg_tail']:.3f}"
         groups = "".join(f"{group(v, name):>8}" for name in ("many", "medium", "few"))
         print(f"{v['name']:<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}")
+
+
+def _experiment(arguments: argparse.Namespace) -> None:
+    from ltkernels.train.experiment import fdg_experiment
+
+    names = arguments.data.split(",")
+    del arguments.data
+    progress = _Progress(arguments.quiet)
+    try:
+        summary = fdg_experiment(
+            _config(arguments),
+            data=names,
+            methods=arguments.methods.split(","),
+            levels=arguments.levels,
+            sets=arguments.sets,
+            processes=arguments.processes,
+            out=arguments.out,
+            force=arguments.force,
+            resume=arguments.resume,
+            progress=progress,
+        )
+    finally:
+        progress.clear()
+    if not arguments.quiet:
+        print("\n".join(summary["verdicts"]))
+        print(f"\n{summary['seconds']:.1f} s; results in {arguments.out}, see {arguments.out / 'scatter.png'}")
 
 
 def _select(arguments: argparse.Namespace) -> None:
@@ -220,7 +308,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from ltkernels import train
 
-    print(train.rebuild_report(arguments.run_dir))
+    path = train.rebuild_report(arguments.run_dir)
+    print(path)
+    if arguments.png:
+        from ltkernels.train.report import save_pngs
+
+        print(f"{len(save_pngs(path.read_text(encoding='utf-8'), arguments.png))} charts in {arguments.png}")
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from ltkernels.train.report import audit_file
+
+    result = audit_file(arguments.features, out=arguments.out, other=arguments.against, force=arguments.force)
+    counts, errors = result["class_counts"], result["label_errors"]
+    print(f"{sum(counts)} samples in {len(counts)} classes, {max(counts)} to {min(counts)} a class")
+    found = "" if errors is None else f"{len(errors)}; "
+    print(f"suspected label errors: {found}{result['label_errors_note']}")
+    print(f"results in {arguments.out}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -254,8 +358,10 @@ _COMMANDS = {
     "run": _job,
     "train": _job,
     "select": _select,
+    "experiment": _experiment,
     "evaluate": _evaluate,
     "report": _report,
+    "audit": _audit,
     "bench": _bench,
     "doctor": _doctor,
 }
@@ -266,9 +372,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         _COMMANDS[arguments.command](arguments)
-    except KeyboardInterrupt:
-        print("ltkernels: interrupted; no results were written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        # A stop inside a result folder knows its signal; Ctrl-C before that leaves nothing.
+        signum = getattr(stop, "signum", None)
+        left = "no results were written" if signum is None else "--resume auto continues it"
+        print(f"ltkernels: {'interrupted' if signum is None else f'stopped by {stop}'}; {left}", file=sys.stderr)
+        return 128 + (signum or signal.SIGINT)
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("LTKERNELS_TRACEBACK"):
             raise

@@ -1,4 +1,4 @@
-"""Data sets: golden counts typed by hand, samplers that reach the loader, and files that are refused in words."""
+"""Data sets: golden counts typed by hand, and files that are refused in words."""
 
 import gzip
 import struct
@@ -11,7 +11,6 @@ import torch
 from ltkernels.train import data
 from ltkernels.train.data import DataRequest, Dataset, class_sizes, make_long_tailed
 from ltkernels.train.data.fashion_mnist import read_idx
-from ltkernels.train.samplers import SAMPLERS, batches, class_probabilities
 
 CIFAR10_LT_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
@@ -56,10 +55,16 @@ def test_digits_golden_counts_and_held_out_test():
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match=r"digits-lt, fashion-mnist-lt, npz:PATH"):
+    with pytest.raises(ValueError, match=r"digits-lt, fashion-mnist-lt, .*folder:PATH, npz:PATH"):
         data.load("imagenet")
     with pytest.raises(ValueError, match="unknown data set 'npz:'"):
         data.load("npz:")
+
+
+def test_image_size_is_refused_where_it_would_do_nothing():
+    for name in ("digits-lt", "npz:x.npz"):
+        with pytest.raises(ValueError, match="image_size is 16: the samples of data set"):
+            data.load(name, DataRequest(image_size=16))
 
 
 def _arrays() -> dict[str, np.ndarray]:
@@ -163,39 +168,3 @@ def test_broken_idx_files_are_refused(tmp_path, content, message):
     (tmp_path / "images.gz").write_bytes(gzip.compress(content)[:-3])
     with pytest.raises(ValueError, match=r"images\.gz: not a complete gzip"):
         read_idx(tmp_path / "images.gz", dims=3)
-
-
-COUNTS = [100, 25, 4]
-
-
-@pytest.mark.parametrize(
-    ("name", "shares"),
-    # 100 : 25 : 4, its square roots 10 : 5 : 2, and a third each.
-    [("instance", [100 / 129, 25 / 129, 4 / 129]), ("sqrt", [10 / 17, 5 / 17, 2 / 17]), ("balanced", [1 / 3] * 3)],
-)
-def test_sampler_truth(name, shares):
-    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(COUNTS))[torch.randperm(129)]
-    generator = torch.Generator().manual_seed(0)
-    emitted = [labels[b] for _ in range(400) for b in batches(labels, name, 3, 32, generator)]
-    observed = torch.bincount(torch.cat(emitted), minlength=3).double()
-    observed /= observed.sum()
-    assert class_probabilities(name, COUNTS).tolist() == pytest.approx(shares)
-    # 51 600 draws: a share's standard deviation is at most 0.0022.
-    assert observed.tolist() == pytest.approx(shares, abs=0.009)
-
-
-def test_instance_sampler_visits_every_sample_once():
-    labels = torch.zeros(65, dtype=torch.int64)
-    epoch = list(batches(labels, "instance", 1, 32, torch.Generator().manual_seed(0)))
-    assert sorted(torch.cat(epoch).tolist()) == list(range(65))
-    # No batch of one: batch normalisation would refuse it.
-    assert [len(b) for b in epoch] == [32, 33]
-
-
-def test_every_sampler_is_offered_by_the_config():
-    from ltkernels.train.config import Config
-
-    choices = Config.__dataclass_fields__["sampler"].metadata["choices"]
-    assert set(choices) == set(SAMPLERS)
-    with pytest.raises(ValueError, match="sampler must be one of instance, sqrt, balanced"):
-        class_probabilities("progressive", COUNTS)

@@ -9,10 +9,11 @@ import torch
 from ltkernels import train
 from ltkernels.train import rundir
 from ltkernels.train.config import Config, from_mapping, parse_select, read_toml, to_toml
-from ltkernels.train.engine import rate_factor
 from ltkernels.train.features import complete_tail, derived_seed, head_tail_split
 from ltkernels.train.jobs import load_data
-from ltkernels.train.pipeline import Job, loss_record
+from ltkernels.train.pipeline import Job
+from ltkernels.train.recipe import parse_lr_schedule, rate_factor
+from ltkernels.train.schedules import build_loss, loss_record, start_epoch
 
 QUICK = Config(model="mlp", epochs=3, retrain_epochs=3, random_repeats=2, batch_size=64, lr=0.05, threads=1)
 
@@ -41,7 +42,7 @@ def test_head_tail_split_by_hand():
 
 
 def test_learning_rate_warms_up_and_decays():
-    factors = [rate_factor(step, 100) for step in range(100)]
+    factors = [rate_factor("cosine", None, epoch, step, 10, 10) for epoch in range(10) for step in range(10)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[52] == pytest.approx(0.5 * (1 + math.cos(math.pi * 47 / 95)))
     assert 0 < factors[99] < 0.001
@@ -138,7 +139,7 @@ def test_broken_checkpoint_is_named(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"ce\.pt"):
         train.evaluate(copy)
     (copy / "checkpoints" / "ce.pt").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"ce\.pt: not a checkpoint"):
+    with pytest.raises(ValueError, match=r"ce\.pt: damaged"):
         train.evaluate(copy)
 
 
@@ -161,13 +162,47 @@ def test_schedule_and_sampler_reach_the_training():
         train.train(QUICK.replace(loss="class_balanced", schedule="drw"))
 
 
+def test_learning_rate_of_the_published_recipes():
+    # Cao et al. 2019, per epoch: rises over five epochs, then 1, 0.01 from epoch 160 and 0.0001 from epoch 180 on.
+    factors = [rate_factor("step:160=0.01,180=0.0001", 5, epoch, 7, 200, 97) for epoch in range(200)]
+    assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert factors[159:161] == [1.0, 0.01]
+    assert factors[179:181] == [0.01, 0.0001]
+    for text in ("step:", "step:5=0", "step:9=0.1,3=0.1", "poly", "step:0=0.1"):
+        with pytest.raises(ValueError, match="lr_schedule"):
+            parse_lr_schedule(text)
+
+
+COUNTS = [124, 88, 63, 45, 32, 23, 16, 12, 8, 6]
+
+
 def test_drw_weights_hold_for_the_last_fifth_alone():
-    data = load_data(QUICK)
-    (start, first), (late, second) = Job(QUICK, data, None).losses(loss_record("ce"), data.class_counts, "drw", 10)
-    assert (start, late) == (0, 8)
-    assert first.weight is None
+    start = start_epoch("drw", None, 10)
+    assert start == 8
+    criterion, (schedule,) = build_loss(loss_record("ce"), COUNTS, {}, "drw", start, 1.0, "cpu")
+    schedule.step(7)
+    assert criterion.weight.tolist() == [1.0] * 10
+    schedule.step(8)
     # (1 - b) / (1 - b^n) at b = 0.9999 is nearly 1 / n: digit 9 (6 samples) weighs 124 / 6 times digit 0.
-    assert float(second.weight[9] / second.weight[0]) == pytest.approx(124 / 6, rel=0.01)
+    assert float(criterion.weight[9] / criterion.weight[0]) == pytest.approx(124 / 6, rel=0.01)
+
+
+def test_schedules_and_options_reach_the_loss():
+    criterion, (schedule,) = build_loss(loss_record("kps"), COUNTS, {"s": 10.0}, "ga", 6, 1.0, "cpu")
+    assert criterion.options["s"] == 10.0
+    assert criterion.row_scale.tolist() == [1.0] * 10
+    schedule.step(6)
+    assert float(criterion.row_scale[9]) > float(criterion.row_scale[0]) >= 10.0
+    criterion, (schedule,) = build_loss(loss_record("vector_scaling"), COUNTS, {}, "tla_adrw", 6, 0.5, "cpu")
+    schedule.step(6)
+    assert criterion.scale.tolist() == [1.0] * 10
+    assert float(criterion.weight[9] / criterion.weight[0]) == pytest.approx((124 / 6) ** 0.5)
+    with pytest.raises(ValueError, match="ldam has no option tau; known: max_margin, s"):
+        build_loss(loss_record("ldam"), COUNTS, {"tau": 1.0}, "none", None, 1.0, "cpu")
+    with pytest.raises(TypeError, match=r"GradientAdjustment needs an ltkernels\.nn\.KPS"):
+        build_loss(loss_record("ce"), COUNTS, {}, "ga", 6, 1.0, "cpu")
+    with pytest.raises(ValueError, match="schedule_start 10 is not below"):
+        start_epoch("drw", 10, 10)
 
 
 @pytest.mark.parametrize("select", ["min", "target:0.5", "random"])
@@ -207,6 +242,12 @@ def test_divergence_is_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match=r"lr 1e\+30: the loss became"):
         train.train(QUICK.replace(lr=1e30), out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    # And the results that it was to replace are still there.
+    train.train(QUICK, out=tmp_path / "out")
+    before = sorted((p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir() if p.is_file())
+    with pytest.raises(ValueError, match="the loss became"):
+        train.train(QUICK.replace(lr=1e30), out=tmp_path / "out", force=True)
+    assert before == sorted((p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir() if p.is_file())
 
 
 def test_unknown_loss_lists_the_known():

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ltkernels.train.report import charts, render
-from ltkernels.train.report.svg import label, ticks
+from ltkernels.train.report import charts, plots, render, save_pngs
+from ltkernels.train.report.svg import Svg, label, ticks
 
 VOID = {"meta", "br"}
 NAMES = ["<script>alert(1)</script>", 'a "quoted" & name', "plain"]
@@ -140,6 +140,103 @@ def test_hundred_classes_and_a_training_alone(summary):
     _parse(page)
     assert "class 99" in page
     assert "FDG" not in re.sub(r"<th>FDG tail", "", page).split("<h2>Definitions")[1]
+
+
+def _with_analysis(summary):
+    """What a run of this version records beside accuracies."""
+    more = copy.deepcopy(summary)
+    for v in more["variants"]:
+        v |= {
+            "worst_class": {"label": 0, "accuracy": 0.25}, "g_mean": 0.5, "harmonic_mean": 0.4, "macro_f1": 0.375,
+            "ece": 0.125, "classifier_norms": [2.0, 1.0, 0.5], "classifier_norm_variance": 0.3889,
+        }  # fmt: skip
+        v["groups"]["few"]["se"] = 0.0625
+    more["variants"][2] |= {"classifier_norms": None, "classifier_norm_variance": None}
+    more["features"] = {
+        "class_diversity": [3.0, None, 1.0],
+        "class_similarity": [[1.0, -0.5, 0.01], [-0.5, 1.0, 0.25], [0.01, 0.25, 1.0]],
+        "embedding": {"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 2.0], "label": [0, 1, 2]},
+    }
+    return more
+
+
+def test_analysis_is_shown_where_it_was_recorded(summary):
+    html = render(_with_analysis(summary), _metrics())
+    page = _parse(html)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+    for title in ("Further measures", "Classifier norms against counts", "Feature space", "FDG against accuracy"):
+        assert f"{title} " in text
+    assert "<script>" not in html
+    assert not {"script", "img", "link"} & set(page.tags)
+    assert "25.0 &lt;script&gt;alert(1)&lt;/script&gt; 50.0 40.0 37.5 12.5 0.389" in text
+    assert "20.0 ± 6.2" in text
+    # The variant without norms has a dash in the table and no mark in the chart.
+    assert "12.5 &ndash;" in text
+    chart = html.split("Classifier norms")[1].split("<h2>")[0]
+    assert chart.count("<title>") - chart.count("<title></title>") == 4 * 3
+    single = _with_analysis(summary)
+    single["features"]["embedding"] = None
+    assert "plane of largest variance" not in render(single, _metrics())
+    # Summaries of earlier versions have nothing of this.
+    older = re.sub(r"<[^>]+>", " ", render(summary, _metrics()))
+    assert "Further measures" not in older
+    assert "Feature space" not in older
+
+
+def test_points_lie_where_their_values_are():
+    drawing = plots.points(
+        "t", "x", "y", [("s", [(1.0, 0.0), (10.0, 5.0), (100.0, 10.0)], ["a", "b", "c"])], [0], log_x=True
+    )
+    places = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([^"]+)" cy="([^"]+)"', drawing)]
+    assert places[1][0] == pytest.approx((places[0][0] + places[2][0]) / 2, abs=0.02)
+    assert places[1][1] == pytest.approx((places[0][1] + places[2][1]) / 2, abs=0.02)
+    assert places[0][0] < places[2][0]
+    assert places[0][1] > places[2][1]
+    # One point, or equal points, are no division by zero.
+    plots.points("t", "x", "y", [("s", [(2.0, 3.0)], ["a"])], [0])
+
+
+def test_matrix_draws_what_can_be_seen():
+    drawing = plots.matrix("t", [[1.0, 0.02], [0.02, -0.6]], ["a", "<b>"], [1, 0], "n")
+    assert re.findall(r"<title>([^<]+)</title>", drawing) == ["&lt;b&gt; and &lt;b&gt;: -0.60", "a and a: 1.00"]
+    assert 'fill="#084578"' in drawing
+
+
+def test_charts_become_pngs(summary, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    paths = save_pngs(render(_with_analysis(summary), _metrics()), tmp_path / "charts")
+    names = [path.name for path in paths]
+    assert sorted(tmp_path.joinpath("charts").iterdir()) == sorted(paths)
+    for part in (
+        "legend",
+        "class-counts-beside",
+        "confusion-matrix-of-fdg-max",
+        "classifier-row-norms",
+        "completed-tails",
+    ):
+        assert any(part in name for name in names), part
+    for path in paths:
+        with image.open(path) as chart:
+            assert len(chart.convert("RGB").getcolors(1 << 20)) > 2
+
+
+def test_png_has_the_drawing_at_twice_its_size(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    svg = Svg(40, 30, "a/../b\x07")
+    svg.rect(4, 6, 10, 8, "#0072b2")
+    svg.line(20, 20, 40, 20, "#d55e00", 6)
+    svg.marker(30, 8, 4)
+    (path,) = save_pngs(f"<p>{svg.render()}</p>", tmp_path)
+    assert path == tmp_path / "01-a-b.png"
+    with image.open(path) as chart:
+        assert chart.size == (80, 60)
+        assert chart.getpixel((18, 20)) == (0x00, 0x72, 0xB2)
+        assert chart.getpixel((60, 40)) == (0xD5, 0x5E, 0x00)
+        assert chart.getpixel((2, 2)) == (255, 255, 255)
+        assert chart.getpixel((36, 40)) == (255, 255, 255)
+        red, green, blue = chart.getpixel((60, 16))
+        assert (red, green, blue) != (255, 255, 255)
+        assert red > green < blue  # the fifth mark's purple
 
 
 def test_ticks_are_round():

@@ -1,5 +1,37 @@
-"""Augmentation for tail classes; so far in feature space."""
+"""Augmentation for tail classes.
 
-from ltkernels.augment.synthesis import fdc, most_similar_class
+Image space, a batch at a time: `mixup`, `cutmix`, `remix`, `cmo` (with `foreground_indices`), whose targets go into any
+loss of this library as they are; `crop_flip` is the usual crop and mirroring. Pools of a tail class, made once:
+`remix_pool` and `cmo_pool` of images, `fdc`, `smote` and `ofa` of features. `fuse` and `Calibration.sample` are OFA and FDC
+for training batches; `m2m` translates majority samples, images or features.
+"""
 
-__all__ = ["fdc", "most_similar_class"]
+from ltkernels.augment.crops import crop_flip
+from ltkernels.augment.fusion import class_activation_maps, confusing_classes, fuse, ofa
+from ltkernels.augment.mixing import cmo, cutmix, foreground_indices, mixup, remix
+from ltkernels.augment.pools import cmo_pool, relative_heads, remix_pool
+from ltkernels.augment.synthesis import Calibration, calibrate, fdc, most_similar_class, smote
+from ltkernels.augment.translation import Translated, m2m
+
+__all__ = [
+    "Calibration",
+    "Translated",
+    "calibrate",
+    "class_activation_maps",
+    "cmo",
+    "cmo_pool",
+    "confusing_classes",
+    "crop_flip",
+    "cutmix",
+    "fdc",
+    "foreground_indices",
+    "fuse",
+    "m2m",
+    "mixup",
+    "most_similar_class",
+    "ofa",
+    "relative_heads",
+    "remix",
+    "remix_pool",
+    "smote",
+]

@@ -1,12 +1,20 @@
 """The reference trainer. Needs the extra: pip install "ltkernels[train]".
 
-import ltkernels.train as train
-summary = train.run(train.Config(loss="ldam", epochs=20), out="results")
+    import ltkernels.train as train
+    summary = train.run(train.Config(loss="ldam", epochs=20), out="results")
+
+Data of your own: two lines, then its name is a data set like any other.
+
+    train.data.register("mine", lambda request: train.data.Dataset.from_arrays(x, y, x_test, y_test))
+    summary = train.train(train.Config(data="mine"), out="results")
+
+On the command line it is one flag: `ltkernels train --data npz:FILE` with arrays x_train, y_train, x_test, y_test.
 """
 
-from ltkernels.train import data
+from ltkernels.train import data, presets
 from ltkernels.train.config import Config
 from ltkernels.train.jobs import evaluate, rebuild_report, run, train
+from ltkernels.train.seeds import run_seeds
 from ltkernels.train.select import select_features
 
-__all__ = ["Config", "data", "evaluate", "rebuild_report", "run", "select_features", "train"]
+__all__ = ["Config", "data", "evaluate", "presets", "rebuild_report", "run", "run_seeds", "select_features", "train"]

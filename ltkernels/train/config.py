@@ -5,12 +5,20 @@ import importlib
 import math
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ltkernels.train.data import PROFILES
+from ltkernels.train.batching import MIXERS
+from ltkernels.train.data import PROFILES, names
+from ltkernels.train.logs import parse_logs
+from ltkernels.train.recipe import parse_lr_schedule
+from ltkernels.train.samplers import SAMPLERS
+from ltkernels.train.schedules import SCHEDULES, parse_options
+
+# What may follow the first stage; `stage2.py` holds their functions.
+STAGES = ("crt", "lws", "tau-norm", "ncm", "ofa", "fdc")
 
 
 def _setting(default: Any, text: str, **metadata: Any) -> Any:
@@ -25,8 +33,9 @@ class Config:
     Raises ValueError or TypeError naming the setting and the value on construction.
     """
 
-    data: str = _setting("digits-lt", "data set: digits-lt, fashion-mnist-lt, npz:PATH or a registered name")
+    data: str = _setting("digits-lt", f"data set: {', '.join(names())} or a registered name")
     data_dir: str | None = _setting(None, "folder that holds the data set's files")
+    image_size: int | None = _setting(None, "side in pixels that image files are brought to", at_least=1)
     imbalance: float | None = _setting(None, "imbalance factor n_max / n_min (default: the data set's)", at_least=1)
     profile: str = _setting("exp", "how class sizes fall from n_max to n_min", choices=PROFILES)
     data_seed: int = _setting(0, "which images the long-tailed set keeps; apart from --seed on purpose", at_least=0)
@@ -35,15 +44,57 @@ class Config:
         None, "classifier (default: the one the loss is defined on)", choices=("linear", "cosine")
     )
     loss: str = _setting("logit_adjusted", "the loss to compare with plain cross-entropy")
-    sampler: str = _setting("instance", "class frequencies of the batches", choices=("instance", "balanced", "sqrt"))
-    schedule: str = _setting("none", "drw: class-balanced weights for the last fifth", choices=("none", "drw"))
+    loss_options: str = _setting("", "options of the loss, as tau=1.25,gamma=0.15")
+    sampler: str = _setting("instance", "class frequencies of the batches", choices=tuple(SAMPLERS))
+    schedule: str = _setting(
+        "none",
+        "what changes late: drw class-balanced weights, drs class-balanced sampling, ga KPS gradient adjustment, "
+        "tla_adrw truncated logit adjustment",
+        choices=tuple(SCHEDULES),
+    )
+    schedule_start: int | None = _setting(
+        None, "its first epoch, from 0 (default: 0.8 of the epochs, ga: 0.6)", at_least=0
+    )
+    schedule_nu: float = _setting(1.0, "tla_adrw: exponent of the weights", at_least=0)
+    mix: str = _setting("none", "mixing of images in a batch", choices=("none", *MIXERS))
+    mix_alpha: float = _setting(1.0, "mixing: shares are drawn from Beta(alpha, alpha)", positive=True)
+    mix_prob: float | None = _setting(
+        None, "mixing: probability a batch (default: 1; cutmix and cmo: 0.5)", at_least=0, at_most=1
+    )
+    crop: int | None = _setting(
+        None, "random crop after padding by so many pixels (default: the data set's, or 0)", at_least=0
+    )
+    flip: bool | None = _setting(None, "random horizontal flip (default: the data set's, or off)")
+    pretrain: str = _setting("none", "self-supervised pre-training of the backbone", choices=("none", "rotation"))
+    pretrain_epochs: int | None = _setting(None, "its epochs (default: --epochs)", at_least=1)
+    stage2: str = _setting("none", "what follows on frozen features", choices=("none", *STAGES))
+    post_hoc: str = _setting(
+        "none", "tau: post-hoc logit adjustment, tau tuned on held-out data", choices=("none", "tau")
+    )
+    holdout: float = _setting(
+        0.1, "share of each class held out of training where tau is tuned", positive=True, at_most=0.5
+    )
+    relative: bool = _setting(False, "train: also relative accuracy, by a second run on as many samples spread evenly")
     epochs: int | None = _setting(None, "passes over the training set (default: the data set's)", at_least=1)
     batch_size: int | None = _setting(None, "samples a step (default: the data set's)", at_least=1)
+    accumulate: int = _setting(1, "parts in which a step's samples are computed, to save memory", at_least=1)
     lr: float | None = _setting(None, "peak learning rate of SGD (default: the data set's)", positive=True)
+    lr_schedule: str = _setting("cosine", "cosine, or step:160=0.01,180=0.0001 (factors of lr from an epoch on)")
+    warmup: float | None = _setting(
+        None, "epochs of linear warm-up (default: 5 % of the steps; step: none)", at_least=0
+    )
+    momentum: float = _setting(0.9, "momentum of SGD", at_least=0, at_most=1)
     weight_decay: float = _setting(5e-4, "L2 penalty of SGD", at_least=0)
     seed: int = _setting(0, "initialisation, batch order, synthesis and clustering", at_least=0)
     device: str = _setting("cpu", "torch device: cpu, cuda, cuda:1")
     threads: int | None = _setting(None, "torch's CPU threads (default: the data set's, or torch's)", at_least=1)
+    precision: str = _setting("fp32", "autocast of the forward pass", choices=("fp32", "bf16", "fp16"))
+    channels_last: bool = _setting(True, "memory layout of images and convolutions")
+    compile: str = _setting(
+        "off", "torch.compile; reduce-overhead uses CUDA graphs", choices=("off", "default", "reduce-overhead")
+    )
+    checkpoint_seconds: float = _setting(30.0, "time between the checkpoints that --resume reads", at_least=0)
+    log: str = _setting("", "further logs besides metrics.jsonl: csv, tensorboard, or csv,tensorboard")
     select: str = _setting("max", "which augmented subsets complete the tail: max, min, target:X (FDG) or random")
     features_from: str = _setting("ce", "which training gives features", choices=("ce", "loss"))
     head_ratio: float = _setting(0.9, "head classes hold more than this share of the samples", positive=True, at_most=1)
@@ -59,6 +110,9 @@ class Config:
         for item in fields(self):
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
         parse_select(self.select)
+        parse_lr_schedule(self.lr_schedule)
+        parse_options(self.loss_options)
+        parse_logs(self.log)
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with `changes`, checked again."""
@@ -70,8 +124,13 @@ class Config:
 
 
 def kind_of(item: dataclasses.Field) -> type:
-    """str, int or float: what a setting holds where it is not None."""
-    return next(kind for kind in (str, int, float) if kind in (item.type, *typing.get_args(item.type)))
+    """str, int, float or bool: what a setting holds where it is not None."""
+    return next(kind for kind in (str, int, float, bool) if kind in (item.type, *typing.get_args(item.type)))
+
+
+def spelled(value: str, choices: Sequence[str]) -> str:
+    """`value` as `choices` spell it: `tla-adrw` is `tla_adrw`, `tau_norm` is `tau-norm`."""
+    return next((c for c in choices if c.replace("_", "-") == value.replace("_", "-")), value)
 
 
 def _checked(item: dataclasses.Field, value: Any) -> Any:
@@ -80,10 +139,12 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
         return None
     kind = kind_of(item)
     number = kind is float and isinstance(value, int)
-    if isinstance(value, bool) or not (isinstance(value, kind) or number):
+    if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):
         raise TypeError(f"{item.name} must be {kind.__name__}, got {value!r}")
     value = kind(value)
     rule = item.metadata
+    if "choices" in rule:
+        value = spelled(value, rule["choices"])
     if "choices" in rule and value not in rule["choices"]:
         raise ValueError(f"{item.name} must be one of {', '.join(rule['choices'])}, got {value!r}")
     if kind is float and not math.isfinite(value):
@@ -144,7 +205,9 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _toml_value(value: str | int | float) -> str:
+def _toml_value(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     if not isinstance(value, str):
         return repr(value)
     escapes = {'"': '\\"', "\\": "\\\\"}

@@ -1,58 +1,52 @@
-"""The training loop: SGD over batches that live on the device, an evaluation per epoch, no host sync per step."""
+"""The training loop: SGD over batches that live on the device, an evaluation per epoch, no host sync per step.
+
+The loop's whole state can be written between any two steps and read back: a training that was stopped, or killed, goes
+on to the same numbers, to the bit.
+"""
 
 import math
+import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ltkernels.schedules import Schedule
+from ltkernels.train import distributed
+from ltkernels.train.batching import Batches, Target, denominator, rows_of
+from ltkernels.train.checkpoint import PhaseStore, capture_random, restore_random, seed_random
 from ltkernels.train.metrics import confusion_matrix, summarize
+from ltkernels.train.recipe import Recipe
 from ltkernels.train.samplers import batches
+from ltkernels.train.signals import Stop, Stopped
 
-_MOMENTUM = 0.9
-# Share of the steps that raise the rate from 0, before a half cosine takes it back to 0.
-_WARMUP = 0.05
 # Activations of this many small images stay in the cache; 2048 of 28x28 were 200 MB a layer, and several times slower.
 _EVAL_BATCH = 256
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 """`progress(phase, done, total, record)`; `record` is the epoch's line of metrics.jsonl, or {}."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How one model is fitted. `losses` pairs the first epoch (from 0) with the loss that holds from there on."""
-
-    losses: Sequence[tuple[int, nn.Module]]
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    sampler: str
-    seed: int
+Restored = Callable[[list[dict[str, Any]], float], None]
+"""`restored(records, seconds)`: the epochs that a checkpoint brought back, and the time they took."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training left behind, besides the model: a record per epoch, the last confusion matrix, the best epoch."""
+    """What a training left behind, besides the model: a record per epoch, the last confusion matrix, the time it took."""
 
     history: list[dict[str, Any]]
     confusion: Tensor
+    seconds: float
 
     @property
     def best_balanced_accuracy(self) -> float:
         """The best epoch by the test set: an upper bound for reference, not a result."""
         return max(record["test_balanced_accuracy"] for record in self.history)
-
-
-def rate_factor(step: int, steps: int) -> float:
-    """The learning rate of step 0..steps-1 as a share of the peak: linear warm-up, then half a cosine towards 0."""
-    warmup = max(1, round(_WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 @torch.no_grad()
@@ -73,64 +67,234 @@ def apply(model: nn.Module, x: Tensor) -> Tensor:
 
 def fit(
     model: nn.Module,
+    criterion: nn.Module,
     train_set: tuple[Tensor, Tensor],
     test_set: tuple[Tensor, Tensor],
     num_classes: int,
     recipe: Recipe,
     phase: str,
+    *,
+    schedules: Sequence[Schedule] = (),
     progress: Progress | None = None,
+    on_restore: Restored | None = None,
+    store: PhaseStore | None = None,
+    stop: Stop | None = None,
+    fill: Tensor | None = None,
 ) -> Fit:
     """Train `model` in place on (x, y), evaluating on the test set after every epoch.
 
-    The same seed gives the same numbers on the same machine, torch version and number of threads; torch's global random
-    state (dropout draws from it) is seeded here and put back. Raises ValueError where the loss stops being finite.
+    `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. The same seed gives the same numbers on the
+    same machine, torch version and number of threads; the global random states of torch, numpy and python (a model or a
+    data set may draw from them) are seeded here and put back. With `store`, training goes on from the newest checkpoint
+    there; `on_restore` gets the records of its epochs and the time they took. `fill` (channels,) is what a random crop brings in. Raises
+    ValueError where the loss stops being finite, and `Stopped` after a signal, once a checkpoint is written.
     """
     device = train_set[0].device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(recipe.seed)
-        return _fit(model, train_set, test_set, num_classes, recipe, phase, progress)
+    outside = capture_random(device)
+    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, fill)
+    try:
+        return loop.run(progress, on_restore, store, stop or Stop())
+    finally:
+        restore_random(outside, device)
 
 
-def _fit(
-    model: nn.Module,
-    train_set: tuple[Tensor, Tensor],
-    test_set: tuple[Tensor, Tensor],
-    num_classes: int,
-    recipe: Recipe,
-    phase: str,
-    progress: Progress | None,
-) -> Fit:
-    (x, y), (x_test, y_test) = train_set, test_set
-    generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=_MOMENTUM, weight_decay=recipe.weight_decay)
-    history: list[dict[str, Any]] = []
-    confusion = torch.empty(0)
-    model.train()
-    for epoch in range(recipe.epochs):
-        criterion = [loss for start, loss in recipe.losses if start <= epoch][-1]
-        epoch_batches = list(batches(y, recipe.sampler, num_classes, recipe.batch_size, generator))
-        total = torch.zeros((), dtype=torch.float64, device=x.device)
-        for step, index in enumerate(epoch_batches, start=epoch * len(epoch_batches)):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * rate_factor(step, recipe.epochs * len(epoch_batches))
-            loss = criterion(model(x[index]), y[index])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-        mean_loss = float(total) / len(epoch_batches)
-        if not math.isfinite(mean_loss):
-            raise ValueError(f"lr {recipe.lr}: the loss became {mean_loss} in epoch {epoch + 1} of {phase}; lower it")
-        confusion = confusion_matrix(y_test, predict(model, x_test), num_classes).cpu()
-        scores = summarize(confusion, [1] * num_classes)
-        record = {
-            "phase": phase,
-            "epoch": epoch + 1,
-            "train_loss": mean_loss,
-            "test_balanced_accuracy": scores["balanced_accuracy"],
-            "test_top1": scores["top1"],
+class _Loop:
+    """One training; everything that `state` names is all that changes from step to step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        train_set: tuple[Tensor, Tensor],
+        test_set: tuple[Tensor, Tensor],
+        num_classes: int,
+        recipe: Recipe,
+        phase: str,
+        schedules: Sequence[Schedule],
+        fill: Tensor | None,
+    ) -> None:
+        self.model, self.criterion, self.schedules = model, criterion, schedules
+        self.test_set, self.num_classes, self.recipe, self.phase = test_set, num_classes, recipe, phase
+        self.device = train_set[0].device
+        self.world = distributed.current()
+        # Two seeds from one: the order of the batches does not depend on what is done to the samples.
+        self.order = torch.Generator().manual_seed(recipe.seed)
+        self.batches = Batches(*train_set, num_classes, recipe, recipe.seed ^ 0x5DEECE66D, fill)
+        self.optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.epoch = self.step = 0
+        self.epoch_order = self.order.get_state()
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.history: list[dict[str, Any]] = []
+        self.confusion = torch.empty(0)
+        self.seconds = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Plain tensors, numbers and strings, copied: `epoch` and `step` are the next to be done."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "random": self.world.gather(capture_random(self.device)),
+            "order": self.epoch_order,
+            "batches": self.batches.state(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "total": self.world.sum(self.total.clone()),
+            "history": self.history,
+            "confusion": self.confusion,
+            "seconds": self.seconds,
         }
-        history.append(record)
-        if progress:
-            progress(phase, epoch + 1, recipe.epochs, record)
-    return Fit(history=history, confusion=confusion)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        # Schedules first: they make the buffers that the criterion's state fills.
+        for schedule, saved in zip(self.schedules, state["schedules"]):
+            schedule.load_state_dict(saved)
+        self.criterion.load_state_dict(state["criterion"])
+        restore_random(state["random"][self.world.rank], self.device)
+        self.order.set_state(state["order"])
+        self.batches.set_state(state["batches"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch_order = state["order"]
+        # The total of all processes goes on in the first.
+        self.total.copy_(state["total"] if self.world.is_main else torch.zeros(()))
+        self.history, self.confusion, self.seconds = state["history"], state["confusion"], state["seconds"]
+
+    def run(
+        self,
+        progress: Progress | None,
+        on_restore: Restored | None,
+        store: PhaseStore | None,
+        stop: Stop,
+    ) -> Fit:
+        seed_random(self.recipe.seed)
+        saved = self.world.share(store.load() if store is not None and self.world.is_main else None)
+        # The first process writes, but all take part in gathering what it writes.
+        self.checkpointed = bool(self.world.any(int(store is not None)))
+        # Wrapping comes first: DistributedDataParallel would send rank 0's initial weights over the loaded ones.
+        trained = self.world.wrap(self.model)
+        if self.recipe.compile != "off":
+            trained = torch.compile(trained, mode=None if self.recipe.compile == "default" else self.recipe.compile)
+        if saved is not None:
+            self.load_state(saved)
+            if on_restore:
+                on_restore(list(self.history), self.seconds)
+        self.model.train()
+        with stop.loop():
+            while self.epoch < self.recipe.epochs:
+                self._epoch(trained, progress, store, stop)
+        return Fit(history=self.history, confusion=self.confusion, seconds=self.seconds)
+
+    def _epoch(self, trained: nn.Module, progress: Progress | None, store: PhaseStore | None, stop: Stop) -> None:
+        recipe, world = self.recipe, self.world
+        started = time.perf_counter()
+        for schedule in self.schedules:
+            schedule.step(self.epoch)
+        share = self.epoch / max(1, recipe.epochs - 1)
+        order = self.batches.sampler.epoch(recipe.sampler_at(self.epoch), self.order, share)
+        steps = batches(order, recipe.batch_size, least=2 * world.size * recipe.accumulate)
+        while self.step < len(steps):
+            rate = recipe.lr_at(self.epoch, self.step, len(steps))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            x, target = self.batches.make(steps[self.step], self.epoch)
+            self.total += self._train_step(trained, x, target)
+            self.step += 1
+            # Processes that wait for each other in a gradient cannot stop one by one: they agree at the epoch's end.
+            if world.size == 1 and self.step < len(steps):
+                self._pause(store, stop.signum or 0, started)
+        self._finish_epoch(len(steps))
+        self.seconds += time.perf_counter() - started
+        if progress and world.is_main:
+            progress(self.phase, self.epoch, recipe.epochs, self.history[-1])
+        self._pause(store, world.any(stop.signum or 0), None)
+
+    def _train_step(self, trained: nn.Module, x: Tensor, target: Target) -> Tensor:
+        """One step of SGD; the loss of the rows of this process, divided by what the whole step divides by."""
+        recipe, world, criterion = self.recipe, self.world, self.criterion
+        self.optimizer.zero_grad(set_to_none=True)
+        if recipe.accumulate == 1 and world.size == 1:
+            loss = criterion(self._forward(trained, x), target)
+            self.scaler.scale(loss).backward()
+            total = loss.detach()
+        else:
+            total = torch.zeros((), device=self.device)
+            divisor = denominator(criterion.weight if criterion.reduction == "mean" else None, target)
+            # Parts first, then this process's rows of each: batch normalisation sees the parts of a single process.
+            parts = torch.arange(len(x), device=self.device).tensor_split(recipe.accumulate)
+            for i, whole in enumerate(parts):
+                part = whole[world.rows()]
+                last = i == len(parts) - 1
+                with nullcontext() if last or world.size == 1 else trained.no_sync():
+                    loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part)) / divisor
+                    # DistributedDataParallel averages over the processes; the divisor is of all of them already.
+                    self.scaler.scale(loss * world.size).backward()
+                total += loss.detach()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return total
+
+    def _forward(self, trained: nn.Module, x: Tensor) -> Tensor:
+        dtype = _DTYPES.get(self.recipe.precision)
+        if dtype is None:
+            return trained(x)
+        with torch.autocast(self.device.type, dtype=dtype):
+            return trained(x)
+
+    def _finish_epoch(self, steps: int) -> None:
+        mean_loss = float(self.world.sum(self.total)) / steps
+        if not math.isfinite(mean_loss):
+            lr = self.recipe.lr
+            raise ValueError(
+                f"lr {lr}: the loss became {mean_loss} in epoch {self.epoch + 1} of {self.phase}; lower it"
+            )
+        x_test, y_test = self.test_set
+        self.confusion = confusion_matrix(y_test, predict(self.model, x_test), self.num_classes).cpu()
+        scores = summarize(self.confusion, [1] * self.num_classes)
+        self.history.append(
+            {
+                "phase": self.phase,
+                "epoch": self.epoch + 1,
+                "train_loss": mean_loss,
+                "test_balanced_accuracy": scores["balanced_accuracy"],
+                "test_top1": scores["top1"],
+            }
+        )
+        self.epoch, self.step = self.epoch + 1, 0
+        self.total.zero_()
+        self.epoch_order = self.order.get_state()
+
+    def _pause(self, store: PhaseStore | None, signum: int, started: float | None) -> None:
+        """Write a checkpoint where one is due, the training is done or a signal came; then end it for the signal."""
+        if self.checkpointed and (signum or self.epoch == self.recipe.epochs or self._due(store)):
+            before = self.seconds
+            if started is not None:
+                self.seconds += time.perf_counter() - started
+            state = self.state()
+            self.seconds = before
+            if store is not None:
+                store.save(state)
+        if signum:
+            raise Stopped(signum)
+
+    def _due(self, store: PhaseStore | None) -> bool:
+        return bool(self.world.any(int(store is not None and store.due())))
+
+
+def _summed(criterion: nn.Module, logits: Tensor, target: Target) -> Tensor:
+    """The sum of the rows' losses, whatever the criterion's own reduction."""
+    reduction, criterion.reduction = criterion.reduction, "sum"
+    try:
+        return criterion(logits, target)
+    finally:
+        criterion.reduction = reduction

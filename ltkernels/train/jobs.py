@@ -1,8 +1,10 @@
 """What the command line can be asked to do: `train`, `run`, `evaluate`; each is also a function for Python users."""
 
+import hashlib
 import json
 import platform
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,28 @@ import torch
 
 import ltkernels
 from ltkernels.train import data as data_module
-from ltkernels.train import rundir
+from ltkernels.train import distributed, rundir, signals
+from ltkernels.train.checkpoint import StateStore
 from ltkernels.train.config import Config, from_mapping, read_toml, to_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.engine import Progress, predict
 from ltkernels.train.features import random_arms, selected_arm
+from ltkernels.train.logs import Logs, parse_logs
 from ltkernels.train.metrics import confusion_matrix, summarize
-from ltkernels.train.pipeline import Job, Trained, loss_record
+from ltkernels.train.pipeline import Job
+from ltkernels.train.relative import add_relative, balanced_twin
 from ltkernels.train.report import render
+from ltkernels.train.schedules import loss_record
+from ltkernels.train.stage2 import follow
+from ltkernels.train.trained import Files, Trained, load_checkpoint, save_checkpoint
 
 # What a data set that says nothing gets.
-_DEFAULTS: dict[str, float | int] = {"epochs": 30, "batch_size": 64, "lr": 0.05}
+_DEFAULTS: dict[str, float | int | bool] = {"epochs": 30, "batch_size": 64, "lr": 0.05, "crop": 0, "flip": False}
+RESUME = ("never", "auto")
+# Settings that change no number: a run may go on with others.
+_FREE_ON_RESUME = {"data_dir", "checkpoint_seconds", "log"}
 # Of summary.json: the chosen loss's numbers are also the run's.
-_HEADLINE = ("balanced_accuracy", "top1", "best_balanced_accuracy", "per_class_accuracy", "groups")
+HEADLINE = ("balanced_accuracy", "top1", "best_balanced_accuracy", "per_class_accuracy", "groups")
 
 Stages = Callable[[Job], tuple[dict[str, Any], dict[str, Any], list[Trained]]]
 """A job's work: the chosen variant's entry, further keys of the summary, and the models to save."""
@@ -33,7 +44,7 @@ Stages = Callable[[Job], tuple[dict[str, Any], dict[str, Any], list[Trained]]]
 def load_data(config: Config) -> Dataset:
     """The data set that `config` names, with its profile. Raises ValueError or FileNotFoundError in words."""
     data_dir = Path(config.data_dir).expanduser() if config.data_dir else None
-    request = DataRequest("", data_dir, config.imbalance, config.profile, config.data_seed)
+    request = DataRequest("", data_dir, config.imbalance, config.profile, config.data_seed, config.image_size)
     return data_module.load(config.data, request)
 
 
@@ -42,8 +53,9 @@ def resolve(config: Config, data: Dataset) -> Config:
     loss_record(config.loss)
     defaults = {**_DEFAULTS, "threads": torch.get_num_threads(), **data.defaults}
     unset = {key: value for key, value in defaults.items() if getattr(config, key) is None}
+    unset |= {"pretrain_epochs": config.pretrain_epochs or config.epochs or defaults["epochs"]}
     try:
-        device = torch.device(config.device)
+        device = torch.device(distributed.local_device(config.device))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {config.device!r} cannot be used: {str(error).splitlines()[0]}") from error
@@ -68,16 +80,25 @@ def train(
     *,
     out: str | Path | None = None,
     force: bool = False,
+    resume: str = "never",
     progress: Progress | None = None,
     on_config: Callable[[Config], None] | None = None,
 ) -> dict[str, Any]:
-    """One training with `config.loss`; returns the summary and, with `out`, writes the result folder.
+    """One training with `config.loss` and what `stage2` and `post_hoc` add; returns the summary and, with `out`, writes the
+    result folder.
 
     `data` replaces the data set that `config` names. `on_config` gets the settings as resolved before work starts.
-    Raises ValueError, TypeError, ImportError or OSError in words for bad settings, missing data and an `out` that is
-    taken; nothing has been written then.
+    `resume="auto"` goes on with an unfinished run in `out`, to the same numbers, and returns the summary of a finished
+    one; where there is none it starts. Raises ValueError, TypeError, ImportError or OSError in words for bad settings,
+    missing data and an `out` that is taken (nothing has been written then), and `signals.Stopped`, a KeyboardInterrupt,
+    when SIGINT or SIGTERM stopped it with a checkpoint in `out`.
+
+    Custom data are two lines, and one flag afterwards (`Config(data="mine")`, or `--data npz:FILE` for arrays in a file):
+
+        train.data.register("mine", lambda request: train.data.Dataset.from_arrays(x, y, x_test, y_test))
+        train.train(train.Config(data="mine", loss="ldam"), out="results")
     """
-    return _execute("train", _train, config, data, out, force, progress, on_config)
+    return _execute("train", _train, config, data, out, force, resume, progress, on_config)
 
 
 def run(
@@ -86,16 +107,17 @@ def run(
     *,
     out: str | Path | None = None,
     force: bool = False,
+    resume: str = "never",
     progress: Progress | None = None,
     on_config: Callable[[Config], None] | None = None,
 ) -> dict[str, Any]:
     """The whole pipeline: train with cross-entropy and the chosen loss, complete the tail in feature space, compare.
 
-    Arguments and errors as for `train`. The summary's `variants` are plain cross-entropy, the chosen loss, and three
+    Arguments and errors as for `train`, and `resume` likewise. The summary's `variants` are plain cross-entropy, the chosen loss, and three
     classifiers retrained on the features of one of them: on the real ones alone (the control), completed with the
     selected subsets, completed at random.
     """
-    return _execute("run", _run, config, data, out, force, progress, on_config)
+    return _execute("run", _run, config, data, out, force, resume, progress, on_config)
 
 
 def _execute(
@@ -105,52 +127,114 @@ def _execute(
     data: Dataset | None,
     out: str | Path | None,
     force: bool,
+    resume: str,
     progress: Progress | None,
     on_config: Callable[[Config], None] | None,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     loss_record(config.loss)
-    if out is not None:
-        rundir.check_free(Path(out), force)
-    if data is None:
-        data = load_data(config)
-    else:
-        config = config.replace(data=data.name)
-    config = resolve(config, data)
-    job = Job(config, data, progress)
-    job.check()
-    if on_config:
-        on_config(config)
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        return _finish(command, stages, job, out, force, start)
-    finally:
-        torch.set_num_threads(before)
+    if resume not in RESUME:
+        raise ValueError(f"resume must be one of {', '.join(RESUME)}, got {resume!r}")
+    with distributed.joined(distributed.local_device(config.device)) as world:
+        # One process writes; the others compute.
+        out = Path(out) if out is not None and world.is_main else None
+        if out is not None:
+            rundir.check_free(out, force, resume == "auto")
+        if data is None:
+            data = load_data(config)
+        else:
+            config = config.replace(data=data.name)
+        config = resolve(config, data)
+        Job(config, data, None).check()
+        if on_config and world.is_main:
+            on_config(config)
+        finished = resume == "auto" and out is not None and (out / rundir.SUMMARY).is_file()
+        if finished:
+            _check_settings(out, command, config)
+        if summary := world.share(rundir.read_summary(out) if finished else None):
+            return summary
+        before = torch.get_num_threads()
+        torch.set_num_threads(config.threads)
+        try:
+            if out is None:
+                job = Job(config, data, progress)
+                return _summary(command, job, *stages(job)[:2], start)
+            return _in_folder(command, stages, config, data, out, force, resume, progress, start)
+        finally:
+            torch.set_num_threads(before)
 
 
-def _finish(
-    command: str, stages: Stages, job: Job, out: str | Path | None, force: bool, start: float
+def _in_folder(
+    command: str,
+    stages: Stages,
+    config: Config,
+    data: Dataset,
+    out: Path,
+    force: bool,
+    resume: str,
+    progress: Progress | None,
+    start: float,
 ) -> dict[str, Any]:
-    if out is None:
-        return _summary(command, job, *stages(job)[:2], start)
-    with rundir.new_folder(Path(out), force) as folder:
-        chosen, extra, models = stages(job)
-        summary = _summary(command, job, chosen, extra, start)
-        rundir.write_text(folder / rundir.CONFIG, to_toml(job.config))
-        rundir.write_text(folder / rundir.METRICS, "".join(json.dumps(line) + "\n" for line in job.log))
-        rundir.write_json(folder / rundir.SUMMARY, summary)
-        rundir.write_text(folder / rundir.REPORT, render(summary, job.log))
-        (folder / rundir.CHECKPOINTS).mkdir()
-        for trained in models:
-            save_checkpoint(folder / rundir.CHECKPOINTS / f"{trained.name}.pt", trained)
+    """A job whose results go to `out`, resumable from it."""
+    with rundir.open_run(out, force, resume == "auto") as folder, signals.handled() as stop:
+        if folder.resumed:
+            _check_settings(out, command, config)
+        rundir.write_text(out / rundir.CONFIG, f"# ltkernels {command}\n{to_toml(config)}")
+        logs = Logs(out, parse_logs(config.log))
+        logs.rewrite([])
+        try:
+            state = StateStore(folder.state, _fingerprint(command, config, data), config.checkpoint_seconds)
+            job = Job(config, data, progress, Files(state, logs, stop))
+            chosen, extra, models = stages(job)
+            logs.rewrite(job.log)
+        finally:
+            logs.close()
+        (out / rundir.CHECKPOINTS).mkdir(exist_ok=True)
+        sums = {trained.name: save_checkpoint(out / rundir.CHECKPOINTS, trained) for trained in models}
+        summary = _summary(command, job, chosen, {**extra, "checkpoints": sums}, start)
+        rundir.write_text(out / rundir.REPORT, render(summary, job.log))
+        # Last: a folder with a summary is a finished run.
+        rundir.write_json(out / rundir.SUMMARY, summary)
     return summary
 
 
+def _fingerprint(command: str, config: Config, data: Dataset) -> str:
+    """What must be equal for a checkpoint to be resumed: the command, the settings that decide numbers, and the data."""
+    settings = {key: value for key, value in config.to_dict().items() if key not in _FREE_ON_RESUME}
+    digest = hashlib.sha256(json.dumps([command, settings, list(data.class_names)], sort_keys=True).encode())
+    for tensor in (data.x_train, data.y_train, data.x_test, data.y_test):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{array.dtype}{array.shape}{zlib.crc32(array.reshape(-1).view(np.uint8)):08x}".encode())
+    return digest.hexdigest()
+
+
+def _check_settings(out: Path, command: str, config: Config) -> None:
+    """Raise ValueError naming what differs between the run in `out` and what is asked for now."""
+    path = out / rundir.CONFIG
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    if first != f"# ltkernels {command}":
+        raise ValueError(f"--resume: {out} was begun by {first.lstrip('# ')!r}, not 'ltkernels {command}'")
+    begun, now = from_mapping(read_toml(path), str(path)).to_dict(), config.to_dict()
+    changed = [k for k in now if begun[k] != now[k] and k not in _FREE_ON_RESUME]
+    if changed:
+        words = ", ".join(f"{k} {begun[k]!r} (now {now[k]!r})" for k in changed)
+        raise ValueError(f"--resume: {out} was begun with {words}; --force starts anew")
+
+
 def _train(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
-    trained = job.train_chosen()
-    variant = job.variant(trained, trained.title, [], None)
-    return variant, {"variants": [variant]}, [trained]
+    # Loaded first: what is missing must not come out after the training.
+    twin = (
+        balanced_twin(job.data, load_data(job.config.replace(imbalance=1.0)), job.config)
+        if job.config.relative
+        else None
+    )
+    base = job.train_chosen()
+    models = [base, *follow(job, base)]
+    variants = [job.variant(trained, trained.title, [], None) for trained in models]
+    extra = {"variants": variants, "features": job.feature_space(base)}
+    if twin is not None:
+        extra["balanced_run"] = add_relative(job, twin, variants)
+    return variants[-1], extra, models
 
 
 def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
@@ -158,21 +242,23 @@ def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     plain = job.train_plain()
     chosen = plain if job.is_plain() else job.train_chosen()
     models = [plain] if chosen is plain else [plain, chosen]
+    models += follow(job, chosen)
+    final = models[-1]
     variants = [job.variant(t, t.title, [], None) for t in models]
 
     base = chosen if config.features_from == "loss" else plain
     head, tail = job.complete(base)
     selected = selected_arm(config)
-    control = job.retrain(base, "retrained", [], None)
+    control = job.augmented(base, "retrained", [], None)
     models.append(control)
     variants.append(job.variant(control, "classifier retrained, no augmentation", [], None))
     if selected not in random_arms(config):
-        completed = job.retrain(base, f"fdc-{selected.replace(':', '-')}", tail, selected)
+        completed = job.augmented(base, f"fdc-{selected.replace(':', '-')}", tail, selected)
         models.append(completed)
         variants.append(job.variant(completed, f"FDC, subsets by FDG ({selected})", tail, selected))
     repeats = []
     for arm in random_arms(config):
-        trained = job.retrain(base, "fdc-random" if arm == "random-0" else f"fdc-{arm}", tail, arm)
+        trained = job.augmented(base, "fdc-random" if arm == "random-0" else f"fdc-{arm}", tail, arm)
         entry = job.variant(trained, "FDC, random samples", tail, arm)
         repeats.append({"balanced_accuracy": entry["balanced_accuracy"], "fdg_tail": entry["fdg_tail"]})
         if arm == "random-0":
@@ -181,6 +267,7 @@ def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     extra = {
         "variants": variants,
         "random_repeats": repeats,
+        "features": job.feature_space(base),
         "tail": {
             "features_from": base.name,
             "selected": selected,
@@ -188,32 +275,24 @@ def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
             "classes": [t.to_dict() for t in tail],
         },
     }
-    return variants[models.index(chosen)], extra, models
+    return variants[models.index(final)], extra, models
 
 
 def _summary(command: str, job: Job, chosen: dict[str, Any], extra: dict[str, Any], start: float) -> dict[str, Any]:
     data = job.data
     return {
         "command": command,
-        **{key: chosen[key] for key in _HEADLINE},
+        **{key: chosen[key] for key in HEADLINE},
         "chosen": chosen["name"],
         "class_counts": data.class_counts,
         "class_names": list(data.class_names),
         "test_counts": torch.bincount(data.y_test, minlength=data.num_classes).tolist(),
-        "seconds": time.perf_counter() - start,
+        "seconds": time.perf_counter() - start + job.seconds_before,
         "seed": job.config.seed,
         "config": job.config.to_dict(),
         "environment": environment(),
         **extra,
     }
-
-
-def save_checkpoint(path: Path, trained: Trained) -> None:
-    """Plain tensors and strings, so that torch.load(weights_only=True) reads them; written whole or not at all."""
-    partial = path.with_suffix(".partial")
-    state = {key: value.cpu() for key, value in trained.model.state_dict().items()}
-    torch.save({"format": 1, "loss": trained.record.name, "state": state}, partial)
-    partial.replace(path)
 
 
 def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str, Any]]:
@@ -224,20 +303,15 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
     """
     run_dir = Path(run_dir)
     summary = rundir.read_summary(run_dir)
+    if "seeds" in summary:
+        raise ValueError(f"{run_dir} holds several seeds; evaluate {run_dir / 'seed-'}{summary['seeds'][0]}, ...")
     config = from_mapping(read_toml(run_dir / rundir.CONFIG), str(run_dir / rundir.CONFIG))
     data = data if data is not None else load_data(config)
     job = Job(resolve(config, data), data, None)
     results = []
     for variant in summary["variants"]:
         path = run_dir / rundir.CHECKPOINTS / f"{variant['name']}.pt"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint")
-        try:
-            saved = torch.load(path, map_location=job.config.device, weights_only=True)
-            model = job.build(loss_record(saved["loss"]))
-            model.load_state_dict(saved["state"])
-        except Exception as error:  # torch.load of a damaged file raises whatever its parser meets: struct.error, ...
-            raise ValueError(f"{path}: not a checkpoint of this run: {str(error).splitlines()[0]}") from error
+        model = load_checkpoint(path, summary["checkpoints"].get(variant["name"], ""), job.build, job.config.device)
         confusion = confusion_matrix(job.y_test, predict(model, job.x_test), data.num_classes).cpu()
         scores = summarize(confusion, data.class_counts)
         recorded = {"fdg_tail": variant["fdg_tail"], "recorded_balanced_accuracy": variant["balanced_accuracy"]}
@@ -249,5 +323,9 @@ def rebuild_report(run_dir: str | Path) -> Path:
     """Write report.html of a result folder anew from its summary.json and metrics.jsonl; returns its path."""
     run_dir = Path(run_dir)
     path = run_dir / rundir.REPORT
-    rundir.write_text(path, render(rundir.read_summary(run_dir), rundir.read_metrics(run_dir)))
+    summary, records = rundir.read_summary(run_dir), rundir.read_metrics(run_dir)
+    if "seeds" in summary:  # of several seeds, the curves are those of the first
+        first = summary["seeds"][0]
+        records = [{k: v for k, v in r.items() if k != "seed"} for r in records if r["seed"] == first]
+    rundir.write_text(path, render(summary, records))
     return path

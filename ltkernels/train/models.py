@@ -147,6 +147,17 @@ def build_backbone(name: str, input_shape: tuple[int, ...], seed: int) -> tuple[
     return backbone, features.shape[1]
 
 
+def feature_maps(backbone: nn.Module) -> nn.Module:
+    """The part of a backbone before its global average pooling: (n, channels, height, width) maps whose means are the
+    features, as `ltkernels.augment.ofa` takes them. It shares the backbone's weights. Raises ValueError for a backbone
+    that is no nn.Sequential ending in average pooling to one place and flattening."""
+    layers = list(backbone) if isinstance(backbone, nn.Sequential) else []
+    pools = len(layers) > 2 and isinstance(layers[-2], nn.AdaptiveAvgPool2d) and layers[-2].output_size in (1, (1, 1))
+    if not (pools and isinstance(layers[-1], nn.Flatten)):
+        raise ValueError("the backbone must be an nn.Sequential that ends in global average pooling and flattening")
+    return nn.Sequential(*layers[:-2]).train(backbone.training)
+
+
 def build_head(kind: str, in_features: int, num_classes: int, loss_logits: str, seed: int) -> nn.Module:
     """A `linear` or `cosine` classifier for a loss defined on `linear` or `cosine` logits, initialised from `seed`.
 

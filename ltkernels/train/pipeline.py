@@ -1,153 +1,311 @@
 """The stages of a job, from a data set to the entries of its summary; `jobs.py` orders them and writes files."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import ltkernels
-from ltkernels.losses import LOSSES, Loss
+from ltkernels.losses import Loss
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
-from ltkernels.train.engine import Fit, Progress, Recipe, apply, fit
+from ltkernels.train.engine import Fit, Progress, apply, fit, predict
 from ltkernels.train.features import TailClass, complete_tail, derived_seed
-from ltkernels.train.metrics import summarize
+from ltkernels.train.metrics import confusion_matrix, describe_classifier, describe_features, summarize
 from ltkernels.train.models import Classifier, build_backbone, build_head
-
-# Deferred re-weighting (Cao et al. 2019) starts after 160 of 200 epochs.
-_DRW_FROM = 0.8
-
-
-def loss_record(name: str) -> Loss:
-    """The record of a loss by its command-line name. Raises ValueError listing the known names."""
-    if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")
-    return LOSSES[name]
-
-
-@dataclass
-class Trained:
-    """One trained model with what its training recorded."""
-
-    name: str
-    record: Loss
-    model: Classifier
-    fit: Fit
-    seconds: float
-
-    @property
-    def title(self) -> str:
-        """For the report: the loss's title, and what the name adds to the loss's name."""
-        return " ".join([self.record.title, self.name.removeprefix(self.record.name).replace("-", " + ")]).strip()
+from ltkernels.train.recipe import Recipe
+from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
+from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained
 
 
 class Job:
     """Settings, data on the device, and the log of epochs; each method is one stage."""
 
-    def __init__(self, config: Config, data: Dataset, progress: Progress | None) -> None:
-        self.config, self.data, self.progress = config, data, progress
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        progress: Progress | None,
+        files: Files | None = None,
+        *,
+        prefix: str = "",
+        log: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.config, self.data, self.progress, self.files = config, data, progress, files or Files()
+        # Two jobs of one run share its log and checkpoints; the prefix keeps their phases apart.
+        self.prefix = prefix
         # Channels last: a third less time for the convolutions, on the CPU too.
-        layout = torch.channels_last if data.x_train.dim() == 4 else torch.preserve_format
-        self.x_train = data.x_train.to(config.device, memory_format=layout)
-        self.x_test = data.x_test.to(config.device, memory_format=layout)
-        self.y_train, self.y_test = data.y_train.to(config.device), data.y_test.to(config.device)
-        self.log: list[dict[str, Any]] = []
-        self._features: dict[str, tuple[Tensor, Tensor]] = {}
+        images = data.x_train.dim() == 4 and config.channels_last
+        self._layout = torch.channels_last if images else torch.preserve_format
+        kept, held = self._split()
+        self.x_train, self.y_train = self._samples(data.x_train[kept]), data.y_train[kept].to(config.device)
+        self.x_held, self.y_held = self._samples(data.x_train[held]), data.y_train[held].to(config.device)
+        self.x_test, self.y_test = self._samples(data.x_test), data.y_test.to(config.device)
+        # What the losses are made of: the counts of what is trained on.
+        self.class_counts = torch.bincount(self.y_train, minlength=data.num_classes).tolist()
+        self.log: list[dict[str, Any]] = [] if log is None else log
+        # Training time of earlier processes, which checkpoints brought back.
+        self.seconds_before = 0.0
+        self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def _samples(self, x: Tensor) -> Tensor:
+        return x.to(self.config.device, memory_format=self._layout)
+
+    def _split(self) -> tuple[Tensor | slice, Tensor | slice]:
+        """Indices of the samples to train on, and of those held out where tau is tuned: a share of every class.
+
+        A class with two samples or more gives at least one and keeps at least one; a single sample stays in training.
+        """
+        y, share = self.data.y_train, self.config.holdout
+        if self.config.post_hoc == "none" and self.config.stage2 != "tau-norm":
+            return slice(None), slice(0)
+        generator = torch.Generator().manual_seed(derived_seed(self.config.seed, 5))
+        held = []
+        for label in range(self.data.num_classes):
+            rows = (y == label).nonzero().flatten()
+            size = min(max(1, round(share * len(rows))), len(rows) - 1)
+            held.append(rows[torch.randperm(len(rows), generator=generator)[:size]])
+        mask = torch.zeros(len(y), dtype=torch.bool)
+        mask[torch.cat(held)] = True
+        return (~mask).nonzero().flatten(), mask.nonzero().flatten()
 
     def check(self) -> None:
-        """Raise what building the chosen loss and model raises, before any time is spent on training."""
+        """Raise what building the chosen model and training raises, before any time is spent on training."""
+        from ltkernels.train.stage2 import check
+
         record = loss_record(self.config.loss)
         self.build(record)
-        self.losses(record, self.data.class_counts, self.config.schedule, self.config.epochs)
+        recipe = self._recipe(self.config.schedule, self.config.sampler, self.config.mix)
+        self._criterion(record, self.class_counts, self.config.loss_options, self.config.schedule)
+        self._batches_check(recipe)
+        check(self)
 
-    def losses(self, record: Loss, class_counts: list[int], schedule: str, epochs: int) -> list[tuple[int, nn.Module]]:
-        """(first epoch, loss) pairs; the loss's tables come from `class_counts`."""
-        pairs = [(0, record.make(class_counts).to(self.config.device))]
-        if schedule == "drw":
-            weight = ltkernels.adjustments.class_balanced(class_counts).weight
-            pairs.append((int(_DRW_FROM * epochs), record.make(class_counts, weight=weight).to(self.config.device)))
-        return pairs
+    def _batches_check(self, recipe: Recipe) -> None:
+        from ltkernels.train.batching import Batches
 
-    def build(self, record: Loss) -> Classifier:
+        Batches(self.x_train, self.y_train, self.data.num_classes, recipe, 0)
+        if self.config.pretrain == "rotation":
+            Batches(self.x_train, self.y_train, self.data.num_classes, self._rotation_recipe(), 0)
+
+    def _criterion(self, record: Loss, class_counts: list[int], options: str, schedule: str) -> Any:
+        config = self.config
+        start = start_epoch(schedule, config.schedule_start, config.epochs)
+        given = parse_options(options)
+        return build_loss(record, class_counts, given, schedule, start, config.schedule_nu, config.device)
+
+    def head_spec(self, record: Loss) -> HeadSpec:
+        return HeadSpec(self.config.head or record.logits, record.logits)
+
+    def build(self, record: Loss, spec: HeadSpec | None = None) -> Classifier:
         """A fresh model; the backbone's initial weights depend on the seed alone, not on the loss."""
         config, data = self.config, self.data
+        spec = spec or self.head_spec(record)
         backbone, width = build_backbone(config.model, data.input_shape, derived_seed(config.seed, 1))
-        kind = config.head or record.logits
-        head = build_head(kind, width, data.num_classes, record.logits, derived_seed(config.seed, 2))
-        return Classifier(backbone, head).to(config.device, memory_format=torch.channels_last)
+        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        return Classifier(backbone, self._head(spec, width, config.seed)).to(config.device, memory_format=layout)
+
+    def _head(self, spec: HeadSpec, width: int, seed: int) -> nn.Module:
+        classes = self.data.num_classes
+        head = build_head(spec.kind, width, classes, spec.logits, derived_seed(seed, 2))
+        return (Shifted(head, torch.zeros(classes)) if spec.shifted else head).to(self.config.device)
 
     def is_plain(self) -> bool:
         """Whether the chosen training is plain cross-entropy itself."""
-        return (self.config.loss, self.config.schedule, self.config.sampler) == ("ce", "none", "instance")
+        config = self.config
+        recipe = (config.loss, config.schedule, config.sampler, config.mix, config.pretrain)
+        return recipe == ("ce", "none", "instance", "none", "none")
 
     def train_plain(self) -> Trained:
         """Cross-entropy on batches as they come: what the chosen recipe is compared with."""
-        return self._train("ce", loss_record("ce"), "none", "instance")
+        record = loss_record("ce")
+        criterion, _ = self._criterion(record, self.class_counts, "", "none")
+        return self._train("ce", record, self.build(record), criterion, [], self._recipe("none", "instance", "none"))
 
     def train_chosen(self) -> Trained:
-        """The chosen loss, schedule and sampler, from the initial backbone (and batches) of `train_plain`."""
+        """The chosen loss, schedule, sampler and mixing, from the initial backbone (and batches) of `train_plain`."""
         config = self.config
-        extras = [e for e in (config.schedule, config.sampler) if e not in ("none", "instance")]
-        return self._train("-".join([config.loss, *extras]), loss_record(config.loss), config.schedule, config.sampler)
-
-    def _train(self, name: str, record: Loss, schedule: str, sampler: str) -> Trained:
-        config = self.config
+        extras = [
+            e for e in (config.schedule, config.sampler, config.mix, config.pretrain) if e not in ("none", "instance")
+        ]
+        record = loss_record(config.loss)
         model = self.build(record)
-        recipe = Recipe(
-            losses=self.losses(record, self.data.class_counts, schedule, config.epochs),
+        if config.pretrain == "rotation":
+            model.backbone.load_state_dict(self._pretrain())
+        criterion, schedules = self._criterion(record, self.class_counts, config.loss_options, config.schedule)
+        recipe = self._recipe(config.schedule, config.sampler, config.mix)
+        return self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe)
+
+    def _recipe(self, schedule: str, sampler: str, mix: str) -> Recipe:
+        config = self.config
+        return Recipe(
             epochs=config.epochs,
             batch_size=config.batch_size,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            sampler=sampler,
             seed=derived_seed(config.seed, 3),
+            sampler=sampler,
+            balanced_from=start_epoch("drs", config.schedule_start, config.epochs) if schedule == "drs" else None,
+            lr_schedule=config.lr_schedule,
+            warmup=config.warmup,
+            momentum=config.momentum,
+            accumulate=config.accumulate,
+            precision=config.precision,
+            compile=config.compile,
+            crop=config.crop,
+            flip=config.flip,
+            mix=mix,
+            mix_alpha=config.mix_alpha,
+            mix_prob=config.mix_prob,
         )
-        start = time.perf_counter()
-        train_set, test_set = (self.x_train, self.y_train), (self.x_test, self.y_test)
-        result = fit(model, train_set, test_set, self.data.num_classes, recipe, f"train/{name}", self._record)
-        return Trained(name, record, model, result, time.perf_counter() - start)
 
-    def retrain(self, base: Trained, name: str, tail: list[TailClass], arm: str | None) -> Trained:
-        """A fresh head for `base`'s features on the real samples and, with `arm`, what it adds to the tail classes."""
-        config = self.config
+    def _train(
+        self, name: str, record: Loss, model: Classifier, criterion: nn.Module, schedules: list[Any], recipe: Recipe
+    ) -> Trained:
+        train_set, test_set = (self.x_train, self.y_train), (self.x_test, self.y_test)
+        result = self._fit(model, criterion, train_set, test_set, recipe, f"train/{name}", schedules)
+        return Trained(name, record, self.head_spec(record), model, result)
+
+    def _fit(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        train_set: tuple[Tensor, Tensor],
+        test_set: tuple[Tensor, Tensor],
+        recipe: Recipe,
+        phase: str,
+        schedules: list[Any],
+        num_classes: int | None = None,
+    ) -> Fit:
+        files, phase = self.files, self.prefix + phase
+        return fit(
+            model,
+            criterion,
+            train_set,
+            test_set,
+            num_classes or self.data.num_classes,
+            recipe,
+            phase,
+            schedules=schedules,
+            progress=self._record,
+            on_restore=self._restored,
+            store=files.state.phase(phase) if files.state else None,
+            stop=files.stop,
+            fill=self._black(),
+        )
+
+    def _black(self) -> Tensor | None:
+        """(channels,): a black pixel after standardisation; None where the data are not images or bring no mean."""
+        mean, std = self.data.mean, self.data.std
+        if mean is None or std is None or self.x_train.dim() != 4:
+            return None
+        return (-mean / std).to(self.x_train)
+
+    def _rotation_recipe(self) -> Recipe:
+        recipe = self._recipe("none", "instance", "none")
+        seed = derived_seed(self.config.seed, 6)
+        return Recipe(**{**vars(recipe), "task": "rotation", "epochs": self.config.pretrain_epochs, "seed": seed})
+
+    def _pretrain(self) -> dict[str, Tensor]:
+        """The backbone's state after learning by how many quarter turns an image was rotated (Gidaris et al. 2018)."""
+        backbone = self.build(loss_record("ce")).backbone
+        width = apply(backbone, self.x_train[:2]).shape[1]
+        head = build_head("linear", width, 4, "linear", derived_seed(self.config.seed, 7))
+        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
+        model = Classifier(backbone, head).to(self.config.device, memory_format=layout)
+        criterion = loss_record("ce").make([1] * 4).to(self.config.device)
+        turned = torch.cat([self.x_test.rot90(k, (2, 3)) for k in range(4)])
+        turns = torch.arange(4, device=turned.device).repeat_interleave(len(self.x_test))
+        train_set, test_set = (self.x_train, self.y_train), (turned, turns)
+        recipe = self._rotation_recipe()
+        self._fit(model, criterion, train_set, test_set, recipe, "pretrain/rotation", [], num_classes=4)
+        return backbone.state_dict()
+
+    def retrain(
+        self,
+        base: Trained,
+        name: str,
+        added: tuple[Tensor, Tensor] | None = None,
+        *,
+        record: Loss | None = None,
+        head: tuple[HeadSpec, nn.Module] | None = None,
+        sampler: str = "instance",
+        seed: int | None = None,
+    ) -> Trained:
+        """A head for `base`'s features on the real samples and, with `added`, further features and their labels.
+
+        `record` is the loss (None: `base`'s), its counts those of everything trained on; `head` None: a fresh one.
+        `seed` decides the order of the batches and a fresh head's weights (None: the run's).
+        """
+        config, record = self.config, record or base.record
+        seed = config.seed if seed is None else seed
         (features, test_features), labels = self.features(base), self.y_train
-        if arm is not None:
-            features = torch.cat([features, *(t.added(arm) for t in tail)])
-            labels = torch.cat([labels, *(labels.new_full((t.need,), t.label) for t in tail)])
+        if added is not None:
+            features, labels = torch.cat([features, added[0]]), torch.cat([labels, added[1]])
         counts = torch.bincount(labels, minlength=self.data.num_classes).tolist()
-        head = self.build(base.record).head
+        spec, module = head or (self.head_spec(record), self._head(self.head_spec(record), features.shape[1], seed))
+        options = config.loss_options if record.name == config.loss else ""
+        criterion, _ = self._criterion(record, counts, options, "none")
         recipe = Recipe(
-            losses=self.losses(base.record, counts, "none", config.retrain_epochs),
             epochs=config.retrain_epochs,
             batch_size=config.batch_size,
             lr=config.retrain_lr,
             weight_decay=config.weight_decay,
-            sampler="instance",
-            seed=derived_seed(config.seed, 4),
+            seed=derived_seed(seed, 4),
+            sampler=sampler,
         )
-        start = time.perf_counter()
         test_set = (test_features, self.y_test)
-        result = fit(head, (features, labels), test_set, self.data.num_classes, recipe, f"retrain/{name}", self._record)
-        return Trained(name, base.record, Classifier(base.model.backbone, head), result, time.perf_counter() - start)
+        result = self._fit(module, criterion, (features, labels), test_set, recipe, f"retrain/{name}", [])
+        return Trained(name, record, spec, Classifier(base.model.backbone, module), result)
+
+    def augmented(self, base: Trained, name: str, tail: list[TailClass], arm: str | None) -> Trained:
+        """`retrain` on the real samples and, with `arm`, what it adds to the tail classes."""
+        if arm is None:
+            return self.retrain(base, name)
+        features = torch.cat([self.features(base)[0][:0], *(t.added(arm) for t in tail)])
+        labels = torch.cat([self.y_train[:0], *(self.y_train.new_full((t.need,), t.label) for t in tail)])
+        return self.retrain(base, name, (features, labels))
+
+    def untrained(self, base: Trained, name: str, spec: HeadSpec, head: nn.Module, **note: Any) -> Trained:
+        """`base`'s backbone under a head that was computed and not trained, with its result on the test set."""
+        start = time.perf_counter()
+        model = Classifier(base.model.backbone, head.to(self.config.device))
+        confusion = confusion_matrix(self.y_test, predict(model, self.x_test), self.data.num_classes).cpu()
+        return Trained(name, base.record, spec, model, Fit([], confusion, time.perf_counter() - start), note)
+
+    def tune(self, logits_at: Callable[[float], Tensor], taus: list[float]) -> tuple[float, list[list[float]]]:
+        """The tau with the best balanced accuracy on the held-out samples (the smallest of equals), and all of them."""
+        scores = []
+        present = torch.bincount(self.y_held, minlength=self.data.num_classes) > 0
+        for tau in taus:
+            confusion = confusion_matrix(self.y_held, logits_at(tau).argmax(1), self.data.num_classes)[present]
+            recall = confusion[:, present.nonzero().flatten()].diagonal().double() / confusion.sum(1)
+            scores.append([tau, float(recall.mean())])
+        return max(scores, key=lambda pair: (pair[1], -pair[0]))[0], scores
 
     def variant(self, trained: Trained, title: str, tail: list[TailClass], arm: str | None) -> dict[str, Any]:
         """The summary's entry of one trained model."""
         entry: dict[str, Any] = {"name": trained.name, "title": title}
         entry |= summarize(trained.fit.confusion, self.data.class_counts)
-        entry["best_balanced_accuracy"] = trained.fit.best_balanced_accuracy
+        entry |= describe_classifier(trained.model.head, self.features(trained)[1], self.y_test)
+        best = [record["test_balanced_accuracy"] for record in trained.fit.history]
+        entry["best_balanced_accuracy"] = max([*best, entry["balanced_accuracy"]])
         entry["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if arm is not None and tail else None
         entry["confusion"] = trained.fit.confusion.tolist()
-        entry["seconds"] = trained.seconds
-        return entry
+        entry["seconds"] = trained.fit.seconds
+        return entry | trained.note
 
     def features(self, base: Trained) -> tuple[Tensor, Tensor]:
-        """Features (n, d) of the training and of the test set, computed once: every retraining needs them."""
-        if base.name not in self._features:
-            backbone = base.model.backbone
-            self._features[base.name] = apply(backbone, self.x_train), apply(backbone, self.x_test)
-        return self._features[base.name]
+        """Features (n, d) of the training and of the test set, computed once for each backbone: retrainings share one."""
+        backbone = base.model.backbone
+        if backbone not in self._features:
+            self._features[backbone] = apply(backbone, self.x_train), apply(backbone, self.x_test)
+        return self._features[backbone]
+
+    def feature_space(self, base: Trained) -> dict[str, Any]:
+        """The summary's `features`: diversity and similarity of the classes in `base`'s features, and a plane of them."""
+        train, test = self.features(base)
+        return describe_features((train, self.y_train), (test, self.y_test), self.data.num_classes)
 
     def complete(self, base: Trained) -> tuple[list[int], list[TailClass]]:
         """Head classes, and the tail classes with their augmented pools and selections, by `base`'s features."""
@@ -160,5 +318,14 @@ class Job:
 
     def _record(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
         self.log.append(record)
+        if self.files.logs:
+            self.files.logs.append(record)
         if self.progress:
             self.progress(phase, done, total, record)
+
+    def _restored(self, records: list[dict[str, Any]], seconds: float) -> None:
+        """A checkpoint brought back the records of its epochs, and the time they took."""
+        self.log += records
+        self.seconds_before += seconds
+        if self.files.logs:
+            self.files.logs.rewrite(self.log)

@@ -1,13 +1,22 @@
-"""The result folder: written under a temporary name beside its place and renamed at the end, all or nothing."""
+"""The result folder: who may write it, what an unfinished run leaves in it, and what `--force` may replace.
 
+A run works inside its folder under a lock. `summary.json` is written last: a folder without it holds an unfinished run,
+whose checkpoints lie in `state/`. Results that `--force` replaces wait in `.replaced/` until the new ones are there.
+"""
+
+import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ltkernels.train.checkpoint import write_bytes
 
 CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
     "config.toml",
@@ -17,34 +26,179 @@ CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
     "checkpoints",
 )
 SELECTION, SELECTION_ROWS, SELECTION_PICTURE = "selection.json", "selection.npz", "selection.png"
-_OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, SELECTION_PICTURE}
+METRICS_CSV, TENSORBOARD, STATE = "metrics.csv", "tensorboard", "state"
+TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES = "table.csv", "table.json", "scatter.png", "items", "bases"
+_LOCK, _REPLACED = ".lock", ".replaced"
+_OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, METRICS_CSV, TENSORBOARD, STATE}
+_OURS |= {SELECTION_PICTURE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
+_HIDDEN = {_LOCK, _REPLACED}
+_SEED = r"seed-\d+"
+# Folders of ours and the names of files that may lie in them; anything else there is someone else's.
+_INSIDE = {
+    CHECKPOINTS: r".+\.pt",
+    STATE: r"\.?.+\.pt(\.partial-\d+)?",
+    TENSORBOARD: r"events\.out\..+",
+    ITEMS: r"\.?.+\.json(\.partial-\d+)?",
+}
 
 
-def check_free(out: Path, force: bool) -> None:
+def _is_ours(name: str) -> bool:
+    """Whether a run of ours may have written an entry of this name; `.NAME.partial-PID` is what a killed one left."""
+    whole = re.sub(r"^\.(.+)\.partial-\d+$", r"\1", name)
+    return whole in _OURS | _HIDDEN or re.fullmatch(_SEED, whole) is not None
+
+
+def _foreign(out: Path) -> list[str]:
+    entries = {entry.name: entry for entry in out.iterdir()}
+    foreign = sorted(name for name in entries if not _is_ours(name))
+    for folder, pattern in _INSIDE.items():
+        if folder in entries and entries[folder].is_dir():
+            foreign += sorted(
+                f"{folder}/{p.name}" for p in entries[folder].iterdir() if not re.fullmatch(pattern, p.name)
+            )
+    runs = [entry for name, entry in entries.items() if re.fullmatch(_SEED, name)]
+    runs += list(entries[BASES].iterdir()) if BASES in entries else []
+    for entry in runs:
+        foreign += (
+            [f"{entry.relative_to(out)}/{inside}" for inside in _foreign(entry)] if entry.is_dir() else [entry.name]
+        )
+    return foreign
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether `out` holds a run that began and has no summary yet."""
+    return (out / CONFIG).is_file() and not (out / SUMMARY).is_file()
+
+
+def check_free(out: Path, force: bool, resume: bool = False) -> None:
     """Raise where `out` cannot become a result folder, before any work is done.
 
-    FileExistsError if it exists and is not empty without `force`; ValueError if it is no folder, or holds anything
-    that a run of ours did not write: `force` replaces results, never other people's files.
+    FileExistsError if it exists and is not empty without `force` (or `resume`); ValueError if it is no folder, or holds
+    anything that a run of ours did not write: `force` replaces results, never other people's files.
     """
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
-    entries = {entry.name: entry for entry in out.iterdir()}
-    foreign = sorted(set(entries) - _OURS)
-    if CHECKPOINTS in entries and entries[CHECKPOINTS].is_dir():
-        foreign += sorted(f"{CHECKPOINTS}/{p.name}" for p in entries[CHECKPOINTS].iterdir() if p.suffix != ".pt")
-    if entries and not force:
+    entries = {entry.name for entry in out.iterdir()} - _HIDDEN
+    if not entries or (resume and (out / CONFIG).is_file()):
+        return
+    if not force:
+        if is_unfinished(out):
+            raise FileExistsError(
+                f"--out {out}: holds an unfinished run; --resume auto continues it, --force replaces it"
+            )
         raise FileExistsError(f"--out {out}: exists; --force replaces the results in it")
+    foreign = _foreign(out)
     if foreign:
         raise ValueError(
             f"--out {out}: holds {', '.join(foreign[:3])}, not written by a run; --force leaves such folders"
         )
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """An open result folder; `resumed` says that it held an unfinished run, which goes on."""
+
+    path: Path
+    resumed: bool
+
+    @property
+    def state(self) -> Path:
+        return self.path / STATE
+
+
+@contextmanager
+def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterator[RunFolder]:
+    """Lock `out` and make it ready for a run, which works inside it.
+
+    A block that ends well must have written summary.json; the state is then removed. A ValueError or TypeError on a
+    fresh run (bad input) removes what it wrote and puts replaced results back; everything else (a signal, a full disk,
+    a bug) leaves the state for `resume`, and with `keep` those errors do, too. Raises as `check_free`, and
+    FileExistsError where another run has the lock.
+    """
+    check_free(out, force, resume)
+    existed = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        check_free(out, force, resume)
+        resumed = resume and is_unfinished(out)
+        if not resumed:
+            _set_aside(out)
+        try:
+            yield RunFolder(out, resumed)
+        except (ValueError, TypeError):
+            if not (resumed or keep):
+                _remove(out)
+                _put_back(out)
+                if not existed and not any(entry.name != _LOCK for entry in out.iterdir()):
+                    shutil.rmtree(out)
+            raise
+        shutil.rmtree(out / STATE, ignore_errors=True)
+        shutil.rmtree(out / _REPLACED, ignore_errors=True)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold `out`'s lock. The kernel drops it when the process ends, however that happens: no stale locks."""
+    path = out / _LOCK
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The run that held it may have unlinked the file between our open and our lock.
+            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+                break
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise FileExistsError(f"--out {out}: another run is writing into it") from error
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _set_aside(out: Path) -> None:
+    """Finished results go to `.replaced/`; the remains of an unfinished run go for good."""
+    replaced = out / _REPLACED
+    if (out / SUMMARY).is_file():
+        shutil.rmtree(replaced, ignore_errors=True)
+        replaced.mkdir()
+        for entry in _visible(out):
+            entry.rename(replaced / entry.name)
+    else:
+        _remove(out)
+
+
+def _put_back(out: Path) -> None:
+    replaced = out / _REPLACED
+    if replaced.is_dir():
+        for entry in replaced.iterdir():
+            entry.rename(out / entry.name)
+        replaced.rmdir()
+
+
+def _remove(out: Path) -> None:
+    for entry in _visible(out):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _visible(out: Path) -> list[Path]:
+    return [entry for entry in out.iterdir() if entry.name not in _HIDDEN]
+
+
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block ends well, and vanishes when it does not (Ctrl-C too)."""
+    """A temporary folder that becomes `out` when the block ends well, and vanishes when it does not (Ctrl-C too).
+
+    For work of seconds, which nobody resumes.
+    """
     check_free(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, so that the rename stays on one file system and is atomic.
@@ -66,13 +220,8 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary sibling, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write `text` to `path` whole or not at all; see `checkpoint.write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,15 +229,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ValueError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+
+
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """summary.json of a result folder. Raises FileNotFoundError or ValueError naming the file."""
     path = run_dir / SUMMARY
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir}: not a result folder (no {SUMMARY})")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    summary = read_json(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("variants"), list):
         raise ValueError(f"{path}: not the summary of a run")
     return summary

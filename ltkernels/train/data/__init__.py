@@ -10,11 +10,23 @@ after which `train.run(train.Config(data="mine"))` works, and so does passing a 
 
 from collections.abc import Callable
 
-from ltkernels.train.data import digits, fashion_mnist, npz
+from ltkernels.train.data import cifar, digits, fashion_mnist, folder, npz, openclipart
 from ltkernels.train.data._dataset import DataRequest, Dataset
+from ltkernels.train.data._derive import mix_categories, with_counts
 from ltkernels.train.data._longtail import PROFILES, class_sizes, make_long_tailed
 
-__all__ = ["PROFILES", "DataRequest", "Dataset", "class_sizes", "load", "make_long_tailed", "names", "register"]
+__all__ = [
+    "PROFILES",
+    "DataRequest",
+    "Dataset",
+    "class_sizes",
+    "load",
+    "make_long_tailed",
+    "mix_categories",
+    "names",
+    "register",
+    "with_counts",
+]
 
 Loader = Callable[[DataRequest], Dataset]
 
@@ -22,8 +34,14 @@ Loader = Callable[[DataRequest], Dataset]
 _LOADERS: dict[str, Loader] = {
     "digits-lt": digits.load,
     "fashion-mnist-lt": fashion_mnist.load,
+    "cifar10-lt": cifar.load10,
+    "cifar100-lt": cifar.load100,
+    "openclipart-lt": openclipart.load,
+    "folder:": folder.load,
     "npz:": npz.load,
 }
+# Their images have the size they have: an image_size that changed nothing would be a setting that lies.
+_FIXED_SIZE = ("digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "npz:")
 
 
 def names() -> list[str]:
@@ -45,14 +63,18 @@ def register(name: str, loader: Loader) -> None:
 def load(name: str, request: DataRequest | None = None) -> Dataset:
     """Load a data set by name.
 
-    Raises ValueError for an unknown name (listing the known) and FileNotFoundError where files are missing (saying
-    where to put them).
+    Raises ValueError for an unknown name (listing the known) or a setting that the data set has no use for, and
+    FileNotFoundError where files are missing (saying where to put them).
     """
     request = request or DataRequest()
     prefix, colon, argument = name.partition(":")
     loader = _LOADERS.get(prefix + colon)
     if loader is None or (colon and not argument):
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(names())}")
+    if request.image_size is not None and prefix + colon in _FIXED_SIZE:
+        raise ValueError(
+            f"image_size is {request.image_size}: the samples of data set {name!r} have a size of their own"
+        )
     dataset = loader(request.with_argument(argument))
     if not isinstance(dataset, Dataset):
         raise TypeError(f"the loader of data set {name!r} returned {type(dataset).__name__}, not a Dataset")

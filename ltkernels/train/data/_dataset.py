@@ -10,13 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What the user asked of a data set; None means the data set's own default."""
+    """What the user asked of a data set; None means the data set's own default. `image_size` is the side in pixels that
+    images from files are brought to."""
 
     argument: str = ""
     data_dir: Path | None = None
     imbalance: float | None = None
     profile: str = "exp"
     seed: int = 0
+    image_size: int | None = None
 
     def with_argument(self, argument: str) -> "DataRequest":
         return replace(self, argument=argument)
@@ -28,7 +30,8 @@ class Dataset:
 
     `x_train` (n, ...) and `x_test` (m, ...) are float32, standardised; images are (n, channels, height, width).
     `y_train` and `y_test` are int64 class indices. `defaults` holds what suits this data where the user says nothing
-    (epochs, batch_size, lr, threads).
+    (epochs, batch_size, lr, threads). `mean` and `std` are what the samples were standardised by, (channels,) for images
+    and (1,) for vectors: -mean / std is the value of a black pixel, which a crop with padding brings in.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Dataset:
     y_test: Tensor
     class_names: tuple[str, ...]
     defaults: dict[str, float | int] = field(default_factory=dict)
+    mean: Tensor | None = None
+    std: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -52,6 +57,24 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.x_train.shape[1:])
+
+    def save_npz(self, path: str | Path) -> None:
+        """Write what was loaded to an .npz file that `npz:PATH` reads back: image files are then decoded once, not in
+        every run. Samples are stored before standardisation, as bytes where all are. Raises FileExistsError."""
+        samples = {"x_train": self._raw(self.x_train), "x_test": self._raw(self.x_test)}
+        labels = {"y_train": self.y_train.numpy(), "y_test": self.y_test.numpy()}
+        with Path(path).open("xb") as file:
+            np.savez(file, **samples, **labels, class_names=np.array(self.class_names))
+
+    def _raw(self, x: Tensor) -> np.ndarray:
+        if self.mean is None or self.std is None:
+            return x.numpy()
+        shape = (1, -1, *[1] * (x.dim() - 2)) if x.dim() == 4 else (1,) * x.dim()
+        raw = x.double() * self.std.double().view(shape) + self.mean.double().view(shape)
+        whole = raw.round()
+        # Standardisation in float32 moves a byte by less than 1e-4.
+        is_bytes = bool(((raw - whole).abs() < 1e-3).all() and (whole >= 0).all() and (whole <= 255).all())
+        return whole.byte().numpy() if is_bytes else raw.float().numpy()
 
     @classmethod
     def from_arrays(
@@ -96,6 +119,8 @@ class Dataset:
             y_test=y_test,
             class_names=tuple(map(str, class_names)) if class_names is not None else _digits_of(num_classes),
             defaults=dict(defaults or {}),
+            mean=mean.flatten(),
+            std=std.flatten(),
         )
 
 

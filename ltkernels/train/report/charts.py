@@ -18,7 +18,10 @@ def counts_and_accuracy(
     row = 28 if len(order) <= 30 else 15
     # Marks of different variants at one recall would hide each other: they sit at different heights in the row.
     spread = (row - 9) / max(1, len(variants) - 1)
-    left, bar_width, gap, width, top = 120, 230, 70, 460, 46
+    # Long names take room from the bars: cut short, `signs_and_symbols/flags` and `signs_and_symbols/clocks` are one.
+    letters = max(16, min(34, max(map(len, names))))
+    left = 120 + round(6.4 * (letters - 16))
+    bar_width, gap, width, top = 350 - left, 70, 460, 46
     x0 = left + bar_width + gap
     svg = Svg(x0 + width + 24, top + row * len(order) + 34, "class counts beside per-class accuracy")
     svg.text(left, 16, "training samples", bold=True)
@@ -36,7 +39,7 @@ def counts_and_accuracy(
     largest = max(counts)
     for i, label_index in enumerate(order):
         middle = top + (i + 0.5) * row
-        svg.text(left - 10, middle + 4, shorten(names[label_index], 16), anchor="end", size=12 if row > 20 else 10)
+        svg.text(left - 10, middle + 4, shorten(names[label_index], letters), anchor="end", size=12 if row > 20 else 10)
         length = bar_width * counts[label_index] / largest
         svg.rect(left, middle - row * 0.32, max(length, 1), row * 0.64, "#8a97a8")
         svg.text(left + length + 6, middle + 4, str(counts[label_index]), color=MUTED, size=11 if row > 20 else 10)
@@ -48,13 +51,14 @@ def counts_and_accuracy(
     return svg.render()
 
 
-def legend(names: Sequence[str]) -> str:
-    """The marks of the variants with their names, two in a row."""
-    column, rows = 400, (len(names) + 1) // 2
-    svg = Svg(2 * column, 22 * rows + 4, "legend")
-    for series, name in enumerate(names):
-        x, y = column * (series % 2), 22 * (series // 2) + 12
-        svg.marker(x + 8, y, series, size=5)
+def legend(names: Sequence[str], series: Sequence[int] | None = None, *, column: float = 400) -> str:
+    """The marks of the series (0, 1, ... where not given) with their names, two in a row."""
+    marks = range(len(names)) if series is None else series
+    across = 2 if column <= 400 else 1
+    svg = Svg(across * column, 22 * -(-len(names) // across) + 4, "legend")
+    for i, (mark, name) in enumerate(zip(marks, names)):
+        x, y = column * (i % across), 22 * (i // across) + 12
+        svg.marker(x + 8, y, mark, size=5)
         svg.text(x + 22, y + 4, shorten(name, 56), size=13)
     return svg.render()
 
@@ -67,6 +71,7 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str],
     svg = Svg(left + n * cell + 12, top + n * cell + 14, f"confusion matrix of {title}")
     svg.text(0, 16, shorten(title, 44), bold=True)
     svg.text(0, 34, "columns: predicted, in the order of the rows", color=MUTED, size=11)
+    svg.rect(left, top, n * cell - (cell > 8), n * cell - (cell > 8), _shade(0.0))
     for r, true in enumerate(order):
         total = max(1, sum(matrix[true]))
         y = top + r * cell
@@ -74,10 +79,12 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str],
             svg.text(left - 8, y + cell / 2 + 4, shorten(names[true], 10), anchor="end", size=min(12, cell))
         for c, predicted in enumerate(order):
             count = matrix[true][predicted]
+            if not count:
+                continue
             share = count / total
             tip = f"{names[true]} as {names[predicted]}: {count} of {total}"
-            svg.rect(left + c * cell, y, cell - (cell > 8), cell - (cell > 8), _shade(share), tip if count else "")
-            if cell >= 20 and count:
+            svg.rect(left + c * cell, y, cell - (cell > 8), cell - (cell > 8), _shade(share), tip)
+            if cell >= 20:
                 ink = "#ffffff" if share > 0.45 else INK
                 svg.text(left + (c + 0.5) * cell, y + cell / 2 + 4, str(count), anchor="middle", color=ink, size=10)
     if cell >= 20:

@@ -6,25 +6,10 @@ from html import escape
 from statistics import mean, stdev
 from typing import Any
 
-from ltkernels.train.metrics import FEW_BELOW, GROUPS, MANY_ABOVE
-from ltkernels.train.report import charts
+from ltkernels.train.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, RECALL_FLOOR
+from ltkernels.train.report import analysis, charts
+from ltkernels.train.report.parts import by_frequency, page, percent, table
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #222;
-  background: #fff; max-width: 1000px; margin: 32px auto 64px; padding: 0 24px; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; }
-p { margin: 8px 0; max-width: 100ch; }
-.sub, .note { color: #555; } .note { font-size: 13.5px; }
-.scroll { overflow-x: auto; } .row { display: flex; flex-wrap: wrap; gap: 20px; }
-table { border-collapse: collapse; margin: 12px 0; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 12px; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th { white-space: nowrap; }
-th { font-weight: 600; border-bottom: 2px solid #999; } th small { font-weight: 400; color: #666; display: block; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } td.left, th.left { text-align: left; }
-tr.chosen td { background: #eef5fb; } svg { font-family: inherit; max-width: 100%; height: auto; }
-dt { font-weight: 600; margin-top: 8px; } dd { margin: 0 0 0 20px; max-width: 76ch; }
-"""
 # More small charts than this make a page that nobody reads; the table below them lists every class.
 _MAX_PATHS = 12
 
@@ -42,29 +27,17 @@ def render(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
         f"<h1>{escape(title)}</h1><p class=sub>{escape(intro)}</p>",
         _result(summary),
         _classes(summary),
+        analysis.measures(summary),
         _selection(summary) if summary.get("tail", {}).get("classes") else "",
+        analysis.tradeoff(summary),
         _confusions(summary),
+        analysis.classifier(summary),
+        analysis.feature_space(summary),
         _curves(summary, metrics),
         _what_was_run(summary),
         _definitions(summary),
     ]
-    return (
-        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
-    )
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "n/a" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: int = -1) -> str:
-    """Cells are HTML already; row number `marked` is shaded."""
-    body = "".join(
-        f"<tr{' class=chosen' if i == marked else ''}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
-        for i, row in enumerate(rows)
-    )
-    return f"<div class=scroll><table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{body}</table></div>"
+    return page(title, sections)
 
 
 def _compare(a: dict[str, Any], b: dict[str, Any]) -> str:
@@ -74,7 +47,7 @@ def _compare(a: dict[str, Any], b: dict[str, Any]) -> str:
     verdict = "beyond" if abs(difference) > 2 * error else "within"
     return (
         f"<li><b>{escape(b['title'])}</b> against <b>{escape(a['title'])}</b>: {100 * difference:+.1f} points "
-        f"({_percent(b['balanced_accuracy'])} against {_percent(a['balanced_accuracy'])}), {verdict} twice the "
+        f"({percent(b['balanced_accuracy'])} against {percent(a['balanced_accuracy'])}), {verdict} twice the "
         f"standard error of {100 * error:.1f} points.</li>"
     )
 
@@ -88,9 +61,9 @@ def _result(summary: dict[str, Any]) -> str:
     rows = []
     for v in variants:
         fdg = "&ndash;" if v["fdg_tail"] is None else f"{v['fdg_tail']:.3f}"
-        row = [escape(v["title"]), f"<b>{_percent(v['balanced_accuracy'])}</b>", _percent(v["balanced_accuracy_se"])]
-        row += [_percent(v["top1"]), *(_percent(v["groups"][name]["accuracy"]) for name in GROUPS)]
-        rows.append([*row, fdg, _percent(v["best_balanced_accuracy"])])
+        row = [escape(v["title"]), f"<b>{percent(v['balanced_accuracy'])}</b>", percent(v["balanced_accuracy_se"])]
+        row += [percent(v["top1"]), *(_group(v["groups"][name]) for name in GROUPS)]
+        rows.append([*row, fdg, percent(v["best_balanced_accuracy"])])
     chosen = next(i for i, v in enumerate(variants) if v["name"] == summary["chosen"])
     by_name = {v["name"]: v for v in variants}
     comparisons = []
@@ -102,12 +75,17 @@ def _result(summary: dict[str, Any]) -> str:
         comparisons += [_compare(by_name["fdc-random"], v) for v in selected if "fdc-random" in by_name]
     return (
         "<h2>Result</h2><p>Last epoch, balanced test accuracy and its parts in per cent.</p>"
-        f"{_table(head, rows, chosen)}<ul>{''.join(comparisons)}</ul>{_random_spread(summary)}"
+        f"{table(head, rows, chosen)}<ul>{''.join(comparisons)}</ul>{_random_spread(summary)}"
         "<p class=note>One seed shows what this run did, not what the method does. The standard error covers the "
         "finite test set alone (it treats the two results as independent, which overstates it on a shared test set); "
         "another seed changes initialisation, batch order and synthesis, often by as much. Repeat with several "
         "<code>--seed</code> values before you prefer one variant; the test set stays the same.</p>"
     )
+
+
+def _group(group: dict[str, Any]) -> str:
+    error = group.get("se")
+    return percent(group["accuracy"]) + ("" if error is None else f"<small>± {percent(error)}</small>")
 
 
 def _classes_in(group: dict[str, Any]) -> str:
@@ -128,14 +106,9 @@ def _random_spread(summary: dict[str, Any]) -> str:
     )
 
 
-def _order(summary: dict[str, Any]) -> list[int]:
-    counts = summary["class_counts"]
-    return sorted(range(len(counts)), key=lambda c: (-counts[c], c))
-
-
 def _classes(summary: dict[str, Any]) -> str:
     variants = [(v["title"], v["per_class_accuracy"]) for v in summary["variants"]]
-    chart = charts.counts_and_accuracy(summary["class_names"], summary["class_counts"], _order(summary), variants)
+    chart = charts.counts_and_accuracy(summary["class_names"], summary["class_counts"], by_frequency(summary), variants)
     return (
         "<h2>Class counts and per-class accuracy</h2>"
         f"{charts.legend([title for title, _ in variants])}<div class=scroll>{chart}</div>"
@@ -168,15 +141,15 @@ def _selection(summary: dict[str, Any]) -> str:
     )
     return (
         "<h2>Completing the tail: feature diversity gain</h2>"
-        f"<p>{len(tail['head_classes'])} head classes hold more than {_percent(summary['config']['head_ratio'], 0)} % "
+        f"<p>{len(tail['head_classes'])} head classes hold more than {percent(summary['config']['head_ratio'], 0)} % "
         f"of the samples. Each tail class gets a pool of synthetic features (FDC, in the feature space of the "
         f"{escape(tail['features_from'])} training), from which it is filled up to the largest class.{shown}</p>"
-        f"{charts.line_legend(labels, colors)}<div class=row>{''.join(paths)}</div>{_table(head, rows)}"
+        f"{charts.line_legend(labels, colors)}<div class=row>{''.join(paths)}</div>{table(head, rows)}"
     )
 
 
 def _confusions(summary: dict[str, Any]) -> str:
-    order, names = _order(summary), summary["class_names"]
+    order, names = by_frequency(summary), summary["class_names"]
     drawn = "".join(charts.confusion(v["title"], v["confusion"], names, order) for v in summary["variants"])
     return (
         "<h2>Confusion matrices</h2><p>Classes from the most to the least frequent in training; counts of test "
@@ -215,8 +188,8 @@ def _what_was_run(summary: dict[str, Any]) -> str:
     times.append(["everything, with selection and random repeats", f"{summary['seconds']:.2f}"])
     return (
         "<h2>What was run</h2><div class=row>"
-        f"{_table(['setting', 'value'], config[:half])}{_table(['setting', 'value'], config[half:])}"
-        f"<div>{_table(['environment', ''], machine)}{_table(['time', 'seconds'], times)}</div></div>"
+        f"{table(['setting', 'value'], config[:half])}{table(['setting', 'value'], config[half:])}"
+        f"<div>{table(['environment', ''], machine)}{table(['time', 'seconds'], times)}</div></div>"
     )
 
 
@@ -227,14 +200,23 @@ def _definitions(summary: dict[str, Any]) -> str:
         "top-1": "share of all test samples predicted right; equal to balanced accuracy on a balanced test set.",
         "best epoch": "the highest balanced accuracy of any epoch. It is chosen on the test set: optimistic, and no "
         "result; shown to tell overfitting from failure.",
+        "worst class": "the lowest per-class accuracy, and whose it is.",
+        "G-mean, harmonic mean": "geometric and harmonic mean of the per-class accuracies; an accuracy below "
+        f"{percent(RECALL_FLOOR)} % counts as {percent(RECALL_FLOOR)} %, or one hopeless class would make the mean 0.",
+        "macro-F1": "mean over classes of 2 TP / (2 TP + FP + FN).",
+        "ECE": "expected calibration error: how far confidence is from accuracy, mean over 15 bins of confidence. Of softmax "
+        "over the logits that the classifier predicts with; n/a where these are bare cosines.",
+        "variance of row norms": "variance of the L2 norms of the classifier's rows, one row a class; none for a "
+        "cosine classifier, which divides by them.",
         "many, medium, few": f"classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE}, and fewer than "
-        f"{FEW_BELOW} training samples; mean of their classes' accuracies; n/a for an empty group.",
+        f"{FEW_BELOW} training samples; mean of their classes' accuracies, ± its standard error as above; n/a for an empty "
+        "group.",
+        "feature diversity V": "V(F) = ½ log2 det(I + F Fᵀ / n) of n mean-centred feature vectors F.",
     }
     if "tail" in summary:
         terms |= {
             "head and tail": "the head is the shortest run of largest classes that holds more than head_ratio of the "
             "training samples; the rest is the tail.",
-            "feature diversity V": "V(F) = ½ log2 det(I + F Fᵀ / n) of n mean-centred feature vectors F.",
             "FDG": "feature diversity gain: V(original and added) / V(original) - 1, centred by the joint mean. 0: the "
             "added samples change nothing; positive: they widen the class; negative: they narrow it.",
             "FDG tail": "mean of FDG over the tail classes.",

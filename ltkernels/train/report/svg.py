@@ -56,8 +56,7 @@ class Svg:
         shapes = (
             f'<circle cx="{num(x)}" cy="{num(y)}" r="{num(s)}"',
             f'<rect x="{num(x - s * 0.9)}" y="{num(y - s * 0.9)}" width="{num(s * 1.8)}" height="{num(s * 1.8)}"',
-            f'<path d="M{num(x)} {num(y - s * 1.2)}l{num(s * 0.45)} {num(s * 0.75)}h{num(s * 0.9)}'
-            f'l{num(-s * 1.35)} {num(s * 1.35)}l{num(-s * 1.35)} {num(-s * 1.35)}h{num(s * 0.9)}z"',
+            f'<path d="M{num(x)} {num(y + s * 1.2)}l{num(s * 1.2)} {num(-s * 2.2)}h{num(-s * 2.4)}z"',
             f'<path d="M{num(x)} {num(y - s * 1.2)}l{num(s * 1.2)} {num(s * 2.2)}h{num(-s * 2.4)}z"',
             f'<path d="M{num(x)} {num(y - s * 1.35)}l{num(s * 1.35)} {num(s * 1.35)}l{num(-s * 1.35)} {num(s * 1.35)}'
             f'l{num(-s * 1.35)} {num(-s * 1.35)}z"',

@@ -1,0 +1,144 @@
+"""What happens to a step's samples between the data set and the model: crop, flip, mixing. Tensor ops only, no host sync."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ltkernels import augment
+from ltkernels.train.recipe import Recipe
+from ltkernels.train.samplers import Sampler, class_probabilities
+
+Target = Tensor | tuple[Tensor, Tensor, Tensor]
+
+# CMO mixes in epochs strictly between 3 and epochs - 3, counted from 0 (Park et al. 2022).
+_CMO_MARGIN = 3
+
+
+def rotate(images: Tensor, turns: Tensor) -> Tensor:
+    """Each square image (n, c, s, s) turned by 90 degrees `turns` (n,) times, counted as `torch.rot90` does."""
+    rotated = images
+    for quarter in (1, 2, 3):
+        rotated = torch.where((turns == quarter).view(-1, 1, 1, 1), images.rot90(quarter, (2, 3)), rotated)
+    return rotated
+
+
+@dataclass(frozen=True)
+class MixContext:
+    """What a mixing method may need besides the batch."""
+
+    class_counts: Tensor
+    alpha: float
+    generator: torch.Generator
+    foreground: Callable[[int], tuple[Tensor, Tensor]]
+
+
+def _mixup(x: Tensor, y: Tensor, context: MixContext) -> tuple[Tensor, Target]:
+    return augment.mixup(x, y, alpha=context.alpha, generator=context.generator)
+
+
+def _cutmix(x: Tensor, y: Tensor, context: MixContext) -> tuple[Tensor, Target]:
+    return augment.cutmix(x, y, alpha=context.alpha, generator=context.generator)
+
+
+def _remix(x: Tensor, y: Tensor, context: MixContext) -> tuple[Tensor, Target]:
+    return augment.remix(x, y, context.class_counts, alpha=context.alpha, generator=context.generator)
+
+
+def _cmo(x: Tensor, y: Tensor, context: MixContext) -> tuple[Tensor, Target]:
+    foreground, foreground_target = context.foreground(len(x))
+    return augment.cmo(x, y, foreground, foreground_target, alpha=context.alpha, generator=context.generator)
+
+
+# (method, probability per batch where the user gives none)
+MIXERS: dict[str, tuple[Callable[[Tensor, Tensor, MixContext], tuple[Tensor, Target]], float]] = {
+    "mixup": (_mixup, 1.0),
+    "remix": (_remix, 1.0),
+    "cutmix": (_cutmix, 0.5),
+    "cmo": (_cmo, 0.5),
+}
+
+
+class Batches:
+    """Turns a step's indices into (samples, target), with the recipe's crop, flip and mixing.
+
+    The draws are those of the whole step, whichever process keeps which rows: runs on one and on several processes see
+    the same samples. `fill` (channels,) is the value of a black pixel, which a crop brings in; None is 0. The generator's
+    state is the only state.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, num_classes: int, recipe: Recipe, seed: int, fill: Tensor | None = None
+    ) -> None:
+        if (recipe.crop or recipe.flip) and x.dim() != 4:
+            raise ValueError(f"crop and flip need images, the data has samples of shape {tuple(x.shape[1:])}")
+        if recipe.task == "rotation" and (x.dim() != 4 or x.shape[2] != x.shape[3]):
+            raise ValueError(
+                f"pretrain rotation needs square images, the data has samples of shape {tuple(x.shape[1:])}"
+            )
+        if recipe.mix not in ("none", *MIXERS):
+            raise ValueError(f"mix must be one of none, {', '.join(MIXERS)}, got {recipe.mix!r}")
+        if recipe.mix in ("cutmix", "cmo") and x.dim() != 4:
+            raise ValueError(f"mix {recipe.mix} needs images, the data has samples of shape {tuple(x.shape[1:])}")
+        self.sampler = Sampler(y, num_classes)
+        self._x, self._y, self._recipe, self._fill = x, y, recipe, fill
+        self._generator = torch.Generator().manual_seed(seed)
+        counts = torch.bincount(y, minlength=num_classes)
+        self._balanced = class_probabilities("balanced", counts.tolist())
+        self._context = MixContext(counts, recipe.mix_alpha, self._generator, self._foreground)
+
+    def state(self) -> Tensor:
+        return self._generator.get_state()
+
+    def set_state(self, state: Tensor) -> None:
+        self._generator.set_state(state)
+
+    def make(self, index: Tensor, epoch: int) -> tuple[Tensor, Target]:
+        x, y = self._images(index), self._y[index]
+        if self._recipe.task == "rotation":
+            turns = torch.randint(4, (len(x),), generator=self._generator).to(x.device, non_blocking=True)
+            return rotate(x, turns), turns
+        if self._mixes(epoch):
+            return MIXERS[self._recipe.mix][0](x, y, self._context)
+        return x, y
+
+    def _images(self, index: Tensor) -> Tensor:
+        x, recipe = self._x[index], self._recipe
+        if recipe.crop or recipe.flip:
+            x = augment.crop_flip(x, padding=recipe.crop, flip=recipe.flip, fill=self._fill, generator=self._generator)
+        return x
+
+    def _foreground(self, size: int) -> tuple[Tensor, Tensor]:
+        """CMO's foreground: samples of every class equally often, weights 1 / n_y."""
+        index = self.sampler.draw(self._balanced, size, self._generator).to(self._y.device)
+        return self._images(index), self._y[index]
+
+    def _mixes(self, epoch: int) -> bool:
+        recipe = self._recipe
+        if recipe.mix == "none":
+            return False
+        if recipe.mix == "cmo" and not _CMO_MARGIN < epoch < recipe.epochs - _CMO_MARGIN:
+            return False
+        probability = MIXERS[recipe.mix][1] if recipe.mix_prob is None else recipe.mix_prob
+        return probability >= 1 or float(torch.rand((), generator=self._generator)) < probability
+
+
+def rows_of(target: Target, rows: Tensor | slice) -> Target:
+    """The rows of a target, plain or mixed."""
+    if isinstance(target, tuple):
+        first, second, share = target
+        return first[rows], second[rows], share[rows]
+    return target[rows]
+
+
+def denominator(weight: Tensor | None, target: Target) -> Tensor | int:
+    """What torch's weighted mean divides by: the sum of the rows' class weights, or their number without weights."""
+    first = target[0] if isinstance(target, tuple) else target
+    if weight is None:
+        return len(first)
+    weight = weight.double()
+    if isinstance(target, tuple):
+        first, second, share = target
+        return (share * weight[first] + (1 - share) * weight[second]).sum()
+    return weight[first].sum()

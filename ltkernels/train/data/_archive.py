@@ -1,0 +1,104 @@
+"""Named files out of a folder or a .tar.gz beside it, whole, in memory, and bounded in size; nothing is unpacked to disk."""
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+
+MAX_MEMBER_BYTES = 1 << 28
+"""The largest file of the data sets read this way (CIFAR-100's training set) holds 155 MB."""
+
+MAX_ARCHIVE_BYTES = 1 << 35
+MAX_MEMBERS = 20_000_000
+"""Of an archive's content: listing a compressed archive decompresses it."""
+
+BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
+"""What reading a damaged archive raises."""
+
+
+def read_files(data_dir: Path, folder: str, archive: str, names: Sequence[str]) -> dict[str, bytes] | None:
+    """The content of `names`, from data_dir/folder, data_dir itself or data_dir/archive (in this order); None where none of
+    the three is there.
+
+    Raises FileNotFoundError naming what is missing where only a part is there, ValueError for a damaged archive or a file
+    above `MAX_MEMBER_BYTES`.
+    """
+    for place in (data_dir / folder, data_dir):
+        if (place / names[0]).is_file():
+            return {name: _read(place / name) for name in names}
+    path = data_dir / archive
+    if not path.is_file():
+        return None
+    wanted = {f"{folder}/{name}": name for name in names}
+    found: dict[str, bytes] = {}
+    try:
+        with open_tar(path) as tar:
+            for member in members(tar, path):
+                name = wanted.get(member.name.removeprefix("./"))
+                if name is None or name in found:
+                    continue
+                if not member.isreg() or member.size > MAX_MEMBER_BYTES:
+                    raise ValueError(f"{path}: {member.name} is no file of at most {MAX_MEMBER_BYTES} bytes")
+                file = tar.extractfile(member)
+                found[name] = b"" if file is None else file.read()
+                if len(found) == len(wanted):
+                    break
+    except BROKEN as error:
+        raise ValueError(f"{path}: not a complete archive ({error})") from error
+    missing = [member for member, name in wanted.items() if name not in found]
+    if missing:
+        raise FileNotFoundError(f"{path}: lacks {', '.join(missing)}")
+    return found
+
+
+class _Bounded:
+    """A file that refuses to read more at once than a member may hold: tarfile reads some headers whole, however long they
+    say they are."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or size > MAX_MEMBER_BYTES:
+            raise tarfile.ReadError(f"a part of more than {MAX_MEMBER_BYTES} bytes")
+        return self._file.read(size)
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A .tar, .tar.gz, .tar.bz2 or .tar.xz for reading. Raises what `BROKEN` lists where it is none."""
+    with path.open("rb") as plain:
+        start = plain.read(6)
+        plain.seek(0)
+        opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
+        with (
+            opener(plain) if opener else nullcontext(plain) as file,
+            tarfile.open(fileobj=_Bounded(file), mode="r:") as tar,
+        ):  # type: ignore[arg-type]
+            yield tar
+
+
+def members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The members in their order in the file; ValueError where there are more, or larger ones, than any data set needs."""
+    total = 0
+    for count, member in enumerate(tar):
+        total += member.size
+        if total > MAX_ARCHIVE_BYTES or count >= MAX_MEMBERS:
+            raise ValueError(f"{path}: holds more than {MAX_ARCHIVE_BYTES} bytes or {MAX_MEMBERS} files")
+        yield member
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_MEMBER_BYTES} bytes")
+    return path.read_bytes()

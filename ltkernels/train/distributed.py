@@ -1,0 +1,171 @@
+"""Several processes on one training (torchrun): every process holds the data and computes its rows of each step.
+
+All processes draw the same batches, augmentation and mixing, and know all labels: the loss is divided by what the whole
+step divides by (the sum of its weights), without communication. Gradients are summed by DistributedDataParallel; batch
+normalisation uses the statistics of the whole step. The numbers are those of one process, up to rounding.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; rank 0 alone writes files and reports progress."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def rows(self) -> slice:
+        """The rows of a step that this process computes."""
+        return slice(self.rank, None, self.size)
+
+    def any(self, value: int) -> int:
+        """The largest `value` of all processes (a signal number, 0 for none)."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], device=_device())
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's `value`, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=_device())
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank (on rank 0; elsewhere the list is not complete)."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The module to call in training: `model` itself, or DistributedDataParallel around it."""
+        if self.size == 1:
+            return model
+        synchronise_batch_norm(model)
+        # Equal on every process as it is: the statistics are those of the whole step.
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def _device() -> torch.device:
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def current() -> World:
+    """The world of the default process group; a world of one without it."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
+
+
+def local_device(device: str) -> str:
+    """`cuda` becomes this process's own GPU where torchrun started several."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
+
+
+def refuse(what: str) -> None:
+    """Raise ValueError where torchrun started several processes for something that is not spread over them."""
+    if _started() > 1:
+        raise ValueError(f"{what} is not spread over processes by torchrun; start it alone, or one training at a time")
+
+
+def _started() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the process group that torchrun's environment describes, if any, for the duration of the block."""
+    if _started() == 1 or current().size > 1:
+        yield current()
+        return
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(torch.device(device))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield current()
+    finally:
+        dist.destroy_process_group()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, and of the gradients that come back to each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class _GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the rows of all processes (torch's SyncBatchNorm runs on GPUs only)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        axes, shape = (0, 2, 3), (1, -1, 1, 1)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+        dist.all_reduce(count)
+        mean = _Sum.apply(wide.sum(axes)) / count
+        centred = wide - mean.view(shape)
+        variance = _Sum.apply(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        normal = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(x.dtype)
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Make every BatchNorm2d of `model` use the statistics of all processes; parameters and state dict stay as they are."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d and module.track_running_stats:
+            # The same attributes with another forward: optimizer and state dict go on referring to the same tensors.
+            module.__class__ = (
+                nn.SyncBatchNorm if module.weight is not None and module.weight.is_cuda else _GlobalBatchNorm2d
+            )
+            if isinstance(module, nn.SyncBatchNorm):
+                module.process_group = None
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(
+            module, (nn.SyncBatchNorm, _GlobalBatchNorm2d)
+        ):
+            raise ValueError(f"{type(module).__name__} has no form over several processes; use BatchNorm2d")

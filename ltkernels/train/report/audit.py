@@ -1,0 +1,266 @@
+"""The data-centric audit: what a labelled set of features holds, before anything is trained on it.
+
+    from ltkernels.train.report import audit, render_audit
+    page = render_audit(audit(features, labels, class_names=names))
+
+Counts and diversity per class, samples whose label looks wrong (with cleanlab, where it is installed), and how far the classes
+moved between two sets of features, such as last month's data and today's.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltkernels.train.data.npz import read_arrays
+from ltkernels.train.metrics import class_diversity, feature_drift
+from ltkernels.train.report import plots
+from ltkernels.train.report.parts import page, percent, table
+from ltkernels.train.rundir import write_text
+
+FOLDS = 5
+_MAX_SUSPECTS = 100
+
+
+def out_of_sample_probabilities(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0) -> Tensor:
+    """(n, C) float64: each sample's class probabilities from a logistic regression that has not seen it.
+
+    Up to 5 stratified folds, as many as the rarest class has samples; features are standardised in each. Raises ImportError
+    without scikit-learn, ValueError where a class has one sample.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedKFold
+    except ImportError as error:
+        raise ImportError('probabilities from folds need scikit-learn: pip install "ltkernels[train]"') from error
+    rarest = int(torch.bincount(labels, minlength=num_classes).min())
+    if rarest < 2:
+        raise ValueError("every class needs 2 samples: one to learn from, one to look at")
+    x, y = features.double().cpu().numpy(), labels.cpu().numpy()
+    result = np.zeros((len(y), num_classes))
+    for train, held in StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed).split(x, y):
+        mean, scale = x[train].mean(0), x[train].std(0).clip(1e-12)
+        model = LogisticRegression(max_iter=500).fit((x[train] - mean) / scale, y[train])
+        result[held] = model.predict_proba((x[held] - mean) / scale)
+    return torch.from_numpy(result)
+
+
+def suspected_label_errors(labels: Tensor, probabilities: Tensor) -> list[dict[str, Any]] | None:
+    """Samples whose label cleanlab (Northcutt et al. 2021) takes for wrong, least credible first: {index, label, suggested,
+    confidence}, the confidence being the probability of the label given. None where cleanlab is not installed.
+
+    `probabilities` (n, C) must come from models that have not seen the samples.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError:
+        return None
+    given, p = labels.cpu().numpy(), probabilities.double().cpu().numpy()
+    ranked = find_label_issues(given, p, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return [
+        {"index": int(i), "label": int(given[i]), "suggested": int(p[i].argmax()), "confidence": float(p[i, given[i]])}
+        for i in ranked
+    ]
+
+
+def audit(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    class_names: Sequence[str] | None = None,
+    probabilities: Tensor | None = None,
+    other: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Audit a labelled set of features; plain values, ready for JSON and for `render_audit`.
+
+    Args:
+        features: (n, d) floating; labels: (n,) int64, every class 0..C-1 with at least one sample.
+        class_names: C names; None numbers them.
+        probabilities: (n, C) out-of-sample class probabilities of your own; None takes `out_of_sample_probabilities`.
+        other: a second set (features (m, d), labels (m,)) to look for drift in; None leaves that out.
+        seed: of the folds.
+
+    Returns:
+        class_names, class_counts, class_diversity; label_errors (None: not looked for) with label_errors_note, which says why
+        not or how; drift (None without `other`), as `metrics.feature_drift`. Raises ValueError naming the argument.
+    """
+    _check("features", features, labels)
+    counts = torch.bincount(labels).tolist()
+    num_classes = len(counts)
+    if 0 in counts:
+        raise ValueError(f"labels holds no sample of class {counts.index(0)}")
+    names = [str(c) for c in range(num_classes)] if class_names is None else [str(name) for name in class_names]
+    if len(names) != num_classes:
+        raise ValueError(f"class_names has {len(names)} entries, labels has {num_classes} classes")
+    if probabilities is not None and probabilities.shape != (len(labels), num_classes):
+        raise ValueError(
+            f"probabilities has shape {tuple(probabilities.shape)}; it must be ({len(labels)}, {num_classes})"
+        )
+    drift = None
+    if other is not None:
+        _check("other", *other)
+        if other[0].shape[1] != features.shape[1] or int(other[1].max()) >= num_classes:
+            raise ValueError(f"other must have {features.shape[1]} features and labels below {num_classes}")
+        drift = feature_drift((features, labels), other, num_classes)
+    errors, note = _label_errors(features, labels, counts, probabilities, seed)
+    return {
+        "class_names": names,
+        "class_counts": counts,
+        "class_diversity": class_diversity(features, labels, num_classes),
+        "label_errors": errors,
+        "label_errors_note": note,
+        "drift": drift,
+    }
+
+
+def audit_file(
+    path: str | Path, *, out: str | Path, other: str | Path | None = None, force: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    """`audit` of an .npz file with `features` (n, d) and `labels` (n,), and optionally `class_names` (C,) and `probabilities`
+    (n, C); writes the page to the file `out`.
+
+    `other` is a second such file to look for drift in. Raises FileExistsError where `out` is there and `force` is not given,
+    FileNotFoundError, or ValueError naming the file; nothing has been written then.
+    """
+    path, out = Path(path), Path(out)
+    if out.is_dir() or (out.exists() and not force):
+        raise FileExistsError(f"--out {out}: exists; --force replaces a file")
+    arrays = read_arrays(path, ("features", "labels"), ("class_names", "probabilities"))
+    second = None if other is None else read_arrays(Path(other), ("features", "labels"))
+    try:
+        result = audit(
+            *_labelled(arrays),
+            class_names=arrays["class_names"].tolist() if "class_names" in arrays else None,
+            probabilities=torch.from_numpy(arrays["probabilities"]) if "probabilities" in arrays else None,
+            other=None if second is None else _labelled(second),
+            seed=seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, render_audit(result, f"Data audit: {path.name}"))
+    return result
+
+
+def _labelled(arrays: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    features, labels = arrays["features"], arrays["labels"]
+    if features.dtype.kind != "f" or labels.dtype.kind not in "iu":
+        raise ValueError(f"features must be floating and labels integer, got {features.dtype} and {labels.dtype}")
+    return torch.from_numpy(features.astype(np.float64)), torch.from_numpy(labels.astype(np.int64))
+
+
+def _label_errors(
+    features: Tensor, labels: Tensor, counts: Sequence[int], probabilities: Tensor | None, seed: int
+) -> tuple[list[dict[str, Any]] | None, str]:
+    how = "from probabilities that were given"
+    if probabilities is None:
+        if min(counts) < 2:
+            return None, "not looked for: a class has a single sample, which no other can judge"
+        how = f"from a logistic regression on the features in {min(FOLDS, *counts)} folds"
+    try:
+        import cleanlab
+    except ImportError:
+        return None, "not looked for: cleanlab is not installed (pip install cleanlab)"
+    if probabilities is None:
+        probabilities = out_of_sample_probabilities(features, labels, len(counts), seed)
+    return suspected_label_errors(labels, probabilities), f"cleanlab {cleanlab.__version__}, {how}"
+
+
+def _check(name: str, features: Tensor, labels: Tensor) -> None:
+    if features.dim() != 2 or not features.is_floating_point() or len(features) == 0:
+        raise ValueError(f"{name}: features must be floating (n, d), got {features.dtype} {tuple(features.shape)}")
+    if labels.dtype != torch.int64 or labels.shape != features.shape[:1] or int(labels.min()) < 0:
+        raise ValueError(f"{name}: labels must be ({len(features)},) int64 and not negative")
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(f"{name}: features holds NaN or infinite values")
+
+
+def render_audit(result: dict[str, Any], title: str = "Data audit") -> str:
+    """The audit as one self-contained HTML page."""
+    counts = result["class_counts"]
+    intro = f"{sum(counts)} samples in {len(counts)} classes, {max(counts)} to {min(counts)} a class."
+    sections = [
+        f"<h1>{escape(title)}</h1><p class=sub>{escape(intro)}</p>",
+        _classes(result),
+        _suspects(result),
+        _drift(result),
+    ]
+    return page(title, sections)
+
+
+def _by_frequency(counts: Sequence[int]) -> list[int]:
+    return sorted(range(len(counts)), key=lambda c: (-counts[c], c))
+
+
+def _classes(result: dict[str, Any]) -> str:
+    names, counts, diversity = result["class_names"], result["class_counts"], result["class_diversity"]
+    tips = [f"{names[c]}, {counts[c]} samples: {diversity[c]:.2f}" for c in range(len(counts))]
+    pairs = [(float(counts[c]), diversity[c]) for c in range(len(counts))]
+    chart = plots.points(
+        "diversity against counts", "samples of the class", "V, log2 units", [("", pairs, tips)], [0], log_x=True
+    )
+    wrong = [0] * len(counts)
+    for suspect in result["label_errors"] or []:
+        wrong[suspect["label"]] += 1
+    head = ["class", "samples", "V", "suspected<br>label errors"]
+    rows = [
+        [
+            escape(names[c]),
+            str(counts[c]),
+            f"{diversity[c]:.2f}",
+            "&ndash;" if result["label_errors"] is None else str(wrong[c]),
+        ]
+        for c in _by_frequency(counts)
+    ]
+    return (
+        "<h2>Classes</h2><p>V(F) = ½ log2 det(I + F Fᵀ / n) of the class's n mean-centred feature vectors F: how much a class "
+        f"holds, where the count says how often it occurs.</p>{chart}{table(head, rows)}"
+    )
+
+
+def _suspects(result: dict[str, Any]) -> str:
+    errors, names = result["label_errors"], result["class_names"]
+    text = f"<h2>Suspected label errors</h2><p>{escape(result['label_errors_note'])}.</p>"
+    if not errors:
+        return text if errors is None else f"{text}<p>None.</p>"
+    rows = [
+        [str(e["index"]), escape(names[e["label"]]), escape(names[e["suggested"]]), percent(e["confidence"])]
+        for e in errors[:_MAX_SUSPECTS]
+    ]
+    more = f"<p>The {_MAX_SUSPECTS} least credible of {len(errors)}.</p>" if len(errors) > _MAX_SUSPECTS else ""
+    head = ["sample", "label", "looks like", "probability of<br>its label, %"]
+    note = "<p class=note>Suspicions, not findings: rare and unusual samples of small classes are among them.</p>"
+    return f"{text}{more}{table(head, rows)}{note}"
+
+
+def _drift(result: dict[str, Any]) -> str:
+    drift = result["drift"]
+    if drift is None:
+        return ""
+    names = result["class_names"]
+
+    def shown(value: float | None, digits: int = 2) -> str:
+        return "n/a" if value is None else f"{value:.{digits}f}"
+
+    rows = [
+        [
+            escape(names[c]),
+            shown(drift["shift"][c], 1),
+            shown(drift["diversity_ratio"][c]),
+            percent(drift["share_before"][c]),
+            percent(drift["share_after"][c]),
+        ]
+        for c in sorted(range(len(names)), key=lambda c: -(drift["shift"][c] or 0.0))
+    ]
+    head = ["class", "shift", "V after / before", "share before, %", "share after, %"]
+    return (
+        "<h2>Drift</h2><p>Shift is the squared distance between the class's mean features in the two sets, over what sampling "
+        "alone would give: about 1 where nothing moved. V of a few samples comes out too small: compare it between sets of "
+        "similar size. n/a: fewer than two samples in one of the sets.</p>"
+        f"{table(head, rows)}"
+    )

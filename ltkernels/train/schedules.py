@@ -1,0 +1,88 @@
+"""From settings to the loss with its schedule: the glue between the command line's names and `ltkernels.schedules`."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ltkernels import schedules
+from ltkernels.losses import LOSSES, Loss
+
+# The published recipes of 200 epochs defer to epoch 160; KPS adjusts gradients from epoch 120 on.
+_LATE, _GA = 0.8, 0.6
+# Share of the epochs after which a schedule sets in; `drs` is a matter of the sampler.
+SCHEDULES: dict[str, float | None] = {"none": None, "drw": _LATE, "drs": _LATE, "ga": _GA, "tla_adrw": _LATE}
+
+
+def loss_record(name: str) -> Loss:
+    """The record of a loss by its command-line name. Raises ValueError listing the known names."""
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def parse_options(text: str) -> dict[str, float]:
+    """`"tau=1.25,gamma=0.15"` -> {"tau": 1.25, "gamma": 0.15}. Raises ValueError naming the value."""
+    options = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        try:
+            options[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not (equals and name.strip()):
+            raise ValueError(f"loss_options must be NAME=NUMBER,..., got {text!r}")
+    return options
+
+
+def start_epoch(schedule: str, start: int | None, epochs: int) -> int | None:
+    """The first epoch (from 0) of a schedule's second part; None for `none`. Raises ValueError where it never comes."""
+    share = SCHEDULES[schedule]
+    if share is None:
+        return None
+    first = int(share * epochs) if start is None else start
+    if first >= epochs:
+        raise ValueError(
+            f"schedule_start {first} is not below the number of epochs, {epochs}: {schedule} would never start"
+        )
+    return first
+
+
+def build_loss(
+    record: Loss,
+    class_counts: Sequence[int],
+    options: dict[str, float],
+    schedule: str,
+    start: int | None,
+    nu: float,
+    device: torch.device | str,
+) -> tuple[nn.Module, list[schedules.Schedule]]:
+    """The loss for these class counts, on `device`, and what changes its tables from epoch `start` on.
+
+    Raises ValueError for an option that the loss does not have, TypeError for a schedule that does not fit the loss.
+    """
+    known = [name for name in record.options if name not in ("empty",)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"loss_options: {record.name} has no option {', '.join(unknown)}; known: {', '.join(known) or 'none'}"
+        )
+    criterion = record.make(class_counts, **{name: _typed(record, name, value) for name, value in options.items()})
+    criterion = criterion.to(device)
+    if schedule == "drw":
+        return criterion, [schedules.DRW(criterion, start, class_counts=class_counts)]
+    if schedule == "ga":
+        return criterion, [schedules.GradientAdjustment(criterion, start)]
+    if schedule == "tla_adrw":
+        return criterion, [schedules.TLA(criterion, start, nu)]
+    return criterion, []
+
+
+def _typed(record: Loss, name: str, value: float) -> Any:
+    """A flag of the loss is written as 0 or 1."""
+    default = record.options[name].default
+    if isinstance(default, bool):
+        return bool(value)
+    return value if default is not inspect.Parameter.empty else float(value)

@@ -1,0 +1,136 @@
+"""Several seeds of one job: each a result folder of its own, and above them one with means and standard deviations."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ltkernels.train import distributed, jobs, rundir, signals
+from ltkernels.train.config import Config, to_toml
+from ltkernels.train.data import Dataset
+from ltkernels.train.engine import Progress
+from ltkernels.train.report import render
+
+# Of a variant's entry: fractions that are averaged over the seeds. Confusion matrices are added, titles are equal.
+_AVERAGED = (
+    *("top1", "balanced_accuracy", "balanced_accuracy_se", "best_balanced_accuracy", "fdg_tail"),
+    *("g_mean", "harmonic_mean", "macro_f1", "ece", "classifier_norm_variance", "tau", "relative_accuracy"),
+)
+
+
+def run_seeds(
+    command: str,
+    config: Config,
+    seeds: Sequence[int],
+    data: Dataset | None = None,
+    *,
+    out: str | Path,
+    force: bool = False,
+    resume: str = "never",
+    progress: Progress | None = None,
+    on_config: Callable[[Config], None] | None = None,
+) -> dict[str, Any]:
+    """`train` or `run` (`command`) once for every seed, into `out`/seed-N; the summary above them has the means.
+
+    In `out`/summary.json a variant's numbers are means over the seeds, `std` holds their standard deviations (n - 1), and
+    `confusion` is the sum; `runs` lists every seed's. The data and its split stay the same (`data_seed`). Errors and
+    `resume` as in `jobs.train`: seeds that are finished are not run again.
+    """
+    if len(set(seeds)) != len(seeds) or len(seeds) < 2 or min(seeds) < 0:
+        raise ValueError(f"seeds must be at least two different numbers >= 0, got {','.join(map(str, seeds))}")
+    distributed.refuse("a run of several seeds")
+    job = {"train": jobs.train, "run": jobs.run}[command]
+    start, out = time.perf_counter(), Path(out)
+    head = f"# ltkernels {command}, seeds {','.join(map(str, seeds))}\n"
+    rundir.check_free(out, force, resume == "auto")
+    begun = out / rundir.CONFIG
+    if resume == "auto" and begun.is_file() and not begun.read_text(encoding="utf-8").startswith(head):
+        raise ValueError(f"--resume: {out} was begun with {begun.read_text(encoding='utf-8').partition(chr(10))[0]!r}")
+    if resume == "auto" and (out / rundir.SUMMARY).is_file():
+        return rundir.read_summary(out)
+    # The settings are checked before the folder is touched.
+    # Loaded once for all seeds; under this name, the settings of each go on naming what was asked for.
+    data = dataclasses.replace(jobs.load_data(config), name=config.data) if data is None else data
+    config = jobs.resolve(config, data)
+    if on_config:
+        on_config(config)
+    with rundir.open_run(out, force, resume == "auto"), signals.handled():
+        rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
+        summaries = []
+        for seed in seeds:
+            named = _named(progress, seed)
+            folder = out / f"seed-{seed}"
+            summaries.append(job(config.replace(seed=seed), data, out=folder, resume="auto", progress=named))
+        summary = combine(summaries, time.perf_counter() - start)
+        logs = [rundir.read_metrics(out / f"seed-{seed}") for seed in seeds]
+        lines = [{"seed": seed, **record} for seed, log in zip(seeds, logs) for record in log]
+        rundir.write_text(out / rundir.METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+        rundir.write_text(out / rundir.REPORT, render(summary, logs[0]))
+        rundir.write_json(out / rundir.SUMMARY, summary)
+    return summary
+
+
+def _named(progress: Progress | None, seed: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda phase, done, total, record: progress(f"seed {seed} {phase}", done, total, record)
+
+
+def combine(summaries: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """One summary from those of several seeds, in the form of a single one."""
+    first = summaries[0]
+    variants = [_averaged([s["variants"][i] for s in summaries]) for i in range(len(first["variants"]))]
+    chosen = next(v for v in variants if v["name"] == first["chosen"])
+    runs = [{"seed": s["seed"], "variants": [_brief(v) for v in s["variants"]]} for s in summaries]
+    return {
+        **first,
+        **{key: chosen[key] for key in jobs.HEADLINE},
+        "std": chosen["std"],
+        "variants": variants,
+        "random_repeats": [repeat for s in summaries for repeat in s.get("random_repeats", [])],
+        "seconds": seconds,
+        "seeds": [s["seed"] for s in summaries],
+        "runs": runs,
+        "checkpoints": {},
+        "balanced_run": None,
+    }
+
+
+def _brief(variant: dict[str, Any]) -> dict[str, Any]:
+    return {"name": variant["name"], **{key: variant[key] for key in _AVERAGED if key in variant}}
+
+
+def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean entry of one variant over the seeds, with `std` for what varies."""
+    entry = dict(variants[0])
+    entry["std"] = {}
+    # Every seed's tau has its own curve on its own held-out samples; they are in the seeds' summaries.
+    entry.pop("tau_on_held_out", None)
+    for key in _AVERAGED:
+        if key not in entry:
+            continue
+        values = [v[key] for v in variants]
+        if None not in values:
+            entry[key] = mean(values)
+            entry["std"][key] = stdev(values)
+    entry["per_class_accuracy"] = [mean(values) for values in zip(*(v["per_class_accuracy"] for v in variants))]
+    # Of the averaged accuracies, not of any one seed.
+    worst = min(range(len(entry["per_class_accuracy"])), key=entry["per_class_accuracy"].__getitem__)
+    entry["worst_class"] = {"label": worst, "accuracy": entry["per_class_accuracy"][worst]}
+    norms = [v["classifier_norms"] for v in variants]
+    entry["classifier_norms"] = None if None in norms else [mean(values) for values in zip(*norms)]
+    entry["groups"] = {name: _averaged_group([v["groups"][name] for v in variants]) for name in entry["groups"]}
+    entry["confusion"] = [[sum(cells) for cells in zip(*rows)] for rows in zip(*(v["confusion"] for v in variants))]
+    entry["seconds"] = sum(v["seconds"] for v in variants)
+    return entry
+
+
+def _averaged_group(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    averaged = {}
+    for key in ("accuracy", "se"):
+        values = [group[key] for group in groups]
+        averaged[key] = None if None in values else mean(values)
+    return {**groups[0], **averaged}

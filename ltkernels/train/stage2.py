@@ -1,0 +1,154 @@
+"""What follows a training on its frozen features: a second stage for the classifier, and post-hoc logit adjustment.
+
+A stage is a function `(job, base) -> Trained` in `_STAGES`; its name is a choice of `--stage2`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ltkernels import augment, inference
+from ltkernels.nn import CosineLinear
+from ltkernels.train.engine import apply
+from ltkernels.train.features import derived_seed, head_tail_split, selected_arm
+from ltkernels.train.models import feature_maps
+from ltkernels.train.pipeline import Job
+from ltkernels.train.schedules import loss_record
+from ltkernels.train.trained import HeadSpec, Shifted, Trained
+
+_LINEAR = HeadSpec("linear", "linear")
+# Kang et al. 2020 search tau in [0, 1]; some data want more.
+_NORM_TAUS = [i / 20 for i in range(41)]
+# Margin losses have cosines for logits, plain ones logits of several units: 0 and a geometric grid serve both.
+_SHIFT_TAUS = [0.0, *(0.01 * 10 ** (i / 16) for i in range(42))]
+_NEEDS_LINEAR = ("lws", "tau-norm", "ofa")
+
+
+def crt(job: Job, base: Trained) -> Trained:
+    """Classifier re-training, Kang et al. 2020: a fresh linear head, cross-entropy, class-balanced batches."""
+    record = loss_record("ce")
+    head = (_LINEAR, job.build(record, _LINEAR).head)
+    return job.retrain(base, f"{base.name}-crt", record=record, head=head, sampler="balanced")
+
+
+class _Scaled(nn.Module):
+    """A frozen linear head whose logits are multiplied by a learned factor per class."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", head.weight.detach().clone())
+        self.register_buffer("bias", head.bias.detach().clone())
+        self.scale = nn.Parameter(torch.ones_like(self.bias))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * nn.functional.linear(features, self.weight, self.bias)
+
+
+def lws(job: Job, base: Trained) -> Trained:
+    """Learnable weight scaling, Kang et al. 2020: class factors on the frozen classifier, on class-balanced batches."""
+    scaled = _Scaled(base.model.head)
+    trained = job.retrain(
+        base, f"{base.name}-lws", record=loss_record("ce"), head=(_LINEAR, scaled), sampler="balanced"
+    )
+    head = job.build(loss_record("ce"), _LINEAR).head
+    with torch.no_grad():
+        head.weight.copy_(scaled.scale[:, None] * scaled.weight)
+        head.bias.copy_(scaled.scale * scaled.bias)
+    trained.model.head = head
+    return trained
+
+
+def tau_norm(job: Job, base: Trained) -> Trained:
+    """Tau-normalised classifier, Kang et al. 2020: rows divided by their norm to the power tau, no bias."""
+    weight, held = base.model.head.weight.detach(), apply(base.model.backbone, job.x_held)
+    tau, scores = job.tune(lambda t: held @ inference.tau_normalize(weight, t).T, _NORM_TAUS)
+    head = job.build(loss_record("ce"), _LINEAR).head
+    with torch.no_grad():
+        head.weight.copy_(inference.tau_normalize(weight, tau))
+        head.bias.zero_()
+    return job.untrained(base, f"{base.name}-tau-norm", _LINEAR, head, tau=tau, tau_on_held_out=scores)
+
+
+def ncm(job: Job, base: Trained) -> Trained:
+    """Nearest class mean by the cosine (Kang et al. 2020): the rows of a cosine head are the classes' mean features."""
+    features = job.features(base)[0]
+    means = torch.stack([features[job.y_train == label].mean(0) for label in range(job.data.num_classes)])
+    head = CosineLinear(features.shape[1], job.data.num_classes)
+    with torch.no_grad():
+        head.weight.copy_(means)
+    return job.untrained(base, f"{base.name}-ncm", HeadSpec("cosine", "cosine"), head)
+
+
+def ofa(job: Job, base: Trained) -> Trained:
+    """Feature-space augmentation, Chu et al. 2020: tail classes completed with fused feature maps, a fresh head."""
+    maps = apply(feature_maps(base.model.backbone), job.x_train)
+    counts, config, head = job.class_counts, job.config, base.model.head
+    heads, tail = head_tail_split(counts, config.head_ratio)
+    features, labels = [job.features(base)[0][:0]], [job.y_train[:0]]
+    for label in tail:
+        need = max(counts) - counts[label]
+        if need > 0:
+            made = augment.ofa(
+                maps,
+                job.y_train,
+                label,
+                need,
+                weight=head.weight.detach(),
+                bias=head.bias.detach(),
+                head_classes=heads,
+                generator=torch.Generator().manual_seed(derived_seed(config.seed, label, 3)),
+            )
+            features.append(made.to(features[0].dtype))
+            labels.append(job.y_train.new_full((need,), label))
+    return job.retrain(base, f"{base.name}-ofa", (torch.cat(features), torch.cat(labels)))
+
+
+def fdc(job: Job, base: Trained) -> Trained:
+    """Tail classes completed with FDC features, chosen by `--select`; a fresh head."""
+    _, tail = job.complete(base)
+    arm = selected_arm(job.config)
+    trained = job.augmented(base, f"{base.name}-fdc-{arm.replace(':', '-')}", tail, arm)
+    trained.note["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if tail else None
+    return trained
+
+
+_STAGES: dict[str, Callable[[Job, Trained], Trained]] = {
+    "crt": crt,
+    "lws": lws,
+    "tau-norm": tau_norm,
+    "ncm": ncm,
+    "ofa": ofa,
+    "fdc": fdc,
+}
+
+
+def post_hoc(job: Job, base: Trained) -> Trained:
+    """Logit adjustment after training (Menon et al. 2021), with the tau that suits the held-out samples best."""
+    logits = apply(base.model, job.x_held)
+    tau, scores = job.tune(lambda t: inference.logit_adjust(logits, job.class_counts, t), _SHIFT_TAUS)
+    zeros = torch.zeros(1, job.data.num_classes)
+    shift = inference.logit_adjust(zeros, job.class_counts, tau)[0]
+    spec = HeadSpec(base.head.kind, base.head.logits, shifted=True)
+    head = Shifted(base.model.head, shift)
+    return job.untrained(base, f"{base.name}-post-hoc", spec, head, tau=tau, tau_on_held_out=scores)
+
+
+def check(job: Job) -> None:
+    """Raise ValueError where the chosen stage cannot follow the chosen training."""
+    config = job.config
+    kind = job.head_spec(loss_record(config.loss)).kind
+    if config.stage2 in _NEEDS_LINEAR and kind != "linear":
+        raise ValueError(f"stage2 {config.stage2} needs a linear head; with loss {config.loss} the head is {kind}")
+    if config.stage2 == "ofa":
+        feature_maps(job.build(loss_record(config.loss)).backbone)
+
+
+def follow(job: Job, base: Trained) -> list[Trained]:
+    """What the settings ask for after `base`: its second stage, then post-hoc adjustment of the last of them."""
+    results: list[Trained] = []
+    if job.config.stage2 != "none":
+        results.append(_STAGES[job.config.stage2](job, base))
+    if job.config.post_hoc == "tau":
+        results.append(post_hoc(job, results[-1] if results else base))
+    return results

@@ -1,0 +1,312 @@
+"""Image trees, archives of them and Debian's drawings: files that nobody vouches for. Pillow is optional."""
+
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ltkernels import train
+from ltkernels.train import data
+from ltkernels.train.data import DataRequest, _archive, _images, openclipart
+from ltkernels.train.data.folder import natural_key
+
+
+def _png(width: int, height: int, value: int = 0) -> bytes:
+    """A grey PNG by hand, so that forged headers need no encoder."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = (b"\0" + bytes([value]) * width) * min(height, 4096)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def _tree(counts: dict[str, int], size: int = 4) -> dict[str, bytes]:
+    files = {}
+    for label, (name, count) in enumerate(counts.items()):
+        for i in range(count):
+            files[f"train/{name}/{i}.png"] = _png(size, size, 20 * label + i)
+        files[f"test/{name}/t.png"] = _png(size, size, 20 * label + 19)
+    return files
+
+
+def _put(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def _archived(path: Path, files: dict[str, bytes], prefix: str = "top/") -> Path:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(prefix + name, content)
+        return path
+    with tarfile.open(path, "w:" + path.suffix[1:].replace("tar", "")) as archive:
+        # Not in the order of the labels, as archives are.
+        for name, content in sorted(files.items(), key=lambda item: item[0][::-1]):
+            info = tarfile.TarInfo(prefix + name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+COUNTS = {"2_cat": 8, "10_dog": 5, "<script>": 3}
+
+
+@pytest.fixture
+def pil():
+    return pytest.importorskip("PIL.Image")
+
+
+def _grey(loaded: data.Dataset) -> torch.Tensor:
+    return (loaded.x_train * loaded.std.view(1, 3, 1, 1) + loaded.mean.view(1, 3, 1, 1)).round().long()[:, 0, 0, 0]
+
+
+@pytest.mark.parametrize("form", ["", ".tar", ".tar.gz", ".tar.xz", ".zip"])
+def test_folder_and_archives_give_the_same(tmp_path, pil, form):
+    files = {**_tree(COUNTS), "train/2_cat/notes.txt": b"x", "train/2_cat/.hidden.png": b"x", "other/a/b.png": b"x"}
+    if form:
+        path = _archived(tmp_path / f"set{form}", files, prefix="" if form == ".tar" else "top/")
+    else:
+        path = _put(tmp_path / "set", files)
+    loaded = data.load(f"folder:{path}")
+    names = sorted(COUNTS, key=natural_key)
+    assert loaded.class_names == tuple(names)
+    assert loaded.class_counts == [COUNTS[name] for name in names]
+    original = list(COUNTS)
+    expected = [20 * original.index(name) + i for name in names for i in range(COUNTS[name])]
+    assert _grey(loaded).tolist() == expected
+    assert loaded.input_shape == (3, 4, 4)
+
+
+def test_folder_is_thinned_before_it_is_decoded(tmp_path, pil):
+    files = _tree(COUNTS)
+    path = _put(tmp_path, files)
+    kept = data.load(f"folder:{path}", DataRequest(imbalance=1.5))
+    assert kept.class_counts == [3, 2, 2]
+    everything = data.load(f"folder:{path}")
+    broken = set(_grey(everything).tolist()) - set(_grey(kept).tolist())
+    for name in files:
+        if name.startswith("train/") and _grey_of(files[name]) in broken:
+            (path / name).write_bytes(b"junk")
+    assert torch.equal(data.load(f"folder:{path}", DataRequest(imbalance=1.5)).x_train, kept.x_train)
+    with pytest.raises(ValueError, match="not a usable PNG or JPEG"):
+        data.load(f"folder:{path}")
+
+
+def _grey_of(content: bytes) -> int:
+    start = content.index(b"IDAT") + 4
+    return zlib.decompress(content[start:])[1]
+
+
+def test_headers_of_archives_are_bounded_too(tmp_path, pil, monkeypatch):
+    path = tmp_path / "set.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("train/a/0.png")
+        info.pax_headers = {"comment": "x" * 200_000}  # tarfile reads such a header whole
+        archive.addfile(info)
+    monkeypatch.setattr(_archive, "MAX_MEMBER_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"set\.tar\.gz.*a part of more than 100000 bytes"):
+        data.load(f"folder:{path}")
+
+
+def test_a_folder_trains(tmp_path, pil):
+    path = _put(tmp_path / "set", _tree(COUNTS))
+    summary = train.train(
+        train.Config(data=f"folder:{path}", loss="ce", model="mlp", epochs=1, threads=1, image_size=3)
+    )
+    assert summary["class_names"] == sorted(COUNTS, key=natural_key)
+    assert len(summary["features"]["class_diversity"]) == 3
+
+
+def test_natural_order():
+    assert sorted(["b10", "b9", "a", "10", "9", "b9c"], key=natural_key) == ["9", "10", "a", "b9", "b9c", "b10"]
+
+
+def test_image_size_scales_and_cuts(tmp_path, pil):
+    files = _tree({"a": 2, "b": 2}, size=6)
+    wide = pil.new("RGB", (20, 10), "white")
+    wide.paste((0, 0, 0), (3, 0, 17, 10))
+    buffer = io.BytesIO()
+    wide.save(buffer, "png")
+    path = _put(tmp_path, {**files, "train/a/wide.png": buffer.getvalue()})
+    with pytest.raises(ValueError, match=r"20 x 10 pixels, another image has 6 x 6; set image_size"):
+        data.load(f"folder:{path}")
+    loaded = data.load(f"folder:{path}", DataRequest(image_size=5))
+    assert loaded.input_shape == (3, 5, 5)
+    # The central square of the wide image is black.
+    row = (loaded.x_train * loaded.std.view(1, 3, 1, 1) + loaded.mean.view(1, 3, 1, 1))[2]
+    assert row.abs().max() < 1e-3
+
+
+def test_transparency_is_white_and_orientation_is_followed(tmp_path, pil):
+    clear = pil.new("RGBA", (4, 4), (0, 0, 0, 0))
+    palette = pil.new("P", (4, 4), 3)
+    palette.putpalette(bytes(12))
+    turned = pil.new("RGB", (4, 4), "black")
+    turned.paste((255, 255, 255), (0, 0, 4, 2))
+    exif = pil.Exif()
+    exif[0x0112] = 3  # upside down
+    sources = []
+    for image, kind, extra in (
+        (clear, "png", {}), (palette, "png", {"transparency": 3}), (turned, "jpeg", {"exif": exif, "quality": 100}),
+    ):  # fmt: skip
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **extra)
+        sources.append(_images.Source("x", partial(io.BytesIO, buffer.getvalue())))
+    pixels = _images.decode(sources, None)
+    assert bool((pixels[:2] == 255).all())
+    assert pixels[2, :, :2].max() < 30
+    assert pixels[2, :, 2:].min() > 225
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_png(60_000, 60_000), "60000|exceeds"),  # 3.6 gigapixels in a few kilobytes
+        (_png(9000, 9000), "9000 x 9000 pixels are more than"),
+        (_png(4, 4)[:40], "not a usable PNG"),
+        (b"GIF89a" + bytes(50), "cannot identify"),
+        (b"", "cannot identify"),
+    ],
+)
+def test_bombs_and_broken_images_are_refused(tmp_path, pil, content, message):
+    path = _put(tmp_path, {**_tree({"a": 2, "b": 2}), "train/b/1.png": content})
+    with pytest.raises(ValueError, match=rf"train/b/1\.png.*({message})"):
+        data.load(f"folder:{path}")
+
+
+def test_totals_and_file_sizes_are_bounded(tmp_path, pil, monkeypatch):
+    path = _put(tmp_path / "set", _tree({"a": 2, "b": 2}))
+    packed = _archived(tmp_path / "set.zip", _tree({"a": 2, "b": 2}))
+    for target in (path, packed):
+        for bound, message in (("MAX_FILE_BYTES", "larger than 50 bytes"), ("MAX_TOTAL_BYTES", "smaller image_size")):
+            with monkeypatch.context() as patch:
+                patch.setattr(_images, bound, 50)
+                with pytest.raises(ValueError, match=message):
+                    data.load(f"folder:{target}")
+    with pytest.raises(ValueError, match="image_size must be between"):
+        data.load(f"folder:{path}", DataRequest(image_size=10**6))
+
+
+def test_no_path_outside_the_folder(tmp_path, pil):
+    root = _put(tmp_path / "set", _tree({"a": 2, "b": 2}))
+    secret = _put(tmp_path / "elsewhere", {"secret.png": _png(4, 4)})
+    (root / "train/a/link.png").symlink_to(root / "train/b/0.png")
+    assert data.load(f"folder:{root}").class_counts == [3, 2]
+    for link, target in ((root / "train/b/link.png", secret / "secret.png"), (root / "train/c", secret)):
+        link.symlink_to(target)
+        with pytest.raises(ValueError, match=f"{link}: leads out of {root}"):
+            data.load(f"folder:{root}")
+        link.unlink()
+    # In an archive, such members are not part of the tree.
+    files = _tree({"a": 2, "b": 2})
+    path = _archived(tmp_path / "up.zip", {**{f"top/{k}": v for k, v in files.items()}, "../train/a/x.png": b""}, "")
+    assert data.load(f"folder:{path}").class_counts == [2, 2]
+    with tarfile.open(tmp_path / "link.tar", "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("train/a/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, str(secret / "secret.png")
+        tar.addfile(link)
+    assert data.load(f"folder:{tmp_path / 'link.tar'}").class_counts == [2, 2]
+
+
+def test_folder_errors_are_in_words(tmp_path, pil, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        data.load(f"folder:{tmp_path / 'nowhere'}")
+    with pytest.raises(FileNotFoundError, match=r"no image train/CLASS/\*\.png"):
+        data.load(f"folder:{tmp_path}")
+    files = _tree({"a": 2, "b": 2})
+    del files["test/b/t.png"]
+    root = _put(tmp_path / "set", files)
+    with pytest.raises(ValueError, match="class b has images in train, none in test"):
+        data.load(f"folder:{root}")
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ValueError, match="neither a folder nor"):
+        data.load(f"folder:{tmp_path / 'file'}")
+    whole = _archived(tmp_path / "set.tar.xz", _tree({"a": 2, "b": 2})).read_bytes()
+    (tmp_path / "set.tar.xz").write_bytes(whole[: len(whole) - 60])
+    with pytest.raises(ValueError, match="not a complete archive"):
+        data.load(f"folder:{tmp_path / 'set.tar.xz'}")
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"Pillow: pip install \"ltkernels\[images\]\""):
+        data.load(f"folder:{_put(tmp_path / 'whole', _tree({'a': 2, 'b': 2}))}")
+
+
+def test_what_was_decoded_can_be_kept_as_npz(tmp_path, pil):
+    first = data.load(f"folder:{_put(tmp_path / 'set', _tree(COUNTS))}")
+    first.save_npz(tmp_path / "set.npz")
+    again = data.load(f"npz:{tmp_path / 'set.npz'}")
+    assert torch.equal(again.x_train, first.x_train)
+    assert torch.equal(again.x_test, first.x_test)
+    assert again.class_names == first.class_names
+    with np.load(tmp_path / "set.npz") as stored:
+        assert stored["x_train"].dtype == np.uint8
+    with pytest.raises(FileExistsError):
+        first.save_npz(tmp_path / "set.npz")
+
+
+def test_openclipart_counts_drawings_not_links_and_holds_out_singles(tmp_path, pil):
+    root = tmp_path / "png"
+    files = {}
+    for label, (name, count) in enumerate({"animals/birds": 30, "animals": 16, "food": 20, "food/fruit": 14}.items()):
+        for i in range(count):
+            files[f"{name}/deep{i % 2}/{i}.png" if "/" in name else f"{name}/{i}.png"] = _png(8, 8, 50 * label + i)
+    for i in range(1, 20):  # copies of one drawing: never held out
+        files[f"food/copy{i}.png"] = files["food/0.png"]
+    _put(root, {**files, "animals/birds/huge.png": _png(5000, 5000)})
+    for i in range(40):
+        (root / f"food/fruit/link{i}.png").symlink_to("../0.png")
+    loaded = data.load("openclipart-lt", DataRequest(data_dir=root, image_size=8))
+    assert loaded.class_names == ("animals", "animals/birds", "food")
+    assert loaded.class_counts == [11, 25, 34]
+    assert torch.bincount(loaded.y_test).tolist() == [5, 5, 5]
+    train = {x.numpy().tobytes() for x in loaded.x_train}
+    assert not train & {x.numpy().tobytes() for x in loaded.x_test}
+    with pytest.raises(FileNotFoundError, match="apt-get install openclipart-png"):
+        data.load("openclipart-lt", DataRequest(data_dir=tmp_path / "nowhere"))
+
+
+@pytest.mark.skipif(not openclipart.DEBIAN_DIR.is_dir(), reason="Debian's openclipart-png is not installed")
+def test_openclipart_golden_counts():
+    loaded = data.load("openclipart-lt")
+    assert loaded.num_classes == 60
+    assert (max(loaded.class_counts), min(loaded.class_counts), sum(loaded.class_counts)) == (1524, 10, 6429)
+
+
+def test_other_formats_are_refused_although_pillow_reads_them(tmp_path, pil):
+    buffer = io.BytesIO()
+    pil.new("RGB", (4, 4)).save(buffer, "gif")
+    path = _put(tmp_path, {**_tree({"a": 2, "b": 2}), "train/b/1.png": buffer.getvalue()})
+    with pytest.raises(ValueError, match=r"train/b/1\.png: not a usable PNG or JPEG"):
+        data.load(f"folder:{path}")
+
+
+def test_archives_are_read_in_their_own_order(pil):
+    opened = []
+
+    def source(place: int) -> _images.Source:
+        def opener() -> io.BytesIO:
+            opened.append(place)
+            return io.BytesIO(_png(2, 2, place))
+
+        return _images.Source("x", opener, place)
+
+    places = [7, 3, 9, 1]
+    pixels = _images.decode([source(place) for place in places], None)
+    assert opened == sorted(places)
+    assert pixels[:, 0, 0, 0].tolist() == places
