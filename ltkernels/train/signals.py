@@ -33,8 +33,8 @@ class Stop:
         finally:
             self._loops -= 1
         # It came after the last look; what follows may take long and looks at nothing.
-        if self.signum is not None:
-            raise Stopped(self.signum)
+        if (signum := self.signum) is not None:
+            raise Stopped(signum)
 
     def handle(self, signum: int, _: FrameType | None) -> None:
         # The second signal does not wait: the step, or the disk, may be what hangs.
