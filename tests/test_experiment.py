@@ -137,6 +137,16 @@ def test_verdicts_follow_from_the_table():
     assert text[3].endswith("FDG-selected is worse.")
 
 
+def test_levels_that_tie_on_the_held_out_samples_give_their_middle_and_say_so():
+    rows = [
+        _row("fdg", level, i, 0.8 + level / 100, held=0.9 if level else 0.5) for level in range(4) for i in range(3)
+    ]
+    rows += [_row(arm, None, i, 0.8) for arm in ("random", "full", "none") for i in range(3)]
+    (result,) = findings(rows)
+    assert (result["chosen_level"], result["tied_levels"]) == (2, [1, 2, 3])
+    assert "held-out training samples, the middle of 3 that tie there)" in sentences(result)[0]
+
+
 def test_interval_by_hand():
     assert interval([1.0, 2.0, 3.0]) == {"mean": 2.0, "half": pytest.approx(4.3027 / 3**0.5, rel=1e-4)}
 

@@ -311,6 +311,22 @@ def test_bad_settings_are_named(values, error, message):
         from_mapping(values, "file.toml")
 
 
+def test_names_are_taken_with_either_dash():
+    config = Config(schedule="tla-adrw", stage2="tau_norm", loss="vector_scaling")
+    assert (config.schedule, config.stage2) == ("tla_adrw", "tau-norm")
+    with pytest.raises(ValueError, match="schedule must be one of none, drw, drs, ga, tla_adrw, got 'tla'"):
+        Config(schedule="tla")
+
+
+def test_flags_are_true_or_false(tmp_path):
+    (tmp_path / "a.toml").write_text(to_toml(Config(flip=True, channels_last=False)))
+    values = read_toml(tmp_path / "a.toml")
+    assert (values["flip"], values["channels_last"]) == (True, False)
+    for bad in ({"flip": 1}, {"channels_last": "yes"}, {"epochs": True}):
+        with pytest.raises(TypeError, match="must be (bool|int), got"):
+            from_mapping(bad, "x")
+
+
 def test_select_modes_parse():
     assert parse_select("target:0.3") == ("target", 0.3)
     assert parse_select("min") == ("min", None)

@@ -86,8 +86,9 @@ def fit(
     `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. The same seed gives the same numbers on the
     same machine, torch version and number of threads; the global random states of torch, numpy and python (a model or a
     data set may draw from them) are seeded here and put back. With `store`, training goes on from the newest checkpoint
-    there; `on_restore` gets the records of its epochs and the time they took. `fill` (channels,) is what a random crop brings in. Raises
-    ValueError where the loss stops being finite, and `Stopped` after a signal, once a checkpoint is written.
+    there; `on_restore` gets the records of its epochs and the time they took. `fill` (channels,) is what a random crop
+    brings in. Raises ValueError where the loss stops being finite, and `Stopped` after a signal, once a checkpoint is
+    written.
     """
     device = train_set[0].device
     outside = capture_random(device)

@@ -62,8 +62,10 @@ def _finding(rows: Sequence[Row]) -> dict[str, Any]:
                 "held_out_accuracy": held,
             }
         )
-    # Of equal levels the first: the smaller FDG.
-    chosen = max(levels, key=lambda entry: (entry["held_out_accuracy"], -entry["level"]))["level"]
+    # Few samples are held out, and levels tie: the middle one of those that do prefers neither low nor high FDG.
+    highest = max(entry["held_out_accuracy"] for entry in levels)
+    tied = [entry["level"] for entry in levels if entry["held_out_accuracy"] == highest]
+    chosen = tied[(len(tied) - 1) // 2]
     best = max(levels, key=lambda entry: (entry["accuracy"]["mean"], -entry["level"]))["level"]
     ours = _by_set(rows, "fdg", chosen, "balanced_accuracy")
     arms, differences = {}, {}
@@ -75,15 +77,17 @@ def _finding(rows: Sequence[Row]) -> dict[str, Any]:
         low, high = difference["mean"] - difference["half"], difference["mean"] + difference["half"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
         differences[arm] = {**difference, "verdict": verdict}
-    correlation = spearmanr([r["fdg_tail"] for r in selected], [r["balanced_accuracy"] for r in selected]).statistic
+    pairs = [r["fdg_tail"] for r in selected], [r["balanced_accuracy"] for r in selected]
+    # Of a constant it is not defined.
+    correlation = float(spearmanr(*pairs).statistic) if all(len(set(values)) > 1 for values in pairs) else None
     return {
         "levels": levels,
         "chosen_level": chosen,
+        "tied_levels": tied,
         "best_level_on_test": best,
         "arms": arms,
         "differences": differences,
-        # NaN where all accuracies are equal; JSON has none.
-        "spearman": float(correlation) if correlation == correlation else None,
+        "spearman": correlation,
         "sets": len(ours),
     }
 
@@ -94,10 +98,12 @@ def sentences(result: dict[str, Any]) -> list[str]:
     chosen = next(entry for entry in levels if entry["level"] == result["chosen_level"])
     name = f"{result['data']}, {result['method']}"
     accuracy, rho = chosen["accuracy"], result["spearman"]
+    tied = len(result["tied_levels"])
+    how = "" if tied == 1 else f", the middle of {tied} that tie there"
     correlated = "not defined" if rho is None else f"{rho:+.2f}"
     lines = [
         f"{name}: FDG-selected is level {result['chosen_level'] + 1} of {len(levels)} (FDG {chosen['fdg_tail']:.3f}, chosen on "
-        f"held-out training samples): balanced accuracy {100 * accuracy['mean']:.1f} ± {100 * accuracy['half']:.1f} %; rank "
+        f"held-out training samples{how}): balanced accuracy {100 * accuracy['mean']:.1f} ± {100 * accuracy['half']:.1f} %; rank "
         f"correlation of FDG and accuracy over all sets {correlated}."
     ]
     words = {"better": "FDG-selected is better", "worse": "FDG-selected is worse"}

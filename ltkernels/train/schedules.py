@@ -1,8 +1,6 @@
 """From settings to the loss with its schedule: the glue between the command line's names and `ltkernels.schedules`."""
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -80,9 +78,6 @@ def build_loss(
     return criterion, []
 
 
-def _typed(record: Loss, name: str, value: float) -> Any:
-    """A flag of the loss is written as 0 or 1."""
-    default = record.options[name].default
-    if isinstance(default, bool):
-        return bool(value)
-    return value if default is not inspect.Parameter.empty else float(value)
+def _typed(record: Loss, name: str, value: float) -> float | bool:
+    """The value as the loss takes it: a flag is written as 0 or 1."""
+    return bool(value) if isinstance(record.options[name].default, bool) else value

@@ -18,7 +18,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """What the handlers leave for the training loop. `waiting` is set while a loop looks at `signum` after each step."""
+    """What the handlers leave for the training loop, which looks at `signum` after each step."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -32,6 +32,9 @@ class Stop:
             yield
         finally:
             self._loops -= 1
+        # It came after the last look; what follows may take long and looks at nothing.
+        if (signum := self.signum) is not None:
+            raise Stopped(signum)
 
     def handle(self, signum: int, _: FrameType | None) -> None:
         # The second signal does not wait: the step, or the disk, may be what hangs.
