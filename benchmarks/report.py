@@ -14,15 +14,17 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-Cell = tuple[str, str, int, int]
+Cell = tuple[str, str, str, int]
 
 
 def cells(result: dict[str, Any]) -> dict[Cell, dict[str, dict[str, Any]]]:
-    """Rows by (op, dtype, B, C) and backend; our own backend under ``"ours"``."""
+    """Rows by (op and what is special of its mode, dtype, shape, C) and backend; our own backend under ``"ours"``."""
     grouped: dict[Cell, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in result["rows"]:
         ours = row["backend"].startswith("cpu-") or row["backend"] in ("cuda", "triton")
-        grouped[row["op"], row["dtype"], row["B"], row["C"]]["ours" if ours else row["backend"]] = row
+        op = row["op"] + row["mode"].removeprefix("forward+backward")
+        shape = " x ".join(str(row[name]) for name in "BDC" if row[name] is not None)
+        grouped[op, row["dtype"], shape, row["C"]]["ours" if ours else row["backend"]] = row
     return grouped
 
 
@@ -30,11 +32,12 @@ def table(result: dict[str, Any]) -> str:
     """Our time, and how many times longer each peer takes; below 1 we lose."""
     grouped = cells(result)
     backends = list(dict.fromkeys(name for found in grouped.values() for name in found if name != "ours"))
+    head = result["rows"][0]["D"] is not None
     lines = [
-        f"| loss | dtype | B x C | ours, ms | % of copy | {' | '.join(f'{name}' for name in backends)} |",
+        f"| loss | dtype | {'B x D x C' if head else 'B x C'} | ours, ms | {'MiB' if head else '% of copy'} | {' | '.join(backends)} |",
         "|---|---|---|---:|---:|" + "---:|" * len(backends),
     ]
-    for (op, dtype, rows, classes), found in grouped.items():
+    for (op, dtype, shape, _), found in grouped.items():
         ours = found["ours"]
         ratios = []
         for name in backends:
@@ -43,10 +46,10 @@ def table(result: dict[str, Any]) -> str:
                 continue
             ratio = found[name]["ms_p50"] / ours["ms_p50"]
             text = f"{ratio:.1f}x" if ratio >= 1 else f"**{ratio:.2f}x**"
+            text += f", {found[name]['peak_mb']:.0f} MiB" if head else ""
             ratios.append(text if found[name]["ok"] else f"{text} (differs)")
-        lines.append(
-            f"| {op} | {dtype} | {rows} x {classes} | {ours['ms_p50']:.4g} | {ours['pct_of_copy']:.0f} | {' | '.join(ratios)} |"
-        )
+        second = ours["peak_mb"] if head else ours["pct_of_copy"]
+        lines.append(f"| {op} | {dtype} | {shape} | {ours['ms_p50']:.4g} | {second:.0f} | {' | '.join(ratios)} |")
     machine = result["machine"]
     lines += [
         "",
@@ -112,6 +115,7 @@ def selection_table(result: dict[str, Any]) -> str:
         for row in others:
             ratio = row["ms_p50"] / best["ms_p50"]
             text = f"{ratio:.1f}x" if ratio >= 1 else f"**{ratio:.2f}x**"
+            text += f", {found[name]['peak_mb']:.0f} MiB" if head else ""
             ratios.append(f"{row['backend']} {text}" + ("" if row["ok"] else " (differs)"))
         lines.append(f"| {what} | {d} | {', '.join(texts)} | {', '.join(ratios)} |")
     machine = result["machine"]
