@@ -69,9 +69,9 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                              ce.grad == nullptr ? nullptr : static_cast<T*>(ce.grad) + at_row * ce.grad_stride,
                              ce.classes, inside);
     const Index member = group.member(), members = group.members();
-    const Real* const scale = of_shard<Real>(ce.scale, job);
-    const Real* const shift = of_shard<Real>(ce.shift, job);
-    const Real* const weight = of_shard<Real>(ce.weight, job);
+    const Real* const scale = of_shard<Real>(ce.scale, job, kRegisters);
+    const Real* const shift = of_shard<Real>(ce.shift, job, kRegisters);
+    const Real* const weight = of_shard<Real>(ce.weight, job, kRegisters);
     const bool smooth = ce.label_smoothing != 0.0;
     const Real minus_infinity = -Real(INFINITY);
 
@@ -93,14 +93,8 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
     // beta z + delta; columns outside the row are masked later.
     const auto adjust = [&](Index j, const Raw& from, Real(&x)[kN]) {
         unpack(from, x, T());
-        if (scale == nullptr && shift == nullptr) return;
-        Real b[kN], d[kN];
-#pragma unroll
-        for (int k = 0; k < kN; ++k) b[k] = Real(1), d[k] = Real(0);
-        if (scale != nullptr) view.table(scale, j, b);
-        if (shift != nullptr) view.table(shift, j, d);
-#pragma unroll
-        for (int k = 0; k < kN; ++k) x[k] = b[k] * x[k] + d[k];
+        if (scale != nullptr) view.table(scale, j, [&](int k, Real t) { x[k] *= t; });
+        if (shift != nullptr) view.table(shift, j, [&](int k, Real t) { x[k] += t; });
     };
     Real x[kRegisters ? kHeld : 1][kN];
     if constexpr (kRegisters) {
@@ -189,12 +183,11 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
     };
     const bool closed = !kKeep && (ce.closed.form == Form::seesaw || ce.closed.form == Form::equalization);
 
-    const double denominator = denominator_of(job);
-    Real upstream = Real(1) / static_cast<Real>(denominator);
+    Real upstream = Real(1) / static_cast<Real>(denominator_of(job));
     if (ce.row_coef != nullptr) upstream *= static_cast<const Real*>(ce.row_coef)[at_row];
 
     Outcome<Real> outcome[kTerms];
-    Real tops[kTerms];  // what the exponentials of the gradient are relative to
+    Real references[kTerms];  // what the exponentials of the gradient are relative to
     Real loss = Real(0);
 #pragma unroll
     for (int t = 0; t < kTerms; ++t) {
@@ -240,7 +233,7 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
             below += ((mine == minus_infinity ? Real(0) : mine) - (top == minus_infinity ? Real(0) : top)) * weights;
             group.sum(below, weights);
         }
-        tops[t] = kKeep ? mine : top;
+        Real relative = kKeep ? mine : top;
         if constexpr (!kRegisters) {
             Real* const* statistics = reinterpret_cast<Real* const*>(job.statistics);
             if (job.use_statistics == RowsJob::write) {
@@ -253,35 +246,30 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                 return;
             }
             if (job.use_statistics == RowsJob::read) {
-                tops[t] = top = statistics[0][at_row];
+                relative = top = statistics[0][at_row];
                 sum = statistics[1][at_row];
                 if (my.column < 0) term[t].target = static_cast<double>(statistics[2][at_row]);
                 group.fence();  // the label's logit has been read
             }
         }
         outcome[t] = finish(ce, my, top, sum, below, weights, upstream);
+        outcome[t].factor *= exp_wide(static_cast<double>(relative) - outcome[t].highest, Real());
+        references[t] = relative == minus_infinity ? Real(0) : relative;
         loss += outcome[t].loss;
     }
     if (labels.state == RowState::ignored) loss = Real(0);
     if (labels.state == RowState::bad) loss = Real(NAN);
 
     if (ce.grad != nullptr) {
-        Real factor[kTerms];
-#pragma unroll
-        for (int t = 0; t < kTerms; ++t)
-            if (t < terms)
-                factor[t] =
-                    outcome[t].factor * exp_wide(static_cast<double>(tops[t]) - outcome[t].highest, Real());
         const Real fill = labels.state == RowState::bad ? Real(NAN) : Real(0);
         sweep([&](Index j, Real(&held)[kN]) {
-            Real y[kN], beta[kN];
+            Real y[kN];
             if (!normal) {
 #pragma unroll
                 for (int k = 0; k < kN; ++k) y[k] = fill;
                 view.store(j, y);
                 return;
             }
-            if (scale != nullptr) view.table(scale, j, beta);
 #pragma unroll
             for (int k = 0; k < kN; ++k) y[k] = Real(0);
 #pragma unroll
@@ -291,15 +279,14 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                 Real g[kN];
                 if constexpr (kKeep) {
 #pragma unroll
-                    for (int k = 0; k < kN; ++k) g[k] = factor[t] * held[k];
+                    for (int k = 0; k < kN; ++k) g[k] = outcome[t].factor * held[k];
                 } else {
                     const ClosedTerm<Real> d = closed_term(my);
-                    const Real reference = tops[t] == minus_infinity ? Real(0) : tops[t];
 #pragma unroll
                     for (int k = 0; k < kN; ++k) {
                         const Real a =
                             my.sigma * (closed && view.valid(j + k) ? held[k] + d(held[k], j + k) : held[k]);
-                        g[k] = factor[t] * exp_real(a - reference);
+                        g[k] = outcome[t].factor * exp_real(a - references[t]);
                     }
                 }
                 if (smooth) {
@@ -308,10 +295,7 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                         if (view.valid(j + k))
                             g[k] -= outcome[t].soft * (weight == nullptr ? Real(1) : __ldg(weight + j + k));
                 }
-                if (scale != nullptr) {
-#pragma unroll
-                    for (int k = 0; k < kN; ++k) g[k] *= beta[k];
-                }
+                if (scale != nullptr) view.table(scale, j, [&](int k, Real t) { g[k] *= t; });
                 if (my.column >= j && my.column < j + kN) {
 #pragma unroll
                     for (int k = 0; k < kN; ++k)
@@ -324,21 +308,21 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
         });
     }
     group.leave();
-    if (job.loss != nullptr) write_loss(job, group, row, inside, loss, denominator);
+    if (job.loss != nullptr) write_loss(job, group, loss);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxBlock, 2) adjusted_ce_rows(const RowsJob job) {
+__global__ void __maxnreg__(Traits<T>::kRegisters) adjusted_ce_rows(const RowsJob job) {
     adjusted_ce_row<T, true, true>(job);
 }
 // Mixed labels, Seesaw and softmax equalization.
 template <class T>
-__global__ void __launch_bounds__(kMaxBlock, 2) adjusted_ce_rows_terms(const RowsJob job) {
+__global__ void __launch_bounds__(kMaxBlock) adjusted_ce_rows_terms(const RowsJob job) {
     adjusted_ce_row<T, true, false>(job);
 }
 // Rows of any length, and the statistics of rows.
 template <class T>
-__global__ void __launch_bounds__(kMaxBlock, 2) adjusted_ce_rows_memory(const RowsJob job) {
+__global__ void __launch_bounds__(kMaxBlock) adjusted_ce_rows_memory(const RowsJob job) {
     adjusted_ce_row<T, false, false>(job);
 }
 

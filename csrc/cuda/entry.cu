@@ -40,11 +40,10 @@ bool keeps(const AdjustedCe& ce) {
 template <class T>
 Plan choose(const AdjustedCe& ce, Path path, bool aligned, int device) {
     const auto kernel = keeps(ce) ? adjusted_ce_rows<T> : adjusted_ce_rows_terms<T>;
-    // Without clusters a plan is out of reach of the question.
     const int width = kVec<T>, held = Traits<T>::kHeld;
-    const int64_t in_a_block = static_cast<int64_t>(kMaxBlock) * held * width - width;
-    const int largest =
-        path == Path::cluster || ce.classes > in_a_block ? largest_cluster(kernel, kMaxBlock, device) : 1;
+    // The device is asked where the answer matters.
+    const bool long_rows = ce.classes > static_cast<int64_t>(256) * held * width - width;
+    const int largest = path == Path::cluster || long_rows ? largest_cluster(kernel, kMaxBlock, device) : 1;
     return plan_rows(width, held, ce.classes, aligned, path, largest);
 }
 

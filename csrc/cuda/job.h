@@ -49,23 +49,27 @@ constexpr int64_t adjusted_ce_cuda_scratch(int64_t rows) noexcept {
 
 // `held` vectors of `width` elements fit into a thread's registers; `largest_cluster` blocks can share a row.
 inline Plan plan_rows(int width, int held, int64_t classes, bool aligned, Path path, int largest_cluster) noexcept {
-    constexpr int kBlock = 512;
     const int64_t vectors = (classes + (aligned ? 0 : width - 1) + width - 1) / width;
     Plan plan{true, 4, 128, 1};
+    const auto fits = [&](int threads, int64_t each) { return static_cast<int64_t>(threads) * each >= vectors; };
     // Rows inside a warp use half of the registers: 4096 rows of 100 classes would not fill a large device otherwise.
-    while (plan.threads < 32 && plan.threads * held / 2 < vectors) plan.threads *= 2;
-    // Longer rows fill the registers first: fewer warps to combine, more 16-byte loads in flight a thread.
-    while (plan.threads < kBlock && plan.threads * static_cast<int64_t>(held) < vectors) plan.threads *= 2;
-    if (path == Path::cluster || (path != Path::memory && plan.threads * static_cast<int64_t>(held) < vectors)) {
-        plan.cluster = 2;
-        while (plan.cluster < largest_cluster && plan.cluster * static_cast<int64_t>(plan.threads) * held < vectors)
-            plan.cluster *= 2;
-    }
+    while (plan.threads < 32 && !fits(plan.threads, held / 2)) plan.threads *= 2;
+    // Longer rows fill the registers first: fewer warps to combine, more 16-byte loads in flight a thread. Two or three
+    // blocks of 256 threads find room on an SM, and one of them loads while another stores; of 512 threads there is one.
+    const bool clusters = path == Path::cluster || largest_cluster > 1;
+    while (plan.threads < (clusters ? 256 : 512) && !fits(plan.threads, held)) plan.threads *= 2;
     // 128 threads a block hold 32 warps an SM even where an SM takes 16 blocks only (sm_75, sm_86 and sm_89).
     plan.block = plan.threads > 128 ? plan.threads : 128;
-    if (plan.cluster > 1) plan.block = plan.threads = plan.threads > 128 ? plan.threads : 128;
-    const bool fits = plan.cluster * static_cast<int64_t>(plan.threads) * held >= vectors;
-    if (path == Path::memory || !fits || plan.cluster > largest_cluster) {
+    if (clusters && (path == Path::cluster || !fits(plan.threads, held))) {
+        plan.cluster = 2;
+        plan.threads = plan.block;
+        while (plan.cluster < 8 && !fits(plan.threads * plan.cluster, held)) plan.cluster *= 2;
+        // Clusters of more than 8 blocks are not portable: longer blocks first.
+        while (plan.threads < 512 && !fits(plan.threads * plan.cluster, held)) plan.threads *= 2;
+        while (plan.cluster < 16 && !fits(plan.threads * plan.cluster, held)) plan.cluster *= 2;
+        plan.block = plan.threads;
+    }
+    if (path == Path::memory || plan.cluster > largest_cluster || !fits(plan.threads * plan.cluster, held)) {
         plan.registers = false;
         plan.cluster = 1;
     }

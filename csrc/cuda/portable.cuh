@@ -250,21 +250,23 @@ struct DeviceGuard {
 
 #endif
 
-// By element type: the arithmetic type, and the vectors of 16 bytes that one thread keeps in registers (32 registers).
+// By element type: the arithmetic type; the vectors of 16 bytes that one thread holds; the registers that leaves for a
+// thread of the main kernel: three blocks of 256 threads an SM for 16-bit logits, two for float32, whose loads are twice
+// as many bytes a thread.
 template <class T>
 struct Traits {
     using Real = float;
-    static constexpr int kHeld = 4;
+    static constexpr int kHeld = 4, kRegisters = 80;
 };
 template <>
 struct Traits<float> {
     using Real = float;
-    static constexpr int kHeld = 8;
+    static constexpr int kHeld = 8, kRegisters = 96;
 };
 template <>
 struct Traits<double> {
     using Real = double;
-    static constexpr int kHeld = 8;
+    static constexpr int kHeld = 4, kRegisters = 128;
 };
 template <class T>
 using real_t = typename Traits<T>::Real;

@@ -46,39 +46,45 @@ struct Row {
         return raw;
     }
 
-    // The entries of a table for the columns from j. A row of odd phase finds the table at any offset: it reads one
-    // vector more and shifts, because single reads would cost more first-level cache cycles than the row has.
-    __device__ __forceinline__ void table(const Real* values, Index j, Real (&t)[kN]) const {
+    // f(k, entry of the table for column j + k). A row of odd phase finds the table at any offset: it reads one vector
+    // more and shifts, because single reads would cost more first-level cache cycles than the row has.
+    template <class F>
+    __device__ __forceinline__ void table(const Real* values, Index j, F f) const {
         constexpr int kWidth = 16 / static_cast<int>(sizeof(Real));
         if (j < kWidth || j + kN + kWidth > classes) {
 #pragma unroll
-            for (int k = 0; k < kN; ++k) t[k] = valid(j + k) ? __ldg(values + j + k) : Real(0);
+            for (int k = 0; k < kN; ++k)
+                if (valid(j + k)) f(k, __ldg(values + j + k));
             return;
         }
         const Real* at = values + j;
         const int shift = static_cast<int>((reinterpret_cast<uintptr_t>(at) & 15u) / sizeof(Real));
         at -= shift;
-        Real line[kN + kWidth];
+        Real line[2 * kWidth];
+        take(at, line, 0);
 #pragma unroll
-        for (int q = 0; q <= kN / kWidth; ++q) {
-            if (q == kN / kWidth && shift == 0) break;
-            Real part[kWidth];
-            unpack(load16_table(at + q * kWidth), part, Real());
+        for (int q = 0; q < kN / kWidth; ++q) {
+            if (q + 1 < kN / kWidth || shift != 0) take(at + (q + 1) * kWidth, line, kWidth);
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) line[q * kWidth + k] = part[k];
-        }
-        if (shift != 0) {
-            if (kWidth == 4 && (shift & 2)) {
-#pragma unroll
-                for (int k = 0; k < kN + kWidth - 2; ++k) line[k] = line[k + 2];
+            for (int k = 0; k < kWidth; ++k) {
+                Real t = line[k];
+                if (shift == 1) t = line[k + 1];
+                if constexpr (kWidth == 4) {
+                    if (shift == 2) t = line[k + 2];
+                    if (shift == 3) t = line[k + 3];
+                }
+                f(q * kWidth + k, t);
             }
-            if (shift & 1) {
 #pragma unroll
-                for (int k = 0; k < kN + kWidth - 1; ++k) line[k] = line[k + 1];
-            }
+            for (int k = 0; k < kWidth; ++k) line[k] = line[k + kWidth];
         }
+    }
+    static __device__ __forceinline__ void take(const Real* at, Real* line, int first) {
+        constexpr int kWidth = 16 / static_cast<int>(sizeof(Real));
+        Real part[kWidth];
+        unpack(load16_table(at), part, Real());
 #pragma unroll
-        for (int k = 0; k < kN; ++k) t[k] = line[k];
+        for (int k = 0; k < kWidth; ++k) line[first + k] = part[k];
     }
 
     __device__ __forceinline__ void store(Index j, const Real (&y)[kN]) const {

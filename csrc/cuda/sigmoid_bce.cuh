@@ -23,7 +23,7 @@ __device__ __forceinline__ void focal_softplus(Real gamma, Real x, Real* value, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxBlock, 2) sigmoid_bce_rows(const RowsJob job) {
+__global__ void __launch_bounds__(kMaxBlock) sigmoid_bce_rows(const RowsJob job) {
     using Real = real_t<T>;
     using Index = int64_t;
     constexpr int kN = kVec<T>;
@@ -39,14 +39,15 @@ __global__ void __launch_bounds__(kMaxBlock, 2) sigmoid_bce_rows(const RowsJob j
     const bool normal = labels.state == RowState::normal;
     const Real gamma = static_cast<Real>(ce.focal_gamma);
     const Real* const negative = static_cast<const Real*>(ce.closed.table);
-    const double denominator = denominator_of(job);
-    Real upstream = Real(1) / static_cast<Real>(denominator);
+    Real upstream = Real(1) / static_cast<Real>(denominator_of(job));
     if (ce.row_coef != nullptr) upstream *= static_cast<const Real*>(ce.row_coef)[at_row];
 
     const int terms = ce.target_b == nullptr ? 1 : 2;
     Index label[2] = {kNowhere, kNowhere};
     Real hard[2] = {Real(0), Real(0)}, own_loss[2] = {Real(0), Real(0)}, own_slope[2] = {Real(0), Real(0)};
-    for (int t = 0; t < terms && normal; ++t) {
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+        if (t >= terms || !normal) break;
         label[t] = labels.label[t];
         hard[t] = labels.share[t] * at(ce.weight, labels.label[t], Real(1));
         focal_softplus(gamma, static_cast<Real>(-get_element(view.z + label[t])), &own_loss[t], &own_slope[t]);
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(kMaxBlock, 2) sigmoid_bce_rows(const RowsJob j
         unpack(view.fetch(v), z, T());
 #pragma unroll
         for (int k = 0; k < kN; ++k) factor[k] = Real(1);
-        if (negative != nullptr) view.table(negative, j, factor);
+        if (negative != nullptr) view.table(negative, j, [&](int k, Real t) { factor[k] = t; });
 #pragma unroll
         for (int k = 0; k < kN; ++k) {
             y[k] = labels.state == RowState::bad ? Real(NAN) : Real(0);
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kMaxBlock, 2) sigmoid_bce_rows(const RowsJob j
     if (terms == 2) loss += hard[1] * (own_loss[1] + others[1]);
     if (labels.state == RowState::ignored) loss = Real(0);
     if (labels.state == RowState::bad) loss = Real(NAN);
-    write_loss(job, group, row, inside, loss, denominator);
+    write_loss(job, group, loss);
 }
 
 }  // namespace cuda

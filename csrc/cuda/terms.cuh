@@ -15,10 +15,10 @@ __device__ __forceinline__ Real at(const void* table, int64_t i, Real neutral) {
     return table == nullptr ? neutral : __ldg(static_cast<const Real*>(table) + i);
 }
 
-// A table from the first class of the shard on.
+// A table from the first class of the shard on. `whole`: there are no shards.
 template <class Real>
-__device__ __forceinline__ const Real* of_shard(const void* table, const RowsJob& job) {
-    return table == nullptr ? nullptr : static_cast<const Real*>(table) + job.first_class;
+__device__ __forceinline__ const Real* of_shard(const void* table, const RowsJob& job, bool whole) {
+    return table == nullptr || whole ? static_cast<const Real*>(table) : static_cast<const Real*>(table) + job.first_class;
 }
 
 template <class Real>
@@ -206,10 +206,10 @@ __global__ void __launch_bounds__(kMaxBlock) loss_denominator(const RowsJob job)
 
 // The row's loss goes out, or into the block's partial loss; the last block adds those up in their order.
 template <class Real>
-__device__ __forceinline__ void write_loss(const RowsJob& job, const Group<Real>& group, int64_t row, bool inside,
-                                           Real loss, double denominator) {
+__device__ __forceinline__ void write_loss(const RowsJob& job, const Group<Real>& group, Real loss) {
     Shared<Real>& shared = group.shared;
-    const bool leader = inside && group.member() == 0;
+    const int64_t row = group.row();
+    const bool leader = row < job.ce.rows && group.member() == 0;
     if (job.reduction == Reduction::none) {
         if (leader) static_cast<Real*>(job.loss)[row] = loss;
         return;
@@ -227,6 +227,7 @@ __device__ __forceinline__ void write_loss(const RowsJob& job, const Group<Real>
     double total = 0.0;
     for (int64_t g = threadIdx.x; g < job.groups; g += blockDim.x) total += __ldcg(job.group_loss + g);
     total = block_sum(total, shared);
+    const double denominator = denominator_of(job);
     if (threadIdx.x == 0) *static_cast<Real*>(job.loss) = static_cast<Real>(total / denominator);
 }
 
