@@ -22,14 +22,14 @@ struct ClosedTerm {
     uint32_t row_key;                   // equalization
     int32_t limit;
 
-    __device__ __forceinline__ ClosedTerm(const RowsJob& job, int64_t row, int64_t label, double own, Real top, Real sum)
+    // `floor`: log sum exp of the row's logits, plus log eps of Seesaw.
+    __device__ __forceinline__ ClosedTerm(const RowsJob& job, int64_t row, int64_t label, Real own, Real floor)
         : form(job.ce.closed.form), table(static_cast<const Real*>(job.ce.closed.table)) {
         const ClosedForm& closed = job.ce.closed;
         if (form == Form::seesaw) {
             p = static_cast<Real>(closed.options[0]);
             q = static_cast<Real>(closed.options[1]);
-            const double floor = static_cast<double>(top) + static_cast<double>(log_real(sum)) + closed.options[2];
-            reference = static_cast<Real>(own > floor ? own : floor);
+            reference = own > floor ? own : floor;
             label_count = table[label];
         } else if (form == Form::equalization) {
             const uint64_t seed = static_cast<uint64_t>(*closed.seed);
@@ -57,7 +57,8 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
     using Real = real_t<T>;
     using Index = std::conditional_t<kRegisters, int, int64_t>;
     constexpr int kN = kVec<T>;
-    constexpr int kHeld = kRegisters ? Traits<T>::kHeld : 2;  // from memory: two loads in flight a thread
+    // From memory: two loads in flight a thread, as many as 128 registers leave room for.
+    constexpr int kHeld = kRegisters ? Traits<T>::kHeld : sizeof(T) == 8 ? 1 : 2;
     constexpr int kTerms = kKeep ? 1 : 2;
 
     const AdjustedCe& ce = job.ce;
@@ -145,8 +146,6 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
         return sum;
     };
 
-    // Seesaw looks at the row's softmax first.
-    Real softmax_top = minus_infinity, softmax_sum = Real(0);
     // Adds a vector to a running maximum and sum; the reference of an empty maximum is 0, and not -inf - -inf.
     const auto accumulate = [&](const Real(&a)[kN], Real(&gap)[kN], Real& top, Real& sum) {
         Real highest = top;
@@ -165,21 +164,24 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
         top = highest;
         return before - reference;
     };
+    Real floor = Real(0);
     if constexpr (!kKeep) {
-        if (ce.closed.form == Form::seesaw) {
+        if (ce.closed.form == Form::seesaw) {  // looks at the row's softmax first
+            Real top = minus_infinity, sum = Real(0);
             sweep([&](Index j, Real(&z)[kN]) {
                 Real a[kN], gap[kN];
 #pragma unroll
                 for (int k = 0; k < kN; ++k) a[k] = z[k];
                 mask(j, kNowhere, a);
-                accumulate(a, gap, softmax_top, softmax_sum);
+                accumulate(a, gap, top, sum);
             });
-            group.max_sum(softmax_top, softmax_sum);
+            group.max_sum(top, sum);
+            floor = static_cast<Real>(static_cast<double>(top) + static_cast<double>(log_real(sum)) + ce.closed.options[2]);
         }
     }
     const auto closed_term = [&](const Term<Real, Index>& each) {
-        const double own = each.column < 0 ? 0.0 : each.target;  // no table and no margin: the logit itself
-        return ClosedTerm<Real>(job, at_row, each.label, own, softmax_top, softmax_sum);
+        // No table and no margin: the target is the logit itself, and the shard is everything.
+        return ClosedTerm<Real>(job, at_row, each.column < 0 ? 0 : each.column, static_cast<Real>(each.target), floor);
     };
     const bool closed = !kKeep && (ce.closed.form == Form::seesaw || ce.closed.form == Form::equalization);
 
@@ -322,7 +324,7 @@ __global__ void __launch_bounds__(kMaxBlock) adjusted_ce_rows_terms(const RowsJo
 }
 // Rows of any length, and the statistics of rows.
 template <class T>
-__global__ void __launch_bounds__(kMaxBlock) adjusted_ce_rows_memory(const RowsJob job) {
+__global__ void __launch_bounds__(kMemoryBlock) adjusted_ce_rows_memory(const RowsJob job) {
     adjusted_ce_row<T, false, false>(job);
 }
 

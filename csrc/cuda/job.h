@@ -41,6 +41,7 @@ struct RowsJob {
 };
 
 constexpr int kMaxPartials = 32;
+constexpr int kMemoryBlock = 256;  // threads of a kernel that reads a row from memory: no registers to hold it
 
 // Scratch in doubles: ticket, partial denominators, partial losses (at most one a row).
 constexpr int64_t adjusted_ce_cuda_scratch(int64_t rows) noexcept {
@@ -72,6 +73,8 @@ inline Plan plan_rows(int width, int held, int64_t classes, bool aligned, Path p
     if (path == Path::memory || plan.cluster > largest_cluster || !fits(plan.threads * plan.cluster, held)) {
         plan.registers = false;
         plan.cluster = 1;
+        if (plan.threads > kMemoryBlock) plan.threads = kMemoryBlock;
+        if (plan.block > kMemoryBlock) plan.block = kMemoryBlock;
     }
     return plan;
 }

@@ -23,7 +23,7 @@ __device__ __forceinline__ void focal_softplus(Real gamma, Real x, Real* value, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxBlock) sigmoid_bce_rows(const RowsJob job) {
+__global__ void __launch_bounds__(kMemoryBlock) sigmoid_bce_rows(const RowsJob job) {
     using Real = real_t<T>;
     using Index = int64_t;
     constexpr int kN = kVec<T>;

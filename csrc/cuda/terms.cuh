@@ -54,8 +54,7 @@ struct Term {
     Index column;   // of the label; kNowhere where the shard does not hold it
     double target;  // its adjusted logit, margin included
     Real sigma, weight, share;
-    Real slope;    // of the adjusted logit in the logit, without sigma
-    int64_t label;
+    Real slope;  // of the adjusted logit in the logit, without sigma
 };
 constexpr int kNowhere = -64;
 
@@ -79,7 +78,7 @@ __device__ __forceinline__ Term<real_t<T>, Index> make_term(const RowsJob& job, 
                                                             real_t<T> share, bool normal) {
     using Real = real_t<T>;
     const AdjustedCe& ce = job.ce;
-    Term<Real, Index> term{kNowhere, 0.0, Real(1), Real(1), share, Real(1), label};
+    Term<Real, Index> term{kNowhere, 0.0, Real(1), Real(1), share, Real(1)};
     if (!normal) return term;
     term.sigma = at(ce.row_scale, label, Real(1));
     term.weight = at(ce.weight, label, Real(1));

@@ -97,14 +97,17 @@ void scale(int64_t n) {
 
 }  // namespace
 
-int main() {
+// "short": one host thread a CUDA thread is slow, and what the classes change are the tails, which races do not see.
+int main(int count, char**) {
+    const bool all = count == 1;
     for (const Path path : {Path::registers, Path::cluster, Path::memory})
         for (const int64_t classes : {3, 40, 1100})
             for (const bool mixed : {false, true})
                 for (const Form form : {Form::none, Form::seesaw, Form::equalization, Form::sigmoid}) {
-                    if (path == Path::cluster && classes == 1100 && form != Form::none) continue;  // threads are slow
+                    if (!all && (classes == 3 || form == Form::equalization)) continue;
+                    if (!all && (path == Path::cluster || mixed) && (classes == 1100) != (form == Form::none)) continue;
                     loss<float>(0, 2, classes, path, mixed, form, Reduction::mean);
-                    loss<bf16>(2, 3, classes, path, mixed, form, Reduction::none);
+                    if (all) loss<bf16>(2, 3, classes, path, mixed, form, Reduction::none);
                 }
     statistics(3, 37);
     logdet<double>(1, 9, 5);
