@@ -20,7 +20,12 @@ library = _C  # has cuda_* functions where the module was built with LTKERNELS_C
 
 PATHS = ("any", "registers", "cluster", "memory")  # enum Path of csrc/cuda/job.h
 MAX_LOGDET = 64
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum DType of csrc/cpu/kernels.h
+_DTYPE_CODES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+}  # enum DType of csrc/cpu/kernels.h
 _NONE, _SUM = REDUCTIONS.index("none"), REDUCTIONS.index("sum")
 
 
@@ -231,7 +236,9 @@ def logdet(matrices: Tensor) -> Tensor:
     """(K,) log-determinants of (K, n, n) symmetric positive definite matrices, n <= 64, float64 or float32; one launch. Only the lower
     triangles are read. NaN where a matrix is not positive definite."""
     if matrices.dim() != 3 or matrices.shape[1] != matrices.shape[2] or not 1 <= matrices.shape[1] <= MAX_LOGDET:
-        raise ValueError(f"matrices has shape {tuple(matrices.shape)}; it must be (K, n, n) with n in [1, {MAX_LOGDET}]")
+        raise ValueError(
+            f"matrices has shape {tuple(matrices.shape)}; it must be (K, n, n) with n in [1, {MAX_LOGDET}]"
+        )
     if matrices.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"matrices has dtype {matrices.dtype}; it must be float32 or float64")
     matrices = matrices.contiguous()
@@ -262,9 +269,7 @@ def plan(
     index = current_stream(torch.device("cuda") if device is None else device)[0]
     out = torch.zeros(4, dtype=torch.int64)
     code = _DTYPE_CODES[dtype]
-    _raise(
-        library.cuda_plan(index, PATHS.index(path), code, classes, int(aligned), int(closed), out.data_ptr())
-    )
+    _raise(library.cuda_plan(index, PATHS.index(path), code, classes, int(aligned), int(closed), out.data_ptr()))
     registers, threads, block, cluster = out.tolist()
     return Plan("memory" if not registers else "cluster" if cluster > 1 else "registers", threads, block, cluster)
 

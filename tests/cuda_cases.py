@@ -80,8 +80,10 @@ def call(
         grad = z
     elif need_grad and grad is None:
         grad = torch.full((rows + 1, z.shape[1]), -7.0, dtype=z.dtype, device=device)[:rows]
-    closed = None if term is None else (
-        _terms.FORMS.index(term.form), there(term.table), there(term.seed), tuple(map(float, term.options))
+    closed = (
+        None
+        if term is None
+        else (_terms.FORMS.index(term.form), there(term.table), there(term.seed), tuple(map(float, term.options)))
     )
     _cuda.adjusted_ce(
         z,
@@ -169,7 +171,14 @@ def check_statistics(device: str, dtype: torch.dtype, shards: int, classes: int 
         loss = torch.empty(9, dtype=real_dtype(dtype), device=device)
         grads.append(
             _cuda.gradient_from_statistics(
-                part, y.to(device), (top, total, target), **on, row_coef=coef, first_class=start, all_classes=classes, loss=loss
+                part,
+                y.to(device),
+                (top, total, target),
+                **on,
+                row_coef=coef,
+                first_class=start,
+                all_classes=classes,
+                loss=loss,
             ).cpu()
         )
         losses.append(loss.cpu())
@@ -215,7 +224,9 @@ def check_special_rows(device: str, dtype: torch.dtype, classes: int, path: str)
     assert mean.isnan()
     assert rows[:2].isnan().all()
     assert torch.allclose(rows[3].float(), grad[9].float(), rtol=1e-2)
-    mixed, _ = call(device, z[9:].to(device), (y[9:], torch.tensor([classes + 5]), torch.tensor(0.5)), reduction="none", path=path)
+    mixed, _ = call(
+        device, z[9:].to(device), (y[9:], torch.tensor([classes + 5]), torch.tensor(0.5)), reduction="none", path=path
+    )
     assert mixed.isnan()
 
 

@@ -21,7 +21,9 @@ from cuda_host import library
 from ltkernels import _cuda, adjustments
 from ltkernels.losses import _terms
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation is compiled by g++, which is not on PATH")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="the emulation is compiled by g++, which is not on PATH"
+)
 # One class, tails around a vector of 16 bytes and a warp's worth, odd sizes of real data sets.
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 255, 257, 365, 1000, 1203]
 
@@ -59,7 +61,9 @@ def test_long_rows(dtype: torch.dtype, classes: int) -> None:
 def test_few_classes_many_rows(rows: int, classes: int) -> None:
     z = torch.randn(rows, classes, generator=torch.Generator().manual_seed(rows))
     for dtype in (torch.float32, torch.bfloat16):
-        cases.check("cpu", z.to(dtype), cases.labels_of(rows, classes), **cases.tables_of(classes, dtype, *oracle.TABLES))
+        cases.check(
+            "cpu", z.to(dtype), cases.labels_of(rows, classes), **cases.tables_of(classes, dtype, *oracle.TABLES)
+        )
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -145,7 +149,9 @@ def test_closed_forms(form: str, path: str, dtype: torch.dtype) -> None:
         if form == "seesaw":
             term = adjustments.seesaw(counts).term
         elif form == "equalization":
-            term = _terms.Term(form, (torch.arange(classes) % 3 != 0).float(), torch.tensor([2**40 + 7]), (0.6, 0.0, 0.0))
+            term = _terms.Term(
+                form, (torch.arange(classes) % 3 != 0).float(), torch.tensor([2**40 + 7]), (0.6, 0.0, 0.0)
+            )
         elif form == "arcface":
             z = (torch.rand(rows, classes, generator=generator) * 1.9 - 0.95).to(dtype)
             z[0, y[0]], z[1, y[1]] = -0.998, 0.5
@@ -227,7 +233,9 @@ def test_scale_gradient(dtype: torch.dtype) -> None:
             part = there[offset : offset + n]
             assert _cuda.scale_gradient(part, torch.tensor(0.3, dtype=real)) is part
             expected = memory.clone()
-            expected[offset : offset + n] = (expected[offset : offset + n].to(real) * torch.tensor(0.3, dtype=real)).to(dtype)
+            expected[offset : offset + n] = (expected[offset : offset + n].to(real) * torch.tensor(0.3, dtype=real)).to(
+                dtype
+            )
             assert torch.equal(there, expected)
     ones = torch.tensor([torch.nan, 1.0]).to(dtype)
     assert _cuda.scale_gradient(ones, torch.ones((), dtype=real))[1] == 1.0
@@ -248,7 +256,9 @@ def test_logdet(dtype: torch.dtype) -> None:
             lower = matrices.tril() + torch.full((n, n), torch.nan).triu(1)  # the upper triangle is not read
             lower = torch.where(torch.ones(n, n).tril().bool(), matrices, torch.nan)
             tolerance = 1e-12 if dtype == torch.float64 else 2e-5
-            torch.testing.assert_close(_cuda.logdet(lower.to(dtype)).double(), expected, rtol=tolerance, atol=tolerance * n)
+            torch.testing.assert_close(
+                _cuda.logdet(lower.to(dtype)).double(), expected, rtol=tolerance, atol=tolerance * n
+            )
     bad = torch.stack([torch.diag(torch.tensor(v)) for v in ([1.0, 2.0], [-1.0, -2.0], [0.0, 1.0], [3.0, -1.0])])
     got = _cuda.logdet(bad.to(dtype))
     assert got[0].item() == pytest.approx(0.6931472)

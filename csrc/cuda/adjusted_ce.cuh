@@ -1,6 +1,6 @@
 // Body of the loss kernels: one row by a group of threads. A row is read once and waits in registers for its sum
-// (kRegisters), or is read again from memory. With one label and no closed form, what waits is the exponentials, one exp
-// a logit (kKeep); otherwise the logits, and the exponentials are computed again for the gradient.
+// (kRegisters), or is read again from memory. With one label and no closed form, what waits is the exponentials, one
+// exp a logit (kKeep); otherwise the logits, and the exponentials are computed again for the gradient.
 #pragma once
 #include "terms.cuh"
 
@@ -176,7 +176,8 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                 accumulate(a, gap, top, sum);
             });
             group.max_sum(top, sum);
-            floor = static_cast<Real>(static_cast<double>(top) + static_cast<double>(log_real(sum)) + ce.closed.options[2]);
+            floor =
+                static_cast<Real>(static_cast<double>(top) + static_cast<double>(log_real(sum)) + ce.closed.options[2]);
         }
     }
     const auto closed_term = [&](const Term<Real, Index>& each) {
@@ -242,8 +243,7 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                 if (inside && member == 0) {
                     statistics[0][row] = normal ? top : minus_infinity;
                     statistics[1][row] = normal ? sum : labels.state == RowState::bad ? Real(NAN) : Real(0);
-                    statistics[2][row] =
-                        normal && my.column >= 0 ? static_cast<Real>(my.target) : minus_infinity;
+                    statistics[2][row] = normal && my.column >= 0 ? static_cast<Real>(my.target) : minus_infinity;
                 }
                 return;
             }
@@ -286,8 +286,7 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                     const ClosedTerm<Real> d = closed_term(my);
 #pragma unroll
                     for (int k = 0; k < kN; ++k) {
-                        const Real a =
-                            my.sigma * (closed && view.valid(j + k) ? held[k] + d(held[k], j + k) : held[k]);
+                        const Real a = my.sigma * (closed && view.valid(j + k) ? held[k] + d(held[k], j + k) : held[k]);
                         g[k] = outcome[t].factor * exp_real(a - references[t]);
                     }
                 }

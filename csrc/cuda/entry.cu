@@ -19,10 +19,14 @@ T* pointer(int64_t address) {
 template <class F>
 const char* with_type(int64_t dtype, F f) {
     switch (dtype) {
-        case 0: return f(float());
-        case 1: return f(double());
-        case 2: return f(bf16());
-        case 3: return f(f16());
+        case 0:
+            return f(float());
+        case 1:
+            return f(double());
+        case 2:
+            return f(bf16());
+        case 3:
+            return f(f16());
     }
     return "unknown dtype";
 }
@@ -109,7 +113,8 @@ const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, i
     ce.ignore_index = ignore_index;
     ce.grad = pointer(grad);
     ce.grad_stride = grad_stride;
-    ce.closed = {static_cast<Form>(form), pointer(form_table), pointer<const int64_t>(form_seed), {option0, option1, option2}};
+    ce.closed = {
+        static_cast<Form>(form), pointer(form_table), pointer<const int64_t>(form_seed), {option0, option1, option2}};
     job.reduction = static_cast<Reduction>(reduction);
     job.all_classes = classes;
     job.loss = pointer(loss);
@@ -122,9 +127,8 @@ const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, i
     const DeviceGuard guard(static_cast<int>(device));
     if (guard.error != nullptr) return guard.error;
     const Where where{static_cast<int>(device), pointer(stream)};
-    return with_type(dtype, [&](auto element) {
-        return launch_rows<decltype(element)>(job, static_cast<Path>(path), where);
-    });
+    return with_type(dtype,
+                     [&](auto element) { return launch_rows<decltype(element)>(job, static_cast<Path>(path), where); });
 }
 
 const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t write, int64_t dtype, int64_t logits,
@@ -162,8 +166,7 @@ const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t writ
     const DeviceGuard guard(static_cast<int>(device));
     if (guard.error != nullptr) return guard.error;
     const Where where{static_cast<int>(device), pointer(stream)};
-    return with_type(dtype,
-                     [&](auto element) { return launch_rows<decltype(element)>(job, Path::memory, where); });
+    return with_type(dtype, [&](auto element) { return launch_rows<decltype(element)>(job, Path::memory, where); });
 }
 
 const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor) {

@@ -1,5 +1,5 @@
-// What Python calls: integers (addresses, sizes, enums) and numbers in, null or an error message out. The same functions
-// are the module's when nvcc builds them and the emulation's when g++ does (tests/cuda_host).
+// What Python calls: integers (addresses, sizes, enums) and numbers in, null or an error message out. The same
+// functions are the module's when nvcc builds them and the emulation's when g++ does (tests/cuda_host).
 #pragma once
 #include <cstdint>
 
@@ -28,8 +28,8 @@ const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t writ
 // x *= *factor over n contiguous elements; nothing is read or written where the factor is 1.
 const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor);
 
-// out[i] = log det of the i-th symmetric positive definite n x n matrix (n <= 64, lower triangle read), NaN where a pivot
-// is not positive. dtype: float32 or float64, for both.
+// out[i] = log det of the i-th symmetric positive definite n x n matrix (n <= 64, lower triangle read), NaN where a
+// pivot is not positive. dtype: float32 or float64, for both.
 const char* ltk_cuda_logdet(int64_t device, int64_t stream, int64_t dtype, int64_t matrices, int64_t batch, int64_t n,
                             int64_t out);
 

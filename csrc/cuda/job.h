@@ -22,21 +22,21 @@ struct Plan {
     int cluster;  // blocks that share a row
 };
 
-// One call, for every kernel of the loss. The pointers are device pointers; ce.grad_scale and ce.smoothing_total are not
-// used. `real` is as in adjusted_ce.h.
+// One call, for every kernel of the loss. The pointers are device pointers; ce.grad_scale and ce.smoothing_total are
+// not used. `real` is as in adjusted_ce.h.
 struct RowsJob {
     AdjustedCe ce;
     Reduction reduction;
     Plan plan;
-    int64_t groups;              // of rows: one partial loss each
-    int partials;                // of the denominator; 0 where the reduction divides by nothing
-    double* denominators;        // (kMaxPartials,)
-    unsigned* ticket;            // blocks that are done
-    double* group_loss;          // (groups,)
-    void* loss;                  // (rows,) real, or one
-    int64_t first_class;         // of a shard: logits column j is class first_class + j; the tables hold every class
-    int64_t all_classes;         // labels lie in [0, all_classes)
-    void* statistics[3];         // (rows,) real: maximum and sum without the label, and the label's adjusted logit
+    int64_t groups;        // of rows: one partial loss each
+    int partials;          // of the denominator; 0 where the reduction divides by nothing
+    double* denominators;  // (kMaxPartials,)
+    unsigned* ticket;      // blocks that are done
+    double* group_loss;    // (groups,)
+    void* loss;            // (rows,) real, or one
+    int64_t first_class;   // of a shard: logits column j is class first_class + j; the tables hold every class
+    int64_t all_classes;   // labels lie in [0, all_classes)
+    void* statistics[3];   // (rows,) real: maximum and sum without the label, and the label's adjusted logit
     enum { off, write, read } use_statistics;
 };
 
@@ -56,7 +56,8 @@ inline Plan plan_rows(int width, int held, int64_t classes, bool aligned, Path p
     // Rows inside a warp use half of the registers: 4096 rows of 100 classes would not fill a large device otherwise.
     while (plan.threads < 32 && !fits(plan.threads, held / 2)) plan.threads *= 2;
     // Longer rows fill the registers first: fewer warps to combine, more 16-byte loads in flight a thread. Two or three
-    // blocks of 256 threads find room on an SM, and one of them loads while another stores; of 512 threads there is one.
+    // blocks of 256 threads find room on an SM, and one of them loads while another stores; of 512 threads there is
+    // one.
     const bool clusters = path == Path::cluster || largest_cluster > 1;
     while (plan.threads < (clusters ? 256 : 512) && !fits(plan.threads, held)) plan.threads *= 2;
     // 128 threads a block hold 32 warps an SM even where an SM takes 16 blocks only (sm_75, sm_86 and sm_89).

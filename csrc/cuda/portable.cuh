@@ -243,7 +243,7 @@ struct DeviceGuard {
     DeviceGuard& operator=(const DeviceGuard&) = delete;
     const char* error = nullptr;
 
-   private:
+  private:
     int before = 0;
     bool changed = false;
 };
@@ -251,8 +251,8 @@ struct DeviceGuard {
 #endif
 
 // By element type: the arithmetic type; the vectors of 16 bytes that one thread holds; the registers that leaves for a
-// thread of the main kernel: three blocks of 256 threads an SM for 16-bit logits, two for float32, whose loads are twice
-// as many bytes a thread.
+// thread of the main kernel: three blocks of 256 threads an SM for 16-bit logits, two for float32, whose loads are
+// twice as many bytes a thread.
 template <class T>
 struct Traits {
     using Real = float;

@@ -1,5 +1,5 @@
-// A gradient times the upstream factor, in place. The factor stays on the device; where it is 1, as nearly always, every
-// block returns at once, so that no host has to look.
+// A gradient times the upstream factor, in place. The factor stays on the device; where it is 1, as nearly always,
+// every block returns at once, so that no host has to look.
 #pragma once
 #include "row.cuh"
 

@@ -1,5 +1,5 @@
-// Binary cross-entropy over the classes with one positive, the label: cpu/sigmoid_bce.inl is the twin. Nothing waits for
-// a sum, so every vector is read, used and written at once.
+// Binary cross-entropy over the classes with one positive, the label: cpu/sigmoid_bce.inl is the twin. Nothing waits
+// for a sum, so every vector is read, used and written at once.
 #pragma once
 #include "terms.cuh"
 

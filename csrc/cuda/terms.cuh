@@ -18,7 +18,8 @@ __device__ __forceinline__ Real at(const void* table, int64_t i, Real neutral) {
 // A table from the first class of the shard on. `whole`: there are no shards.
 template <class Real>
 __device__ __forceinline__ const Real* of_shard(const void* table, const RowsJob& job, bool whole) {
-    return table == nullptr || whole ? static_cast<const Real*>(table) : static_cast<const Real*>(table) + job.first_class;
+    return table == nullptr || whole ? static_cast<const Real*>(table)
+                                     : static_cast<const Real*>(table) + job.first_class;
 }
 
 template <class Real>
@@ -142,8 +143,7 @@ __device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term
     const Real total = others + label_e;
     // Next to the maximum log(total) would round a small loss away; log1p keeps its relative accuracy.
     const Real label_below = gap > 0.0 ? static_cast<Real>(-gap) : Real(0);
-    const Real nll =
-        label_below > Real(-1) ? log1p_real(others / label_e) : log_real(total) - label_below;
+    const Real nll = label_below > Real(-1) ? log1p_real(others / label_e) : log_real(total) - label_below;
     Real phi, slope;
     focal(static_cast<Real>(ce.focal_gamma), nll, &phi, &slope);
     const Real epsilon = static_cast<Real>(ce.label_smoothing);
@@ -193,7 +193,8 @@ __global__ void __launch_bounds__(kMaxBlock) loss_denominator(const RowsJob job)
                 const double share = static_cast<double>(labels.share[0]);
                 double weight = static_cast<double>(at(ce.weight, labels.label[0], Real(1)));
                 if (ce.target_b != nullptr)
-                    weight = share * weight + (1.0 - share) * static_cast<double>(at(ce.weight, labels.label[1], Real(1)));
+                    weight =
+                        share * weight + (1.0 - share) * static_cast<double>(at(ce.weight, labels.label[1], Real(1)));
                 sum += weight;
             }
         }

@@ -1,12 +1,13 @@
-// Runs the thread blocks of a CUDA kernel on the host, so that the kernels of csrc/cuda are tested where there is no GPU:
+// Runs the thread blocks of a CUDA kernel on the host, so that the kernels of csrc/cuda are tested where there is no
+// GPU:
 //
 //     g++ -x c++ -std=c++17 -DLTK_CUDA_HOST -I tests/cuda_host csrc/cuda/entry.cu
 //
-// Blocks run one after the other (those of a cluster together), their threads as fibers of one host thread: a thread runs
-// until a barrier, then the next one does. With LTK_HOST_THREADS they are real threads, so that the thread sanitizer sees
-// a missing barrier. Emulated: indices, static and dynamic shared memory, __syncthreads, __syncwarp, shuffles, atomicAdd,
-// clusters and their distributed shared memory. A barrier that not all threads reach, or that they reach by different
-// calls, aborts. 16-byte accesses must be aligned. Shared memory starts as NaN.
+// Blocks run one after the other (those of a cluster together), their threads as fibers of one host thread: a thread
+// runs until a barrier, then the next one does. With LTK_HOST_THREADS they are real threads, so that the thread
+// sanitizer sees a missing barrier. Emulated: indices, static and dynamic shared memory, __syncthreads, __syncwarp,
+// shuffles, atomicAdd, clusters and their distributed shared memory. A barrier that not all threads reach, or that they
+// reach by different calls, aborts. 16-byte accesses must be aligned. Shared memory starts as NaN.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -313,7 +314,8 @@ inline uint16_t float_to_half(float x) {
     const float size = std::fabs(x);
     if (x != x) return 0x7fff;
     if (size >= 65520.0f) return static_cast<uint16_t>(sign | 0x7c00u);
-    if (size < 6.103515625e-5f) return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(size * 16777216.0f)));
+    if (size < 6.103515625e-5f)
+        return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(size * 16777216.0f)));
     const uint32_t bits = float_bits(size);
     return static_cast<uint16_t>(sign | (((bits + 0xfffu + ((bits >> 13) & 1u)) >> 13) - (112u << 10)));
 }

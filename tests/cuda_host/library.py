@@ -10,7 +10,17 @@ from types import SimpleNamespace
 
 HERE = Path(__file__).parent
 CUDA = HERE.parent.parent / "csrc" / "cuda"
-FLAGS = ["-x", "c++", "-std=c++17", "-DLTK_CUDA_HOST", f"-I{HERE}", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
+FLAGS = [
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-DLTK_CUDA_HOST",
+    f"-I{HERE}",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Werror",
+]
 _TYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "const char*": ctypes.c_char_p}
 
 

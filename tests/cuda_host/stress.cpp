@@ -1,5 +1,5 @@
-// Every kernel on small shapes with a host thread for each CUDA thread, for the sanitizers. Buffers are of exact size, one
-// heap block each. Each call runs twice, the second time in place: losses must be equal to the bit.
+// Every kernel on small shapes with a host thread for each CUDA thread, for the sanitizers. Buffers are of exact size,
+// one heap block each. Each call runs twice, the second time in place: losses must be equal to the bit.
 #include "../../csrc/cuda/entry.cu"
 
 namespace {
@@ -49,8 +49,9 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
             0, 0, static_cast<int64_t>(path), dtype, in, classes, rows, classes, a.address(), mixed ? b.address() : 0,
             mixed ? lam.address() : 0, tables, tables, tables, tables, table.address(), 0, 1.5,
             form == Form::sigmoid || form == Form::equalization ? 0.0 : 0.1, -100, static_cast<int64_t>(reduction),
-            pass == 0 ? out.address() : again.address(), to, classes, reduction == Reduction::none ? 0 : scratch.address(),
-            static_cast<int64_t>(form), table.address(), seed.address(), 0.5, 0.5, -4.0);
+            pass == 0 ? out.address() : again.address(), to, classes,
+            reduction == Reduction::none ? 0 : scratch.address(), static_cast<int64_t>(form), table.address(),
+            seed.address(), 0.5, 0.5, -4.0);
         if (error != nullptr) emulation::fail(error);
         ++calls;
     }
@@ -60,7 +61,8 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
 }
 
 void statistics(int64_t rows, int64_t classes) {
-    Buffer<float> logits(rows * classes), table(classes + 3), top(rows), sum(rows), own(rows), out(rows), grad(rows * classes);
+    Buffer<float> logits(rows * classes), table(classes + 3), top(rows), sum(rows), own(rows), out(rows),
+        grad(rows * classes);
     Buffer<int64_t> labels(rows);
     for (int64_t i = 0; i < rows * classes; ++i) logits[i] = value(i);
     for (int64_t j = 0; j < classes + 3; ++j) table[j] = 1.0f;
@@ -78,7 +80,8 @@ void statistics(int64_t rows, int64_t classes) {
 template <class T>
 void logdet(int64_t dtype, int64_t batch, int64_t n) {
     Buffer<T> matrices(batch * n * n), out(batch);
-    for (int64_t i = 0; i < batch * n * n; ++i) matrices[i] = i % (n + 1) == i / (n * n) * n * n % (n + 1) ? T(2) : T(0);
+    for (int64_t i = 0; i < batch * n * n; ++i)
+        matrices[i] = i % (n + 1) == i / (n * n) * n * n % (n + 1) ? T(2) : T(0);
     for (int64_t m = 0; m < batch; ++m)
         for (int64_t i = 0; i < n; ++i) matrices[(m * n + i) * n + i] = T(3);
     const char* error = ltk_cuda_logdet(0, 0, dtype, matrices.address(), batch, n, out.address());
