@@ -201,6 +201,16 @@ def test_huge_margins_do_not_underflow(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", cases.PATHS)
+def test_confident_rows_keep_the_label_in_double(path: str) -> None:
+    """0.9 * 80.3 is no float32: rounded before it is an exponent, it would cost the loss five of its digits."""
+    sigma, z = torch.tensor([0.9, 0.9]), torch.tensor([[80.3, 0.0]])
+    loss, grad = cases.call("cpu", z, torch.tensor([0]), path=path, row_scale=sigma)
+    expected = torch.exp(-sigma[0].double() * z[0, 0].double()).item()
+    assert loss.item() == pytest.approx(expected, rel=5e-7)
+    assert grad[0, 1].item() == pytest.approx(expected * 0.9, rel=5e-7)
+
+
+@pytest.mark.parametrize("path", cases.PATHS)
 def test_masked_stretches(path: str) -> None:
     """Whole threads, vectors and warps of -inf: a running maximum of -inf must not turn into NaN."""
     z = torch.full((2, 1300), -torch.inf)
@@ -295,6 +305,8 @@ def test_plans_hold_their_rows(dtype: torch.dtype) -> None:
                 assert plan.threads * plan.cluster * held >= vectors
                 assert plan.cluster == 1 or plan.block == plan.threads >= 256
     if dtype != torch.float64:
+        assert _cuda.plan(dtype, 100, device=cpu) == ("registers", 8, 128, 1)
+        assert _cuda.plan(dtype, 1000, device=cpu) == ("registers", 32, 128, 1)
         assert _cuda.plan(dtype, 8192, device=cpu) == ("registers", 256, 256, 1)
         assert _cuda.plan(dtype, 8192, aligned=False, device=cpu) == ("cluster", 256, 256, 2)
         assert _cuda.plan(dtype, 128256, device=cpu) == ("cluster", 512, 512, 8)
