@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(kMaxBlock) adjusted_ce_rows_terms(const RowsJo
 }
 // Rows of any length, and the statistics of rows.
 template <class T>
-__global__ void __launch_bounds__(kMemoryBlock) adjusted_ce_rows_memory(const RowsJob job) {
+__global__ void __maxnreg__(sizeof(T) == 8 ? 160 : 128) adjusted_ce_rows_memory(const RowsJob job) {
     adjusted_ce_row<T, false, false>(job);
 }
 
