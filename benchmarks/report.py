@@ -115,7 +115,6 @@ def selection_table(result: dict[str, Any]) -> str:
         for row in others:
             ratio = row["ms_p50"] / best["ms_p50"]
             text = f"{ratio:.1f}x" if ratio >= 1 else f"**{ratio:.2f}x**"
-            text += f", {found[name]['peak_mb']:.0f} MiB" if head else ""
             ratios.append(f"{row['backend']} {text}" + ("" if row["ok"] else " (differs)"))
         lines.append(f"| {what} | {d} | {', '.join(texts)} | {', '.join(ratios)} |")
     machine = result["machine"]

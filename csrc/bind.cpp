@@ -15,6 +15,7 @@
 #include "cpu/subset_scores.h"
 #if defined(LTK_HAVE_CUDA)
 #include "cuda/device.h"
+#include "cuda/entry.h"
 #endif
 
 namespace py = pybind11;
@@ -274,4 +275,14 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
             for (size_t i = 0; i < jobs.size(); ++i) *runs[i] = jobs[i];
         },
         "The next steps of independent runs.");
+#if defined(LTK_HAVE_CUDA)
+    // Each returns None or an error message.
+    const py::call_guard<py::gil_scoped_release> released;
+    m.def("cuda_adjusted_ce", &ltk_cuda_adjusted_ce, released, "Loss and gradient.");
+    m.def("cuda_row_statistics", &ltk_cuda_row_statistics, released, "Statistics of rows, or the gradient from them.");
+    m.def("cuda_scale", &ltk_cuda_scale, released, "A gradient times a number on the device.");
+    m.def("cuda_logdet", &ltk_cuda_logdet, released, "Log-determinants of small SPD matrices.");
+    m.def("cuda_plan", &ltk_cuda_plan, released, "The plan for a shape.");
+    m.def("cuda_scratch", &ltk_cuda_scratch, "Doubles of scratch for a reduced loss.");
+#endif
 }

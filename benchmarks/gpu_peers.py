@@ -1,0 +1,122 @@
+"""What runs against what on a GPU. An implementation is ``step(z, y, upstream)``: loss, then the gradient of z times upstream, which is
+None for 1, else one number in each dtype that a loss may have, ``{dtype: tensor}``.
+
+Peers that are not importable are left out; the result names those that ran.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import ltkernels as ltk
+from ltkernels import _backends, _cuda
+from ltkernels._checks import REDUCTIONS, real_dtype
+
+LOSSES = ("ce", "logit_adjusted", "ldam", "kps")
+Step = Callable[..., Tensor]
+Upstream = dict[torch.dtype, Tensor] | None
+_TABLES = ("shift", "scale", "margin", "row_scale", "weight")
+
+
+def optional(name: str) -> ModuleType | None:
+    """A peer's module, or None; a peer that breaks at import counts as absent, and says so."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+    except Exception as error:
+        print(f"# {name} does not import: {type(error).__name__}: {error}", flush=True)
+        return None
+
+
+def tables_of(name: str, counts: list[int], device: str) -> dict[str, Tensor]:
+    found = ltk.LOSSES[name].adjustment(counts)
+    return {key: getattr(found, key).to(device) for key in _TABLES if getattr(found, key) is not None}
+
+
+def eager(name: str, tables: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The textbook form in torch: LDAM and KPS with a mask for the label, as in their authors' code."""
+    if name == "ce":
+        return F.cross_entropy
+    if name == "logit_adjusted":
+        return lambda z, y: F.cross_entropy(z + tables["shift"], y)
+    margin = tables["margin"]
+    scale = tables.get("scale")
+    row = float(tables["row_scale"][0]) if "row_scale" in tables else 1.0  # LDAM's s
+
+    def margins(z: Tensor, y: Tensor) -> Tensor:
+        index = torch.zeros_like(z, dtype=torch.bool).scatter_(1, y.unsqueeze(1), True)
+        a = z if scale is None else z * scale
+        return F.cross_entropy(row * torch.where(index, a - margin[y].unsqueeze(1).to(a.dtype), a), y)
+
+    return margins
+
+
+def differentiated(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
+    def step(z: Tensor, y: Tensor, upstream: Upstream = None) -> Tensor:
+        leaf = z.detach().requires_grad_()
+        value = loss(leaf, y)
+        return torch.autograd.grad(value, leaf, None if upstream is None else upstream[value.dtype])[0]
+
+    return step
+
+
+def _kernel(tables: dict[str, Tensor]) -> Step:
+    """The kernel without autograd and dispatch: what a launch costs alone."""
+
+    def step(z: Tensor, y: Tensor, upstream: Upstream = None) -> Tensor:
+        loss = torch.empty((), dtype=real_dtype(z.dtype), device=z.device)
+        grad = torch.empty_like(z)
+        arguments = [tables.get(name) for name in _TABLES]
+        _cuda.adjusted_ce(z, loss, grad, y, None, None, *arguments, None, 0.0, 0.0, -100, REDUCTIONS.index("mean"))
+        return grad if upstream is None else _cuda.scale_gradient(grad, upstream[loss.dtype])
+
+    return step
+
+
+def steps(name: str, counts: list[int], device: str, compiled: bool) -> dict[str, Step]:
+    """Ours first: the public call on each back end that this build has, then the bare kernel; then the peers."""
+    tables = tables_of(name, counts, device)
+    found: dict[str, Step] = {}
+    loss = ltk.functional.adjusted_cross_entropy
+    for backend in ("cuda", "triton"):
+        if backend in _backends.BACKENDS:
+            found[backend] = differentiated(lambda z, y, b=backend: loss(z, y, **tables, backend=b))
+    if hasattr(_cuda.library, "cuda_adjusted_ce"):
+        found["cuda-kernel"] = _kernel(tables)
+    plain = eager(name, tables)
+    found["eager"] = differentiated(plain)
+    if compiled:
+        found["compiled"] = differentiated(torch.compile(plain, dynamic=False))
+    if name in ("ce", "logit_adjusted"):
+        shift = tables.get("shift")
+
+        def adjusted(z: Tensor) -> Tensor:
+            return z if shift is None else z + shift
+
+        if (liger := optional("liger_kernel.transformers.functional")) is not None:
+            # It writes the gradient over the logits that it is given. It gets no copy: its speed with what it does to them.
+            found["liger-kernel"] = differentiated(lambda z, y: liger.liger_cross_entropy(adjusted(z), y))
+        if (quack := optional("quack.cross_entropy")) is not None:
+            found["quack-kernels"] = differentiated(lambda z, y: quack.cross_entropy(adjusted(z), y, reduction="mean"))
+    return found
+
+
+def heads(device: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """name: (features (B, D), weight (C, D), target) -> mean cross-entropy."""
+    found: dict[str, Callable[..., Any]] = {"ours": ltk.functional.linear_adjusted_cross_entropy}
+    found["eager"] = lambda f, w, y: F.cross_entropy(F.linear(f, w), y)
+    if hasattr(F, "linear_cross_entropy"):
+        found["linear_cross_entropy"] = lambda f, w, y: F.linear_cross_entropy(f, w, y)
+    if (liger := optional("liger_kernel.transformers.functional")) is not None:
+        found["liger-kernel"] = lambda f, w, y: liger.liger_fused_linear_cross_entropy(f, w, y)
+    if (cut := optional("cut_cross_entropy")) is not None:
+        found["cut-cross-entropy"] = lambda f, w, y: cut.linear_cross_entropy(f, w, y)
+    return found

@@ -1,0 +1,41 @@
+// What Python calls: integers (addresses, sizes, enums) and numbers in, null or an error message out. The same
+// functions are the module's when nvcc builds them and the emulation's when g++ does (tests/cuda_host).
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+// Loss and gradient on `stream` of `device`; no synchronisation, no allocation. `scratch` holds
+// adjusted_ce_cuda_scratch(rows) doubles where the reduction is not none. A zero address is a null pointer; see
+// cpu/adjusted_ce.h for the fields and job.h for `path`.
+const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, int64_t dtype, int64_t logits,
+                                 int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t target_b,
+                                 int64_t lam, int64_t shift, int64_t scale, int64_t margin, int64_t row_scale,
+                                 int64_t weight, int64_t row_coef, double focal_gamma, double label_smoothing,
+                                 int64_t ignore_index, int64_t reduction, int64_t loss, int64_t grad,
+                                 int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
+                                 int64_t form_seed, double option0, double option1, double option2);
+
+// Statistics of the rows of a shard of classes (write != 0), or loss and gradient from those of the whole row. Tables
+// hold all_classes entries; logits column j is class first_class + j. No reduction: `loss` is (rows,) or null.
+const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t write, int64_t dtype, int64_t logits,
+                                    int64_t logits_stride, int64_t rows, int64_t classes, int64_t first_class,
+                                    int64_t all_classes, int64_t target, int64_t shift, int64_t scale, int64_t margin,
+                                    int64_t row_scale, int64_t weight, int64_t row_coef, double focal_gamma,
+                                    int64_t ignore_index, int64_t maximum, int64_t sum, int64_t target_logit,
+                                    int64_t loss, int64_t grad, int64_t grad_stride);
+
+// x *= *factor over n contiguous elements; nothing is read or written where the factor is 1.
+const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor);
+
+// out[i] = log det of the i-th symmetric positive definite n x n matrix (n <= 64, lower triangle read), NaN where a
+// pivot is not positive. dtype: float32 or float64, for both.
+const char* ltk_cuda_logdet(int64_t device, int64_t stream, int64_t dtype, int64_t matrices, int64_t batch, int64_t n,
+                            int64_t out);
+
+// Which plan serves a shape: {registers, threads, block, cluster} into plan[4]. Launches nothing.
+const char* ltk_cuda_plan(int64_t device, int64_t path, int64_t dtype, int64_t classes, int64_t aligned, int64_t closed,
+                          int64_t plan);
+
+int64_t ltk_cuda_scratch(int64_t rows);
+}

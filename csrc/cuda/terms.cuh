@@ -1,0 +1,235 @@
+// What one label of one row needs, and what follows from a row's statistics: csrc/README.md has the formula,
+// cpu/adjusted_ce.inl is the twin.
+#pragma once
+#include "job.h"
+#include "reduce.cuh"
+#include "row.cuh"
+
+namespace ltk {
+namespace cuda {
+
+enum class RowState : int { normal, ignored, bad };
+
+template <class Real>
+__device__ __forceinline__ Real at(const void* table, int64_t i, Real neutral) {
+    return table == nullptr ? neutral : __ldg(static_cast<const Real*>(table) + i);
+}
+
+// A table from the first class of the shard on. `whole`: there are no shards.
+template <class Real>
+__device__ __forceinline__ const Real* of_shard(const void* table, const RowsJob& job, bool whole) {
+    return table == nullptr || whole ? static_cast<const Real*>(table)
+                                     : static_cast<const Real*>(table) + job.first_class;
+}
+
+template <class Real>
+struct Labels {
+    int64_t label[2];
+    Real share[2];
+    RowState state;
+};
+
+template <class Real>
+__device__ __forceinline__ Labels<Real> labels_of(const RowsJob& job, int64_t row, bool inside) {
+    const AdjustedCe& ce = job.ce;
+    Labels<Real> out{{0, 0}, {Real(1), Real(0)}, RowState::ignored};
+    if (!inside) return out;
+    const int64_t a = ce.target[row];
+    if (a == ce.ignore_index) return out;
+    bool good = a >= 0 && a < job.all_classes;
+    out.label[0] = a;
+    if (ce.target_b != nullptr) {
+        const int64_t b = ce.target_b[row];
+        good = good && b >= 0 && b < job.all_classes;
+        out.label[1] = b;
+        out.share[0] = static_cast<const Real*>(ce.lam)[row];
+        out.share[1] = Real(1) - out.share[0];
+    }
+    out.state = good ? RowState::normal : RowState::bad;
+    if (!good) out.label[0] = out.label[1] = 0;  // nothing is read at a bad label
+    return out;
+}
+
+template <class Real, class Index>
+struct Term {
+    Index column;   // of the label; kNowhere where the shard does not hold it
+    double target;  // its adjusted logit, margin included
+    Real sigma, weight, share;
+    Real slope;  // of the adjusted logit in the logit, without sigma
+};
+constexpr int kNowhere = -64;
+
+// ArcFace, as in cpu/closed_forms.inl: cos(theta + m), and beyond theta + m = pi its line.
+__device__ __forceinline__ void arcface(const ClosedForm& closed, double c, double* value, double* slope) {
+    const double cos_m = closed.options[0], sin_m = closed.options[1];
+    if (c <= -cos_m) {
+        *value = c - atan2(sin_m, cos_m) * sin_m;
+        *slope = 1.0;
+    } else {
+        const double square = 1.0 - c * c;
+        const double sine = square > 0.0 ? sqrt(square) : 0.0;
+        *value = c * cos_m - sine * sin_m;
+        *slope = cos_m + c / (sine > 1e-3 ? sine : 1e-3) * sin_m;
+    }
+    if (closed.options[2] != 0.0) *slope = 1.0;
+}
+
+template <class T, class Index>
+__device__ __forceinline__ Term<real_t<T>, Index> make_term(const RowsJob& job, const Row<T, Index>& row, int64_t label,
+                                                            real_t<T> share, bool normal) {
+    using Real = real_t<T>;
+    const AdjustedCe& ce = job.ce;
+    Term<Real, Index> term{kNowhere, 0.0, Real(1), Real(1), share, Real(1)};
+    if (!normal) return term;
+    term.sigma = at(ce.row_scale, label, Real(1));
+    term.weight = at(ce.weight, label, Real(1));
+    const int64_t column = label - job.first_class;
+    if (column < 0 || column >= ce.classes) return term;
+    term.column = static_cast<Index>(column);
+    const double own = get_element(row.z + column);
+    term.slope = at(ce.scale, label, Real(1));
+    double value = own, slope = 1.0;
+    if (ce.closed.form == Form::arcface) {
+        arcface(ce.closed, own, &value, &slope);
+        term.slope = static_cast<Real>(slope);
+    } else {
+        value = static_cast<double>(term.slope) * own + static_cast<double>(at(ce.shift, label, Real(0))) -
+                static_cast<double>(at(ce.margin, label, Real(0)));
+    }
+    term.target = static_cast<double>(term.sigma) * value;
+    return term;
+}
+
+// phi(l) = (1 - e^-l)^gamma l and its derivative. 1 - e^-l = -expm1(-l) is exact where e^-l rounds to 1.
+template <class Real>
+__device__ __forceinline__ void focal(Real gamma, Real l, Real* phi, Real* slope) {
+    *phi = l;
+    *slope = Real(1);
+    if (gamma == Real(0)) return;
+    const Real q = -expm1_real(-l);
+    if (q <= Real(0)) {  // also the limit at l = 0 for every gamma > 0; a NaN falls through
+        *phi = *slope = Real(0);
+        return;
+    }
+    const Real power = pow_real(q, gamma), p = exp_real(-l);
+    *phi = power * l;
+    *slope = power + (p > Real(0) ? gamma * l * p * power / q : Real(0));
+}
+
+// Loss and gradient of one label:  dL/dz_j = beta_j (factor exp(a_j - highest) - soft weight_j)  but at the label.
+template <class Real>
+struct Outcome {
+    Real loss, factor, soft, label_grad;
+    double highest;
+};
+
+// `top` and `sum`: maximum of the adjusted logits but the label's, and the sum of their exponentials relative to it.
+// `below` and `weights`: with smoothing, sum of weight_j (a_j - top), and of weight_j, but the label's.
+template <class Real, class Index>
+__device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term<Real, Index>& term, Real top, Real sum,
+                                                Real below, Real weights, Real upstream) {
+    Outcome<Real> out;
+    const double gap = static_cast<double>(top) - term.target;
+    Real others = sum, label_e;
+    if (gap > 0.0) {
+        label_e = exp_wide(-gap, Real());
+        out.highest = static_cast<double>(top);
+    } else {
+        if (others != Real(0)) others *= exp_wide(gap, Real());
+        // An infinite label, and a row of -inf, have no probabilities.
+        label_e = gap <= 0.0 && term.target < static_cast<double>(INFINITY) ? Real(1) : Real(NAN);
+        out.highest = term.target;
+    }
+    const Real total = others + label_e;
+    // Next to the maximum log(total) would round a small loss away; log1p keeps its relative accuracy.
+    const Real label_below = gap > 0.0 ? static_cast<Real>(-gap) : Real(0);
+    const Real nll = label_below > Real(-1) ? log1p_real(others / label_e) : log_real(total) - label_below;
+    Real phi, slope;
+    focal(static_cast<Real>(ce.focal_gamma), nll, &phi, &slope);
+    const Real epsilon = static_cast<Real>(ce.label_smoothing);
+    const bool smooth = epsilon != Real(0);
+    const Real hard = (Real(1) - epsilon) * term.weight * term.share;
+    const Real soft = smooth ? epsilon / static_cast<Real>(ce.classes) * term.share : Real(0);
+    out.loss = hard * phi;
+    const Real every = smooth ? weights + term.weight : Real(0);
+    if (smooth) {
+        const double origin = top == -Real(INFINITY) ? 0.0 : static_cast<double>(top);
+        const Real lift = static_cast<Real>(out.highest - origin), own = static_cast<Real>(term.target - origin);
+        out.loss += soft * ((log_real(total) + lift) * every - (below + term.weight * own));
+    }
+    const Real outer = upstream * term.sigma, soft_total = soft * every;
+    out.factor = outer * (hard * slope + soft_total) / total;
+    out.soft = outer * soft;
+    // Minus the sum of the others and not P_y - 1, which cancels to 0 on confident rows.
+    out.label_grad = soft_total * (label_e / total) - hard * slope * (others / total);
+    if (smooth) out.label_grad -= soft * term.weight;
+    out.label_grad *= outer * term.slope;
+    return out;
+}
+
+// The denominator of the reduction, in every thread. The partial sums lie in a fixed order.
+__device__ __forceinline__ double denominator_of(const RowsJob& job) {
+    if (job.partials == 0) return 1.0;
+    if (job.partials == 1) return job.denominators[0];
+    double x = static_cast<int>(threadIdx.x % 32) < job.partials ? job.denominators[threadIdx.x % 32] : 0.0;
+    for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(kAllLanes, x, o);
+    return x;
+}
+
+// First launch of a reduced loss: partial denominators over the labels, and the ticket of the second launch.
+template <class Real>
+__global__ void __launch_bounds__(kMaxBlock) loss_denominator(const RowsJob job) {
+    const AdjustedCe& ce = job.ce;
+    const bool weighted = job.reduction == Reduction::mean;
+    double sum = 0.0;
+    if (job.partials > 0)
+        for (int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; row < ce.rows;
+             row += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+            const Labels<Real> labels = labels_of<Real>(job, row, true);
+            if (labels.state != RowState::normal) continue;
+            if (!weighted || ce.weight == nullptr) {
+                sum += 1.0;
+            } else {
+                const double share = static_cast<double>(labels.share[0]);
+                double weight = static_cast<double>(at(ce.weight, labels.label[0], Real(1)));
+                if (ce.target_b != nullptr)
+                    weight =
+                        share * weight + (1.0 - share) * static_cast<double>(at(ce.weight, labels.label[1], Real(1)));
+                sum += weight;
+            }
+        }
+    sum = block_sum(sum, block_shared<Shared<Real>>());
+    if (threadIdx.x != 0) return;
+    if (job.partials > 0) job.denominators[blockIdx.x] = sum;
+    if (blockIdx.x == 0) *job.ticket = 0;
+}
+
+// The row's loss goes out, or into the block's partial loss; the last block adds those up in their order.
+template <class Real>
+__device__ __forceinline__ void write_loss(const RowsJob& job, const Group<Real>& group, Real loss) {
+    Shared<Real>& shared = group.shared;
+    const int64_t row = group.row();
+    const bool leader = row < job.ce.rows && group.member() == 0;
+    if (job.reduction == Reduction::none) {
+        if (leader) static_cast<Real*>(job.loss)[row] = loss;
+        return;
+    }
+    const double partial = block_sum(leader ? static_cast<double>(loss) : 0.0, shared);
+    if (group.cluster > 1 && group.member() >= group.threads) return;  // the row's first block speaks for it
+    if (threadIdx.x == 0) {
+        job.group_loss[group.cluster > 1 ? row : static_cast<int64_t>(blockIdx.x)] = partial;
+        __threadfence();  // the partial loss is visible before the ticket says so
+        shared.ticket = atomicAdd(job.ticket, 1u);
+    }
+    __syncthreads();
+    if (shared.ticket != static_cast<unsigned>(job.groups) - 1u) return;
+    __threadfence();
+    double total = 0.0;
+    for (int64_t g = threadIdx.x; g < job.groups; g += blockDim.x) total += __ldcg(job.group_loss + g);
+    total = block_sum(total, shared);
+    const double denominator = denominator_of(job);
+    if (threadIdx.x == 0) *static_cast<Real*>(job.loss) = static_cast<Real>(total / denominator);
+}
+
+}  // namespace cuda
+}  // namespace ltk

@@ -1,0 +1,267 @@
+"""What the CUDA kernels promise, as functions of a device: ``cpu`` under the host emulation, ``cuda`` on a GPU.
+
+Every case calls `ltkernels._cuda` and compares with the float64 oracle on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import oracle
+import torch
+from torch import Tensor
+
+from ltkernels import _cuda
+from ltkernels._checks import REDUCTIONS, real_dtype
+from ltkernels.losses import _reference, _terms
+
+DTYPES = list(oracle.TOLERANCES)
+PATHS = ("registers", "cluster", "memory")
+
+
+def hostile_logits(rows: int, classes: int, dtype: torch.dtype, scale: float = 3.0) -> Tensor:
+    """Ordinary, confident, shifted and masked rows, as in tests/test_loss_values.py."""
+    z = torch.randn(rows, classes, generator=torch.Generator().manual_seed(classes), dtype=torch.float64) * scale
+    z[0, classes // 2] += 40.0
+    if rows > 1:
+        z[1] += 300.0
+    if rows > 2 and classes > 2:
+        z[2, 1] = -torch.inf
+    return z.to(dtype)
+
+
+def labels_of(rows: int, classes: int) -> Tensor:
+    y = torch.randint(0, classes, (rows,), generator=torch.Generator().manual_seed(rows))
+    y[0] = classes // 2
+    if rows > 2:
+        y[2] = 0
+        y[rows - 2] = -100
+    return y
+
+
+def tables_of(classes: int, dtype: torch.dtype, *names: str) -> dict[str, Tensor]:
+    """Per-class tables of ordinary size; the first entry of a shift stays finite."""
+    generator = torch.Generator().manual_seed(classes)
+    ranges = {"shift": (-4, 4), "scale": (0.5, 1), "margin": (0, 1), "row_scale": (0.5, 1), "weight": (0.5, 1.5)}
+    return {
+        name: (torch.rand(classes, generator=generator) * ranges[name][1] + ranges[name][0]).to(real_dtype(dtype))
+        for name in names
+    }
+
+
+def call(
+    device: str,
+    z: Tensor,
+    y: Tensor | tuple[Tensor, Tensor, Tensor],
+    *,
+    path: str = "any",
+    reduction: str = "mean",
+    row_coef: Tensor | None = None,
+    term: _terms.Term | None = None,
+    need_grad: bool = True,
+    inplace: bool = False,
+    grad: Tensor | None = None,
+    ignore_index: int = -100,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+    **tables: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """(loss, gradient) on the CPU; `z` may be a view with any row stride and stays where it is."""
+    real = real_dtype(z.dtype)
+
+    def there(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device)
+
+    first, second, lam = y if isinstance(y, tuple) else (y, None, None)
+    rows = z.shape[0]
+    # The sentinels say whether everything was written, and nothing behind it.
+    loss = torch.full((rows + 1,) if reduction == "none" else (2,), -7.0, dtype=real, device=device)
+    if inplace:
+        grad = z
+    elif need_grad and grad is None:
+        grad = torch.full((rows + 1, z.shape[1]), -7.0, dtype=z.dtype, device=device)[:rows]
+    closed = (
+        None
+        if term is None
+        else (_terms.FORMS.index(term.form), there(term.table), there(term.seed), tuple(map(float, term.options)))
+    )
+    _cuda.adjusted_ce(
+        z,
+        loss[:-1] if reduction == "none" else loss[0],
+        grad,
+        there(first),
+        there(second),
+        None if lam is None else there(lam.to(real).expand(rows).contiguous()),
+        *(there(tables.get(name)) for name in oracle.TABLES),
+        None if row_coef is None else there(row_coef.to(real)),
+        focal_gamma,
+        label_smoothing,
+        ignore_index,
+        REDUCTIONS.index(reduction),
+        closed,
+        path=path,
+    )
+    assert loss[-1] == -7.0, "a loss too many was written"
+    loss = loss[:-1] if reduction == "none" else loss[0]
+    return loss.cpu(), None if grad is None else grad.cpu()
+
+
+def check(
+    device: str, z: Tensor, y, *, path: str = "any", reduction: str = "mean", cond: float = 1.0, **options
+) -> None:
+    """Loss and gradient against the oracle, with another upstream gradient for each row."""
+    row_coef = torch.linspace(0.5, 2.0, z.shape[0], dtype=torch.float64).to(real_dtype(z.dtype))
+    loss, grad = call(device, z.to(device), y, path=path, reduction=reduction, row_coef=row_coef, **options)
+    expected_loss, expected, size = oracle.adjusted_cross_entropy(
+        z, y, reduction=reduction, upstream=row_coef, **options
+    )
+    oracle.assert_loss(loss, expected_loss, size, z.dtype)
+    assert grad.dtype == z.dtype
+    oracle.assert_gradient(grad, expected, size, y if isinstance(y, Tensor) else None, cond)
+    only, _ = call(device, z.to(device), y, path=path, reduction=reduction, need_grad=False, **options)
+    assert torch.equal(only.nan_to_num(nan=-1.0), loss.nan_to_num(nan=-1.0)), "forward alone gives another loss"
+
+
+def check_term(
+    device: str, z: Tensor, y, term: _terms.Term, *, path: str = "any", reduction: str = "mean", **options
+) -> None:
+    """A closed form against the plain reference in float64 and its autograd."""
+    exact = z.detach().cpu().double().requires_grad_()
+    double = term._replace(table=None if term.table is None else term.table.double())
+    first, second, lam = y if isinstance(y, tuple) else (y, None, None)
+    tables = [None if options.get(n) is None else options[n].double() for n in oracle.TABLES]
+    lam = None if lam is None else lam.double().expand(len(first))
+    gamma, smoothing = options.get("focal_gamma", 0.0), options.get("label_smoothing", 0.0)
+    expected_loss = _reference.adjusted_cross_entropy(
+        exact, first, second, lam, *tables, gamma, smoothing, -100, REDUCTIONS.index(reduction), double
+    )
+    row_coef = torch.linspace(0.5, 2.0, len(first), dtype=torch.float64).to(real_dtype(z.dtype))
+    expected_loss.sum().backward()
+    loss, grad = call(device, z.to(device), y, path=path, reduction=reduction, term=term, row_coef=row_coef, **options)
+    size = exact.detach().nan_to_num(neginf=0.0).abs().amax(1)
+    if term.form == "seesaw":  # its term is as large as the log counts and the log probabilities
+        size = 4 * size + 2 * term.table.abs().max() + 10
+    if options.get("row_scale") is not None:
+        size = size * options["row_scale"].max()
+    oracle.assert_loss(loss, expected_loss.detach(), size, z.dtype)
+    # Mixed labels and smoothing subtract; so does 1 - c^2 of ArcFace next to 1.
+    cond = 2.0 if second is not None or smoothing or term.form == "arcface" else 1.0
+    oracle.assert_gradient(grad, exact.grad * row_coef.double()[:, None], size, None, cond)
+
+
+def check_statistics(device: str, dtype: torch.dtype, shards: int, classes: int = 301) -> None:
+    """Shards of the classes combine to the whole: loss and gradient against the oracle."""
+    z, y = hostile_logits(9, classes, dtype), labels_of(9, classes)
+    tables = tables_of(classes, dtype, *oracle.TABLES)
+    on = {name: table.to(device) for name, table in tables.items()}
+    parts = [part.contiguous().to(device) for part in z.chunk(shards, dim=1)]
+    starts = [sum(part.shape[1] for part in parts[:k]) for k in range(len(parts))]
+    label_free = {name: on[name] for name in ("shift", "scale", "margin", "row_scale")}
+    found = [
+        _cuda.row_statistics(part, y.to(device), **label_free, first_class=start, all_classes=classes)
+        for part, start in zip(parts, starts)
+    ]
+    maxima = torch.stack([each[0] for each in found])
+    top = maxima.amax(0)
+    total = sum(each[1] * torch.exp((each[0] - top).nan_to_num(nan=0.0)) for each in found)
+    target = torch.stack([each[2] for each in found]).amax(0)
+    coef = torch.linspace(0.5, 2.0, 9, dtype=real_dtype(dtype)).to(device)
+    losses, grads = [], []
+    for part, start in zip(parts, starts):
+        loss = torch.empty(9, dtype=real_dtype(dtype), device=device)
+        grads.append(
+            _cuda.gradient_from_statistics(
+                part,
+                y.to(device),
+                (top, total, target),
+                **on,
+                row_coef=coef,
+                first_class=start,
+                all_classes=classes,
+                loss=loss,
+            ).cpu()
+        )
+        losses.append(loss.cpu())
+    expected_loss, expected, size = oracle.adjusted_cross_entropy(z, y, reduction="none", upstream=coef.cpu(), **tables)
+    for loss in losses:
+        # The sum and the label's logit were rounded on their way between the shards.
+        oracle.assert_loss(loss, expected_loss, 2 * size, dtype)
+    oracle.assert_gradient(torch.cat(grads, 1), expected, 2 * size, y)
+
+
+def check_special_rows(device: str, dtype: torch.dtype, classes: int, path: str) -> None:
+    """The truth table: all -inf, -inf at the label, -inf elsewhere, +inf, NaN, bad labels, ignored rows; each beside a good row."""
+    inf, nan = math.inf, math.nan
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(10, classes, generator=generator).to(dtype)
+    y = torch.full((10,), 1)
+    z[0] = -inf
+    z[1, 1] = -inf
+    z[2, 0] = -inf
+    z[3, classes - 1] = inf
+    z[4, 1] = inf
+    z[5, 0] = nan
+    y[6], y[7] = classes, -(2**62)
+    y[8], z[8] = -100, nan
+    loss, grad = call(device, z.to(device), y, reduction="none", path=path)
+    assert loss[[0, 3, 4, 5, 6, 7]].isnan().all()
+    assert grad[[0, 3, 4, 5, 6, 7]].isnan().all()
+    assert loss[1] == inf
+    assert grad[1, 1] == -1.0
+    rest = [k for k in range(classes) if k != 1]
+    expected = torch.softmax(z[1, rest].double(), 0)
+    assert torch.allclose(grad[1, rest].double(), expected, rtol=1e-2)
+    assert loss[2].isfinite()
+    assert grad[2, 0] == 0.0
+    assert grad[2].isfinite().all()
+    assert loss[8] == 0.0
+    assert torch.equal(grad[8], torch.zeros(classes, dtype=dtype))
+    assert loss[9].isfinite()
+    assert grad[9].isfinite().all()
+    assert grad[9].abs().max() > 0
+    # A bad label poisons the scalar loss and its own row alone.
+    mean, rows = call(device, z[6:].to(device), y[6:], path=path)
+    assert mean.isnan()
+    assert rows[:2].isnan().all()
+    assert torch.allclose(rows[3].float(), grad[9].float(), rtol=1e-2)
+    mixed, _ = call(
+        device, z[9:].to(device), (y[9:], torch.tensor([classes + 5]), torch.tensor(0.5)), reduction="none", path=path
+    )
+    assert mixed.isnan()
+
+
+def check_nothing(device: str, path: str) -> None:
+    """All rows ignored; an empty batch; one class; one row."""
+    z, ignored = torch.randn(3, 40), torch.full((3,), -100)
+    for reduction, value in (("mean", math.nan), ("batch_mean", math.nan), ("sum", 0.0)):
+        loss, grad = call(device, z.to(device), ignored, reduction=reduction, path=path)
+        assert loss.isnan() if math.isnan(value) else loss == value
+        assert torch.equal(grad, torch.zeros_like(z))
+        loss, grad = call(device, z[:0].to(device), ignored[:0], reduction=reduction, path=path)
+        assert loss.isnan() if math.isnan(value) else loss == value
+        assert grad.shape == (0, 40)
+    loss, grad = call(device, torch.randn(3, 1).to(device), torch.zeros(3, dtype=torch.int64), path=path)
+    assert loss == 0
+    assert torch.equal(grad, torch.zeros(3, 1))
+
+
+def check_layouts(device: str, dtype: torch.dtype, path: str, rows: int = 5, classes: int = 77) -> None:
+    """Views of any offset and row stride, gradients of another alignment than the logits, and the gradient in the logits' memory;
+    nothing beside the rows is touched."""
+    y = labels_of(rows, classes)
+    base = hostile_logits(rows, classes, dtype)
+    tables = tables_of(classes, dtype, "shift", "scale", "weight")
+    expected_loss, expected, size = oracle.adjusted_cross_entropy(base, y, **tables)
+    for offset in range(16 // dtype.itemsize + 1):
+        for stride in (classes, classes + 1, 2 * classes):
+            memory = torch.full((offset + rows * stride + 64,), -7.0, dtype=dtype)
+            view = memory[offset : offset + rows * stride].view(rows, stride)[:, :classes]
+            view.copy_(base)
+            there = memory.to(device)
+            placed = there[offset : offset + rows * stride].view(rows, stride)[:, :classes]
+            for inplace in (False, True):
+                got_loss, got = call(device, placed, y, path=path, inplace=inplace, **tables)
+                oracle.assert_loss(got_loss, expected_loss, size, dtype)
+                oracle.assert_gradient(got, expected, size, y)
+            view.copy_(got)
+            assert torch.equal(there.cpu(), memory), "something beside the rows was written"

@@ -1,0 +1,50 @@
+"""Builds csrc/cuda with g++ and the emulation, and looks like the part of the compiled module that `ltkernels._cuda` calls."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+HERE = Path(__file__).parent
+CUDA = HERE.parent.parent / "csrc" / "cuda"
+FLAGS = [
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-DLTK_CUDA_HOST",
+    f"-I{HERE}",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-Werror",
+]
+_TYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "const char*": ctypes.c_char_p}
+
+
+def build(folder: Path) -> SimpleNamespace:
+    """The entry points of csrc/cuda/entry.h under their names without ``ltk_``; a few seconds of compilation."""
+    path = folder / "emulated.so"
+    command = ["g++", *FLAGS, "-O1", "-shared", "-fPIC", str(CUDA / "entry.cu"), "-o", str(path)]
+    subprocess.run(command, check=True)
+    native = ctypes.CDLL(str(path))
+    found = SimpleNamespace()
+    # Argument types come from the header: a changed signature cannot be called with the old one.
+    for result, name, arguments in re.findall(
+        r"^(const char\*|int64_t) ltk_(\w+)\(([^)]*)\);", (CUDA / "entry.h").read_text(), flags=re.M
+    ):
+        function = getattr(native, f"ltk_{name}")
+        function.restype = _TYPES[result]
+        function.argtypes = [_TYPES[argument.split()[0]] for argument in arguments.split(",")]
+        setattr(found, name, _decoded(function) if result == "const char*" else function)
+    return found
+
+
+def _decoded(function):
+    def call(*arguments):
+        error = function(*arguments)
+        return None if error is None else error.decode()
+
+    return call
