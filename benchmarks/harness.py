@@ -1,6 +1,10 @@
 """The protocol that every benchmark follows: answers first, fresh inputs, medians with spread, and one process for each
 implementation, so that none runs on caches, memory pools or threads that another has left behind.
 
+Memory: with glibc's defaults arrays above 32 MiB come fresh from the system at every call, and smaller ones now and then. The page faults cost
+every implementation up to ten milliseconds an array, several times the work of the fused ones, and make times jump; so the processes keep
+freed memory (`_KEEP_MEMORY`), as jemalloc and tcmalloc do.
+
 The processes take turns: every round gives each a burst of some calls in a loop, as a training step would run it, so that a slow
 second of the machine hits all of them.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -109,13 +114,20 @@ def _burst(calls: Sequence[Callable[[], object]], turn: int, number: int) -> lis
     return times
 
 
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+
+
 class Process:
     """One implementation's process, running ``python -m MODULE --serve BACKEND``."""
 
     def __init__(self, module: str, backend: str) -> None:
         self.backend = backend
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, "--serve", backend], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", module, "--serve", backend],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **_KEEP_MEMORY},
         )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:

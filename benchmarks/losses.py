@@ -88,7 +88,7 @@ def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
                 found.append({"op": name, "dtype": dtype, "B": rows, "C": classes, "D": None, "mode": mode})
     if "logit_adjusted" in options.losses and not options.warm:
         own = {"op": "logit_adjusted", "dtype": "float32", "D": None}
-        found.insert(0, {**own, "B": 2, "C": 2, "mode": "forward+backward"})
+        found.append({**own, "B": 2, "C": 2, "mode": "forward+backward"})
         if not options.quick:
             found += [{**own, "B": b, "C": c, "mode": "forward+backward, upstream 0.37"} for b, c in SHAPES]
     return found
