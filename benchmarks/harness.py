@@ -1,9 +1,9 @@
 """The protocol that every benchmark follows: answers first, fresh inputs, medians with spread, and one process for each
 implementation, so that none runs on caches, memory pools or threads that another has left behind.
 
-Memory: with glibc's defaults arrays above 32 MiB come fresh from the system at every call, and smaller ones now and then. The page faults cost
-every implementation up to ten milliseconds an array, several times the work of the fused ones, and make times jump; so the processes keep
-freed memory (`_KEEP_MEMORY`), as jemalloc and tcmalloc do.
+Memory: with glibc's defaults arrays above 32 MiB come fresh from the system at every call, and smaller ones now and then. The page
+faults cost every implementation up to ten milliseconds an array, several times the work of the fused ones, and make times jump; so the
+processes keep freed memory (`_KEEP_MEMORY`), as jemalloc and tcmalloc do.
 
 The processes take turns: every round gives each a burst of some calls in a loop, as a training step would run it, so that a slow
 second of the machine hits all of them.
@@ -165,6 +165,29 @@ def race(processes: Sequence[Process], cell: dict[str, Any], seconds: float, rep
         | {f"ms_p{int(100 * share)}": round(_percentile(times, share), 5) for share in (0.5, 0.2, 0.8)}
         for process, reply, times in ready
     ]
+
+
+def interleaved(
+    calls: dict[str, Callable[[Any], object]], inputs: Sequence[Any], seconds: float = 1.0, repeats: int = 5
+) -> dict[str, tuple[float, float, float]]:
+    """(median, 20th, 80th percentile) of milliseconds for each call, all in this process: for calls of milliseconds and more.
+
+    Every round times each call once, one after the other, on the next of `inputs`. Rounds go on for about `seconds` a call, at least
+    `repeats`.
+    """
+    for call in calls.values():
+        for index in range(2):
+            call(inputs[index % len(inputs)])
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begin, rounds = time.perf_counter(), 0
+    while rounds < repeats or time.perf_counter() - begin < seconds * len(calls):
+        argument = inputs[rounds % len(inputs)]
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(argument)
+            times[name].append((time.perf_counter() - start) * 1e3)
+        rounds += 1
+    return {name: tuple(_percentile(values, share) for share in (0.5, 0.2, 0.8)) for name, values in times.items()}
 
 
 def _percentile(values: list[float], share: float) -> float:
