@@ -19,7 +19,7 @@ import ltkernels as ltk
 
 from . import baselines, harness
 
-# The way from a call to the kernel and back may take this much of what eager torch takes: an empty autograd Function in Python is most of it.
+# The way from a call to the kernel and back may take this much of eager torch's; an empty autograd Function in Python is most of it.
 OVERHEAD_BUDGET = 1.75
 SHAPES = [(128, 10), (128, 100), (256, 1000), (1024, 8142), (512, 21841), (64, 128256)]
 QUICK = [(128, 10), (256, 1000)]

@@ -69,13 +69,17 @@ def picture(result: dict[str, Any], path: Path) -> None:
 
     grouped = cells(result)
     ops = list(dict.fromkeys(op for op, *_ in grouped))
+    columns = min(4, len(ops))
+    lines = -(-len(ops) // columns)
     figure, axes = pyplot.subplots(
-        1, len(ops), figsize=(3.2 * len(ops), 3.2), sharey=True, squeeze=False, layout="constrained"
+        lines, columns, figsize=(3.2 * columns, 3 * lines), sharey=True, squeeze=False, layout="constrained"
     )
+    for axis in axes.flat[len(ops) :]:
+        axis.remove()
     markers = "osD^vP"
     backends = list(dict.fromkeys(name for found in grouped.values() for name in found if name != "ours"))
     colours = dict(zip(backends, ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"], strict=False))
-    for axis, op in zip(axes[0], ops, strict=True):
+    for axis, op in zip(axes.flat, ops, strict=False):
         for marker, backend in zip(markers, backends, strict=False):
             points = [
                 (classes, found[backend]["ms_p50"] / found["ours"]["ms_p50"])
@@ -83,12 +87,17 @@ def picture(result: dict[str, Any], path: Path) -> None:
                 if name == op and dtype == "float32" and backend in found
             ]
             if points:
-                axis.plot(*zip(*points, strict=True), marker=marker, color=colours[backend], label=backend)
+                axis.plot(*zip(*sorted(points), strict=True), marker=marker, color=colours[backend], label=backend)
         axis.axhline(1.0, color="0.4", linewidth=1, linestyle="--")
         axis.set(xscale="log", yscale="log", xlabel="classes", title=op)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("peer's time / ours")
-    handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    for line in axes:
+        line[0].set_ylabel("peer's time / ours")
+    handles = {
+        text: line
+        for axis in axes.flat[: len(ops)]
+        for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
     figure.savefig(path, dpi=130)
 
