@@ -21,6 +21,8 @@ from .losses._core import Target
 
 # Local logits (256 MiB of float32) that are kept from forward to backward. More are computed in chunks of rows, twice.
 _HELD = 1 << 26
+# What `ignore_index` becomes inside: a number that no class has.
+_IGNORED = -100
 
 
 class _Options(NamedTuple):
@@ -149,9 +151,9 @@ class _Sharded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, weight, bias, labels, tables, options):
         shard = _shard(features, weight, bias, tables, options)
-        pairs = _pairs(labels)
-        local = [_two_phase.local_labels(y, options.ignore_index, options.start, len(weight)) for y, _ in pairs]
-        sigmas = [_row_scale(y, tables[3], options) for y, _ in pairs]
+        pairs = _pairs(labels, options.ignore_index)
+        local = [_two_phase.local_labels(y, _IGNORED, options.start, len(weight)) for y, _ in pairs]
+        sigmas = [_row_scale(y, tables[3]) for y, _ in pairs]
         smooth = options.label_smoothing != 0.0
         logits, statistics = None, [features.new_empty((len(pairs), 0, 4), dtype=torch.float64)]
         for at, z in _chunks(shard, weight, options):
@@ -164,7 +166,7 @@ class _Sharded(torch.autograd.Function):
         loss, terms = 0.0, []
         whole = {"margin": tables[2], "row_scale": tables[3], "weight": tables[4]}
         settings = {"classes": options.classes, "focal_gamma": options.focal_gamma}
-        settings |= {"label_smoothing": options.label_smoothing, "ignore_index": options.ignore_index}
+        settings |= {"label_smoothing": options.label_smoothing, "ignore_index": _IGNORED}
         for k, (y, share) in enumerate(pairs):
             finished = _two_phase.finish(_two_phase.merge(parts[:, k]), y, **whole, **settings)
             loss = loss + finished.loss * share
@@ -227,18 +229,20 @@ class _Sharded(torch.autograd.Function):
         return *(None if grad is None else grad.to(features.dtype) for grad in grads), None, None, None
 
 
-def _pairs(labels: tuple[Tensor, Tensor | None, Tensor | None]) -> list[tuple[Tensor, Tensor]]:
-    """(labels, share) of each; a row whose first label is ignored is ignored."""
+def _pairs(labels: tuple[Tensor, Tensor | None, Tensor | None], ignore_index: int) -> list[tuple[Tensor, Tensor]]:
+    """(labels, share) of each; a row whose first label is `ignore_index` has the label `_IGNORED` in both."""
     first, second, lam = labels
+    valid = first != ignore_index
     if second is None:
-        return [(first, torch.ones(len(first), dtype=torch.float64, device=first.device))]
-    return [(first, lam.double()), (torch.where(first < 0, first, second), 1 - lam.double())]
+        ones = torch.ones(len(first), dtype=torch.float64, device=first.device)
+        return [(torch.where(valid, first, _IGNORED), ones)]
+    return [(torch.where(valid, y, _IGNORED), s) for y, s in ((first, lam.double()), (second, 1 - lam.double()))]
 
 
-def _row_scale(target: Tensor, row_scale: Tensor | None, options: _Options) -> Tensor:
+def _row_scale(target: Tensor, row_scale: Tensor | None) -> Tensor:
     if row_scale is None:
         return torch.ones(len(target), dtype=torch.float64, device=target.device)
-    return row_scale.double()[torch.where(target == options.ignore_index, 0, target)]
+    return row_scale.double()[target.clamp_min(0)]
 
 
 def _shard(

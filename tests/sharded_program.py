@@ -44,6 +44,15 @@ for normalize, biased in itertools.product((False, True), repeat=2):
     cases[f"mixed {normalize} {biased}"] = (mixed, normalize, biased, {**everything, "label_smoothing": 0.2})
 for reduction in ("none", "mean", "batch_mean", "sum"):
     cases[reduction] = (y, True, True, {**everything, "reduction": reduction})
+# An index that is also a class: a first label ignores its row, a second one is a label like any other.
+index = {"ignore_index": int(y[0])}
+cases["ignored class"] = (y.clamp_min(0), False, False, {**everything, **index})
+cases["mixed, ignored class"] = (
+    (y.clamp_min(0), y.roll(1).clamp_min(0), mixed[2]),
+    True,
+    True,
+    {**everything, **index},
+)
 cases["empty batch"] = (y[:0], False, False, {"reduction": "sum"})
 
 
