@@ -114,16 +114,18 @@ def _burst(calls: Sequence[Callable[[], object]], turn: int, number: int) -> lis
     return times
 
 
+# On this process' path: `-m` would put the working folder before it, and in a checkout that is the package without its compiled module.
+_RUN = "import runpy, sys; sys.path[:] = {path!r}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
 class Process:
-    """One implementation's process, running ``python -m MODULE --serve BACKEND``."""
+    """One implementation's process, running MODULE as a program with ``--serve BACKEND``."""
 
     def __init__(self, module: str, backend: str) -> None:
         self.backend = backend
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, "--serve", backend],
+            [sys.executable, "-c", _RUN.format(path=sys.path, module=module), "--serve", backend],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

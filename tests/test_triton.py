@@ -21,6 +21,7 @@ def run(*command: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=INTERPRETED.parent,  # in the checkout's top folder, Python would take the package without its compiled module
         check=False,
     )
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-4000:]
