@@ -19,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,6 +144,17 @@ class Process:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
+
+
+@contextmanager
+def processes_of(module: str, backends: Sequence[str]) -> Iterator[list[Process]]:
+    """One `Process` for each backend, ended with the block."""
+    processes = [Process(module, backend) for backend in backends]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.close()
 
 
 def race(processes: Sequence[Process], cell: dict[str, Any], seconds: float, repeats: int = 5) -> list[dict[str, Any]]:

@@ -129,9 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.serve:
         return harness.serve(options.serve, prepare)
     bandwidth = harness.copy_gbps()
-    processes = [harness.Process(__spec__.name, backend) for backend in ("ours", *options.peers)]
     rows: list[dict[str, Any]] = []
-    try:
+    with harness.processes_of(__spec__.name, ("ours", *options.peers)) as processes:
         for rows_, width, classes in QUICK if options.quick else SHAPES:
             for head in HEADS:
                 cell = {
@@ -152,9 +151,6 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 shape = f"{rows_}x{width}x{classes}"
                 print(f"{head:10} {shape:15} {ours['ms_p50']:9.2f} ms {ours['peak_mb']} MiB   {others}", flush=True)
-    finally:
-        for process in processes:
-            process.close()
     if options.out:
         harness.write(options.out, rows, bandwidth)
         print(f"wrote {options.out}")

@@ -110,9 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         return harness.serve(options.serve, prepare)
     bandwidth = harness.copy_gbps()
     print(f"copy {bandwidth:.1f} GB/s, {torch.get_num_threads()} threads")
-    processes = [harness.Process(__spec__.name, backend) for backend in ("ours", *options.peers)]
     rows: list[dict[str, Any]] = []
-    try:
+    with harness.processes_of(__spec__.name, ("ours", *options.peers)) as processes:
         for cell in cells(options):
             found = harness.race(processes, cell, options.seconds)
             for row in found:
@@ -129,9 +128,6 @@ def main(argv: list[str] | None = None) -> int:
             )
             shape = f"{cell['B']:5}x{cell['C']:<6}"
             print(f"{cell['op']:15} {cell['dtype']:9} {shape} {ours:9.4f} ms   {others}  {cell['mode']}", flush=True)
-    finally:
-        for process in processes:
-            process.close()
     overhead = [row for row in rows if row["B"] * row["C"] == 4]
     if len(overhead) > 1:
         ratio = overhead[0]["ms_p50"] / overhead[1]["ms_p50"]

@@ -55,6 +55,11 @@ def off_the_ray(gradient: Tensor, vectors: Tensor, norms: Tensor, inverse: Tenso
     return gradient.addcmul_(vectors, share[:, None], value=-1)
 
 
+def before_unit_length(gradient: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
+    """In place: the gradient with respect to rows of these norms, from that with respect to the same rows of length 1."""
+    return off_the_ray(gradient, unit, norms, torch.ones_like(norms)).mul_(inverse_norms(norms)[:, None])
+
+
 def denominator_of(
     target: Tensor,
     target_b: Tensor | None,
@@ -183,8 +188,7 @@ def _linear_adjusted_ce(
             x = features[at].to(real)
             if normalize:
                 x_norms = torch.linalg.vector_norm(x, dim=1)
-                x_inverse = inverse_norms(x_norms)
-                x = x * x_inverse[:, None]
+                x = x * inverse_norms(x_norms)[:, None]
             z = chunk[: len(x)]
             for classes_at, w in _blocks(weight, real, whole=True):
                 torch.mm(x, w.t(), out=z[:, classes_at])
@@ -206,8 +210,7 @@ def _linear_adjusted_ce(
                 for classes_at, w in _blocks(weight, real, whole=True):
                     gradient.addmm_(z[:, classes_at], w, beta=0 if classes_at.start == 0 else 1)
                 if normalize:
-                    ones = torch.ones_like(x_norms)  # x has unit length already
-                    off_the_ray(gradient, x, x_norms, ones).mul_(x_inverse[:, None])
+                    before_unit_length(gradient, x, x_norms)
             if need_weight:
                 grad_weight.addmm_(z.t(), x, beta=0 if begin == 0 else 1)
 

@@ -21,34 +21,19 @@ _ARGUMENTS = (
     "Tensor target, Tensor? target_b, Tensor? lam, Tensor? shift, Tensor? scale, Tensor? margin, Tensor? row_scale, "
     "Tensor? weight, Tensor? row_coef, float focal_gamma, float label_smoothing, int ignore_index, int reduction"
 )
-# Loss and gradient. logits (N, C), target (N,) int64, tables (C,), lam and row_coef (N,); tables, lam, row_coef and the loss in
-# float64 for float64 logits, else float32. Without need_grad the gradient is an empty tensor. `backend` is one that serves the
-# logits' device.
-_library.define(f"adjusted_ce(Tensor logits, {_ARGUMENTS}, bool need_grad, str backend) -> (Tensor loss, Tensor grad)")
-# The same; the gradient replaces the logits.
-_library.define(f"adjusted_ce_(Tensor(a!) logits, {_ARGUMENTS}, str backend) -> Tensor loss")
-# The same two with a closed form (`ltkernels.losses._terms`): its code, (C,) table, (1,) seed and three options.
+# A closed form (`ltkernels.losses._terms`) beside them: its code, (C,) table, (1,) seed and three options.
 _CLOSED_ARGUMENTS = _ARGUMENTS.replace("Tensor? row_coef", "Tensor? table, Tensor? seed, Tensor? row_coef") + (
     ", int form, float[] form_options"
 )
-_library.define(
-    f"closed_ce(Tensor logits, {_CLOSED_ARGUMENTS}, bool need_grad, str backend) -> (Tensor loss, Tensor grad)"
-)
-_library.define(f"closed_ce_(Tensor(a!) logits, {_CLOSED_ARGUMENTS}, str backend) -> Tensor loss")
 
 _NONE = 0  # code of reduction="none"
-
-
 _DEVICES = ("CPU", "CUDA")
 
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """Registers an operator whose kernel, the same for every device, is written elsewhere in the package, and returns it."""
+    name = schema.partition("(")[0]
     _library.define(schema)
-    return _implement(schema.partition("(")[0], kernel, fake)
-
-
-def _implement(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     for device in _DEVICES:
         _library.impl(name, kernel, device)
     torch.library.register_fake(f"ltkernels::{name}", fake, lib=_library)
@@ -128,10 +113,31 @@ def _closed_ce_inplace_fake(logits: Tensor, *arguments: object) -> Tensor:
     return _loss_like(logits, _split_closed(arguments[:-1])[0][-1])
 
 
-adjusted_ce = _implement("adjusted_ce", _adjusted_ce, _adjusted_ce_fake)
-adjusted_ce_ = _implement("adjusted_ce_", _adjusted_ce_inplace, _adjusted_ce_inplace_fake)
-closed_ce = _implement("closed_ce", _closed_ce, _closed_ce_fake)
-closed_ce_ = _implement("closed_ce_", _closed_ce_inplace, _closed_ce_inplace_fake)
+# Loss and gradient. logits (N, C), target (N,) int64, tables (C,), lam and row_coef (N,); tables, lam, row_coef and the loss in
+# float64 for float64 logits, else float32. Without need_grad the gradient is an empty tensor. `backend` is one that serves the
+# logits' device.
+adjusted_ce = define(
+    f"adjusted_ce(Tensor logits, {_ARGUMENTS}, bool need_grad, str backend) -> (Tensor loss, Tensor grad)",
+    _adjusted_ce,
+    _adjusted_ce_fake,
+)
+# The same; the gradient replaces the logits.
+adjusted_ce_ = define(
+    f"adjusted_ce_(Tensor(a!) logits, {_ARGUMENTS}, str backend) -> Tensor loss",
+    _adjusted_ce_inplace,
+    _adjusted_ce_inplace_fake,
+)
+# The same two with a closed form.
+closed_ce = define(
+    f"closed_ce(Tensor logits, {_CLOSED_ARGUMENTS}, bool need_grad, str backend) -> (Tensor loss, Tensor grad)",
+    _closed_ce,
+    _closed_ce_fake,
+)
+closed_ce_ = define(
+    f"closed_ce_(Tensor(a!) logits, {_CLOSED_ARGUMENTS}, str backend) -> Tensor loss",
+    _closed_ce_inplace,
+    _closed_ce_inplace_fake,
+)
 
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import _checks
-from ._head import check_class_weight, denominator_of, inverse_norms, off_the_ray
+from ._head import before_unit_length, check_class_weight, denominator_of, inverse_norms, off_the_ray
 from .losses import _core, _two_phase
 from .losses._core import Target
 
@@ -218,8 +218,7 @@ class _Sharded(torch.autograd.Function):
         if need_features:
             dist.all_reduce(grad_x, group=options.group)
             if options.normalize:
-                ones = torch.ones_like(shard.x_norms)  # x has unit length already
-                off_the_ray(grad_x, shard.x, shard.x_norms, ones).mul_(inverse_norms(shard.x_norms)[:, None])
+                before_unit_length(grad_x, shard.x, shard.x_norms)
         if options.normalize:
             if need_weight:
                 off_the_ray(grad_weight, w, shard.norms, shard.inverse)
