@@ -21,7 +21,7 @@ QUICK = Config(model="mlp", epochs=3, retrain_epochs=3, random_repeats=2, batch_
 def _numbers(value):
     """A summary or log without its times."""
     if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items() if key != "seconds"}
+        return {key: _numbers(item) for key, item in value.items() if "seconds" not in key}
     return [_numbers(item) for item in value] if isinstance(value, list) else value
 
 

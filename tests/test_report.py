@@ -25,7 +25,7 @@ def _variant(name, title, fdg, hits):
     return {
         "name": name, "title": title, "balanced_accuracy": mean, "balanced_accuracy_se": 0.05, "top1": mean,
         "best_balanced_accuracy": mean + 0.02, "per_class_accuracy": recall, "groups": groups, "confusion": confusion,
-        "fdg_tail": fdg, "seconds": 1.0,
+        "fdg_tail": fdg, "seconds": 1.0, "evaluation_seconds": 0.25,
     }  # fmt: skip
 
 
@@ -244,3 +244,11 @@ def test_ticks_are_round():
     assert ticks(80, 100) == [80, 85, 90, 95, 100]
     assert [label(t) for t in ticks(-0.13, 0.42)] == ["0", "0.2", "0.4"]
     assert ticks(1, 1) == [1]
+
+
+def test_the_time_is_shared_out_without_a_remainder(summary):
+    page = render(summary, _metrics())
+    assert "cross-entropy: training steps 0.75 s" in page
+    assert "cross-entropy: evaluation 0.25 s" in page
+    # 12.25 s of the whole run less five variants of a second each.
+    assert "all else: data, selection, further runs: other 7.25 s" in page

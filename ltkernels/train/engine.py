@@ -37,11 +37,13 @@ Restored = Callable[[list[dict[str, Any]], float], None]
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training left behind, besides the model: a record per epoch, the last confusion matrix, the time it took."""
+    """What a training left behind, besides the model: a record per epoch, the last confusion matrix, the time it took
+    and how much of it evaluation did."""
 
     history: list[dict[str, Any]]
     confusion: Tensor
     seconds: float
+    evaluation_seconds: float = 0.0
 
     @property
     def best_balanced_accuracy(self) -> float:
@@ -133,7 +135,7 @@ class _Loop:
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.history: list[dict[str, Any]] = []
         self.confusion = torch.empty(0)
-        self.seconds = 0.0
+        self.seconds = self.evaluation_seconds = 0.0
 
     def state(self) -> dict[str, Any]:
         """Plain tensors, numbers and strings, copied: `epoch` and `step` are the next to be done."""
@@ -152,6 +154,7 @@ class _Loop:
             "history": self.history,
             "confusion": self.confusion,
             "seconds": self.seconds,
+            "evaluation_seconds": self.evaluation_seconds,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -169,7 +172,8 @@ class _Loop:
         self.epoch_order = state["order"]
         # The total of all processes goes on in the first.
         self.total.copy_(state["total"] if self.world.is_main else torch.zeros(()))
-        self.history, self.confusion, self.seconds = state["history"], state["confusion"], state["seconds"]
+        self.history, self.confusion = state["history"], state["confusion"]
+        self.seconds, self.evaluation_seconds = state["seconds"], state["evaluation_seconds"]
 
     def run(
         self,
@@ -194,7 +198,7 @@ class _Loop:
         with stop.loop():
             while self.epoch < self.recipe.epochs:
                 self._epoch(trained, progress, store, stop)
-        return Fit(history=self.history, confusion=self.confusion, seconds=self.seconds)
+        return Fit(self.history, self.confusion, self.seconds, self.evaluation_seconds)
 
     def _epoch(self, trained: nn.Module, progress: Progress | None, store: PhaseStore | None, stop: Stop) -> None:
         recipe, world = self.recipe, self.world
@@ -259,8 +263,11 @@ class _Loop:
             raise ValueError(
                 f"lr {lr}: the loss became {mean_loss} in epoch {self.epoch + 1} of {self.phase}; lower it"
             )
+        # Reading the loss waited for the device: what follows is evaluation alone.
+        started = time.perf_counter()
         x_test, y_test = self.test_set
         self.confusion = confusion_matrix(y_test, predict(self.model, x_test), self.num_classes).cpu()
+        self.evaluation_seconds += time.perf_counter() - started
         scores = summarize(self.confusion, [1] * self.num_classes)
         self.history.append(
             {

@@ -15,6 +15,8 @@ CAVEAT = (
     "Intervals cover the sets (pools, clusters, batch order, initial weights); the network, the held-out samples and the test "
     "set are one and the same in all of them, and several comparisons stand side by side."
 )
+# Of a level's rows: means over the sets.
+_MEANS = ("fdg_tail", "held_out_accuracy", "held_out_log_loss")
 _ARMS = {"random": "random samples", "full": "the whole pool", "none": "no augmentation"}
 # Okabe and Ito's colours: told apart by everyone.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
@@ -50,22 +52,10 @@ def _finding(rows: Sequence[Row]) -> dict[str, Any]:
     selected = [r for r in rows if r["arm"] == "fdg"]
     levels = []
     for level in sorted({r["level"] for r in selected}):
-        values = {
-            key: _by_set(rows, "fdg", level, key) for key in ("fdg_tail", "balanced_accuracy", "held_out_accuracy")
-        }
-        held = mean(values["held_out_accuracy"])
-        levels.append(
-            {
-                "level": level,
-                "fdg_tail": mean(values["fdg_tail"]),
-                "accuracy": interval(values["balanced_accuracy"]),
-                "held_out_accuracy": held,
-            }
-        )
-    # Few samples are held out, and levels tie: the middle one of those that do prefers neither low nor high FDG.
-    highest = max(entry["held_out_accuracy"] for entry in levels)
-    tied = [entry["level"] for entry in levels if entry["held_out_accuracy"] == highest]
-    chosen = tied[(len(tied) - 1) // 2]
+        of_sets = {key: _by_set(rows, "fdg", level, key) for key in (*_MEANS, "balanced_accuracy")}
+        means = {key: mean(of_sets[key]) for key in _MEANS}
+        levels.append({"level": level, **means, "accuracy": interval(of_sets["balanced_accuracy"])})
+    chosen = min(levels, key=lambda entry: entry["held_out_log_loss"])["level"]
     best = max(levels, key=lambda entry: (entry["accuracy"]["mean"], -entry["level"]))["level"]
     ours = _by_set(rows, "fdg", chosen, "balanced_accuracy")
     arms, differences = {}, {}
@@ -83,7 +73,6 @@ def _finding(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "levels": levels,
         "chosen_level": chosen,
-        "tied_levels": tied,
         "best_level_on_test": best,
         "arms": arms,
         "differences": differences,
@@ -98,13 +87,12 @@ def sentences(result: dict[str, Any]) -> list[str]:
     chosen = next(entry for entry in levels if entry["level"] == result["chosen_level"])
     name = f"{result['data']}, {result['method']}"
     accuracy, rho = chosen["accuracy"], result["spearman"]
-    tied = len(result["tied_levels"])
-    how = "" if tied == 1 else f", the middle of {tied} that tie there"
     correlated = "not defined" if rho is None else f"{rho:+.2f}"
     lines = [
         f"{name}: FDG-selected is level {result['chosen_level'] + 1} of {len(levels)} (FDG {chosen['fdg_tail']:.3f}, chosen on "
-        f"held-out training samples{how}): balanced accuracy {100 * accuracy['mean']:.1f} ± {100 * accuracy['half']:.1f} %; rank "
-        f"correlation of FDG and accuracy over all sets {correlated}."
+        f"held-out training samples, log-loss {chosen['held_out_log_loss']:.3f}): balanced accuracy "
+        f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['half']:.1f} %; rank correlation of FDG and accuracy over all sets "
+        f"{correlated}."
     ]
     words = {"better": "FDG-selected is better", "worse": "FDG-selected is worse"}
     for arm, title in _ARMS.items():

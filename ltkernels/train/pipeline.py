@@ -293,6 +293,7 @@ class Job:
         entry["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if arm is not None and tail else None
         entry["confusion"] = trained.fit.confusion.tolist()
         entry["seconds"] = trained.fit.seconds
+        entry["evaluation_seconds"] = trained.fit.evaluation_seconds
         return entry | trained.note
 
     def features(self, base: Trained) -> tuple[Tensor, Tensor]:

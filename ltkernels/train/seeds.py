@@ -124,7 +124,8 @@ def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
     entry["classifier_norms"] = None if None in norms else [mean(values) for values in zip(*norms)]
     entry["groups"] = {name: _averaged_group([v["groups"][name] for v in variants]) for name in entry["groups"]}
     entry["confusion"] = [[sum(cells) for cells in zip(*rows)] for rows in zip(*(v["confusion"] for v in variants))]
-    entry["seconds"] = sum(v["seconds"] for v in variants)
+    for key in ("seconds", "evaluation_seconds"):
+        entry[key] = sum(v[key] for v in variants)
     return entry
 
 

@@ -141,3 +141,22 @@ def line_legend(names: Sequence[str], colors: Sequence[int]) -> str:
         svg.polyline([(x, y), (x + 28, y)], COLORS[color % len(COLORS)], dashed=color % 2 == 1)
         svg.text(x + 36, y + 4, shorten(name, 54), size=13)
     return svg.render()
+
+
+def times(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str]) -> str:
+    """A bar for each (name, seconds of each of `parts`), its parts side by side, from dark to light."""
+    shades = [_shade(1 - i / len(parts)) for i in range(len(parts))]
+    row, top, left, width = 26, 34, 250, 420
+    svg = Svg(left + width + 90, top + row * len(rows) + 6, "where the time went")
+    for i, (part, shade) in enumerate(zip(parts, shades)):
+        svg.rect(left + 170 * i, 8, 12, 12, shade)
+        svg.text(left + 170 * i + 18, 18, part, size=12)
+    longest = max(sum(seconds) for _, seconds in rows) or 1.0
+    for i, (name, seconds) in enumerate(rows):
+        x, y = float(left), top + i * row
+        svg.text(left - 10, y + 15, shorten(name, 36), anchor="end", size=12)
+        for part, value, shade in zip(parts, seconds, shades):
+            svg.rect(x, y + 3, width * value / longest, row - 8, shade, f"{name}: {part} {value:.2f} s")
+            x += width * value / longest
+        svg.text(x + 6, y + 15, f"{sum(seconds):.1f} s", color=MUTED, size=11)
+    return svg.render()

@@ -184,12 +184,17 @@ def _what_was_run(summary: dict[str, Any]) -> str:
     config = [[escape(k), "&ndash;" if v is None else escape(str(v))] for k, v in summary["config"].items()]
     half = (len(config) + 1) // 2
     machine = [[escape(k), escape(str(v))] for k, v in summary["environment"].items()]
-    times = [[escape(v["title"]), f"{v['seconds']:.2f}"] for v in summary["variants"]]
-    times.append(["everything, with selection and random repeats", f"{summary['seconds']:.2f}"])
+    times = [
+        (v["title"], (v["seconds"] - v["evaluation_seconds"], v["evaluation_seconds"], 0.0))
+        for v in summary["variants"]
+    ]
+    rest = max(0.0, summary["seconds"] - sum(v["seconds"] for v in summary["variants"]))
+    times.append(("all else: data, selection, further runs", (0.0, 0.0, rest)))
     return (
         "<h2>What was run</h2><div class=row>"
         f"{table(['setting', 'value'], config[:half])}{table(['setting', 'value'], config[half:])}"
-        f"<div>{table(['environment', ''], machine)}{table(['time', 'seconds'], times)}</div></div>"
+        f"<div>{table(['environment', ''], machine)}</div></div>"
+        f"<h2>Where the time went</h2><div class=scroll>{charts.times(times, ('training steps', 'evaluation', 'other'))}</div>"
     )
 
 
