@@ -253,3 +253,17 @@ def test_a_broken_package_does_not_break_ours(tmp_path, entry: str, code: str, m
     assert message in result.stderr
     assert entry in result.stderr
     assert "'ldam'" in result.stdout
+
+
+@needs("tensorboard")
+def test_tensorboard_reads_back_every_number(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from ltkernels import train
+
+    config = train.Config(model="mlp", epochs=2, threads=1, log="csv,tensorboard")
+    summary = train.train(config, out=tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    scalars = events.Scalars("train/logit_adjusted/test_balanced_accuracy")
+    assert [event.step for event in scalars] == [1, 2]
+    assert scalars[-1].value == pytest.approx(summary["balanced_accuracy"], rel=1e-6)

@@ -217,30 +217,6 @@ def test_tensorboard_log_names_its_package(tmp_path, monkeypatch):
     assert parse_logs("csv, tensorboard") == ["csv", "tensorboard"]
 
 
-def test_tensorboard_gets_every_number(tmp_path, monkeypatch):
-    written = []
-
-    class Writer:
-        def __init__(self, folder):
-            assert folder == str(tmp_path / "tensorboard")
-
-        def add_scalar(self, *values):
-            written.append(values)
-
-        def flush(self):
-            pass
-
-        close = flush
-
-    fake = type(sys)("torch.utils.tensorboard")
-    fake.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    logs = Logs(tmp_path, ["tensorboard"])
-    logs.append({"phase": "train/ce", "epoch": 2, "train_loss": 0.5})
-    logs.close()
-    assert written == [("train/ce/train_loss", 0.5, 2)]
-
-
 def test_custom_data_in_two_lines(tmp_path, monkeypatch):
     x, y = torch.randn(90, 5), torch.arange(90) % 3
     from ltkernels.train.data import _LOADERS
