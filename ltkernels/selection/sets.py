@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._npz import write_npz
 from . import dispatch
-from .checkpoint import fingerprint, read_checkpoint, write_npz
+from .checkpoint import fingerprint, read_checkpoint
 from .greedy import Selection, check_steps, make_rule, prepare, to_selection
 from .rules import Rule
 

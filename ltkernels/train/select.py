@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltkernels._npz import map_arrays
 from ltkernels.augment import fdc, most_similar_class
 from ltkernels.selection.recipe import ClassSets, Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import rundir
@@ -37,34 +37,8 @@ def load_features(path: Path, labels: Path | None = None) -> dict[str, np.ndarra
         return {"features": _map_npy(path), "labels": _map_npy(labels)}
     if labels is not None:
         raise ValueError(f"--labels {labels}: only for an .npy file of features; {path} holds its own labels")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    arrays = {}
     optional = ("pool", "pool_labels")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in ("features", "labels", *optional):
-                entry = next((e for e in archive.infolist() if e.filename == f"{name}.npy"), None)
-                if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-                    continue
-                with archive.open(entry) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, fortran, dtype = read(file)
-                    header = file.tell()
-                if dtype.hasobject or fortran or not all(shape):
-                    continue  # read_arrays copies it, or says what is wrong
-                with path.open("rb") as file:
-                    file.seek(entry.header_offset + 26)
-                    sizes = np.frombuffer(file.read(4), "<u2")
-                offset = entry.header_offset + 30 + int(sizes.sum()) + header
-                arrays[name] = np.memmap(path, dtype, "c", offset, shape)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a usable .npz file: {error}") from error
+    arrays: dict[str, np.ndarray] = dict(map_arrays(path, ("features", "labels", *optional)))
     rest = tuple(name for name in ("features", "labels") if name not in arrays)
     missing = tuple(name for name in optional if name not in arrays)
     return {**arrays, **read_arrays(path, rest, missing)}
