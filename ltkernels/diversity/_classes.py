@@ -68,8 +68,10 @@ class ClassStatistics:
         y = _check_labels(labels, len(rows), len(self.names), "the number of classes")[0]
         if len(rows):
             check_finite(rows, "batch")
-        for c in y.unique().tolist():
-            self.classes[c].update(rows[(y == c).to(rows.device)])
+        counts = torch.bincount(y, minlength=len(self.names)).tolist()
+        for part, own in zip(self.classes, torch.argsort(y, stable=True).to(rows.device).split(counts)):
+            if len(own):
+                part.update(rows[own])
         return self
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:

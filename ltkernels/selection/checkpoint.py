@@ -18,7 +18,7 @@ from .problem import Problem
 from .rules import Rule
 
 # Steps between two writes.
-_EVERY = 64
+EVERY = 64
 
 
 def grown(problem: Problem, picked: list[int]) -> tuple[Problem, Tensor]:
@@ -79,7 +79,7 @@ def run_with_checkpoint(
     stats: dict[str, Any] = {"engine": "none", "form": "checkpoint", "reason": "all steps were there", "evaluations": 0}
     while len(picked) < m and not (values and rule.stops(values[-1])):
         rest, left = grown(problem, picked) if picked else (problem, torch.arange(problem.subsets))
-        (part,) = dispatch.run_all([rest], [rule], [min(_EVERY, m - len(picked))], engine, budget)
+        (part,) = dispatch.run_all([rest], [rule], [min(EVERY, m - len(picked))], engine, budget)
         picked += left[part.picked].tolist()
         values += part.values
         stats = {**part.stats, "evaluations": stats["evaluations"] + part.stats["evaluations"]}
