@@ -53,7 +53,7 @@ class Ranks:
         lengths = [int(n) for n in self.gather(torch.tensor([len(text)]))]
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(text)] = text
-        return [json.loads(bytes(part[:n].tolist())) for part, n in zip(self.gather(padded), lengths)]
+        return [json.loads(part[:n].numpy().tobytes()) for part, n in zip(self.gather(padded), lengths)]
 
     def collect(self, value: Any) -> list[Any] | None:
         """Every rank's `value`, by rank, on rank 0; None elsewhere. Any object: the ranks are one job and trust each

@@ -14,7 +14,8 @@ from ltkernels.train.report import audit, audit_file, render_audit
 from ltkernels.train.report.audit import out_of_sample_probabilities, suspected_label_errors
 from ltkernels.train.select import load_features
 
-MODULE = "ltkernels.train.report.audit"
+# The function of the same name hides the module as an attribute of its package.
+MODULE = sys.modules["ltkernels.train.report.audit"]
 
 NAMES = ["<script>alert(1)</script>", "plain", "c"]
 
@@ -145,9 +146,9 @@ def test_features_are_streamed_from_the_file(tmp_path, monkeypatch):
     np.savez(tmp_path / "f.npz", features=x.numpy(), labels=y.numpy())
     whole = audit(x.double(), y)
     mapped, seen = [], []
-    monkeypatch.setattr(f"{MODULE}._BLOCK", 7)
-    monkeypatch.setattr(f"{MODULE}.load_features", lambda *a: mapped.append(load_features(*a)) or mapped[0])
-    monkeypatch.setattr(f"{MODULE}.audit", lambda x, y, **_: seen.append(x) or audit(x, y))
+    monkeypatch.setattr(MODULE, "_BLOCK", 7)
+    monkeypatch.setattr(MODULE, "load_features", lambda *a: mapped.append(load_features(*a)) or mapped[0])
+    monkeypatch.setattr(MODULE, "audit", lambda x, y, **_: seen.append(x) or audit(x, y))
     result = audit_file(tmp_path / "f.npz", out=tmp_path / "page.html")
     assert isinstance(mapped[0]["features"], np.memmap)
     assert seen[0].data_ptr() == mapped[0]["features"].ctypes.data

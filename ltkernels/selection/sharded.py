@@ -124,13 +124,15 @@ class _Pool:
             engine.rows(subset - self.first) if own else like.new_empty(self.sizes[subset], like.shape[1]), owner
         )
 
-    def pick(self, engine: Any, rule: Rule, step: int) -> tuple[int, float]:
-        """The subset that `rule` takes, and the log-determinant with it. Errors of one rank are errors of all."""
-        failure: Exception | None = None
+    def pick(self, engine: Any, rule: Rule, step: int, failure: Exception | None) -> tuple[int, float]:
+        """The subset that `rule` takes, and the log-determinant with it. Errors of one rank are errors of all: `failure`
+        is what this one met since the last step."""
         found, scores = np.empty((0, 3)), np.full(self.count, np.nan)
         status = 0
         try:
-            if engine is not None and engine.left:
+            if failure is not None:
+                status = _FAILED
+            elif engine is not None and engine.left:
                 values, known = engine.judge(rule)
                 if not np.isfinite(values[known]).all():
                     status = _NOT_FINITE
@@ -232,11 +234,15 @@ def select_over_ranks(
                 picked, values = (array.tolist()[:m] for array in found)
     if checkpoint is not None:
         picked, values = ranks.share([picked, values])[0]
+    # Rounding may differ between machines: what decides is rank 0's.
+    start = start._replace(base=ranks.broadcast(start.base, 0))
+    rule = make_rule(start, *steering)
+    failure: Exception | None = None
     made = len(picked)
     finished = made == m or (made > 0 and rule.stops(values[-1]))
     for step in range(0 if finished else m):
         if step >= made:
-            best, value = pool.pick(chosen, rule, step)
+            best, value = pool.pick(chosen, rule, step, failure)
             picked.append(best)
             values.append(value)
         last = step + 1 == m or rule.stops(values[step])
@@ -249,10 +255,13 @@ def select_over_ranks(
         if last:
             break
         joining = pool.rows(picked[step], chosen, z)
-        if chosen is not None:
-            if pool.owner(picked[step]) == ranks.rank:
-                chosen.take(picked[step] - pool.first)
-            chosen.join(joining)
+        try:
+            if chosen is not None and failure is None:
+                if pool.owner(picked[step]) == ranks.rank:
+                    chosen.take(picked[step] - pool.first)
+                chosen.join(joining)
+        except Exception as error:
+            failure = error
     own_stats = {"engine": "none", "evaluations": 0, "scores": "none"} if chosen is None else chosen.stats()
     stats = {**own_stats, "form": "ranks", "reason": reason, "shares": np.diff(pool.begins).tolist()}
     return to_selection(start, pool.bounds, dispatch.Outcome(picked, values, stats), m, target, tol)
