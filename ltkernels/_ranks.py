@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -83,3 +83,8 @@ class Ranks:
         except Exception as caught:
             error = caught
         self.agree(error)
+
+
+def together(ranks: Ranks | None) -> AbstractContextManager[None]:
+    """`Ranks.together`, or nothing at all for one process without a group."""
+    return nullcontext() if ranks is None else ranks.together()

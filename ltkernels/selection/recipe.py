@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._ranks import Ranks
+from .._ranks import Ranks, together
 from .arms import ClassSets, complete_class
 
 
@@ -149,7 +148,7 @@ def fdg_recipe(
     folder = None if checkpoint is None else Path(checkpoint)
     mine = wanted if ranks is None else wanted[ranks.rank :: ranks.size]
     done = []
-    with nullcontext() if ranks is None else ranks.together():
+    with together(ranks):
         for number, c in enumerate(mine):
             need = largest - class_counts[c] if m is None else min(largest - class_counts[c], m * subset_size)
             rows = -(-math.ceil(pool_factor * need) // subset_size) * subset_size

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ltkernels._npz import map_arrays
-from ltkernels._ranks import Ranks
+from ltkernels._ranks import Ranks, together
 from ltkernels.augment import most_similar_class
 from ltkernels.selection.arms import ClassSets
 from ltkernels.selection.recipe import Recipe, fdg_recipe, head_tail_split
@@ -103,8 +102,7 @@ def select_features(
         # A rank may wait long for another: a class can take hours.
         group = dist.new_group(timeout=timedelta(days=30)) if world.size > 1 else None
         ranks = None if group is None else Ranks(group)
-        together = nullcontext if ranks is None else ranks.together
-        with together():
+        with together(ranks):
             if world.is_main:
                 rundir.check_free(out, force)
             source = _Source(path, None if labels is None else Path(labels), config)
@@ -128,7 +126,7 @@ def select_features(
             group=group,
         )
         result: dict[str, Any] = {}
-        with together():
+        with together(ranks):
             if recipe is not None:
                 result = _write(source, recipe, mode or config.select, n_sets, out, force, begin)
                 shutil.rmtree(checkpoint, ignore_errors=True)

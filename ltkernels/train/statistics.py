@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ltkernels._ranks import Ranks
+from ltkernels._ranks import Ranks, together
 from ltkernels.diversity import ClassStatistics
 from ltkernels.train import distributed
 from ltkernels.train.select import check_labelled, load_features
@@ -28,8 +27,7 @@ def write_statistics(
     path = Path(path)
     with distributed.joined("cpu") as world:
         ranks = None if world.size == 1 else Ranks()
-        together = nullcontext if ranks is None else ranks.together
-        with together():
+        with together(ranks):
             if world.is_main:
                 _check_out(out, force)
             arrays = load_features(path, None if labels is None else Path(labels), ("class_names",))
@@ -46,7 +44,7 @@ def write_statistics(
                 raise ValueError(f"{path}: {error}") from None
         if ranks is not None:
             statistics.all_reduce()
-        with together():
+        with together(ranks):
             if world.is_main and out is not None:
                 statistics.save(out)
     return _result(statistics, str(path))
