@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import ltkernels as ltk
-from ltkernels.diversity import ClassStatistics, FeatureStatistics
+from ltkernels.diversity import ClassStatistics, FeatureStatistics, _stream
 from ltkernels.selection import select_subsets
 
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
 groups = {size: dist.new_group(list(range(size))) for size in range(1, world + 1)}
 passed = 0
+_stream._BLOCK = 40  # scatters travel one to four rows at a time
 
 
 def rows(seed, n, d, offset=2.0):

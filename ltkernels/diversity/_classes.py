@@ -123,7 +123,7 @@ class ClassStatistics:
         names, parts = read_statistics(Path(path), True)
         out = cls.__new__(cls)
         out.names = names
-        out.classes = [FeatureStatistics.from_values(*part) for part in parts]
+        out.classes = [FeatureStatistics._from_values(*part) for part in parts]
         return out
 
 
@@ -133,7 +133,7 @@ def _merge_classes(ranks: Ranks, parts: Sequence[FeatureStatistics]) -> None:
     means = ranks.gather(torch.stack([part.mean for part in parts]))
     for c, part in enumerate(parts):
         if sum(counts[c]):
-            part.merge_ranks(ranks, counts[c], [mean[c] for mean in means])
+            part._merge_ranks(ranks, counts[c], [mean[c] for mean in means])
 
 
 def _check_labels(labels: Any, rows: int, classes: int | None, limit: str) -> tuple[Tensor, int]:

@@ -106,10 +106,10 @@ class FeatureStatistics:
         widths = heads[:, 0].tolist()
         if min(widths) != max(widths):
             raise ValueError(f"ranks disagree on the number of features: {min(widths)} to {max(widths)}")
-        self.merge_ranks(ranks, heads[:, 1].tolist(), ranks.gather(self.mean))
+        self._merge_ranks(ranks, heads[:, 1].tolist(), ranks.gather(self.mean))
         return self
 
-    def merge_ranks(self, ranks: Ranks, counts: Sequence[int], means: Sequence[Tensor]) -> None:
+    def _merge_ranks(self, ranks: Ranks, counts: Sequence[int], means: Sequence[Tensor]) -> None:
         """The part of `all_reduce` that moves scatters: `counts` and `means` (d,) of the ranks are known everywhere."""
         total, mean, moves = 0, torch.zeros_like(self.mean), []
         for count, part in zip(counts, means):
@@ -134,10 +134,10 @@ class FeatureStatistics:
     def load(cls, path: str | Path) -> FeatureStatistics:
         """Reads what `save` wrote; see `read_statistics` for what is refused."""
         _, ((count, mean, scatter),) = read_statistics(Path(path), False)
-        return cls.from_values(count, mean, scatter)
+        return cls._from_values(count, mean, scatter)
 
     @classmethod
-    def from_values(cls, count: int, mean: Tensor, scatter: Tensor) -> FeatureStatistics:
+    def _from_values(cls, count: int, mean: Tensor, scatter: Tensor) -> FeatureStatistics:
         """Statistics of known values; nothing is checked or copied."""
         out = cls.__new__(cls)
         out.count, out.mean, out.scatter = count, mean, scatter
