@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from ltkernels.cli import main
-from ltkernels.train.report import audit, render_audit
+from ltkernels.diversity import feature_diversity
+from ltkernels.train.report import audit, audit_file, render_audit
 from ltkernels.train.report.audit import out_of_sample_probabilities, suspected_label_errors
+from ltkernels.train.select import load_features
+
+# The function of the same name hides the module as an attribute of its package.
+MODULE = sys.modules["ltkernels.train.report.audit"]
 
 NAMES = ["<script>alert(1)</script>", "plain", "c"]
 
@@ -133,3 +138,21 @@ def test_command_writes_a_page_and_replaces_none(tmp_path, capsys):
     assert main(["audit", str(tmp_path / "bad.npz"), "--out", str(tmp_path / "no.html")]) == 2
     assert "bad.npz: labels holds no sample of class 0" in capsys.readouterr().err
     assert not (tmp_path / "no.html").exists()
+
+
+def test_features_are_streamed_from_the_file(tmp_path, monkeypatch):
+    """They stay mapped and in their own precision, and V comes from blocks of a class's rows."""
+    x, y = _blobs()
+    np.savez(tmp_path / "f.npz", features=x.numpy(), labels=y.numpy())
+    whole = audit(x.double(), y)
+    mapped, seen = [], []
+    monkeypatch.setattr(MODULE, "_BLOCK", 7)
+    monkeypatch.setattr(MODULE, "load_features", lambda *a: mapped.append(load_features(*a)) or mapped[0])
+    monkeypatch.setattr(MODULE, "audit", lambda x, y, **_: seen.append(x) or audit(x, y))
+    result = audit_file(tmp_path / "f.npz", out=tmp_path / "page.html")
+    assert isinstance(mapped[0]["features"], np.memmap)
+    assert seen[0].data_ptr() == mapped[0]["features"].ctypes.data
+    assert result["class_diversity"] == pytest.approx(whole["class_diversity"], rel=1e-12)
+    # A class of fewer samples than features takes the smaller determinant.
+    wide = torch.cat([x] * 5, dim=1)
+    assert audit(wide, y)["class_diversity"][2] == pytest.approx(float(feature_diversity(wide[y == 2])), rel=1e-12)

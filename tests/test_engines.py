@@ -219,7 +219,7 @@ def test_target_range() -> None:
 
 @pytest.mark.parametrize("engine", ["A", "lazy", "B", "C"])
 def test_an_interrupted_run_goes_on(engine: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltkernels.selection.checkpoint._EVERY", 5)
+    monkeypatch.setattr("ltkernels.selection.checkpoint.EVERY", 5)
     z, x, offsets = features(9, 10, 14, [3, 2] * 15)
     want = select(z, x, offsets, m=22, engine=engine)
     path = tmp_path / "run.npz"

@@ -12,7 +12,8 @@ import torch
 
 import ltkernels as ltk
 from ltkernels.cli import main
-from ltkernels.selection.recipe import parse_mode, spread_evenly
+from ltkernels.selection.arms import parse_mode
+from ltkernels.selection.recipe import spread_evenly
 from ltkernels.train.select import load_features
 
 COUNTS = [60, 40, 12, 6]
@@ -203,7 +204,7 @@ def test_an_interrupted_select_goes_on(tmp_path, monkeypatch, capsys) -> None:
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("ltkernels.cli._Progress.__call__", lambda self, *a: stop(*a))
+    monkeypatch.setattr("ltkernels.commands.parts.Progress.__call__", lambda self, *a: stop(*a))
     flags = ["--classes", 2, 3, "--sets", 5, "--subset-size", 4]
     assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", *flags) == 130
     assert not (tmp_path / "out").exists()

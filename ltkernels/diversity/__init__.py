@@ -32,6 +32,7 @@ from ._checks import (
     check_original,
     check_same_width,
 )
+from ._classes import ClassStatistics, class_diversities
 from ._measures import (
     cholesky_log_det,
     fdg_infimum,
@@ -41,11 +42,12 @@ from ._measures import (
     original_diversity,
 )
 from ._representatives import select_representatives
-from ._stream import FeatureStatistics, class_diversities
+from ._stream import FeatureStatistics
 from ._subsets import SizeGroup, Start, group_by_size, grown_log_dets, mixed_columns, start_state, subset_gains
 
 __all__ = [
     "CENTERINGS",
+    "ClassStatistics",
     "FeatureStatistics",
     "SizeGroup",
     "Start",

@@ -1,18 +1,19 @@
-"""V and FDG of features that never sit in memory together: mergeable statistics, and V of every class at once."""
+"""V and FDG of features that never sit in memory together: mergeable statistics."""
 
 from __future__ import annotations
 
 import math
 import numbers
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .._ranks import Ranks
 from ._checks import check_alpha, check_centering, check_features, check_finite
+from ._files import read_statistics, write_statistics
 from ._measures import cholesky_log_det
 
 _LOG4 = 2.0 * math.log(2.0)
@@ -89,47 +90,57 @@ class FeatureStatistics:
     def all_reduce(self, group: Any = None) -> FeatureStatistics:
         """Merges the statistics of every rank of a `torch.distributed` process group, on every rank; returns self.
 
-        Two reductions of d + 1 and d^2 doubles. Every rank must call it; a rank that has seen nothing takes part.
-        """
-        import torch.distributed as dist
+        Exactly the merges that `merge` makes, in the order of the ranks: the result is the same on every rank and from
+        run to run, to the bit. It takes a gather of two integers, one of d and one of d^2 doubles a rank (the last in
+        blocks of rows, so that memory stays O(d^2) however many ranks there are). Every rank must call it; one that has
+        seen nothing takes part.
 
-        widths = torch.tensor([self.width, -self.width], device=self.mean.device)
-        dist.all_reduce(widths, op=dist.ReduceOp.MAX, group=group)
-        if int(widths[0]) != -int(widths[1]):
-            raise ValueError(f"ranks disagree on the number of features: {-int(widths[1])} to {int(widths[0])}")
-        sums = torch.cat([self.mean * self.count, self.mean.new_tensor([float(self.count)])])
-        dist.all_reduce(sums, group=group)
-        total = round(float(sums[-1]))
-        mean = sums[:-1] / max(total, 1)
-        delta = self.mean - mean
-        self.scatter.addr_(delta, delta, alpha=float(self.count))
-        dist.all_reduce(self.scatter, group=group)
-        self.count, self.mean = total, mean
+        Args:
+            group: process group; None and "world" are the default one.
+
+        Raises:
+            ValueError: on every rank, where they disagree on the number of features.
+        """
+        ranks = Ranks(group)
+        heads = torch.stack(ranks.gather(torch.tensor([self.width, self.count])))
+        widths = heads[:, 0].tolist()
+        if min(widths) != max(widths):
+            raise ValueError(f"ranks disagree on the number of features: {min(widths)} to {max(widths)}")
+        self._merge_ranks(ranks, heads[:, 1].tolist(), ranks.gather(self.mean))
         return self
 
+    def _merge_ranks(self, ranks: Ranks, counts: Sequence[int], means: Sequence[Tensor]) -> None:
+        """The part of `all_reduce` that moves scatters: `counts` and `means` (d,) of the ranks are known everywhere."""
+        total, mean, moves = 0, torch.zeros_like(self.mean), []
+        for count, part in zip(counts, means):
+            delta = part - mean if count else torch.zeros_like(mean)
+            moves.append((delta, total * count / max(1, total + count)))
+            total += count
+            mean += delta * (count / max(1, total))
+        scatter = torch.zeros_like(self.scatter)
+        step = max(1, _BLOCK // (self.width * ranks.size))
+        for begin in range(0, self.width, step):
+            rows = scatter[begin : begin + step]
+            for part, (delta, weight) in zip(ranks.gather(self.scatter[begin : begin + step]), moves):
+                rows += part
+                rows.addr_(delta[begin : begin + step], delta, alpha=weight)
+        self.count, self.mean, self.scatter = total, mean, scatter
+
     def save(self, path: str | Path) -> None:
-        """Writes count, mean and scatter to an .npz file."""
-        with Path(path).open("wb") as file:
-            np.savez(file, count=self.count, mean=self.mean.cpu().numpy(), scatter=self.scatter.cpu().numpy())
+        """Writes count, mean and scatter to an .npz file, whole or not at all."""
+        write_statistics(Path(path), [self])
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
-        """Reads what `save` wrote; nothing is unpickled. ValueError names the file and what is wrong with it."""
-        try:
-            with np.load(Path(path), allow_pickle=False) as archive:
-                count, mean, scatter = (archive[name] for name in ("count", "mean", "scatter"))
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(f"{path}: not a file of feature statistics: {error}") from error
-        d = mean.shape[0] if mean.ndim == 1 else -1
-        good = mean.dtype == scatter.dtype == np.float64 and count.shape == () and count.dtype.kind in "iu"
-        if not (good and d > 0 and scatter.shape == (d, d) and count >= 0):
-            raise ValueError(f"{path}: count, mean (d,) and scatter (d, d) do not fit together")
-        if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
-            raise ValueError(f"{path}: holds NaN or infinity")
-        out = cls(d)
-        out.count, out.mean, out.scatter = int(count), torch.from_numpy(mean), torch.from_numpy(scatter)
+        """Reads what `save` wrote; see `read_statistics` for what is refused."""
+        _, ((count, mean, scatter),) = read_statistics(Path(path), False)
+        return cls._from_values(count, mean, scatter)
+
+    @classmethod
+    def _from_values(cls, count: int, mean: Tensor, scatter: Tensor) -> FeatureStatistics:
+        """Statistics of known values; nothing is checked or copied."""
+        out = cls.__new__(cls)
+        out.count, out.mean, out.scatter = count, mean, scatter
         return out
 
     def _log_det(self, centred: bool, alpha: float) -> Tensor:
@@ -170,64 +181,3 @@ class FeatureStatistics:
         else:
             both.merge(augmented)
         return both._log_det(centering != "none", alpha) / base - 1.0
-
-
-def class_diversities(
-    features: Any, labels: Any, *, num_classes: int | None = None, alpha: float = 1.0, max_bytes: int = 1 << 28
-) -> Tensor:
-    """V of every class in batched calls: the semantic scale of each class, whose spread over the classes is the
-    semantic-scale imbalance.
-
-    Args:
-        features: (n, d) float features.
-        labels: (n,) integers in [0, num_classes).
-        num_classes: C; by default the largest label plus 1.
-        alpha: factor of the covariance, above 0.
-        max_bytes: of one batch of classes; a class of its own needs what it needs.
-
-    Returns:
-        (C,) float64 on the device of `features`, in log2 units: entry c is ``feature_diversity(features[labels == c])``,
-        0 for a single sample and NaN for a class without samples.
-
-    Raises:
-        TypeError, ValueError: as `feature_diversity`; labels of another length, negative or not below num_classes.
-    """
-    x = check_features(features, "features").detach()
-    y = torch.as_tensor(labels)
-    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {y.dtype}")
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"labels must have shape ({x.shape[0]},), got {tuple(y.shape)}")
-    alpha = check_alpha(alpha)
-    largest = int(y.max()) if len(y) else -1
-    if len(y) and int(y.min()) < 0:
-        raise ValueError(f"labels must not be negative, got {int(y.min())}")
-    classes = largest + 1 if num_classes is None else num_classes
-    if classes <= largest:
-        raise ValueError(f"labels must be below num_classes = {classes}, got {largest}")
-    y = y.to(x.device)
-    counts = torch.bincount(y, minlength=classes)
-    rows = torch.argsort(y, stable=True)
-    begins = (counts.cumsum(0) - counts).tolist()
-    out = x.new_full((classes,), torch.nan)
-    # Classes of about one size go together, padded with rows of zeros, which add nothing to a scatter.
-    buckets: dict[int, list[int]] = {}
-    for c, count in enumerate(counts.tolist()):
-        if count:
-            buckets.setdefault(max(8, 1 << (count - 1).bit_length()), []).append(c)
-    d = x.shape[1]
-    for size, members in buckets.items():
-        step = max(1, max_bytes // (8 * (size * d + min(size, d) ** 2)))
-        for first in range(0, len(members), step):
-            ids = torch.tensor(members[first : first + step], device=x.device)
-            n = counts[ids]
-            at = torch.tensor([begins[c] for c in members[first : first + step]], device=x.device)[:, None]
-            place = torch.arange(size, device=x.device)
-            real = place < n[:, None]
-            block = x[rows[torch.where(real, at + place, at)]] * real[:, :, None]
-            block = (block - block.sum(1, keepdim=True) / n[:, None, None]) * real[:, :, None]
-            gram = block @ block.mT if size < d else block.mT @ block
-            gram = gram * (alpha / n.to(torch.float64))[:, None, None]
-            gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
-            out[ids] = cholesky_log_det(gram) / _LOG4
-    return out

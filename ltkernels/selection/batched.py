@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diversity import SizeGroup, grown_log_dets, mixed_columns
+from ..diversity import SizeGroup, grown_log_dets
+from ..diversity._subsets import mixing
 from .problem import Problem
 from .rules import MODES, Rule
 
@@ -95,21 +96,19 @@ class BatchedEngine:
         return (loss <= best + self.tie).to(torch.uint8).argmax(1)
 
     def commit(self, picked: Tensor) -> None:
-        size = self.sizes[picked]
-        columns = self.pool[self.run_ids[:, None], self.rows[picked]] * self.real[picked][:, :, None]
-        if len(self.groups) == 1:
-            mixed = mixed_columns(columns[:, None], self.mean, self.anchor)[:, 0]
-        else:
-            share = 1.0 - size / (self.anchor + size)
-            h = (1.0 - share.sqrt()) / size
-            moved = (1.0 - h * size)[:, None] * self.mean + h[:, None] * columns.sum(1)
-            mixed = (columns - moved[:, None]) * self.real[picked][:, :, None]
-        self.grow(mixed)
+        real = self.real[picked][:, :, None]
+        self.join(self.pool[self.run_ids[:, None], self.rows[picked]] * real, real, self.sizes[picked])
+        self.left -= 1.0
+        self.free[self.run_ids, picked] = False
+
+    def join(self, columns: Tensor, real: Tensor, size: Tensor) -> None:
+        """Adds subsets (R, S, d) to the state: `size` (R,) rows of each are `real` (R, S, 1), the rest are zeros."""
+        keep, h = mixing(size, self.anchor)
+        moved = keep[:, None] * self.mean + h[:, None] * columns.sum(1)
+        self.grow((columns - moved[:, None]) * real)
         self.mean += (columns.sum(1) / size[:, None] - self.mean) * (size / (self.anchor + size))[:, None]
         self.anchor += size
         self.count += size
-        self.left -= 1.0
-        self.free[self.run_ids, picked] = False
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> list[tuple[list[int], list[float]]]:
         """(picked, log-determinants) of each run. The device is read once, at the end; where `progress` wants to know,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._npz import DAMAGED, write_npz
 from ..diversity import Start, mixed_columns
 from . import dispatch
 from .problem import Problem
 from .rules import Rule
 
 # Steps between two writes.
-_EVERY = 64
+EVERY = 64
 
 
 def grown(problem: Problem, picked: list[int]) -> tuple[Problem, Tensor]:
@@ -51,18 +50,6 @@ def fingerprint(problem: Problem, what: Any) -> str:
     return digest.hexdigest()
 
 
-def write_npz(path: Path, **arrays: Any) -> None:
-    """Through a temporary sibling: a reader, or the next call, never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_checkpoint(path: Path, key: str, names: Sequence[str]) -> list[np.ndarray] | None:
     """The named arrays, or None where there is no such file; ValueError where it is not the one of `key`."""
     if not path.exists():
@@ -72,7 +59,7 @@ def read_checkpoint(path: Path, key: str, names: Sequence[str]) -> list[np.ndarr
             if str(archive["key"]) != key:
                 raise ValueError("belongs to another selection; remove it, or name another file")
             return [archive[name] for name in names]
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ValueError(f"checkpoint {path}: {error}") from error
 
 
@@ -92,7 +79,7 @@ def run_with_checkpoint(
     stats: dict[str, Any] = {"engine": "none", "form": "checkpoint", "reason": "all steps were there", "evaluations": 0}
     while len(picked) < m and not (values and rule.stops(values[-1])):
         rest, left = grown(problem, picked) if picked else (problem, torch.arange(problem.subsets))
-        (part,) = dispatch.run_all([rest], [rule], [min(_EVERY, m - len(picked))], engine, budget)
+        (part,) = dispatch.run_all([rest], [rule], [min(EVERY, m - len(picked))], engine, budget)
         picked += left[part.picked].tolist()
         values += part.values
         stats = {**part.stats, "evaluations": stats["evaluations"] + part.stats["evaluations"]}

@@ -27,7 +27,7 @@ LAZY_COUNT = 200
 # Above this subset size the blocked algebra of torch beats one lane per subset.
 LARGEST_PACKED = 128
 
-_BATCHED: dict[str, type[BatchedEngine]] = {"A": BatchedEngine, "B": GramEngine, "C": ShiftEngine}
+BATCHED: dict[str, type[BatchedEngine]] = {"A": BatchedEngine, "B": GramEngine, "C": ShiftEngine}
 
 
 class Plan(NamedTuple):
@@ -55,7 +55,7 @@ def _loop_fits(problem: Problem) -> bool:
 
 def _bytes(engine: str, problem: Problem, steps: int) -> int:
     if engine in ("B", "C"):
-        return _BATCHED[engine].bytes_for(problem, steps)
+        return BATCHED[engine].bytes_for(problem, steps)
     total, d = problem.rows.shape
     return 8 * (3 * total * d + 6 * d * d)
 
@@ -181,7 +181,7 @@ def run_all(
         if p.form == "batched":
             stacks.setdefault((p.engine, *stack_key(problems[i])), []).append(i)
     for (name, *_), members in stacks.items():
-        kind = _BATCHED[name]
+        kind = BATCHED[name]
         longest = max(steps[i] for i in members)
         size = max(1, plans[members[0]][1] // max(1, max(kind.bytes_for(problems[i], longest) for i in members)))
         for first in range(0, len(members), size):

@@ -104,10 +104,15 @@ class PackedEngine:
             self.values[self.packs.ids] = scores.add_(f.commons[self.group_of[self.packs.ids]])
         return self.values
 
+    def judge(self, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+        """Log-determinants (K,) float64, and which of them count (K,) bool: every subset that `rule` could take is among
+        these."""
+        return self.score().numpy(), self.free
+
     def pick(self, rule: Rule) -> tuple[int, float]:
         """The free subset that `rule` takes, and the log-determinant with it."""
-        values = self.score().numpy()
-        best = choose(values, self.free, rule)
+        values, known = self.judge(rule)
+        best = choose(values, known, rule)
         return best, float(values[best])
 
     def rows(self, subset: int) -> Tensor:
@@ -115,9 +120,16 @@ class PackedEngine:
 
     def commit(self, subset: int) -> None:
         """Adds one subset to the state."""
+        self.take(subset)
+        self.join(self.rows(subset))
+
+    def take(self, subset: int) -> None:
+        """Marks one subset as no longer free."""
         self.free[subset] = False
         self.left -= 1
-        rows = self.rows(subset)
+
+    def join(self, rows: Tensor) -> None:
+        """Adds `rows` (size, d), of this pool or of another rank's, to the state."""
         size = rows.shape[0]
         mixed = mixed_columns(rows, self.mean, self.anchor)
         self.scatter.addmm_(mixed.T, mixed)

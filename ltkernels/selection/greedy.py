@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diversity import (
+    Start,
     check_alpha,
     check_centering,
     check_features,
@@ -113,14 +114,17 @@ def prepare(original: Any, candidates: Any, offsets: Any, centering: str, alpha:
     return Problem(start_state(z, centering, alpha), pool, bounds, alpha)
 
 
-def make_rule(problem: Problem, mode: str, q: Any, target: Any, tol: Any) -> Rule:
-    base = float(problem.start.base)
+def make_rule(start: Start, mode: str, q: Any, target: Any, tol: Any) -> Rule:
+    base = float(start.base)
     low, high = (0.0, 0.0) if target is None else ((1.0 + t) * base for t in target_range(target))
     return Rule(mode, float(q or 0.0), low, high, TIE * (1.0 + base), -1.0 if tol is None else float(tol) * base)
 
 
-def to_selection(problem: Problem, outcome: dispatch.Outcome, m: int, target: Any, tol: Any) -> Selection:
-    base = float(problem.start.base)
+def to_selection(
+    start: Start, bounds: Sequence[int], outcome: dispatch.Outcome, m: int, target: Any, tol: Any
+) -> Selection:
+    """`bounds` are the offsets of the whole pool."""
+    base = float(start.base)
     picked, path = outcome.picked, [value / base - 1.0 for value in outcome.values]
     stats = {**outcome.stats, "steps": len(picked), "diversity": base}
     if target is not None:
@@ -132,9 +136,9 @@ def to_selection(problem: Problem, outcome: dispatch.Outcome, m: int, target: An
             "reached": abs(error) <= (REACHED if tol is None else tol),
             "stopped_early": len(picked) < m,
         }
-    return Selection(
-        torch.tensor(picked, dtype=torch.int64), torch.tensor(path, dtype=torch.float64), problem.indices(picked), stats
-    )
+    rows = [torch.arange(bounds[c], bounds[c + 1]) for c in picked]
+    indices = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+    return Selection(torch.tensor(picked, dtype=torch.int64), torch.tensor(path, dtype=torch.float64), indices, stats)
 
 
 def select_subsets(
@@ -153,6 +157,7 @@ def select_subsets(
     memory_budget: int | None = None,
     checkpoint: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    group: Any = None,
 ) -> Selection:
     """Greedily adds m subsets of a pool to the original samples, steering their Feature Diversity Gain.
 
@@ -179,6 +184,12 @@ def select_subsets(
         checkpoint: file that keeps the steps made, for long runs: an interrupted call, made again with the same
             arguments (m may differ), goes on from there.
         progress: called with (steps made, steps wanted).
+        group: process group over whose ranks the pool is spread ("world" is the default one). Each rank gives the whole
+            of `original` and its own share of the pool, as `candidates` and `offsets`: whole subsets, any number of
+            them, none too (shape (0, d), offsets [0]). The pool is the shares one after the other, and every rank gets
+            the `Selection` that one process would make of it, with ids and indices of the whole pool. A step exchanges
+            a few numbers a rank and the rows of the subset that joins ("quantile": also every score, K doubles).
+            `engine`, `memory_budget` and `progress` are each rank's own; `checkpoint` is rank 0's file.
 
     Returns:
         `Selection`: picked (m,), fdg (m,) after each step, indices into `candidates`, stats.
@@ -187,19 +198,26 @@ def select_subsets(
         TypeError, ValueError: NaN or infinity (first row named), N = 1 or equal originals, an empty pool or subset,
             offsets that do not rise from 0 to P, different feature counts, m above K, an unknown mode, centering or
             engine, q outside [0, 1] or without its mode, a missing target, alpha not above 0, a budget in which no
-            engine fits, a checkpoint of another selection.
+            engine fits, a checkpoint of another selection. With `group`, an error of one rank is one of every rank
+            (elsewhere with the rank named), and so are originals or arguments that are not the same everywhere.
 
     Source: the greedy procedure of the FDG paper, section 4.2; quantile and target are this library's additions.
     """
+    if group is not None:
+        from .sharded import select_over_ranks  # it needs this module
+
+        arguments = {"m": m, "mode": mode, "q": q, "target": target, "tol": tol, "centering": centering, "alpha": alpha}
+        path = None if checkpoint is None else Path(checkpoint)
+        return select_over_ranks(group, original, candidates, offsets, arguments, engine, memory_budget, path, progress)
     problem = prepare(original, candidates, offsets, centering, alpha)
     m = check_steps(m, problem.subsets)
     check_mode(mode, q, target, tol)
-    rule = make_rule(problem, mode, q, target, tol)
+    rule = make_rule(problem.start, mode, q, target, tol)
     if checkpoint is None:
         (outcome,) = dispatch.run_all([problem], [rule], [m], engine, memory_budget, progress)
     else:
         outcome = run_with_checkpoint(problem, rule, m, engine, memory_budget, progress, Path(checkpoint))
-    return to_selection(problem, outcome, m, target, tol)
+    return to_selection(problem.start, problem.bounds, outcome, m, target, tol)
 
 
 def select_subsets_batched(
@@ -270,11 +288,11 @@ def select_subsets_batched(
             check_mode(*rule)
         except (TypeError, ValueError) as error:
             raise type(error)(f"run {run}: {error}" if runs > 1 else str(error)) from None
-        work.append((problems[key], make_rule(problems[key], *rule), steps, rule[2], rule[3]))
+        work.append((problems[key], make_rule(problems[key].start, *rule), steps, rule[2], rule[3]))
     outcomes = dispatch.run_all(
         [w[0] for w in work], [w[1] for w in work], [w[2] for w in work], engine, memory_budget, progress
     )
-    return [to_selection(w[0], outcome, w[2], w[3], w[4]) for w, outcome in zip(work, outcomes)]
+    return [to_selection(w[0].start, w[0].bounds, outcome, *w[2:]) for w, outcome in zip(work, outcomes)]
 
 
 def _is_offsets(value: Any) -> bool:

@@ -31,7 +31,7 @@ from torch import Tensor
 from ..diversity import cholesky_log_det, mixed_columns
 from .engines import PackedEngine
 from .problem import Problem
-from .rules import Rule, choose, least_loss
+from .rules import Rule, least_loss
 
 # Candidates scored together. Twice as many cost little more: the triangular solve runs over all their columns at once.
 BATCH = 16
@@ -59,6 +59,7 @@ class LazyEngine(PackedEngine):
         # Now: sum of |move| in the norm after it, sum of sqrt(kappa) |move| in the norm before it, and log kappa.
         self.path, self.stretched, self.log_kappa = 0.0, 0.0, 0.0
         self.move: Tensor | None = None
+        self.factored = False  # whether A of the present state is
 
     def prepare(self) -> None:
         """A of this step, factored; scores need triangular solves over a few columns only, so there is no inverse."""
@@ -71,6 +72,7 @@ class LazyEngine(PackedEngine):
             f = self.factor()
             self.basis, self.scales, commons = f.basis, f.scales, f.commons
         self.commons = commons.numpy()[self.group_ids]
+        self.factored = True
         # One solve for both: a triangular solve of a single column costs as much as one of ten.
         move = self.mean if self.move is None else self.move
         self.white_mean, self.white_move = self.whiten(torch.stack([self.mean, move]))
@@ -153,9 +155,9 @@ class LazyEngine(PackedEngine):
         low = np.where(self.known, self.commons + a_low + np.log1p(leverage * np.maximum(below, 0.0)) - slack, 0.0)
         return low, high
 
-    def pick(self, rule: Rule) -> tuple[int, float]:
+    def judge(self, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
         if rule.mode == "quantile":
-            return super().pick(rule)
+            return super().judge(rule)
         self.prepare()
         self.extend_path()
         low, high = self.bounds()
@@ -170,23 +172,24 @@ class LazyEngine(PackedEngine):
             self.measure(batch, values)
             best = min(best, least_loss(values[batch], values[batch], rule).min())
             done += batch.shape[0]
-        picked = choose(values, ~np.isnan(values), rule)
-        return picked, float(values[picked])
+        return values, ~np.isnan(values)
 
-    def commit(self, subset: int) -> None:
+    def join(self, rows: Tensor) -> None:
         before, count = self.mean.clone(), self.count
-        mixed = mixed_columns(self.rows(subset), self.mean, self.anchor)
-        super().commit(subset)
-        if self.evaluations == 0 or not self.known[subset]:
+        mixed = mixed_columns(rows, self.mean, self.anchor)
+        super().join(rows)
+        if not self.factored:
+            self.known[:] = False  # nothing was scored this step, so no bound can follow it
             return
+        self.factored = False
         if not math.isinf(self.anchor):
             self.move = self.mean - before
         # kappa bounds A' / A, by the smallest ridge.
         white = self.whiten(mixed if self.move is None else torch.cat([mixed, self.move[None]]))
-        rows = white[: mixed.shape[0]]
-        small = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+        part = white[: mixed.shape[0]]
+        small = part @ part.T if part.shape[0] < part.shape[1] else part.T @ part
         largest = float(torch.linalg.eigvalsh(small)[-1])
-        growth = self.sizes[subset] / (count + self.sizes.min())
+        growth = rows.shape[0] / (count + self.sizes.min())
         if self.move is not None:
             length = float(torch.linalg.vector_norm(white[-1]))
             self.stretched += math.exp(0.5 * self.log_kappa) * length * (1.0 + SLACK)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..diversity import SizeGroup, Start, group_by_size
@@ -17,15 +17,22 @@ class Problem:
     start: the state before anything is added (`ltkernels.diversity.Start`).
     rows: (P, d) float64, the pool relative to start.origin, contiguous.
     bounds: the offsets, a list; groups: the subsets by size; alpha.
+    joining: sizes of all subsets that may join, those of other ranks too.
     cache: whatever an engine prepares once for all of its runs, under a name of its own.
     """
 
-    def __init__(self, start: Start, pool: Tensor, bounds: list[int], alpha: float) -> None:
+    def __init__(
+        self, start: Start, pool: Tensor, bounds: list[int], alpha: float, joining: Sequence[int] | None = None
+    ) -> None:
         self.start = start
         self.rows = (pool - start.origin).contiguous()
         self.bounds = bounds
         self.groups: list[SizeGroup] = group_by_size(bounds, pool.device)
         self.alpha = alpha
+        self.joining = list(self.sizes() if joining is None else joining)
+        self.largest = max(self.joining)
+        # Whether every subset that may join has one size.
+        self.uniform = min(self.joining) == self.largest
         self.cache: dict[Any, Any] = {}
 
     @property
@@ -36,14 +43,5 @@ class Problem:
     def width(self) -> int:
         return self.rows.shape[1]
 
-    @property
-    def largest(self) -> int:
-        return self.groups[-1].size
-
     def sizes(self) -> list[int]:
         return [end - begin for begin, end in itertools.pairwise(self.bounds)]
-
-    def indices(self, picked: list[int]) -> Tensor:
-        """Rows of the pool in the order of picking."""
-        parts = [torch.arange(self.bounds[c], self.bounds[c + 1]) for c in picked]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)

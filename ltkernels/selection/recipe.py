@@ -16,13 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diversity import FeatureStatistics, check_features, feature_diversity_gain
-from .greedy import select_subsets
-from .kmeans import kmeans_subsets
-from .sets import uniform_fdg_sets
-
-# Points of a random arm's FDG path.
-_POINTS = 40
+from .._ranks import Ranks, together
+from .arms import ClassSets, complete_class
 
 
 def head_tail_split(class_counts: Sequence[int], head_ratio: float = 0.9) -> tuple[list[int], list[int]]:
@@ -41,165 +36,6 @@ def head_tail_split(class_counts: Sequence[int], head_ratio: float = 0.9) -> tup
         if held > head_ratio * total:
             return order[:size], order[size:]
     return order, []
-
-
-class ClassSets(NamedTuple):
-    """What `complete_class` made for one class.
-
-    Attributes:
-        label, need: the class, and how many samples it gets.
-        pool: (P, d) its augmented features, cluster after cluster; offsets (K + 1,) says where each begins.
-        rows: (need,) rows of the pool that the greedy arm adds; path: its FDG as (samples added, FDG) on the way.
-        random_rows: (repeats, need), random_fdg (repeats,): the random arm; random_path: the first repeat's path.
-        set_rows: (n_sets, need), set_fdg (n_sets,), FDG rising and uniformly spaced; spacing_error as in `UniformSets`.
-    """
-
-    label: int
-    need: int
-    pool: Tensor
-    offsets: Tensor
-    rows: Tensor
-    path: list[tuple[int, float]]
-    random_rows: Tensor
-    random_fdg: Tensor
-    random_path: list[tuple[int, float]]
-    set_rows: Tensor
-    set_fdg: Tensor
-    spacing_error: float
-
-    @property
-    def fdg(self) -> float:
-        return self.path[-1][1]
-
-
-def parse_mode(mode: str) -> dict[str, Any]:
-    """ "max", "min", "quantile:0.3", "target:0.1" or "target:0.1:0.2" as keywords of `select_subsets`."""
-    name, *numbers = mode.split(":")
-    try:
-        values = [float(number) for number in numbers]
-    except ValueError:
-        values = [math.nan]
-    if name in ("max", "min") and not values:
-        return {"mode": name}
-    if name == "quantile" and len(values) == 1 and 0.0 <= values[0] <= 1.0:
-        return {"mode": name, "q": values[0]}
-    if name == "target" and len(values) in (1, 2) and all(map(math.isfinite, values)) and values == sorted(values):
-        return {"mode": name, "target": values[0] if len(values) == 1 else (values[0], values[1])}
-    raise ValueError(f"mode must be max, min, quantile:Q with 0 <= Q <= 1, target:X or target:LOW:HIGH, got {mode!r}")
-
-
-def complete_class(
-    label: int,
-    original: Any,
-    pool: Any,
-    need: int,
-    *,
-    m: int | None = None,
-    mode: str = "max",
-    n_sets: int = 0,
-    n_random: int = 100,
-    subset_size: int = 10,
-    subsets: int | None = None,
-    balanced: bool = True,
-    centering: str = "joint",
-    alpha: float = 1.0,
-    engine: str = "auto",
-    seed: int = 0,
-    niter: int = 25,
-    nredo: int = 1,
-    spherical: bool = False,
-    checkpoint: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> ClassSets:
-    """Cuts the pool of one tail class into clusters and draws its arms.
-
-    Args:
-        label: of the class, for the result and for error messages.
-        original: (N, d) features of the class, N >= 2; pool: (P, d) augmented ones, P >= need.
-        need: samples to add; the last subset picked is cut there.
-        m: subsets to pick instead; need is then at most what they hold.
-        mode: of the greedy arm, see `parse_mode`.
-        n_sets: uniformly spaced sets, 0 for none (else at least 2); n_random: repeats of the random arm.
-        subset_size, subsets: size of the clusters, or their number (P / subset_size by default).
-        balanced, niter, nredo, spherical: of `kmeans_subsets`.
-        seed: of the clustering and of the random arm.
-        checkpoint: file for the runs of the uniform sets.
-        centering, alpha, engine, progress: as in `uniform_fdg_sets`.
-    """
-    z, x = check_features(original, "original"), check_features(pool, "pool")
-    try:
-        if z.shape[0] < 2:
-            raise ValueError("has one sample: its feature diversity gain is undefined")
-        if need < 1 or need > x.shape[0]:
-            raise ValueError(f"needs {need} samples, its pool has {x.shape[0]}")
-        count = subsets or max(1, -(-x.shape[0] // subset_size))
-        clusters = kmeans_subsets(
-            x, count, balanced=balanced, niter=niter, nredo=nredo, spherical=spherical, seed=seed % 2**31
-        )
-        x = x[clusters.order.to(x.device)]
-        sizes = clusters.offsets.diff()
-        # Enough steps even if the smallest subsets are the ones picked; a greedy pick does not depend on how many follow.
-        steps = int(torch.searchsorted(sizes.sort().values.cumsum(0), need)) + 1 if m is None else m
-        if m is not None:
-            need = min(need, int(sizes.sort().values[: min(m, count)].sum()))
-        keywords: dict[str, Any] = {"m": min(steps, count), "centering": centering, "alpha": alpha, "engine": engine}
-        greedy = select_subsets(z, x, clusters.offsets, **parse_mode(mode), **keywords)
-        sets = None
-        if n_sets:
-            sets = uniform_fdg_sets(
-                z, x, clusters.offsets, n_sets=n_sets, checkpoint=checkpoint, progress=progress, **keywords
-            )
-    except ValueError as error:
-        raise ValueError(
-            f"class {label} {error}" if str(error)[:3] in ("has", "nee") else f"class {label}: {error}"
-        ) from None
-    gain = _Gain(z, centering, alpha)
-
-    def cut(picked: Tensor) -> Tensor:
-        return picked[:need]
-
-    added = sizes[greedy.picked].cumsum(0).tolist()
-    path = [(n, fdg) for n, fdg in zip(added, greedy.fdg.tolist()) if n < need]
-    rows = cut(greedy.indices)
-    path.append((need, gain(x[rows.to(x.device)])))
-    generator = torch.Generator().manual_seed(seed)
-    random_rows = torch.stack(
-        [torch.randperm(x.shape[0], generator=generator)[:need] for _ in range(n_random)] or [rows]
-    )
-    random_rows = random_rows[:n_random]
-    random_fdg = torch.tensor([gain(x[r.to(x.device)]) for r in random_rows], dtype=torch.float64)
-    ends = sorted({-(-need * i // _POINTS) for i in range(1, _POINTS + 1)})
-    random_path = [(end, gain(x[random_rows[0, :end].to(x.device)])) for end in ends] if n_random else []
-    set_rows = torch.stack([cut(s.indices) for s in sets.selections]) if sets else rows[None, :][:0]
-    set_fdg = torch.tensor([gain(x[r.to(x.device)]) for r in set_rows], dtype=torch.float64)
-    return ClassSets(
-        label,
-        need,
-        x,
-        clusters.offsets,
-        rows,
-        path,
-        random_rows,
-        random_fdg,
-        random_path,
-        set_rows,
-        set_fdg,
-        sets.spacing_error if sets else math.nan,
-    )
-
-
-class _Gain:
-    """FDG of one class for many added sets: the original's part is computed once."""
-
-    def __init__(self, original: Tensor, centering: str, alpha: float) -> None:
-        self.original, self.centering, self.alpha = original, centering, alpha
-        self.statistics = FeatureStatistics(original.shape[1], device=original.device).update(original)
-
-    def __call__(self, added: Tensor) -> float:
-        if self.original.shape[0] + added.shape[0] < self.original.shape[1]:  # the n x n form is the smaller one
-            return float(feature_diversity_gain(self.original, added, centering=self.centering, alpha=self.alpha))
-        other = FeatureStatistics(added.shape[1], device=added.device).update(added)
-        return float(self.statistics.gain(other, centering=self.centering, alpha=self.alpha))
 
 
 def spread_evenly(values: Sequence[float], count: int) -> tuple[list[int], float]:
@@ -268,8 +104,9 @@ def fdg_recipe(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    group: Any = None,
     **keywords: Any,
-) -> Recipe:
+) -> Recipe | None:
     """Sections 4.1 and 4.2: completes every tail class and keeps n_sets sets whose FDG_Tail is uniformly spaced.
 
     Half of the random repeats (every second by FDG_Tail) and the n_sets greedy sets (set i of every class together)
@@ -282,17 +119,24 @@ def fdg_recipe(
         head_ratio: head classes hold more than this share of the samples; the rest are the tail.
         classes: complete these instead of the whole tail.
         m: subsets to pick per class; by default as many as bring it to the largest class.
-        mode: of the single greedy arm that every class also gets, see `parse_mode`.
+        mode: of the single greedy arm that every class also gets, see `complete_class`.
         n_sets, n_random: sets wanted (0: none), repeats of the random arm.
         pool_factor: size of a pool in units of what the class needs. The paper's own pool of 5000 is nearly all taken
             on CIFAR-10-LT; 4 and more leaves a choice.
         subset_size, seed, keywords: as in `complete_class`.
         checkpoint: folder for the runs of every class: an interrupted call, made again, repeats only its last round.
         progress: called with (what, done, total).
+        group: process group over whose ranks the classes are dealt ("world" is the default one); all ranks give the same
+            arguments. The classes are independent, so the result is that of one process.
+
+    Returns:
+        The `Recipe`; with `group`, on its rank 0, and None on the others.
 
     Raises:
-        TypeError, ValueError: as the steps; a class that is no tail class, has one sample, or needs nothing.
+        TypeError, ValueError: as the steps; a class that is no tail class, has one sample, or needs nothing. With
+            `group`, on every rank.
     """
+    ranks = None if group is None else Ranks(group)
     head, tail = head_tail_split(class_counts, head_ratio)
     largest = max(class_counts)
     wanted = [c for c in tail if class_counts[c] < largest] if classes is None else list(classes)
@@ -302,34 +146,41 @@ def fdg_recipe(
         if class_counts[c] >= largest:
             raise ValueError(f"classes: class {c} has {class_counts[c]} samples, as many as the largest; it needs none")
     folder = None if checkpoint is None else Path(checkpoint)
+    mine = wanted if ranks is None else wanted[ranks.rank :: ranks.size]
     done = []
-    for number, c in enumerate(wanted):
-        need = largest - class_counts[c] if m is None else min(largest - class_counts[c], m * subset_size)
-        rows = -(-math.ceil(pool_factor * need) // subset_size) * subset_size
+    with together(ranks):
+        for number, c in enumerate(mine):
+            need = largest - class_counts[c] if m is None else min(largest - class_counts[c], m * subset_size)
+            rows = -(-math.ceil(pool_factor * need) // subset_size) * subset_size
 
-        def report(found: int, total: int, number: int = number) -> None:
-            if progress:
-                progress("select", number * total + found, len(wanted) * total)
+            def report(found: int, total: int, number: int = number) -> None:
+                if progress:
+                    progress("select", number * total + found, len(mine) * total)
 
-        done.append(
-            complete_class(
-                c,
-                originals[c],
-                make_pool(c, rows),
-                need,
-                m=m,
-                mode=mode,
-                n_sets=n_sets,
-                n_random=n_random,
-                subset_size=subset_size,
-                seed=int(np.random.SeedSequence((seed, c)).generate_state(1)[0]),
-                checkpoint=None if folder is None else folder / f"class-{c}.npz",
-                progress=report,
-                **keywords,
+            done.append(
+                complete_class(
+                    c,
+                    originals[c],
+                    make_pool(c, rows),
+                    need,
+                    m=m,
+                    mode=mode,
+                    n_sets=n_sets,
+                    n_random=n_random,
+                    subset_size=subset_size,
+                    seed=int(np.random.SeedSequence((seed, c)).generate_state(1)[0]),
+                    checkpoint=None if folder is None else folder / f"class-{c}.npz",
+                    progress=report,
+                    **keywords,
+                )
             )
-        )
-        if progress:
-            progress("select", number + 1, len(wanted))
+            if progress:
+                progress("select", number + 1, len(mine))
+    if ranks is not None:
+        shares = ranks.collect(done)
+        if shares is None:
+            return None
+        done = [shares[number % ranks.size][number // ranks.size] for number in range(len(wanted))]
     kept: list[tuple[str, int]] = []
     fdg, error = torch.empty(0, dtype=torch.float64), math.nan
     if n_sets and done:

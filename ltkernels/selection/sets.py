@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._npz import write_npz
 from . import dispatch
-from .checkpoint import fingerprint, read_checkpoint, write_npz
+from .checkpoint import fingerprint, read_checkpoint
 from .greedy import Selection, check_steps, make_rule, prepare, to_selection
 from .rules import Rule
 
@@ -105,9 +106,9 @@ def uniform_fdg_sets(
         rules: list[Rule] = []
         for mode, at in wanted:
             if mode == "quantile" and at in (0.0, 1.0):
-                rules.append(make_rule(problem, "min" if at == 0.0 else "max", None, None, None))
+                rules.append(make_rule(problem.start, "min" if at == 0.0 else "max", None, None, None))
             else:
-                rules.append(make_rule(problem, mode, *((at, None) if mode == "quantile" else (None, at)), None))
+                rules.append(make_rule(problem.start, mode, *((at, None) if mode == "quantile" else (None, at)), None))
         count = len(wanted)
         outcomes = dispatch.run_all([problem] * count, rules, [m] * count, engine, memory_budget)
         runs.update(zip(wanted, outcomes))
@@ -148,7 +149,7 @@ def uniform_fdg_sets(
     fdg = np.array([final(run) for run in chosen])
     error = float(np.abs(fdg - targets).max() / spacing) if spacing > 0.0 else 0.0
     return UniformSets(
-        [to_selection(problem, runs[run], m, None, None) for run in chosen],
+        [to_selection(problem.start, problem.bounds, runs[run], m, None, None) for run in chosen],
         torch.from_numpy(fdg),
         torch.from_numpy(targets),
         torch.tensor([at if mode == "quantile" else math.nan for mode, at in chosen], dtype=torch.float64),

@@ -56,7 +56,9 @@ class ShiftEngine(BatchedEngine):
 
     def begin(self) -> None:
         self.scatter = torch.stack([p.start.scatter for p in self.problems])
-        sizes = sorted(self.problems[0].sizes()) if len(self.groups) > 1 else [self.largest] * self.subsets
+        uniform = self.problems[0].uniform
+        count = max(len(p.joining) for p in self.problems)
+        sizes = [self.largest] * count if uniform else sorted(self.problems[0].joining)
         self.smallest = sizes[0]
         self.most = [0, *torch.tensor(sizes[::-1]).cumsum(0).tolist()]
         self.starts = [float(p.start.count) for p in self.problems]
@@ -66,12 +68,12 @@ class ShiftEngine(BatchedEngine):
     def _refactor(self) -> None:
         """Opens the window that begins at this step."""
         longest = max(self.wanted)
-        if len(self.groups) == 1:
+        if self.problems[0].uniform:
             now = [n + self.step * self.largest for n in self.starts]
         else:
             now = self.count.tolist()  # sizes differ, so the counts depend on the picks: read once a window
         begin = [(n + self.smallest) / self.alpha for n in now]
-        last = [(n + self.most[min(longest - self.step, self.subsets)]) / self.alpha for n in now]
+        last = [(n + self.most[min(longest - self.step, len(self.most) - 1)]) / self.alpha for n in now]
         spread = max((n + self.largest) / (n + self.smallest) for n in now)
         lowest = min(range(self.runs), key=lambda r: begin[r])
         ratio, _, _ = plan_window(

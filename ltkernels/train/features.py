@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltkernels import diversity, selection
 from ltkernels.augment import fdc, most_similar_class
+from ltkernels.selection.arms import Arm, complete_class
 from ltkernels.selection.recipe import head_tail_split
-from ltkernels.train.config import Config, parse_select
+from ltkernels.train.config import Config
 
 
 def derived_seed(*parts: int) -> int:
@@ -23,28 +23,12 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-_PATH_POINTS = 40
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to complete a tail class: rows of the pool, and FDG as (samples added, FDG) on the way there."""
-
-    rows: Tensor
-    path: list[tuple[int, float]]
-
-    @property
-    def fdg(self) -> float:
-        """FDG of the class with everything that the arm adds."""
-        return self.path[-1][1]
-
-
 @dataclass(frozen=True)
 class TailClass:
     """A tail class with its pool of synthetic features and the arms that were drawn from it."""
 
     label: int
-    similar_head: int
+    similar_head: int | None  # None: the pool was given
     need: int
     pool: Tensor
     arms: dict[str, Arm]
@@ -92,56 +76,31 @@ def complete_tail(
 def _complete_class(
     features: Tensor, labels: Tensor, label: int, head: list[int], need: int, config: Config
 ) -> TailClass:
-    original = features[labels == label]
-    if len(original) < 2:
-        raise ValueError(f"class {label} has one sample: its feature diversity gain is undefined")
-    subsets = ceil(config.pool_factor * need / config.subset_size)
-    pool = fdc(
+    rows = ceil(config.pool_factor * need / config.subset_size) * config.subset_size
+    entry = complete_class(
+        label,
+        features[labels == label],
+        fdc_pool(features, labels, label, rows, head, config),
+        need,
+        mode=config.select,
+        n_random=config.random_repeats,
+        subset_size=config.subset_size,
+        seed=derived_seed(config.seed, label, 1),
+        random_seed=derived_seed(config.seed, label, 2),
+    )
+    similar = most_similar_class(features, labels, label, head, similarity=config.similarity)
+    return TailClass(label, similar, need, entry.pool.to(features.dtype), entry.arms)
+
+
+def fdc_pool(features: Tensor, labels: Tensor, label: int, rows: int, head: list[int], config: Config) -> Tensor:
+    """(rows, d): synthetic features of the class, in the spread of the most similar head class."""
+    return fdc(
         features,
         labels,
         label,
-        subsets * config.subset_size,
+        rows,
         head_classes=head,
         similarity=config.similarity,
         shrinkage=config.shrinkage,
         generator=torch.Generator().manual_seed(derived_seed(config.seed, label, 0)),
     )
-    # Balanced clusters: every subset has exactly subset_size samples, as the study assumes.
-    clusters = selection.kmeans_subsets(pool, subsets, balanced=True, seed=derived_seed(config.seed, label, 1) % 2**31)
-    pool = pool[clusters.order]
-    arms: dict[str, Arm] = {}
-    if config.select != "random":
-        arms[config.select] = _select(original, pool, clusters.offsets, need, config)
-    shuffles = torch.Generator().manual_seed(derived_seed(config.seed, label, 2))
-    for name in random_arms(config):
-        rows = torch.randperm(len(pool), generator=shuffles)[:need].to(pool.device)
-        # The report draws one random path; of the other repeats it needs the end.
-        arms[name] = _random(original, pool, rows, points=_PATH_POINTS if name == "random-0" else 1)
-    similar = most_similar_class(features, labels, label, head, similarity=config.similarity)
-    return TailClass(label=label, similar_head=similar, need=need, pool=pool, arms=arms)
-
-
-def _select(original: Tensor, pool: Tensor, offsets: Tensor, need: int, config: Config) -> Arm:
-    mode, target = parse_select(config.select)
-    bounds = offsets.tolist()
-    sizes = np.diff(bounds)
-    # Enough steps even if the smallest subsets are the ones picked; a greedy pick does not depend on how many follow.
-    steps = min(int(np.searchsorted(np.cumsum(np.sort(sizes)), need)) + 1, len(sizes))
-    chosen = selection.select_subsets(original, pool, offsets, m=steps, mode=mode, target=target)
-    picked = chosen.picked.tolist()
-    added = np.cumsum(sizes[picked]).tolist()
-    kept = next(i for i, size in enumerate(added, start=1) if size >= need)
-    # The last subset is cut where the class would outgrow the largest one; FDG is that of what is really added.
-    rows = torch.cat([torch.arange(bounds[c], bounds[c + 1]) for c in picked[:kept]])[:need].to(pool.device)
-    path = [*zip(added[: kept - 1], chosen.fdg.tolist()), (need, _fdg(original, pool[rows]))]
-    return Arm(rows=rows, path=path)
-
-
-def _random(original: Tensor, pool: Tensor, rows: Tensor, points: int) -> Arm:
-    """Samples drawn from the whole pool: what augmentation without clustering and selection would add."""
-    ends = sorted({ceil(len(rows) * i / points) for i in range(1, points + 1)})
-    return Arm(rows=rows, path=[(end, _fdg(original, pool[rows[:end]])) for end in ends])
-
-
-def _fdg(original: Tensor, added: Tensor) -> float:
-    return float(diversity.feature_diversity_gain(original, added))

@@ -3,30 +3,36 @@
 import hashlib
 import shutil
 import time
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from ltkernels.augment import fdc, most_similar_class
-from ltkernels.selection.recipe import ClassSets, Recipe, fdg_recipe, head_tail_split
-from ltkernels.train import rundir
+from ltkernels._npz import map_arrays
+from ltkernels._ranks import Ranks, together
+from ltkernels.augment import most_similar_class
+from ltkernels.selection.arms import ClassSets
+from ltkernels.selection.recipe import Recipe, fdg_recipe, head_tail_split
+from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
 from ltkernels.train.data.npz import read_arrays
 from ltkernels.train.engine import Progress
-from ltkernels.train.features import derived_seed
+from ltkernels.train.features import TailClass, fdc_pool
 
 # Rows looked at together: a memory-mapped file is never read whole.
 _BLOCK = 1 << 16
 
 
-def load_features(path: Path, labels: Path | None = None) -> dict[str, np.ndarray]:
-    """Arrays `features` and `labels`, and `pool` and `pool_labels` where the file has them, memory-mapped where the
-    format allows (.npy, and .npz written without compression).
+def load_features(
+    path: Path, labels: Path | None = None, optional: tuple[str, ...] = ("pool", "pool_labels")
+) -> dict[str, np.ndarray]:
+    """Arrays `features` and `labels`, and those of `optional` that the file has, memory-mapped where the format allows
+    (.npy, and .npz written without compression).
 
     `path` is an .npz file with these keys, or an .npy file of features with the labels in another. Raises
     FileNotFoundError or ValueError naming the file; pickled objects are refused.
@@ -37,34 +43,7 @@ def load_features(path: Path, labels: Path | None = None) -> dict[str, np.ndarra
         return {"features": _map_npy(path), "labels": _map_npy(labels)}
     if labels is not None:
         raise ValueError(f"--labels {labels}: only for an .npy file of features; {path} holds its own labels")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    arrays = {}
-    optional = ("pool", "pool_labels")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in ("features", "labels", *optional):
-                entry = next((e for e in archive.infolist() if e.filename == f"{name}.npy"), None)
-                if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-                    continue
-                with archive.open(entry) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, fortran, dtype = read(file)
-                    header = file.tell()
-                if dtype.hasobject or fortran or not all(shape):
-                    continue  # read_arrays copies it, or says what is wrong
-                with path.open("rb") as file:
-                    file.seek(entry.header_offset + 26)
-                    sizes = np.frombuffer(file.read(4), "<u2")
-                offset = entry.header_offset + 30 + int(sizes.sum()) + header
-                arrays[name] = np.memmap(path, dtype, "c", offset, shape)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a usable .npz file: {error}") from error
+    arrays: dict[str, np.ndarray] = dict(map_arrays(path, ("features", "labels", *optional)))
     rest = tuple(name for name in ("features", "labels") if name not in arrays)
     missing = tuple(name for name in optional if name not in arrays)
     return {**arrays, **read_arrays(path, rest, missing)}
@@ -79,7 +58,7 @@ def _map_npy(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: not a usable .npy file: {error}") from error
 
 
-def _check(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str) -> tuple[Tensor, Tensor]:
+def check_labelled(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str) -> tuple[Tensor, Tensor]:
     """The two arrays as tensors over the same memory; ValueError naming the file and the array."""
     x, y = arrays[features], arrays[labels]
     finite = x.ndim == 2 and x.dtype.kind == "f"
@@ -107,9 +86,10 @@ def select_features(
     """Select synthetic features for the tail classes of features in a file (see `load_features`).
 
     Pools come from the file's own `pool` and `pool_labels`, or else from `fdc`. `mode` overrides `config.select` (see
-    `ltkernels.selection.recipe.parse_mode`, or "random"); `classes`, `m` and `n_sets` as in `fdg_recipe`, the random arm
+    `ltkernels.selection.arms.parse_mode`, or "random"); `classes`, `m` and `n_sets` as in `fdg_recipe`, the random arm
     has config.random_repeats repeats. An interrupted job, made again with the same arguments, goes on from the last
-    round of each class.
+    round of each class. Several processes (torchrun) share the classes out; the first one writes, and the files are those
+    of one process.
 
     Writes into the folder `out`: selection.npz (`features` (rows, d) and `labels` (rows,) of what is to be added, in the
     order of selection within a class; with sets, also `pool_C` (P, d) and `sets_C` (n_sets, need), rows of that pool),
@@ -118,80 +98,101 @@ def select_features(
     """
     begin = time.perf_counter()
     path, out = Path(path), Path(out)
-    rundir.check_free(out, force)
-    arrays = load_features(path, None if labels is None else Path(labels))
-    real, real_labels = _check(path, arrays, "features", "labels")
-    pools = None
-    if ("pool" in arrays) != ("pool_labels" in arrays):
-        raise ValueError(f"{path}: pool and pool_labels go together; one of them is missing")
-    if "pool" in arrays:
-        pools = _check(path, arrays, "pool", "pool_labels")
-        if pools[0].shape[1] != real.shape[1]:
-            raise ValueError(f"{path}: pool has {pools[0].shape[1]} features per sample, features has {real.shape[1]}")
-    counts = torch.bincount(real_labels).tolist()
-    wanted = mode or config.select
-    single = torch.float64 if real.dtype == torch.float64 else torch.float32
-    head = head_tail_split(counts, config.head_ratio)[0]
-
-    def of_class(label: int) -> Tensor:
-        return real[real_labels == label].to(single)
-
-    def make_pool(label: int, rows: int) -> Tensor:
-        if pools is not None:
-            found = pools[0][pools[1] == label].to(single)
-            if not len(found):
-                raise ValueError(f"{path}: pool has no samples of class {label}")
-            return found
-        generator = torch.Generator().manual_seed(derived_seed(config.seed, label, 0))
-        return fdc(
-            real.to(single),
-            real_labels,
-            label,
-            rows,
-            head_classes=head,
-            similarity=config.similarity,
-            shrinkage=config.shrinkage,
-            generator=generator,
+    with distributed.joined("cpu") as world:
+        # A rank may wait long for another: a class can take hours.
+        group = dist.new_group(timeout=timedelta(days=30)) if world.size > 1 else None
+        ranks = None if group is None else Ranks(group)
+        with together(ranks):
+            if world.is_main:
+                rundir.check_free(out, force)
+            source = _Source(path, None if labels is None else Path(labels), config)
+        settings = (sorted(config.to_dict().items()), mode, classes, m, n_sets)
+        checkpoint = out.parent / f".{out.name}.select-{source.token(settings)}"
+        recipe = fdg_recipe(
+            source,
+            source.make_pool,
+            source.counts,
+            head_ratio=config.head_ratio,
+            classes=classes,
+            m=m,
+            mode=mode or config.select,
+            n_sets=n_sets,
+            n_random=config.random_repeats,
+            pool_factor=config.pool_factor,
+            subset_size=config.subset_size,
+            seed=config.seed,
+            checkpoint=checkpoint if n_sets else None,
+            progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
+            group=group,
         )
+        result: dict[str, Any] = {}
+        with together(ranks):
+            if recipe is not None:
+                result = _write(source, recipe, mode or config.select, n_sets, out, force, begin)
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        return result if ranks is None else ranks.share(result)[0]
 
-    class Originals(dict[int, Tensor]):
-        def __missing__(self, label: int) -> Tensor:
-            return of_class(label)
 
-    settings = repr(
-        (sorted(config.to_dict().items()), wanted, classes, m, n_sets, path.resolve(), path.stat().st_mtime_ns)
-    )
-    token = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    checkpoint = out.parent / f".{out.name}.select-{token}"
-    recipe = fdg_recipe(
-        Originals(),
-        make_pool,
-        counts,
-        head_ratio=config.head_ratio,
-        classes=classes,
-        m=m,
-        mode="max" if wanted == "random" else wanted,
-        n_sets=n_sets,
-        n_random=config.random_repeats,
-        pool_factor=config.pool_factor,
-        subset_size=config.subset_size,
-        seed=config.seed,
-        checkpoint=checkpoint if n_sets else None,
-        progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
-    )
+class _Source(Mapping[int, Tensor]):
+    """The file's features by class, and the pools that complete them."""
+
+    def __init__(self, path: Path, labels: Path | None, config: Config) -> None:
+        self.path, self.config = path, config
+        arrays = load_features(path, labels)
+        self.real, self.labels = check_labelled(path, arrays, "features", "labels")
+        self.pools = None
+        if ("pool" in arrays) != ("pool_labels" in arrays):
+            raise ValueError(f"{path}: pool and pool_labels go together; one of them is missing")
+        if "pool" in arrays:
+            self.pools = check_labelled(path, arrays, "pool", "pool_labels")
+            width = self.real.shape[1]
+            if self.pools[0].shape[1] != width:
+                raise ValueError(f"{path}: pool has {self.pools[0].shape[1]} features per sample, features has {width}")
+        self.counts = torch.bincount(self.labels).tolist()
+        self.dtype = torch.float64 if self.real.dtype == torch.float64 else torch.float32
+        self.head = head_tail_split(self.counts, config.head_ratio)[0]
+
+    def __getitem__(self, label: int) -> Tensor:
+        return self.real[self.labels == label].to(self.dtype)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.counts)))
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def make_pool(self, label: int, rows: int) -> Tensor:
+        if self.pools is None:
+            return fdc_pool(self.real.to(self.dtype), self.labels, label, rows, self.head, self.config)
+        found = self.pools[0][self.pools[1] == label].to(self.dtype)
+        if not len(found):
+            raise ValueError(f"{self.path}: pool has no samples of class {label}")
+        return found
+
+    def similar_head(self, label: int) -> int | None:
+        """The head class in whose spread the pool of a class lies; None where the file brought the pool."""
+        if self.pools is not None:
+            return None
+        real = self.real.to(self.dtype)
+        return most_similar_class(real, self.labels, label, self.head, similarity=self.config.similarity)
+
+    def token(self, settings: Any) -> str:
+        """Names what an interrupted job may go on with: this file, as it is now, and these settings."""
+        what = repr((*settings, self.path.resolve(), self.path.stat().st_mtime_ns))
+        return hashlib.sha256(what.encode()).hexdigest()[:12]
+
+
+def _write(
+    source: _Source, recipe: Recipe, wanted: str, n_sets: int, out: Path, force: bool, begin: float
+) -> dict[str, Any]:
+    config, single = source.config, source.dtype
     arm = "random-0" if wanted == "random" else wanted
-    similar = {
-        entry.label: None
-        if pools is not None
-        else most_similar_class(real.to(single), real_labels, entry.label, head, similarity=config.similarity)
-        for entry in recipe.classes
-    }
     result = {
-        "input": path.name,
-        "class_counts": counts,
+        "input": source.path.name,
+        "class_counts": source.counts,
         "selected": arm,
         "head_classes": recipe.head,
-        "classes": [_entry(entry, wanted, similar[entry.label]) for entry in recipe.classes],
+        "classes": [_entry(entry, source.similar_head(entry.label)) for entry in recipe.classes],
         "sets": {
             "kept": [list(which) for which in recipe.kept],
             "fdg_tail": recipe.fdg.tolist(),
@@ -203,10 +204,10 @@ def select_features(
     }
     fdg = [entry["arms"][arm]["fdg"] for entry in result["classes"]]
     result["fdg_tail"] = sum(fdg) / len(fdg) if fdg else None
-    rows = {e.label: e.random_rows[0] if wanted == "random" else e.rows for e in recipe.classes}
+    none = source.labels[:0]
     saved = {
-        "features": torch.cat([real[:0].to(single), *(e.pool[rows[e.label]].to(single) for e in recipe.classes)]),
-        "labels": torch.cat([real_labels[:0], *(real_labels.new_full((e.need,), e.label) for e in recipe.classes)]),
+        "features": torch.cat([source.real[:0].to(single), *(e.pool[e.rows].to(single) for e in recipe.classes)]),
+        "labels": torch.cat([none, *(none.new_full((e.need,), e.label) for e in recipe.classes)]),
     }
     for entry in recipe.classes if n_sets else ():
         saved[f"pool_{entry.label}"] = entry.pool.to(single)
@@ -215,15 +216,11 @@ def select_features(
         np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()})
         result["picture"] = _picture(recipe, wanted, folder / rundir.SELECTION_PICTURE)
         rundir.write_json(folder / rundir.SELECTION, result)
-    shutil.rmtree(checkpoint, ignore_errors=True)
     return result
 
 
-def _entry(entry: ClassSets, wanted: str, similar: int | None) -> dict[str, Any]:
-    arms = {} if wanted == "random" else {wanted: {"fdg": entry.fdg, "path": entry.path}}
-    for i, fdg in enumerate(entry.random_fdg.tolist()):
-        arms[f"random-{i}"] = {"fdg": fdg, "path": entry.random_path if i == 0 else [(entry.need, fdg)]}
-    found = {"label": entry.label, "similar_head": similar, "need": entry.need, "pool": len(entry.pool), "arms": arms}
+def _entry(entry: ClassSets, similar: int | None) -> dict[str, Any]:
+    found = TailClass(entry.label, similar, entry.need, entry.pool, entry.arms).to_dict()
     if len(entry.set_fdg):
         found["sets"] = {"fdg": entry.set_fdg.tolist(), "spacing_error": entry.spacing_error}
     return found

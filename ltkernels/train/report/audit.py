@@ -16,14 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltkernels.train.data.npz import read_arrays
-from ltkernels.train.metrics import class_diversity, feature_drift
+from ltkernels.diversity import FeatureStatistics, feature_diversity
+from ltkernels.train.metrics import feature_drift
 from ltkernels.train.report import plots
 from ltkernels.train.report.parts import page, percent, table
 from ltkernels.train.rundir import write_text
+from ltkernels.train.select import load_features
 
 FOLDS = 5
 _MAX_SUSPECTS = 100
+# Rows looked at together: a memory-mapped file is never read whole.
+_BLOCK = 1 << 16
 
 
 def out_of_sample_probabilities(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0) -> Tensor:
@@ -79,7 +82,9 @@ def audit(
     """Audit a labelled set of features; plain values, ready for JSON and for `render_audit`.
 
     Args:
-        features: (n, d) floating; labels: (n,) int64, every class 0..C-1 with at least one sample.
+        features: (n, d) floating, memory-mapped if you like: counts, diversity and drift go through them a class at a time
+            (finding label errors without `probabilities` takes a float64 copy); labels: (n,) int64, every class 0..C-1 with
+            at least one sample.
         class_names: C names; None numbers them.
         probabilities: (n, C) out-of-sample class probabilities of your own; None takes `out_of_sample_probabilities`.
         other: a second set (features (m, d), labels (m,)) to look for drift in; None leaves that out.
@@ -111,7 +116,7 @@ def audit(
     return {
         "class_names": names,
         "class_counts": counts,
-        "class_diversity": class_diversity(features, labels, num_classes),
+        "class_diversity": _class_diversity(features, labels, counts),
         "label_errors": errors,
         "label_errors_note": note,
         "drift": drift,
@@ -130,8 +135,8 @@ def audit_file(
     path, out = Path(path), Path(out)
     if out.is_dir() or (out.exists() and not force):
         raise FileExistsError(f"--out {out}: exists; --force replaces a file")
-    arrays = read_arrays(path, ("features", "labels"), ("class_names", "probabilities"))
-    second = None if other is None else read_arrays(Path(other), ("features", "labels"))
+    arrays = load_features(path, None, ("class_names", "probabilities"))
+    second = None if other is None else load_features(Path(other), None, ())
     try:
         result = audit(
             *_labelled(arrays),
@@ -151,7 +156,23 @@ def _labelled(arrays: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
     features, labels = arrays["features"], arrays["labels"]
     if features.dtype.kind != "f" or labels.dtype.kind not in "iu":
         raise ValueError(f"features must be floating and labels integer, got {features.dtype} and {labels.dtype}")
-    return torch.from_numpy(features.astype(np.float64)), torch.from_numpy(labels.astype(np.int64))
+    if features.dtype not in (np.float16, np.float32, np.float64) or not features.dtype.isnative:
+        features = features.astype(np.float64)
+    return torch.from_numpy(np.asarray(features)), torch.from_numpy(labels.astype(np.int64))
+
+
+def _class_diversity(features: Tensor, labels: Tensor, counts: Sequence[int]) -> list[float]:
+    """V of every class: from statistics that its rows are streamed into, or at once where it has fewer rows than features."""
+    values = []
+    for own in torch.argsort(labels, stable=True).split(list(counts)):
+        if len(own) < features.shape[1]:
+            values.append(float(feature_diversity(features[own])))
+            continue
+        statistics = FeatureStatistics(features.shape[1])
+        for part in own.split(_BLOCK):
+            statistics.update(features[part])
+        values.append(float(statistics.diversity()))
+    return values
 
 
 def _label_errors(
@@ -176,7 +197,7 @@ def _check(name: str, features: Tensor, labels: Tensor) -> None:
         raise ValueError(f"{name}: features must be floating (n, d), got {features.dtype} {tuple(features.shape)}")
     if labels.dtype != torch.int64 or labels.shape != features.shape[:1] or int(labels.min()) < 0:
         raise ValueError(f"{name}: labels must be ({len(features)},) int64 and not negative")
-    if not bool(torch.isfinite(features).all()):
+    if not all(bool(torch.isfinite(part).all()) for part in features.split(_BLOCK)):
         raise ValueError(f"{name}: features holds NaN or infinite values")
 
 

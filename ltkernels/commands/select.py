@@ -1,0 +1,74 @@
+"""`ltkernels select`: complete the tail classes of features of one's own."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ltkernels.commands.parts import Progress, add_settings, config_of, is_first
+
+_SETTINGS = (
+    "seed", "select", "head_ratio", "pool_factor", "subset_size", "similarity", "shrinkage", "random_repeats",
+)  # fmt: skip
+
+
+def add_parser(commands: Any) -> None:
+    select = commands.add_parser("select", help="select synthetic tail features for features of your own")
+    select.add_argument(
+        "features",
+        type=Path,
+        metavar="FEATURES.npz",
+        help="arrays features (n, d) and labels (n,), and pool and pool_labels if you have them; or features as .npy",
+    )
+    select.add_argument("--labels", type=Path, metavar="LABELS.npy", help="the labels of an .npy file of features")
+    select.add_argument("--classes", type=int, nargs="+", metavar="C", help="complete these (default: the tail)")
+    select.add_argument("--m", type=int, help="subsets to pick per class (default: up to the largest class)")
+    select.add_argument(
+        "--mode", help="max, min, quantile:Q, target:X, target:LOW:HIGH or random (default: what --select says)"
+    )
+    select.add_argument("--sets", type=int, default=0, help="also this many sets of uniformly spaced FDG (default: 0)")
+    add_settings(select, _SETTINGS)
+    select.add_argument("--out", type=Path, default="selection", help="result folder")
+    select.add_argument("--force", action="store_true", help="replace the results in an existing --out")
+    select.add_argument("--config", type=Path, help="TOML file of settings; flags win")
+    select.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ltkernels import train
+
+    quiet = arguments.quiet or not is_first()
+    progress = Progress(quiet)
+    try:
+        result = train.select_features(
+            arguments.features,
+            config_of(arguments),
+            out=arguments.out,
+            labels=arguments.labels,
+            mode=arguments.mode,
+            classes=arguments.classes,
+            m=arguments.m,
+            n_sets=arguments.sets,
+            force=arguments.force,
+            progress=progress,
+        )
+    finally:
+        progress.clear()
+    if quiet:
+        return
+    for entry in result["classes"]:
+        arms = entry["arms"]
+        source = entry["similar_head"]
+        source = "from its pool" if source is None else f"in the spread of class {source}"
+        print(
+            f"class {entry['label']}: {entry['need']} added {source}, "
+            f"FDG {arms[result['selected']]['fdg']:.3f} (at random {arms['random-0']['fdg']:.3f})"
+        )
+    if arguments.sets:
+        sets = result["sets"]
+        print(
+            f"{len(sets['kept'])} sets, FDG_Tail {sets['fdg_tail'][0]:.3f} to {sets['fdg_tail'][-1]:.3f}, uniform to "
+            f"{sets['spacing_error']:.2f} of the spacing"
+        )
+    if result["picture"] is None:
+        print('no picture: matplotlib is missing (pip install "ltkernels[bench]")')
+    print(f"{result['seconds']:.1f} s; results in {arguments.out}")

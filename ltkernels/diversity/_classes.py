@@ -1,0 +1,236 @@
+"""Statistics of every class of a labelled stream, and V of every class at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._ranks import Ranks
+from ._checks import check_alpha, check_features, check_finite
+from ._files import read_statistics, write_statistics
+from ._measures import cholesky_log_det
+from ._stream import FeatureStatistics
+
+_LOG4 = 2.0 * math.log(2.0)
+
+
+class ClassStatistics:
+    """`FeatureStatistics` of every class: what V of the classes, and FDG between parties, need of a labelled set.
+
+    One party writes its statistics to a file, others merge the files; no sample leaves its party. What does leave is the
+    count, the mean and the covariance of every class, exactly. That is not private in the sense of differential privacy:
+    a class of one sample is its mean, two sets of statistics that differ by a sample give that sample away, and means and
+    covariances can show whether a known sample took part. Add noise, or leave small classes out, before the file is
+    written where that matters.
+
+    Attributes:
+        names: names of the classes; classes are matched by name when statistics are merged.
+        classes: the `FeatureStatistics` of each, (d^2 + d) doubles a class.
+    """
+
+    def __init__(self, width: int, names: Sequence[str] | int, *, device: Any = None) -> None:
+        """Statistics of no samples of `width` features. `names`: of the classes, or their number (then they are "0",
+        "1", ...)."""
+        names = [str(c) for c in range(names)] if isinstance(names, int) else [str(name) for name in names]
+        if not names:
+            raise ValueError("names is empty: there must be a class")
+        for i, name in enumerate(names):
+            if not name or not name.isprintable():
+                raise ValueError(f"names[{i}] is {name!r}; names must be printable and not empty")
+        if len(set(names)) < len(names):
+            double = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"names holds {double!r} twice")
+        self.names = names
+        self.classes = [FeatureStatistics(width, device=device) for _ in names]
+
+    @property
+    def width(self) -> int:
+        return self.classes[0].width
+
+    @property
+    def counts(self) -> list[int]:
+        return [part.count for part in self.classes]
+
+    def update(self, batch: Any, labels: Any) -> ClassStatistics:
+        """Adds a batch (n, d) of float features with labels (n,), positions in `names`; returns self.
+
+        TypeError, ValueError as `FeatureStatistics.update` and `class_diversities`; a refused batch changes nothing.
+        """
+        rows = batch.detach() if isinstance(batch, Tensor) else torch.as_tensor(batch)
+        check_features(rows[:0], "batch")
+        if rows.shape[1] != self.width:
+            raise ValueError(f"batch has {rows.shape[1]} features per sample, the statistics have {self.width}")
+        y = _check_labels(labels, len(rows), len(self.names), "the number of classes")[0]
+        if len(rows):
+            check_finite(rows, "batch")
+        counts = torch.bincount(y, minlength=len(self.names)).tolist()
+        for part, own in zip(self.classes, torch.argsort(y, stable=True).to(rows.device).split(counts)):
+            if len(own):
+                part.update(rows[own])
+        return self
+
+    def merge(self, other: ClassStatistics) -> ClassStatistics:
+        """Adds the samples that `other` has seen (it stays as it is), class by class of one name; returns self.
+
+        Classes that are new here come last, in the order of `other`. ValueError for another number of features.
+        """
+        if other.width != self.width:
+            raise ValueError(f"other has {other.width} features per sample, these statistics have {self.width}")
+        at = {name: c for c, name in enumerate(self.names)}
+        for name, part in zip(other.names, other.classes):
+            if name not in at:
+                at[name] = len(self.names)
+                self.names.append(name)
+                self.classes.append(FeatureStatistics(self.width, device=self.classes[0].mean.device))
+            self.classes[at[name]].merge(part)
+        return self
+
+    def all_reduce(self, group: Any = None) -> ClassStatistics:
+        """Merges the statistics of every rank of a process group, on every rank, as `FeatureStatistics.all_reduce`;
+        returns self. ValueError on every rank where features or class names are not the same everywhere."""
+        ranks = Ranks(group)
+        heads = ranks.share([self.width, self.names])
+        for rank, (width, names) in enumerate(heads):
+            if width != heads[0][0]:
+                raise ValueError(
+                    f"ranks disagree on the number of features: {heads[0][0]} on rank 0, {width} on {rank}"
+                )
+            if names != heads[0][1]:
+                raise ValueError(f"ranks disagree on the class names: those of rank {rank} are not those of rank 0")
+        _merge_classes(ranks, self.classes)
+        return self
+
+    def diversity(self, *, alpha: float = 1.0) -> Tensor:
+        """(C,) float64: V of every class in log2 units, as `class_diversities`; NaN for a class without samples."""
+        alpha = check_alpha(alpha)
+        return torch.tensor(
+            [float(part.diversity(alpha=alpha)) if part.count else math.nan for part in self.classes],
+            dtype=torch.float64,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the statistics to an .npz file, whole or not at all; see the class for what such a file reveals."""
+        write_statistics(Path(path), self.classes, self.names)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ClassStatistics:
+        """Reads what `save` wrote. FileNotFoundError, or ValueError naming the file: see `read_statistics`."""
+        names, parts = read_statistics(Path(path), True)
+        out = cls.__new__(cls)
+        out.names = names
+        out.classes = [FeatureStatistics._from_values(*part) for part in parts]
+        return out
+
+
+def _merge_classes(ranks: Ranks, parts: Sequence[FeatureStatistics]) -> None:
+    """Merges each of `parts` over the ranks; all ranks have as many, of one width."""
+    counts = torch.stack(ranks.gather(torch.tensor([part.count for part in parts])), 1).tolist()
+    means = ranks.gather(torch.stack([part.mean for part in parts]))
+    for c, part in enumerate(parts):
+        if sum(counts[c]):
+            part._merge_ranks(ranks, counts[c], [mean[c] for mean in means])
+
+
+def _check_labels(labels: Any, rows: int, classes: int | None, limit: str) -> tuple[Tensor, int]:
+    """`labels` as a tensor, and C: `classes`, or the largest label plus 1."""
+    y = torch.as_tensor(labels)
+    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {y.dtype}")
+    if y.shape != (rows,):
+        raise ValueError(f"labels must have shape ({rows},), got {tuple(y.shape)}")
+    largest = int(y.max()) if rows else -1
+    if rows and int(y.min()) < 0:
+        raise ValueError(f"labels must not be negative, got {int(y.min())}")
+    if classes is not None and classes <= largest:
+        raise ValueError(f"labels must be below {limit} = {classes}, got {largest}")
+    return y, largest + 1 if classes is None else classes
+
+
+def class_diversities(
+    features: Any,
+    labels: Any,
+    *,
+    num_classes: int | None = None,
+    alpha: float = 1.0,
+    max_bytes: int = 1 << 28,
+    group: Any = None,
+) -> Tensor:
+    """V of every class in batched calls: the semantic scale of each class, whose spread over the classes is the
+    semantic-scale imbalance.
+
+    Args:
+        features: (n, d) float features.
+        labels: (n,) integers in [0, num_classes).
+        num_classes: C; by default the largest label plus 1.
+        alpha: factor of the covariance, above 0.
+        max_bytes: of one batch of classes; a class of its own needs what it needs.
+        group: process group over whose ranks the samples are spread ("world" is the default one), each rank giving its
+            own features and labels, possibly none: every rank gets V of all of them, the same to the bit. One class at
+            a time is merged, as `FeatureStatistics.all_reduce` does it. None: these samples alone.
+
+    Returns:
+        (C,) float64 on the device of `features`, in log2 units: entry c is ``feature_diversity(features[labels == c])``,
+        0 for a single sample and NaN for a class without samples.
+
+    Raises:
+        TypeError, ValueError: as `feature_diversity`; labels of another length, negative or not below num_classes; with
+            `group`, on every rank where it happens on one.
+    """
+    if group is not None:
+        return _over_ranks(Ranks(group), features, labels, num_classes, alpha)
+    x = check_features(features, "features").detach()
+    alpha = check_alpha(alpha)
+    y, classes = _check_labels(labels, len(x), num_classes, "num_classes")
+    y = y.to(x.device)
+    counts = torch.bincount(y, minlength=classes)
+    rows = torch.argsort(y, stable=True)
+    begins = (counts.cumsum(0) - counts).tolist()
+    out = x.new_full((classes,), torch.nan)
+    # Classes of about one size go together, padded with rows of zeros, which add nothing to a scatter.
+    buckets: dict[int, list[int]] = {}
+    for c, count in enumerate(counts.tolist()):
+        if count:
+            buckets.setdefault(max(8, 1 << (count - 1).bit_length()), []).append(c)
+    d = x.shape[1]
+    for size, members in buckets.items():
+        step = max(1, max_bytes // (8 * (size * d + min(size, d) ** 2)))
+        for first in range(0, len(members), step):
+            ids = torch.tensor(members[first : first + step], device=x.device)
+            n = counts[ids]
+            at = torch.tensor([begins[c] for c in members[first : first + step]], device=x.device)[:, None]
+            place = torch.arange(size, device=x.device)
+            real = place < n[:, None]
+            block = x[rows[torch.where(real, at + place, at)]] * real[:, :, None]
+            block = (block - block.sum(1, keepdim=True) / n[:, None, None]) * real[:, :, None]
+            gram = block @ block.mT if size < d else block.mT @ block
+            gram = gram * (alpha / n.to(torch.float64))[:, None, None]
+            gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
+            out[ids] = cholesky_log_det(gram) / _LOG4
+    return out
+
+
+def _over_ranks(ranks: Ranks, features: Any, labels: Any, num_classes: int | None, alpha: float) -> Tensor:
+    with ranks.together():
+        x = check_features(features, "features").detach()
+        alpha = check_alpha(alpha)
+        y, classes = _check_labels(labels, len(x), num_classes, "num_classes")
+    heads = ranks.share([x.shape[1], classes, num_classes is None])
+    widths = [width for width, _, _ in heads]
+    if min(widths) != max(widths):
+        raise ValueError(f"ranks disagree on the number of features: {min(widths)} to {max(widths)}")
+    if len({(given, 0 if given else number) for _, number, given in heads}) > 1:
+        raise ValueError(f"ranks disagree on num_classes: {[None if free else number for _, number, free in heads]}")
+    classes = max(number for _, number, _ in heads)
+    y = y.to(x.device)
+    out = x.new_full((classes,), torch.nan)
+    for c in range(classes):
+        part = FeatureStatistics(x.shape[1], device=x.device).update(x[y == c])
+        _merge_classes(ranks, [part])
+        if part.count:
+            out[c] = part.diversity(alpha=alpha)
+    return out
