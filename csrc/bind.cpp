@@ -111,7 +111,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
             job.grad_stride = grad_stride;
             job.closed = closed_form(closed);
             ltk::VectorGradients gradients;
-            if (!vectors.empty()) {  // (scratch, five addresses)
+            if (!vectors.empty()) {  // (scratch, address of each table's gradient)
                 void* out[ltk::kTables];
                 for (size_t t = 0; t < ltk::kTables; ++t) out[t] = pointer(vectors[1 + t].cast<Address>());
                 gradients = ltk::vector_gradients(job, out, pointer<double>(vectors[0].cast<Address>()),

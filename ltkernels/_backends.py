@@ -11,7 +11,7 @@ import functools
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -160,10 +160,11 @@ def cpu_adjusted_ce(
     ignore_index: int,
     reduction: int,
     closed: tuple | None = None,
-    grad_tables: tuple[Tensor | None, ...] | None = None,
+    grad_tables: Tensor | None = None,
+    needs: Sequence[bool] = (),
 ) -> None:
-    """Fills `loss` and, where they are given, `grad` and `grad_tables`; see ``adjusted_ce`` and ``learnable_ce`` in `ltkernels._ops`.
-    `closed` is a closed form's (code, table, seed, options).
+    """Fills `loss` and, where they are given, `grad` and `grad_tables`, a row for each table that `needs` says; see ``adjusted_ce`` and
+    ``learnable_ce`` in `ltkernels._ops`. `closed` is a closed form's (code, table, seed, options).
 
     Raises ValueError for a label out of range and for a table with an entry that is not finite; nothing is written then.
     """
@@ -182,15 +183,16 @@ def cpu_adjusted_ce(
         row_loss = loss.data_ptr()
     vectors: tuple[int, ...] = ()
     if grad_tables is not None:
-        # Their kernel has both of these: instances for each absence would double its size, and x + 0 and 1 x are exact.
-        shift = torch.zeros(classes, dtype=real_dtype(dtype)) if shift is None else shift
-        scale = torch.ones(classes, dtype=real_dtype(dtype)) if scale is None else scale
-        columns = sum(table is not None for table in grad_tables[:2])
-        doubles = _C.vector_gradients_scratch(
-            rows, classes, columns, 1 if target_b is None else 2, dtype == torch.float64
-        )
+        if shift is None:  # their kernel has no instances without it
+            shift = torch.zeros(classes, dtype=real_dtype(dtype))
+        labels = 1 if target_b is None else 2
+        doubles = _C.vector_gradients_scratch(rows, classes, needs[0] + needs[1], labels, dtype == torch.float64)
         sums = torch.empty(doubles, dtype=torch.float64)
-        vectors = (sums.data_ptr(), *map(_address, grad_tables))
+        row, size, addresses = grad_tables.data_ptr(), classes * grad_tables.element_size(), [sums.data_ptr()]
+        for need in needs:
+            addresses.append(row if need else 0)
+            row += size if need else 0
+        vectors = tuple(addresses)
     status = _C.adjusted_ce(
         _DTYPE_CODES[dtype],
         logits.data_ptr(),

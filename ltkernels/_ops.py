@@ -111,9 +111,7 @@ def _learnable_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor, T
         logits = logits.contiguous()
     loss, grad = _outputs(logits, arguments[-1], need_grad)
     grad_tables = _grad_tables(logits, needs)
-    _backends.cpu_adjusted_ce(
-        logits, loss, grad if need_grad else None, *arguments, grad_tables=spread(grad_tables, needs)
-    )
+    _backends.cpu_adjusted_ce(logits, loss, grad if need_grad else None, *arguments, None, grad_tables, needs)
     return loss, grad, grad_tables
 
 
@@ -121,7 +119,7 @@ def _learnable_ce_inplace(logits: Tensor, *arguments: object) -> tuple[Tensor, T
     *arguments, needs = arguments
     loss, grad_tables = _loss_like(logits, arguments[-1]), _grad_tables(logits, needs)
     grad = logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
-    _backends.cpu_adjusted_ce(grad, loss, grad, *arguments, grad_tables=spread(grad_tables, needs))
+    _backends.cpu_adjusted_ce(grad, loss, grad, *arguments, None, grad_tables, needs)
     if grad is not logits:
         logits.copy_(grad)
     return loss, grad_tables

@@ -48,8 +48,7 @@ struct AdjustedCe {
     int64_t grad_stride;
     bool stream;  // write the gradient past the caches
     ClosedForm closed;
-    const VectorGradients* vectors;  // gradients of the tables, or null; then scale and shift are given, and `grad` may
-                                     // be null all the same
+    const VectorGradients* vectors;  // gradients of the tables, or null; then shift is given, and grad may be null
 };
 
 enum class Reduction : int { none = 0, mean = 1, batch_mean = 2, sum = 3 };

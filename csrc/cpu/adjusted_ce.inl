@@ -249,10 +249,14 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     double label_grad =
         soft_total * (label_e / total) - hard * slope * (others / total) - (smooth ? soft * label_weight : 0.0);
     const double label_h = label_grad * outer;
+    // Copies: a store of a vector may alias anything, and `sums` would be read again for each of them.
+    Real* const shift_sum = Tables ? sums->shift : nullptr;
+    Real* const scale_sum = Tables ? sums->scale : nullptr;
+    const bool of_row_scale = Tables && sums->row_scale;
     Real label_sums[2] = {};
     if constexpr (Tables) {
-        if (sums->shift != nullptr) label_sums[0] = sums->shift[term.label] + static_cast<Real>(label_h);
-        if (sums->scale != nullptr) label_sums[1] = sums->scale[term.label] + static_cast<Real>(label_h * term.z);
+        if (shift_sum != nullptr) label_sums[0] = shift_sum[term.label] + static_cast<Real>(label_h);
+        if (scale_sum != nullptr) label_sums[1] = scale_sum[term.label] + static_cast<Real>(label_h * term.z);
     }
     label_grad *= outer * term.slope * (Scale ? static_cast<double>(scale[term.label]) : 1.0);
     if (add != nullptr) label_grad += static_cast<double>(add[term.label]);
@@ -273,12 +277,12 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         const Reg target_u = V::set(static_cast<Real>(term.target_u));
         Reg along_block = V::set(0);
         const auto take = [&](int64_t j, Mask mask, Reg p, Reg h) LTK_INLINE_LAMBDA {
-            if (sums->shift != nullptr) V::store(sums->shift + j, V::add(V::load(sums->shift + j, mask), h), mask);
-            if (sums->scale != nullptr) {
+            if (shift_sum != nullptr) V::store(shift_sum + j, V::add(V::load(shift_sum + j, mask), h), mask);
+            if (scale_sum != nullptr) {
                 const Reg logit = V::max(V::load(z + j, mask), lowest);
-                V::store(sums->scale + j, V::fma(h, logit, V::load(sums->scale + j, mask)), mask);
+                V::store(scale_sum + j, V::fma(h, logit, V::load(scale_sum + j, mask)), mask);
             }
-            if (sums->row_scale) {
+            if (of_row_scale) {
                 Reg y = V::mul(k_row, p);
                 if (smooth) y = V::add(y, weight == nullptr ? c_row : V::mul(c_row, V::load(weight + j, mask)));
                 const Reg u = V::max(adjusted<V, Scale, Shift>(z, scale, shift, j, mask), lowest);
@@ -312,8 +316,8 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     put(label_grad, grad + term.label);
     if constexpr (Tables) {
         // The loops went over the label's place, where smoothing alone leaves something.
-        if (sums->shift != nullptr) sums->shift[term.label] = label_sums[0];
-        if (sums->scale != nullptr) sums->scale[term.label] = label_sums[1];
+        if (shift_sum != nullptr) shift_sum[term.label] = label_sums[0];
+        if (scale_sum != nullptr) scale_sum[term.label] = label_sums[1];
         if (smooth && job.margin != nullptr)
             along +=
                 upstream * soft * label_weight * static_cast<double>(static_cast<const Real*>(job.margin)[term.label]);
@@ -404,7 +408,8 @@ template <class V, class T>
 static void rows_of(const AdjustedCe& job, int64_t begin, int64_t end, void* scratch) noexcept {
     if (job.closed.form == Form::sigmoid) return sigmoid_rows<V, T>(job, begin, end, scratch);
     if (job.closed.form != Form::none) return closed_rows<V, T>(job, begin, end, scratch);
-    if (job.vectors != nullptr) return rows<V, true, true, T, true>(job, begin, end, scratch);
+    if (job.vectors != nullptr && job.scale != nullptr) return rows<V, true, true, T, true>(job, begin, end, scratch);
+    if (job.vectors != nullptr) return rows<V, false, true, T, true>(job, begin, end, scratch);
     if (job.scale != nullptr && job.shift != nullptr) return rows<V, true, true, T>(job, begin, end, scratch);
     if (job.scale != nullptr) return rows<V, true, false, T>(job, begin, end, scratch);
     if (job.shift != nullptr) return rows<V, false, true, T>(job, begin, end, scratch);

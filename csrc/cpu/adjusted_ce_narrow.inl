@@ -118,8 +118,10 @@ static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexc
             if (sums.row_scale) {
                 Reg along = V::set(0);
                 for (int64_t j = 0; j < classes; ++j) {
-                    const Reg u = V::fma(V::set(scale[j]), V::load(logit + j * n, V::all()), V::set(shift[j]));
-                    const Reg apart = V::sub(V::max(u, lowest), V::load(label_u, V::all()));
+                    Reg u = V::load(logit + j * n, V::all());
+                    if (Scale) u = V::mul(V::set(scale[j]), u);
+                    u = V::max(V::add(u, V::set(shift[j])), lowest);
+                    const Reg apart = V::sub(u, V::load(label_u, V::all()));
                     along = V::fma(V::load(x + j * n, V::all()), apart, along);
                 }
                 V::store(below, V::mul(along, V::load(k_row, V::all())), V::all());

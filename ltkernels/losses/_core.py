@@ -229,8 +229,8 @@ def adjusted_cross_entropy(
         if not target.is_contiguous():
             target = target.contiguous()
         if learned:
-            labels = (target, target_b, lam)
-            loss = _learnable.LearnableCrossEntropy.apply(logits, *tables, labels, options, inplace)
+            apply = _learnable.apply if _ops.unwatched(logits) else _learnable.LearnableCrossEntropy.apply
+            loss = apply(logits, *tables, (target, target_b, lam), options, inplace)
         elif term is not None:
             loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, backend, term)
         elif logits.requires_grad and torch.is_grad_enabled():

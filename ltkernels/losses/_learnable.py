@@ -75,6 +75,9 @@ class LearnableCrossEntropy(torch.autograd.Function):
         return grad if need_logits else None, *_ops.spread(grad_tables, needs), None, None, None
 
 
+apply = super(torch.autograd.Function, LearnableCrossEntropy).apply  # without the way through function transforms
+
+
 def _recomputed(ctx, row_coef: Tensor | None) -> tuple[Tensor, Tensor]:
     need_logits, *needs = ctx.needs_input_grad[:6]
     saved = ctx.saved_tensors[:9]
