@@ -50,6 +50,25 @@ def eager(name: str, counts: list[int]) -> Loss:
     raise KeyError(name)
 
 
+class LearnedPrior(torch.nn.Module):
+    """Eager logit adjustment whose log prior is a Parameter."""
+
+    def __init__(self, counts: list[int]) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(ltk.LOSSES["logit_adjusted"].adjustment(counts).shift)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(z + self.shift, y)
+
+
+def learned_prior(backend: str, counts: list[int]) -> torch.nn.Module | None:
+    """Logit adjustment with a learned log prior, ``shift``, of one implementation; None where it has none."""
+    if backend == "ours":
+        return ltk.nn.LogitAdjustedCrossEntropy(counts, learnable=("shift",))
+    loss = LearnedPrior(counts)
+    return {"eager": loss, "compiled": torch.compile(loss, dynamic=False)}.get(backend)
+
+
 TIMED = ("ce", "logit_adjusted", "class_balanced", "focal", "ldam", "kps")
 PEERS = ("eager", "compiled", "balanced-loss", "imbalanced-losses")
 

@@ -49,6 +49,22 @@ def step(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], upstrea
     loss(z, y).backward(upstream)
 
 
+def learning_step(loss: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    for parameter in loss.parameters():
+        parameter.grad = None
+    step(loss, batch)
+
+
+def learns(loss: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor], counts: list[int]) -> bool:
+    """`agrees`, and the gradient of the log prior against the eager form in float64."""
+    z, y = batch
+    exact = baselines.LearnedPrior(counts).double()
+    exact(z.detach().double(), y).backward()
+    learning_step(loss, batch)
+    found, expected = loss.get_parameter("shift").grad.double(), exact.shift.grad
+    return bool((found - expected).norm() <= 1e-4 * expected.norm()) and agrees(loss, batch, "logit_adjusted", counts)
+
+
 def agrees(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], name: str, counts: list[int]) -> bool:
     """Loss and gradient against the eager form in float64."""
     z, y = batch
@@ -67,19 +83,23 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
     name, classes, dtype = cell["op"], cell["C"], getattr(torch, cell["dtype"])
     counts = counts_of(classes)
     torch._dynamo.reset()
-    loss = baselines.implementation(backend, name, counts)
+    learned = "learnable" in cell["mode"]
+    loss = baselines.learned_prior(backend, counts) if learned else baselines.implementation(backend, name, counts)
     if loss is None:
         return None
     batches = inputs(cell["B"], classes, dtype, ltk.LOSSES[name].logits == "cosine", "warm" in cell["mode"])
     upstream = torch.tensor(0.37) if "upstream" in cell["mode"] else None
     calls = [lambda batch=batch: step(loss, batch, upstream) for batch in batches]
+    if learned:
+        calls = [lambda batch=batch: learning_step(loss, batch) for batch in batches]
     served = ltk.explain(loss, *batches[0]).backend if backend == "ours" else backend
-    return harness.Prepared(calls, agrees(loss, batches[0], name, counts), {"backend": served})
+    ok = learns(loss, batches[0], counts) if learned else agrees(loss, batches[0], name, counts)
+    return harness.Prepared(calls, ok, {"backend": served})
 
 
 def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What is timed: every loss at every shape; logit adjustment also at 2 x 2, which is nothing but the way to the kernel and back, and
-    with an upstream gradient that is not 1."""
+    """What is timed: every loss at every shape; logit adjustment also at 2 x 2, which is nothing but the way to the kernel and back, with
+    an upstream gradient that is not 1, and with its log prior learned."""
     found = []
     mode = "forward+backward, warm" if options.warm else "forward+backward"
     for dtype in ("float32",) if options.quick else ("float32", "bfloat16"):
@@ -90,7 +110,8 @@ def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
         own = {"op": "logit_adjusted", "dtype": "float32", "D": None}
         found.append({**own, "B": 2, "C": 2, "mode": "forward+backward"})
         if not options.quick:
-            found += [{**own, "B": b, "C": c, "mode": "forward+backward, upstream 0.37"} for b, c in SHAPES]
+            for mode in ("upstream 0.37", "learnable shift"):
+                found += [{**own, "B": b, "C": c, "mode": f"forward+backward, {mode}"} for b, c in SHAPES]
     return found
 
 

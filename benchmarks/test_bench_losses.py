@@ -23,3 +23,16 @@ def test_forward_backward(benchmark, name: str, shape: tuple[int, int], backend:
     benchmark.group = f"{name} {shape[0]}x{shape[1]}"
     turn = iter(range(10**9))
     benchmark(lambda: losses.step(loss, batches[next(turn) % len(batches)]))
+
+
+@pytest.mark.parametrize("backend", ["ours", "eager", "compiled"])
+@pytest.mark.parametrize("shape", [(128, 10), (256, 1000)], ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def test_learned_prior(benchmark, shape: tuple[int, int], backend: str) -> None:
+    counts = losses.counts_of(shape[1])
+    batches = losses.inputs(*shape, torch.float32, cosine=False)
+    torch._dynamo.reset()
+    loss = baselines.learned_prior(backend, counts)
+    assert losses.learns(loss, batches[0], counts)
+    benchmark.group = f"learned prior {shape[0]}x{shape[1]}"
+    turn = iter(range(10**9))
+    benchmark(lambda: losses.learning_step(loss, batches[next(turn) % len(batches)]))

@@ -13,6 +13,7 @@
 #include "cpu/logdet.h"
 #include "cpu/row_statistics.h"
 #include "cpu/subset_scores.h"
+#include "cpu/vector_gradients.h"
 #if defined(LTK_HAVE_CUDA)
 #include "cuda/device.h"
 #include "cuda/entry.h"
@@ -79,13 +80,15 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "The vector exp of the active instruction set.");
     m.attr("ADJUSTED_CE_STACK") = ltk::kStack;
     m.def("adjusted_ce_scratch", &ltk::adjusted_ce_scratch, "Reals of scratch that one thread needs.");
+    m.def("vector_gradients_scratch", &ltk::vector_gradients_scratch,
+          "Doubles of scratch for the tables' gradients of one call.");
     m.def(
         "adjusted_ce",
         [](int dtype, Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
            Address target_b, Address lam, Address shift, Address scale, Address margin, Address row_scale,
            Address weight, Address row_coef, double focal_gamma, double label_smoothing, int64_t ignore_index,
            int reduction, Address row_loss, Address loss, Address grad, int64_t grad_stride, Address scratch,
-           int threads, const py::tuple& closed) {
+           int threads, const py::tuple& closed, const py::tuple& vectors) {
             ltk::AdjustedCe job{};
             job.logits = pointer(logits);
             job.logits_stride = logits_stride;
@@ -107,6 +110,14 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
             job.grad = pointer(grad);
             job.grad_stride = grad_stride;
             job.closed = closed_form(closed);
+            ltk::VectorGradients gradients;
+            if (!vectors.empty()) {  // (scratch, address of each table's gradient)
+                void* out[ltk::kTables];
+                for (size_t t = 0; t < ltk::kTables; ++t) out[t] = pointer(vectors[1 + t].cast<Address>());
+                gradients = ltk::vector_gradients(job, out, pointer<double>(vectors[0].cast<Address>()),
+                                                  dtype == static_cast<int>(ltk::DType::f64));
+                job.vectors = &gradients;
+            }
             py::gil_scoped_release release;
             return ltk::adjusted_ce(job, dtype, static_cast<ltk::Reduction>(reduction), pointer(loss), pointer(scratch),
                                     threads);

@@ -11,7 +11,7 @@ import functools
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from ._checks import real_dtype
 
 # enum DType of csrc/cpu/kernels.h
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_TABLES = ("shift", "scale", "margin", "row_scale", "weight")
+TABLES = ("shift", "scale", "margin", "row_scale", "weight")
 BACKENDS = ("cpu", "cuda", "triton", "torch")
 
 
@@ -160,9 +160,11 @@ def cpu_adjusted_ce(
     ignore_index: int,
     reduction: int,
     closed: tuple | None = None,
+    grad_tables: Tensor | None = None,
+    needs: Sequence[bool] = (),
 ) -> None:
-    """Fills `loss` and, where it is given, `grad`; see ``adjusted_ce`` in `ltkernels._ops`. `closed` is a closed form's
-    (code, table, seed, options).
+    """Fills `loss` and, where they are given, `grad` and `grad_tables`, a row for each table that `needs` says; see ``adjusted_ce`` and
+    ``learnable_ce`` in `ltkernels._ops`. `closed` is a closed form's (code, table, seed, options).
 
     Raises ValueError for a label out of range and for a table with an entry that is not finite; nothing is written then.
     """
@@ -179,6 +181,18 @@ def cpu_adjusted_ce(
         row_loss = scratch_address + threads * per_thread * scratch.element_size()
     if reduction == 0:
         row_loss = loss.data_ptr()
+    vectors: tuple[int, ...] = ()
+    if grad_tables is not None:
+        if shift is None:  # their kernel has no instances without it
+            shift = torch.zeros(classes, dtype=real_dtype(dtype))
+        labels = 1 if target_b is None else 2
+        doubles = _C.vector_gradients_scratch(rows, classes, needs[0] + needs[1], labels, dtype == torch.float64)
+        sums = torch.empty(doubles, dtype=torch.float64)
+        row, size, addresses = grad_tables.data_ptr(), classes * grad_tables.element_size(), [sums.data_ptr()]
+        for need in needs:
+            addresses.append(row if need else 0)
+            row += size if need else 0
+        vectors = tuple(addresses)
     status = _C.adjusted_ce(
         _DTYPE_CODES[dtype],
         logits.data_ptr(),
@@ -205,11 +219,12 @@ def cpu_adjusted_ce(
         scratch_address,
         threads,
         () if closed is None else (closed[0], _address(closed[1]), _address(closed[2]), *closed[3]),
+        vectors,
     )
     if status == -1:
         return
     if status < -1:
-        name = _TABLES[-2 - status]
+        name = TABLES[-2 - status]
         table = (shift, scale, margin, row_scale, weight)[-2 - status]
         index = int(torch.isfinite(table).logical_not().nonzero()[0]) if name != "shift" else _bad_shift(table)
         allowed = "finite or -inf" if name == "shift" else "finite"

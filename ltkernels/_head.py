@@ -118,15 +118,17 @@ def _linear_adjusted_ce(
     need_features: bool,
     need_weight: bool,
     need_bias: bool,
+    need_tables: list[bool],
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    learned = any(need_tables)
     if backend == "triton" and not form:
         from .triton import linear_adjusted_ce as tiled
 
         if not tiled.unsupported(features.dtype):
             tables = (shift, scale, margin, row_scale, class_weight)
             settings = (focal_gamma, label_smoothing, ignore_index, reduction, normalize, chunk_rows)
-            return tiled.linear_adjusted_ce(
+            outputs = tiled.linear_adjusted_ce(
                 features,
                 weight,
                 bias,
@@ -140,6 +142,7 @@ def _linear_adjusted_ce(
                 need_weight,
                 need_bias,
             )
+            return *outputs, outputs[0].new_empty(0, weight.shape[0])
     # The kernel checks the labels of a chunk when it gets there; a caller expects to hear of row 1000 before row 0 is
     # computed.
     _core._check_labels(target, target_b, weight.shape[0], ignore_index)
@@ -151,7 +154,7 @@ def _linear_adjusted_ce(
         if weight.stride(0) != 1 and weight.stride(1) != 1:
             weight = weight.contiguous()  # once: a GEMM would copy it for every chunk
 
-        inverse = norms = stray = None  # stray: what is added to the logits themselves
+        inverse = norms = stray = folded = None  # stray: what is added to the logits themselves
         if normalize:
             norms = torch.cat([torch.linalg.vector_norm(w, dim=1) for _, w in _blocks(weight, real, whole=False)])
             inverse = inverse_norms(norms)
@@ -172,7 +175,9 @@ def _linear_adjusted_ce(
         extra = (table, seed) if form else ()
         run, run_ = (_ops.closed_ce, _ops.closed_ce_) if form else (_ops.adjusted_ce, _ops.adjusted_ce_)
 
-        need_grad = need_features or need_weight or need_bias
+        need_grad = need_features or need_weight or need_bias or learned
+        # The kernel's shift is shift + bias * scale: with a bias the scale's gradient takes the shift's along.
+        of_kernel = [need_tables[0] or (need_tables[1] and folded is not None), *need_tables[1:]] if learned else []
         denominator = denominator_of(target, target_b, lam, class_weight, ignore_index, reduction)
         if need_grad and row_coef is None:
             row_coef = (1 / denominator).to(real).repeat(rows)
@@ -182,6 +187,7 @@ def _linear_adjusted_ce(
         grad_features = features.new_empty((rows, width) if need_features else 0, dtype=real)
         grad_weight = features.new_empty((classes, width) if need_weight else 0, dtype=real)
         grad_bias = features.new_zeros(classes if need_bias else 0, dtype=real)
+        grad_tables = features.new_zeros((sum(of_kernel), classes), dtype=real)
 
         for begin in range(0, max(rows, 1), step):
             at = slice(begin, min(begin + step, rows))
@@ -200,7 +206,11 @@ def _linear_adjusted_ce(
             if not need_grad:
                 losses[at] = run(z, *labels, *tables, *extra, None, *options, *closed, False, backend)[0]
                 continue
-            losses[at] = run_(z, *labels, *tables, *extra, row_coef[at], *options, *closed, backend)
+            if learned:
+                losses[at], shares = _ops.learnable_ce_(z, *labels, *tables, row_coef[at], *options, of_kernel)
+                grad_tables.add_(shares)
+            else:
+                losses[at] = run_(z, *labels, *tables, *extra, row_coef[at], *options, *closed, backend)
             if need_bias:
                 grad_bias.add_(z.sum(dim=0))
             if normalize and form:
@@ -219,15 +229,23 @@ def _linear_adjusted_ce(
                 off_the_ray(grad_weight[classes_at], w, norms[classes_at], inverse[classes_at])
         if normalize and need_bias and not form:
             grad_bias.div_(inverse)  # the kernel's gradient is that of x . w = |w| (cos + ...)
-        if reduction == _NONE:
-            return losses, grad_features, grad_weight, grad_bias
-        return (losses.double().sum() / denominator).to(real), grad_features, grad_weight, grad_bias
+        if learned and need_tables[1]:  # from those of the kernel's scale and shift to that of scale itself
+            of_shift, of_scale, *_ = _ops.spread(grad_tables, of_kernel)
+            if normalize:
+                of_scale.mul_(inverse)
+            if folded is not None:
+                of_scale.addcmul_(of_shift, torch.where(torch.isfinite(bias), bias, 0).to(real))
+            if not need_tables[0] and folded is not None:
+                grad_tables = grad_tables[1:].contiguous()
+        if reduction != _NONE:
+            losses = (losses.double().sum() / denominator).to(real)
+        return losses, grad_features, grad_weight, grad_bias, grad_tables
 
 
 def _linear_adjusted_ce_fake(
     features: Tensor, weight: Tensor, *arguments: object
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    reduction, need_features, need_weight, need_bias = arguments[-9], *arguments[-4:-1]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    reduction, need_features, need_weight, need_bias, need_tables = arguments[-10], *arguments[-5:-1]
     (rows, width), classes = features.shape, weight.shape[0]
     real = _checks.real_dtype(features.dtype)
     return (
@@ -235,19 +253,21 @@ def _linear_adjusted_ce_fake(
         features.new_empty((rows, width) if need_features else 0, dtype=real),
         features.new_empty((classes, width) if need_weight else 0, dtype=real),
         features.new_empty(classes if need_bias else 0, dtype=real),
+        features.new_empty((sum(need_tables), classes), dtype=real),
     )
 
 
 # features (N, D), weight (C, D), bias (C,) in one dtype; the loss and all gradients in float64 for float64 features,
 # else float32. table, seed, form and form_options are those of closed_ce (form 0: none). row_coef (N,) is the upstream
-# gradient of reduction "none". A gradient that is not needed is an empty tensor.
+# gradient of reduction "none". A gradient that is not needed is an empty tensor. need_tables and grad_tables are those of learnable_ce;
+# nothing or all False where no table is learned.
 operator = _ops.define(
     "linear_adjusted_ce(Tensor features, Tensor weight, Tensor? bias, Tensor target, Tensor? target_b, Tensor? lam, "
     "Tensor? shift, Tensor? scale, Tensor? margin, Tensor? row_scale, Tensor? class_weight, Tensor? table, "
     "Tensor? seed, Tensor? row_coef, float focal_gamma, float label_smoothing, int ignore_index, int reduction, int form, "
     "float[] form_options, bool normalize, int chunk_rows, "
-    "bool need_features, bool need_weight, bool need_bias, str backend) "
-    "-> (Tensor loss, Tensor grad_features, Tensor grad_weight, Tensor grad_bias)",
+    "bool need_features, bool need_weight, bool need_bias, bool[] need_tables, str backend) "
+    "-> (Tensor loss, Tensor grad_features, Tensor grad_weight, Tensor grad_bias, Tensor grad_tables)",
     _linear_adjusted_ce,
     _linear_adjusted_ce_fake,
 )
@@ -259,12 +279,26 @@ class LinearAdjustedCrossEntropy(torch.autograd.Function):
 
     Unreduced losses know their upstream gradient in backward only and compute the logits there a second time."""
 
+    # `needs` says which of features, weight and bias, and of the five tables where one is learned, require a gradient; the tables then
+    # come a second time, as `learned`, for autograd to see them.
     @staticmethod
-    def forward(ctx, features, weight, bias, labels_and_tables, options, normalize, chunk_rows, needs, backend):
+    def forward(
+        ctx, features, weight, bias, labels_and_tables, options, normalize, chunk_rows, needs, backend, *learned
+    ):
         ctx.arguments = (options, normalize, chunk_rows, needs, backend)
-        now = needs if options[3] != _NONE else (False, False, False)
+        now = needs if options[3] != _NONE else (False,) * len(needs)
         loss, *grads = operator(
-            features, weight, bias, *labels_and_tables, None, *options, normalize, chunk_rows, *now, backend
+            features,
+            weight,
+            bias,
+            *labels_and_tables,
+            None,
+            *options,
+            normalize,
+            chunk_rows,
+            *now[:3],
+            now[3:],
+            backend,
         )
         # The first backward gives these gradients away: `.grad` takes their memory, and the upstream factor needs no copy of
         # them. Were they saved, `.grad` could take them just the same and then accumulate into what is saved.
@@ -284,23 +318,25 @@ class LinearAdjustedCrossEntropy(torch.autograd.Function):
         options, normalize, chunk_rows, needs, backend = ctx.arguments
         features, weight, bias, *rest = ctx.saved_tensors
         labels_and_tables = rest[:10]
-        inputs = (features, weight, bias)
-        settings = (*options, normalize, chunk_rows, *needs, backend)
+        inputs = (features, weight, bias, *(labels_and_tables[3:8] if needs[3:] else ()))
+        arguments = (features, weight, bias, *labels_and_tables)
+        settings = (*options, normalize, chunk_rows, *needs[:3], needs[3:], backend)
         if torch.is_grad_enabled():
             grads = _differentiable_gradients(inputs, needs, labels_and_tables, options, normalize, upstream)
-        elif options[3] == _NONE:
-            _, *grads = operator(*inputs, *labels_and_tables, upstream.contiguous(), *settings)
+            return *grads[:3], None, None, None, None, None, None, *grads[3:]
+        if options[3] == _NONE:
+            _, *grads = operator(*arguments, upstream.contiguous(), *settings)
         elif torch.compiler.is_compiling():
             grads = [grad * upstream for grad in rest[10:]]
         else:
             grads, ctx.grads = ctx.grads, None
             if grads is None:  # a second backward over a retained graph
-                _, *grads = operator(*inputs, *labels_and_tables, None, *settings)
+                _, *grads = operator(*arguments, None, *settings)
             for grad in grads:
                 _core.multiply(grad, upstream, backend)
         # One rounding, after the upstream factor: float16 gradients under a loss scale would otherwise underflow first.
-        grads = [grad.to(given.dtype) if need else None for grad, given, need in zip(grads, inputs, needs)]
-        return *grads, None, None, None, None, None, None
+        of_inputs = [grad.to(given.dtype) if need else None for grad, given, need in zip(grads, inputs, needs)]
+        return *of_inputs[:3], None, None, None, None, None, None, *_ops.spread(grads[3], needs[3:])
 
 
 def _differentiable_gradients(
@@ -316,9 +352,10 @@ def _differentiable_gradients(
         # Views: the gradients stay connected to whatever the inputs came from.
         views = [given.view_as(given) if need else given for given, need in zip(inputs, needs)]
         *labels_and_tables, table, seed = labels_and_tables
+        labels_and_tables[3:] = views[3:] or labels_and_tables[3:]
         *options, form, form_options = options
         term = _terms.Term(_terms.FORMS[form], table, seed, tuple(form_options)) if form else None
-        loss = _reference.adjusted_cross_entropy(logits_of(*views, normalize), *labels_and_tables, *options, term)
+        loss = _reference.adjusted_cross_entropy(logits_of(*views[:3], normalize), *labels_and_tables, *options, term)
         found = iter(
             torch.autograd.grad(loss, [view for view, need in zip(views, needs) if need], upstream, create_graph=True)
         )

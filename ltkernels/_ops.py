@@ -6,7 +6,7 @@ training through a raw operator would detach silently, so nothing public returns
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,45 @@ def _adjusted_ce_inplace_fake(logits: Tensor, *arguments: object) -> Tensor:
     return _loss_like(logits, arguments[-2])
 
 
+def _grad_tables(logits: Tensor, needs: list[bool]) -> Tensor:
+    return torch.empty(sum(needs), logits.shape[1], dtype=real_dtype(logits.dtype), device=logits.device)
+
+
+def spread(rows: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The (K, C) gradients of the K wanted tables as five, None where not wanted."""
+    wanted = iter(rows.unbind())
+    return tuple(next(wanted) if need else None for need in needs)
+
+
+def _learnable_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    *arguments, need_grad, needs = arguments
+    if logits.stride(1) != 1 and logits.shape[1] != 1:
+        logits = logits.contiguous()
+    loss, grad = _outputs(logits, arguments[-1], need_grad)
+    grad_tables = _grad_tables(logits, needs)
+    _backends.cpu_adjusted_ce(logits, loss, grad if need_grad else None, *arguments, None, grad_tables, needs)
+    return loss, grad, grad_tables
+
+
+def _learnable_ce_inplace(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    *arguments, needs = arguments
+    loss, grad_tables = _loss_like(logits, arguments[-1]), _grad_tables(logits, needs)
+    grad = logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+    _backends.cpu_adjusted_ce(grad, loss, grad, *arguments, None, grad_tables, needs)
+    if grad is not logits:
+        logits.copy_(grad)
+    return loss, grad_tables
+
+
+def _learnable_ce_fake(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    reduction, need_grad, needs = arguments[-3:]
+    return *_outputs(logits, reduction, need_grad), _grad_tables(logits, needs)
+
+
+def _learnable_ce_inplace_fake(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    return _loss_like(logits, arguments[-2]), _grad_tables(logits, arguments[-1])
+
+
 def _closed_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
     plain, closed = _split_closed(arguments[:-2])
     return _run(logits, plain, *arguments[-2:], closed)
@@ -140,6 +179,21 @@ closed_ce_ = define(
 )
 
 
+# adjusted_ce and adjusted_ce_ on the CPU with gradients of tables: a row for each table that `needs` says, in the order shift, scale,
+# margin, row_scale, weight; the last without label smoothing.
+learnable_ce = define(
+    f"learnable_ce(Tensor logits, {_ARGUMENTS}, bool need_grad, bool[] needs) "
+    "-> (Tensor loss, Tensor grad, Tensor grad_tables)",
+    _learnable_ce,
+    _learnable_ce_fake,
+)
+learnable_ce_ = define(
+    f"learnable_ce_(Tensor(a!) logits, {_ARGUMENTS}, bool[] needs) -> (Tensor loss, Tensor grad_tables)",
+    _learnable_ce_inplace,
+    _learnable_ce_inplace_fake,
+)
+
+
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_transforms = torch._C._are_functorch_transforms_active
 _jit_tracing = torch._C._get_tracing_state
@@ -165,3 +219,8 @@ def run_adjusted_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor]
     if unwatched(logits):
         return _adjusted_ce(logits, *arguments)
     return adjusted_ce(logits, *arguments)
+
+
+def run_learnable_ce(logits: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    """`learnable_ce`, straight to the kernel where nobody watches the dispatcher."""
+    return (_learnable_ce if unwatched(logits) else learnable_ce)(logits, *arguments)

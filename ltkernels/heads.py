@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from . import _backends, _checks
 from ._head import EPS, LinearAdjustedCrossEntropy, check_class_weight, logits_of, operator
-from .losses import _core, _terms
+from .losses import _core, _learnable, _terms
 from .losses._core import Target
 from .losses._record import TABLES
 
@@ -123,9 +123,9 @@ def linear_adjusted_cross_entropy(
         ``reduction="none"``. On the CPU logits and gradients are computed in that dtype too, and gradients rounded once
         to their input's.
 
-    Under autocast, float32 inputs are cast as `torch.nn.functional.linear` does. Gradients with respect to a table and
-    class probabilities are computed by the plain torch reference, and so are second derivatives; all three hold the
-    logits.
+    Under autocast, float32 inputs are cast as `torch.nn.functional.linear` does. Tables that require a gradient get one, from the
+    chunks on the CPU; `explain` says where the plain torch reference computes it. That reference serves class probabilities and
+    second derivatives too, and holds the logits.
 
     Raises:
         ValueError: a shape or device that does not fit, a label out of range (row and value), a table entry that is not
@@ -141,6 +141,7 @@ def linear_adjusted_cross_entropy(
         chunk_rows=chunk_rows,
         backend=backend,
         term=term,
+        label_smoothing=label_smoothing,
     )
     features, weight, bias = call.features, call.weight, call.bias
     if call.chunk_rows == 0:
@@ -177,13 +178,14 @@ def linear_adjusted_cross_entropy(
     )  # the kernel reads consecutive labels
     options = (focal_gamma, label_smoothing, ignore_index, code, form, list(form_options))
     inputs = (features, weight, bias)
-    if torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs):
-        needs = tuple(given is not None and given.requires_grad for given in inputs)
+    learned = call.tables if _core.require_grad(call.tables) else ()
+    needs = tuple(given is not None and given.requires_grad for given in (*inputs, *learned))
+    if torch.is_grad_enabled() and any(needs):
         loss = LinearAdjustedCrossEntropy.apply(
-            *inputs, labels_and_tables, options, bool(normalize), call.chunk_rows, needs, call.backend
+            *inputs, labels_and_tables, options, bool(normalize), call.chunk_rows, needs, call.backend, *learned
         )
     else:
-        settings = (*options, bool(normalize), call.chunk_rows, False, False, False, call.backend)
+        settings = (*options, bool(normalize), call.chunk_rows, False, False, False, [], call.backend)
         loss = operator(*inputs, *labels_and_tables, None, *settings)[0]
     return loss.reshape(call.shape) if reduction == "none" else loss
 
@@ -203,6 +205,7 @@ def _prepare(
     chunk_rows: int | None,
     backend: str | None,
     term: _terms.Term | None = None,
+    label_smoothing: float = 0.0,
 ) -> _Call:
     """Checks what the logits' loss cannot check, flattens the batch, casts for autocast and chooses the path."""
     for name, value in (("features", features), ("weight", weight), ("bias", bias)):
@@ -247,7 +250,9 @@ def _prepare(
     features = features.reshape(-1, features.shape[-1])
     first = target[0] if isinstance(target, tuple) else target
     lam = target[2] if isinstance(target, tuple) and isinstance(target[2], Tensor) else None
-    needs_torch = _core._needs_torch(first.is_floating_point(), lam, tables)
+    needs_torch = _core._needs_torch(first.is_floating_point(), lam)
+    if _core.require_grad(tables) and not needs_torch:
+        needs_torch = _learnable.needs_torch(tables, label_smoothing, term is not None, backend, device)
     served = _backends.choose(backend, device, needs_torch)
     if backend is None and served == "cuda" and not _backends.triton_problem("cuda"):
         served = "triton"  # its head forms tiles of logits; the compiled kernels would need them whole, or float32 chunks of them
@@ -264,6 +269,12 @@ def _prepare(
                 f"chunk_rows={chunk_rows} is not possible: softmax equalization counts its random numbers by row"
             )
         chunk_rows, reason = 0, "softmax equalization counts its random numbers by row"
+    elif tables[-1] is not None and _core.require_grad(tables[-1:]):
+        if chunk_rows:
+            raise ValueError(
+                f"chunk_rows={chunk_rows} is not possible: the gradient of class_weight needs the loss of all rows"
+            )
+        chunk_rows, reason = 0, "the gradient of class_weight needs the loss of all rows"
     elif chunk_rows is None:
         chunk_rows, reason = _choose_chunk(features.shape[0], features.shape[1], classes)
     else:
@@ -331,6 +342,7 @@ def _explain(
         chunk_rows=chunk_rows,
         backend=backend,
         term=kwargs.get("term"),
+        label_smoothing=kwargs.get("label_smoothing", 0.0),
     )
     kernel = _backends.explain(backend, features.device, call.needs_torch)
     path = "logits held" if call.chunk_rows == 0 else "logits in chunks"

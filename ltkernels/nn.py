@@ -24,10 +24,24 @@ class AdjustedCrossEntropy(torch.nn.Module):
     The buffers move with ``.to(device)`` and are saved in the state dict; schedules change them in place. They stay float32
     under ``.half()`` and ``.bfloat16()``: a prior rounded to 8 bits is another loss.
 
+    Vectors named in `learnable` are Parameters instead, under the same names and state dict keys, and start from what the loss gives
+    them: neutral (0 for shift and margin, 1 for the others) where it has none. Hand them to the optimizer, without weight decay, which
+    would pull a scale to 0. A prior that is learned from the formula's on::
+
+        loss = ltk.nn.LogitAdjustedCrossEntropy(class_counts, learnable=("shift",))
+        optimizer = torch.optim.SGD([{"params": model.parameters(), "weight_decay": 2e-4}, {"params": loss.parameters()}], lr=0.1)
+
+    A temperature for each class, or one for all, fitted to a trained model's validation logits::
+
+        loss = ltk.nn.AdjustedCrossEntropy(ltk.adjustments.Adjustment(scale=torch.ones(C)), learnable=("scale",))
+        log_t = torch.zeros((), requires_grad=True)
+        ltk.functional.adjusted_cross_entropy(logits, target, scale=torch.exp(-log_t).expand(C)).backward()
+
     Args:
         adjustment: the vectors, or the closed form of a loss that they cannot express.
         class_counts: (C,) integers, kept in the state dict so that a checkpoint made with other counts is refused; or None.
         label_smoothing, ignore_index, reduction, inplace, backend: as in the function.
+        learnable: names among shift, scale, margin, row_scale and weight; every Module of this file takes it but `Seesaw`.
     """
 
     class_counts: Tensor | None
@@ -44,12 +58,19 @@ class AdjustedCrossEntropy(torch.nn.Module):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None:
         super().__init__()
         adjustment = Adjustment() if adjustment is None else adjustment
+        learned = _learned_tables(adjustment, class_counts, learnable)
         for name in TABLES:
             table = getattr(adjustment, name, None)
-            self.register_buffer(name, None if table is None else torch.as_tensor(table).clone())
+            if name in learned:
+                self.register_parameter(name, torch.nn.Parameter(learned[name]))
+            else:
+                self.register_buffer(name, None if table is None else torch.as_tensor(table).clone())
+        self._learns = bool(learned)
+        self.closed_form = isinstance(adjustment, ClosedForm)
         term = adjustment.term if isinstance(adjustment, ClosedForm) else None
         self._term = None if term is None else (term.form, term.options)
         self.register_buffer("term_table", None if term is None or term.table is None else term.table.clone())
@@ -74,6 +95,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
     def _loss(self, logits: Tensor, target: Target, term: Term | None) -> Tensor:
         tables = self._buffers  # attribute access would search three dictionaries for each table
+        if self._learns:
+            tables = {**tables, **self._parameters}
         return adjusted_cross_entropy(
             logits,
             target,
@@ -152,7 +175,34 @@ class AdjustedCrossEntropy(torch.nn.Module):
         tables = [name for name in TABLES if getattr(self, name) is not None]
         sized = [getattr(self, name) for name in tables] + ([] if self.term_table is None else [self.term_table])
         classes = len(sized[0]) if sized else "any"
-        return f"classes={classes}, tables=[{', '.join(tables)}], reduction={self.reduction!r}"
+        learned = f", learnable=[{', '.join(self._parameters)}]" if self._learns else ""
+        return f"classes={classes}, tables=[{', '.join(tables)}]{learned}, reduction={self.reduction!r}"
+
+
+def _learned_tables(
+    adjustment: Adjustment | ClosedForm, class_counts: Sequence[int] | Tensor | None, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """The first values of the vectors that are learned, float32."""
+    if isinstance(names, str) or not set(names) <= set(TABLES):
+        raise ValueError(f"learnable is {names!r}; it must be a sequence of names among {', '.join(TABLES)}")
+    classes = built_classes(adjustment)
+    if classes is None and class_counts is not None:
+        classes = len(class_counts)
+    found = {}
+    for name in names:
+        if name not in adjustment._fields:
+            raise ValueError(f"learnable names {name}, which the closed form {adjustment.term.form!r} does not have")
+        table = getattr(adjustment, name)
+        if table is None and classes is None:
+            raise ValueError(
+                f"learnable names {name}, but nothing tells the number of classes: give AdjustedCrossEntropy an adjustment with {name}"
+            )
+        neutral = 0.0 if name in ("shift", "margin") else 1.0
+        found[name] = torch.full((classes,), neutral) if table is None else torch.as_tensor(table).clone().float()
+        if not torch.isfinite(found[name]).all():
+            at = int(torch.isfinite(found[name]).logical_not().nonzero()[0])
+            raise ValueError(f"{name}[{at}] is {found[name][at].item()}; a learnable vector must start finite")
+    return found
 
 
 def _short(counts: Tensor) -> str:
@@ -161,13 +211,14 @@ def _short(counts: Tensor) -> str:
 
 
 def _module(loss: Loss) -> type[AdjustedCrossEntropy]:
-    """The Module of a record: ``(class_counts | num_classes, options, *, common)``."""
+    """The Module of a record: ``(class_counts | num_classes, options, *, common, learnable)``."""
     own = loss.parameters
+    common_defaults = {**_COMMON_DEFAULTS, "learnable": ()}
 
     def __init__(self: AdjustedCrossEntropy, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs).arguments
         adjustment = loss.build(**{name: bound[name] for name in own if name in bound})
-        common = {name: value for name, value in bound.items() if name in _COMMON_DEFAULTS}
+        common = {name: value for name, value in bound.items() if name in common_defaults}
         weight = common.get("weight")
         if weight is not None and built_classes(adjustment) not in (None, len(weight)):
             raise ValueError(f"weight has {len(weight)} entries; the loss has {built_classes(adjustment)} classes")
@@ -178,14 +229,17 @@ def _module(loss: Loss) -> type[AdjustedCrossEntropy]:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *own.values()]
-    parameters += [inspect.Parameter(name, keyword, default=value) for name, value in _COMMON_DEFAULTS.items()]
+    parameters += [inspect.Parameter(name, keyword, default=value) for name, value in common_defaults.items()]
     signature = inspect.Signature(parameters)
     __init__.__signature__ = signature  # type: ignore[attr-defined]
-    counts = "class_counts: (C,) training samples per class, integers." if loss.first == "class_counts" else ""
+    arguments = (
+        "class_counts: (C,) training samples per class, integers.\n        " if loss.first == "class_counts" else ""
+    )
+    arguments += "learnable: names of vectors to learn, as in `AdjustedCrossEntropy`."
     return type(
         loss.class_name,
         (AdjustedCrossEntropy,),
-        {"__init__": __init__, "__doc__": loss.doc(counts), "__module__": __name__},
+        {"__init__": __init__, "__doc__": loss.doc(arguments), "__module__": __name__},
     )
 
 

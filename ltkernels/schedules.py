@@ -52,6 +52,8 @@ class Schedule:
         device = next((buffer.device for buffer in loss.buffers()), torch.device("cpu"))
         for name, table in before.items():
             buffer = getattr(loss, name)
+            if isinstance(buffer, torch.nn.Parameter):
+                raise ValueError(f"loss learns its {name} (learnable); {type(self).__name__} sets it itself")
             if buffer is None:
                 loss.register_buffer(name, torch.full_like(table, _NEUTRAL[name], dtype=torch.float32, device=device))
             elif buffer.shape != table.shape:

@@ -149,3 +149,18 @@ def assert_loss(actual: Tensor, expected: Tensor, size: Tensor, dtype: torch.dty
     got = actual.double()
     same = (got == expected) | (got.isnan() & expected.isnan())
     assert bool((same | ((got - expected).abs() <= allowed)).all()), f"{actual} is not {expected}"
+
+
+def assert_sums(actual: Tensor, expected: Tensor, magnitude: Tensor, size: float, cond: float = 1.0) -> None:
+    """A table's gradient: the error of a sum relative to `magnitude`, the sum of its terms' absolute values. Terms have a row's error, and
+    adding them up in slices another few roundings. `size` is the rows' largest |a|, `cond` as in `assert_gradient`."""
+    epsilon, factor, _, floor = TOLERANCES[actual.dtype]
+    allowed = cond * factor * epsilon * (8 + size) * magnitude + floor
+    assert actual.shape == expected.shape
+    for wrong in (torch.zeros_like(expected), 2 * expected):
+        if magnitude.max() > 1e3 * floor and expected.abs().max() > 1e-3 * magnitude.max():
+            assert not bool(((wrong - expected).abs() <= allowed).all()), "the tolerance would accept a wrong gradient"
+    error = (actual.double() - expected).abs()
+    assert bool((error <= allowed).all()), (
+        f"largest error {float((error / magnitude.clamp_min(floor)).max()):.3g} of its terms"
+    )

@@ -115,18 +115,6 @@ def test_double_backward_reaches_what_the_logits_came_from(data) -> None:
         assert torch.allclose(a, b, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", list(TABLES))
-def test_gradients_of_tables(data, name) -> None:
-    """Tables that require a gradient get it, from the torch reference."""
-    z, y = data
-    tables = {key: value.double() for key, value in TABLES.items()}
-    tables[name] = tables[name].requires_grad_()
-    assert torch.autograd.gradcheck(lambda t: CE(z.detach(), y, **{**tables, name: t}), (tables[name],))
-    assert ltk.explain(CE, z, y, **tables).backend == "torch"
-    with pytest.raises(ValueError, match=r"backend='cpu'.*gradient with respect to a table"):
-        CE(z, y, backend="cpu", **tables)
-
-
 def test_no_gradient_wanted(data) -> None:
     z, y = data
     with torch.no_grad():

@@ -235,17 +235,6 @@ def test_a_gradient_penalty_reaches_what_the_features_came_from() -> None:
         assert torch.allclose(ours, theirs, rtol=1e-10)
 
 
-def test_gradients_of_a_table_come_from_torch() -> None:
-    given = inputs()
-    shift = torch.zeros(CLASSES, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda shift: HEAD(*given[:2], LABELS, normalize=True, shift=shift), (shift,))
-    explanation = ltk.explain(HEAD, *given[:2], LABELS, shift=shift)
-    assert explanation.backend == "torch"
-    assert "gradient with respect to a table" in explanation.reason
-    with pytest.raises(ValueError, match=r"chunk_rows=4 is not possible: gradient with respect to a table"):
-        HEAD(*given[:2], LABELS, shift=shift, chunk_rows=4)
-
-
 def test_class_probabilities() -> None:
     features, weight, bias = inputs()
     target = torch.randn(ROWS, CLASSES, dtype=torch.float64, generator=GENERATOR).softmax(1)
@@ -534,5 +523,6 @@ def test_opcheck(needs, reduction) -> None:
             None,
             None if upstream is None else upstream[:rows],
         )
-        settings = (0.0, 0.1, -100, reduction, 0, [], True, 4, *needs, "cpu")
+        tables_learned = [needs[0], True, needs[1], True, False] if needs[2] else []
+        settings = (0.0, 0.1, -100, reduction, 0, [], True, 4, *needs, tables_learned, "cpu")
         torch.library.opcheck(_head.operator, (*arguments, *settings))

@@ -8,6 +8,7 @@
 
 #include "isa.h"
 #include "parallel.h"
+#include "vector_gradients.h"
 
 namespace ltk {
 namespace {
@@ -109,7 +110,7 @@ int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* s
         Real* scratch;
     };
     // 16 384 logits are some microseconds of work: less would not pay for waking a thread.
-    const int64_t block = job.classes >= 16384 ? 1 : 16384 / job.classes;
+    const int64_t block = job.vectors != nullptr ? job.vectors->slice : job.classes >= 16384 ? 1 : 16384 / job.classes;
     Context context{job, kernels().adjusted_ce[dtype], block, static_cast<Real*>(scratch)};
     parallel_blocks((job.rows + block - 1) / block, threads,
                     [](void* c, int64_t index, int worker) noexcept {
@@ -124,7 +125,12 @@ int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* s
         // In row order and in double: the same bits for any number of threads.
         double total = 0.0;
         for (int64_t i = 0; i < job.rows; ++i) total += static_cast<double>(static_cast<const Real*>(job.row_loss)[i]);
-        *static_cast<Real*>(loss) = static_cast<Real>(total / denominator);
+        total /= denominator;
+        *static_cast<Real*>(loss) = static_cast<Real>(total);
+        if (job.vectors != nullptr)
+            add_up(job, reduction == Reduction::mean ? total : 0.0, sizeof(Real) == sizeof(double), threads);
+    } else if (job.vectors != nullptr) {
+        add_up(job, 0.0, sizeof(Real) == sizeof(double), threads);
     }
     return -1;
 }

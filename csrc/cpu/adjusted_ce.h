@@ -20,6 +20,8 @@ struct ClosedForm {
     double options[3];
 };
 
+struct VectorGradients;  // vector_gradients.h
+
 // Pointers only; the caller has checked every shape. "real" is double for float64 logits, float for all others; every
 // table, row coefficient, row loss and scratch element is real. A null table means its neutral value.
 struct AdjustedCe {
@@ -46,6 +48,7 @@ struct AdjustedCe {
     int64_t grad_stride;
     bool stream;  // write the gradient past the caches
     ClosedForm closed;
+    const VectorGradients* vectors;  // gradients of the tables, or null; then shift is given, and grad may be null
 };
 
 enum class Reduction : int { none = 0, mean = 1, batch_mean = 2, sum = 3 };

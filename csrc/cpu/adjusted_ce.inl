@@ -1,6 +1,11 @@
 // Body of adjusted_ce.h. A row is read once from memory, one exp a logit: the exponentials, relative to a reference
 // near the row's maximum, wait in scratch for the row's sum, and a last pass scales them into the gradient.
 #include <cmath>
+#include <limits>
+
+#include "vector_gradients.h"
+
+#include "vector_gradients.inl"
 
 namespace ltk {
 namespace LTK_NAMESPACE {
@@ -48,7 +53,9 @@ struct Term {
     int64_t label;
     double share;        // lam, 1 - lam, or 1
     double sigma;        // row scale
-    double target_a;     // adjusted logit of the label, margin included
+    double z;            // logit of the label
+    double target_u;     // adjusted logit of the label, margin included, before the row scale
+    double target_a;     // sigma target_u
     double slope = 1.0;  // of target_a in the label's logit, in units of row scale times class scale
 };
 
@@ -195,21 +202,22 @@ LTK_INLINE RowSums<V> row_sums(const T* z, int64_t classes, const Table* scale, 
     return row;
 }
 
-// Loss of one label of one row; its gradient, plus `add` where that is not null, goes to `grad` (null: loss only).
-template <class V, bool Scale, bool Shift, class T, class G>
+// Loss of one label of one row; its gradient, plus `add` where that is not null, goes to `grad` (null: loss only). With
+// Tables its shares of the tables' gradients go to `sums`, and `grad` is not null.
+template <class V, bool Scale, bool Shift, bool Tables = false, class T, class G>
 static inline double row_term(const AdjustedCe& job, const T* z, const Term<typename V::Real>& term, double upstream,
                               typename V::Real* e, typename V::Real* block_reference, const typename V::Real* add,
-                              G* grad) noexcept {
+                              G* grad, const TableSums<typename V::Real>* sums = nullptr) noexcept {
     using Real = typename V::Real;
     using Reg = typename V::Reg;
     using Mask = typename V::Mask;
     const Real* scale = static_cast<const Real*>(job.scale);
+    const Real* shift = static_cast<const Real*>(job.shift);
     const Real* weight = static_cast<const Real*>(job.weight);
     const int64_t classes = job.classes;
     const bool smooth = job.label_smoothing != 0.0;
-    const RowSums<V> row =
-        row_sums<V, Scale, Shift>(z, classes, scale, static_cast<const Real*>(job.shift), term.label, term.sigma,
-                                  smooth, weight, grad == nullptr ? nullptr : e, block_reference);
+    const RowSums<V> row = row_sums<V, Scale, Shift>(z, classes, scale, shift, term.label, term.sigma, smooth, weight,
+                                                     grad == nullptr ? nullptr : e, block_reference);
     const double row_reference = static_cast<double>(row.reference);
     const double smooth_a = row.smooth_a;
 
@@ -240,9 +248,20 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     const double g = hard * slope + soft_total;
     double label_grad =
         soft_total * (label_e / total) - hard * slope * (others / total) - (smooth ? soft * label_weight : 0.0);
+    const double label_h = label_grad * outer;
+    // Copies: a store of a vector may alias anything, and `sums` would be read again for each of them.
+    Real* const shift_sum = Tables ? sums->shift : nullptr;
+    Real* const scale_sum = Tables ? sums->scale : nullptr;
+    const bool of_row_scale = Tables && sums->row_scale;
+    Real label_sums[2] = {};
+    if constexpr (Tables) {
+        if (shift_sum != nullptr) label_sums[0] = shift_sum[term.label] + static_cast<Real>(label_h);
+        if (scale_sum != nullptr) label_sums[1] = scale_sum[term.label] + static_cast<Real>(label_h * term.z);
+    }
     label_grad *= outer * term.slope * (Scale ? static_cast<double>(scale[term.label]) : 1.0);
     if (add != nullptr) label_grad += static_cast<double>(add[term.label]);
     const double per_exponential = outer * g * shrink / total;
+    double along = 0.0;  // the row's derivative in sigma
     for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
         const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
         const double from = static_cast<double>(block_reference[block]);
@@ -250,9 +269,31 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         const double factor = from == row_reference || from == -INFINITY ? 1.0 : std::exp(from - row_reference);
         const Reg k = V::set(static_cast<Real>(per_exponential * factor));
         const Reg c = V::set(static_cast<Real>(-outer * soft));
+        // What the tables' gradients take along. A masked class (-inf) counts as very low: its h is 0, and 0 inf is
+        // not.
+        const Reg lowest = V::set(std::numeric_limits<Real>::lowest());
+        const Reg k_row = V::set(static_cast<Real>(upstream * g * shrink / total * factor));
+        const Reg c_row = V::set(static_cast<Real>(-upstream * soft));
+        const Reg target_u = V::set(static_cast<Real>(term.target_u));
+        Reg along_block = V::set(0);
+        const auto take = [&](int64_t j, Mask mask, Reg p, Reg h) LTK_INLINE_LAMBDA {
+            if (shift_sum != nullptr) V::store(shift_sum + j, V::add(V::load(shift_sum + j, mask), h), mask);
+            if (scale_sum != nullptr) {
+                const Reg logit = V::max(V::load(z + j, mask), lowest);
+                V::store(scale_sum + j, V::fma(h, logit, V::load(scale_sum + j, mask)), mask);
+            }
+            if (of_row_scale) {
+                Reg y = V::mul(k_row, p);
+                if (smooth) y = V::add(y, weight == nullptr ? c_row : V::mul(c_row, V::load(weight + j, mask)));
+                const Reg u = V::max(adjusted<V, Scale, Shift>(z, scale, shift, j, mask), lowest);
+                along_block = V::fma(V::select(mask, y, V::set(0)), V::sub(u, target_u), along_block);
+            }
+        };
         const auto value = [&](int64_t j, Mask mask) LTK_INLINE_LAMBDA {
-            Reg y = V::mul(k, V::load(e + j, mask));
+            const Reg p = V::load(e + j, mask);
+            Reg y = V::mul(k, p);
             if (smooth) y = V::add(y, weight == nullptr ? c : V::mul(c, V::load(weight + j, mask)));
+            if constexpr (Tables) take(j, mask, p, y);
             if (Scale) y = V::mul(y, V::load(scale + j, mask));
             if (add != nullptr) y = V::add(y, V::load(add + j, mask));
             return y;
@@ -270,8 +311,20 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
             for (; j + V::N <= end; j += V::N) V::store(grad + j, value(j, V::all()), V::all());
         }
         if (j < end) V::store(grad + j, value(j, V::first(end - j)), V::first(end - j));
+        if constexpr (Tables) along += static_cast<double>(V::horizontal_sum(along_block));
     }
     put(label_grad, grad + term.label);
+    if constexpr (Tables) {
+        // The loops went over the label's place, where smoothing alone leaves something.
+        if (shift_sum != nullptr) shift_sum[term.label] = label_sums[0];
+        if (scale_sum != nullptr) scale_sum[term.label] = label_sums[1];
+        if (smooth && job.margin != nullptr)
+            along +=
+                upstream * soft * label_weight * static_cast<double>(static_cast<const Real*>(job.margin)[term.label]);
+        sums->terms[0] = static_cast<Real>(-label_h);
+        sums->terms[1] = static_cast<Real>(along);
+        sums->terms[2] = static_cast<Real>(upstream * term.share * phi);
+    }
     return loss;
 }
 
@@ -285,7 +338,9 @@ static inline Term<typename V::Real> make_term(const AdjustedCe& job, double z, 
     term.label = label;
     term.share = share;
     term.sigma = at(job.row_scale, 1.0);
-    term.target_a = term.sigma * (at(job.scale, 1.0) * z + at(job.shift, 0.0) - at(job.margin, 0.0));
+    term.z = z;
+    term.target_u = at(job.scale, 1.0) * z + at(job.shift, 0.0) - at(job.margin, 0.0);
+    term.target_a = term.sigma * term.target_u;
     return term;
 }
 
@@ -297,16 +352,20 @@ static inline Term<typename V::Real> make_term(const AdjustedCe& job, double z, 
 namespace ltk {
 namespace LTK_NAMESPACE {
 
-template <class V, bool Scale, bool Shift, class T>
+template <class V, bool Scale, bool Shift, class T, bool Tables = false>
 static void rows(const AdjustedCe& job, int64_t begin, int64_t end, void* scratch) noexcept {
     using Real = typename V::Real;
-    if (narrow_serves<V>(job)) return narrow_rows<V, Scale, Shift, T>(job, begin, end);
+    if (narrow_serves<V>(job)) return narrow_rows<V, Scale, Shift, T, Tables>(job, begin, end);
     Real* e = static_cast<Real*>(scratch);
     Real* first = e + adjusted_ce_row(job.classes);  // gradient of a mixed row's first label
-    Real* block_reference = first + adjusted_ce_row(job.classes);
+    // Tables need the last pass over a row; without `grad` what it writes is left here.
+    T* unwanted = reinterpret_cast<T*>(first + adjusted_ce_row(job.classes));
+    Real* block_reference = first + 2 * adjusted_ce_row(job.classes);
+    TableSums<Real> sums{};
+    if constexpr (Tables) sums = table_sums<Real>(job, begin);
     for (int64_t i = begin; i < end; ++i) {
         const T* z = static_cast<const T*>(job.logits) + i * job.logits_stride;
-        T* grad = job.grad == nullptr ? nullptr : static_cast<T*>(job.grad) + i * job.grad_stride;
+        T* grad = job.grad != nullptr ? static_cast<T*>(job.grad) + i * job.grad_stride : Tables ? unwanted : nullptr;
         Real* loss = static_cast<Real*>(job.row_loss) + i;
         const int64_t label = job.target[i];
         if (label == job.ignore_index) {
@@ -319,16 +378,19 @@ static void rows(const AdjustedCe& job, int64_t begin, int64_t end, void* scratc
             (job.row_coef == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.row_coef)[i]));
         const double lam = job.target_b == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.lam)[i]);
         const Term<Real> a = make_term<V>(job, get(z + label), label, lam);
+        if constexpr (Tables)
+            sums.terms = static_cast<Real*>(job.vectors->terms) + i * kRowTerms * (job.target_b == nullptr ? 1 : 2);
         if (job.target_b == nullptr) {
-            *loss =
-                static_cast<Real>(row_term<V, Scale, Shift>(job, z, a, upstream, e, block_reference, nullptr, grad));
+            *loss = static_cast<Real>(
+                row_term<V, Scale, Shift, Tables>(job, z, a, upstream, e, block_reference, nullptr, grad, &sums));
             continue;
         }
         const int64_t label_b = job.target_b[i];
         const Term<Real> b = make_term<V>(job, get(z + label_b), label_b, 1.0 - lam);
-        double sum = row_term<V, Scale, Shift>(job, z, a, upstream, e, block_reference, nullptr,
-                                               grad == nullptr ? nullptr : first);
-        sum += row_term<V, Scale, Shift>(job, z, b, upstream, e, block_reference, first, grad);
+        double sum = row_term<V, Scale, Shift, Tables>(job, z, a, upstream, e, block_reference, nullptr,
+                                                       grad == nullptr ? nullptr : first, &sums);
+        sums.terms += kRowTerms;
+        sum += row_term<V, Scale, Shift, Tables>(job, z, b, upstream, e, block_reference, first, grad, &sums);
         *loss = static_cast<Real>(sum);
     }
 }
@@ -346,6 +408,8 @@ template <class V, class T>
 static void rows_of(const AdjustedCe& job, int64_t begin, int64_t end, void* scratch) noexcept {
     if (job.closed.form == Form::sigmoid) return sigmoid_rows<V, T>(job, begin, end, scratch);
     if (job.closed.form != Form::none) return closed_rows<V, T>(job, begin, end, scratch);
+    if (job.vectors != nullptr && job.scale != nullptr) return rows<V, true, true, T, true>(job, begin, end, scratch);
+    if (job.vectors != nullptr) return rows<V, false, true, T, true>(job, begin, end, scratch);
     if (job.scale != nullptr && job.shift != nullptr) return rows<V, true, true, T>(job, begin, end, scratch);
     if (job.scale != nullptr) return rows<V, true, false, T>(job, begin, end, scratch);
     if (job.shift != nullptr) return rows<V, false, true, T>(job, begin, end, scratch);

@@ -14,7 +14,7 @@ static inline bool narrow_serves(const AdjustedCe& job) noexcept {
     return V::N > 1 && job.classes <= kNarrow && job.target_b == nullptr && job.label_smoothing == 0.0;
 }
 
-template <class V, bool Scale, bool Shift, class T>
+template <class V, bool Scale, bool Shift, class T, bool Tables>
 static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexcept {
     using Real = typename V::Real;
     using Reg = typename V::Reg;
@@ -27,6 +27,16 @@ static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexc
     const int64_t classes = job.classes;
     alignas(64) Real x[kNarrow * n];  // column j of the group: x[j * n + lane]
     alignas(64) Real sigma[n], label_a[n], others[n], label_e[n], below[n], k[n];
+    // For the tables' gradients: logits and column sums as x, the rest a lane each.
+    constexpr int64_t tables = Tables ? n : 0;
+    alignas(64) Real logit[kNarrow * tables + 1], shift_sum[kNarrow * tables + 1], scale_sum[kNarrow * tables + 1];
+    alignas(64) Real label_u[tables + 1], label_h[tables + 1], k_row[tables + 1];
+    const Reg lowest = V::set(std::numeric_limits<Real>::lowest());  // a masked class' h is 0, and 0 inf is not
+    TableSums<Real> sums{};
+    if constexpr (Tables) {
+        sums = table_sums<Real>(job, begin);
+        for (int64_t at = 0; at < classes * n; ++at) shift_sum[at] = scale_sum[at] = 0;
+    }
 
     for (int64_t group = begin; group < end; group += n) {
         const int64_t lanes = end - group < n ? end - group : n;
@@ -34,24 +44,26 @@ static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexc
             sigma[lane] = 1;
             label_a[lane] = 0;
             k[lane] = 0;
-            if (lane >= lanes) {
+            if constexpr (Tables) label_u[lane] = label_h[lane] = k_row[lane] = 0;
+            const int64_t i = group + lane;
+            const int64_t label = lane < lanes ? job.target[i] : job.ignore_index;
+            if (label == job.ignore_index) {  // whatever an ignored row holds
                 for (int64_t j = 0; j < classes; ++j) x[j * n + lane] = 0;
                 continue;
             }
-            const int64_t i = group + lane;
             const T* z = static_cast<const T*>(job.logits) + i * job.logits_stride;
             for (int64_t j = 0; j < classes; ++j) x[j * n + lane] = static_cast<Real>(get(z + j));
-            const int64_t label = job.target[i];
-            if (label == job.ignore_index) continue;
             const Term<Real> term = make_term<V>(job, get(z + label), label, 1.0);
             sigma[lane] = static_cast<Real>(term.sigma);
             label_a[lane] = static_cast<Real>(term.target_a);
+            if constexpr (Tables) label_u[lane] = static_cast<Real>(term.target_u);
         }
 
         const Reg sigma_v = V::load(sigma, V::all());
         Reg top = V::load(label_a, V::all());
         for (int64_t j = 0; j < classes; ++j) {
             Reg a = V::load(x + j * n, V::all());
+            if constexpr (Tables) V::store(logit + j * n, a, V::all());
             if (Scale && Shift) a = V::fma(V::set(scale[j]), a, V::set(shift[j]));
             if (Scale && !Shift) a = V::mul(V::set(scale[j]), a);
             if (!Scale && Shift) a = V::add(a, V::set(shift[j]));
@@ -92,10 +104,47 @@ static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexc
             const double outer = upstream * static_cast<double>(sigma[lane]) * hard * slope / total;
             k[lane] = static_cast<Real>(outer);
             label_a[lane] = static_cast<Real>(-outer * rest * (Scale ? static_cast<double>(scale[label]) : 1.0));
+            if constexpr (Tables) {
+                label_h[lane] = static_cast<Real>(-outer * rest);
+                k_row[lane] = static_cast<Real>(upstream * hard * slope / total);
+                Real* terms = static_cast<Real*>(job.vectors->terms) + i * kRowTerms;
+                terms[0] = -label_h[lane];
+                terms[2] = static_cast<Real>(upstream * phi);
+            }
+        }
+
+        const Reg k_v = V::load(k, V::all());
+        if constexpr (Tables) {
+            if (sums.row_scale) {
+                Reg along = V::set(0);
+                for (int64_t j = 0; j < classes; ++j) {
+                    Reg u = V::load(logit + j * n, V::all());
+                    if (Scale) u = V::mul(V::set(scale[j]), u);
+                    u = V::max(V::add(u, V::set(shift[j])), lowest);
+                    const Reg apart = V::sub(u, V::load(label_u, V::all()));
+                    along = V::fma(V::load(x + j * n, V::all()), apart, along);
+                }
+                V::store(below, V::mul(along, V::load(k_row, V::all())), V::all());
+                for (int64_t lane = 0; lane < lanes; ++lane)
+                    static_cast<Real*>(job.vectors->terms)[(group + lane) * kRowTerms + 1] = below[lane];
+            }
+            // h, the label's own entry included, in a copy: x goes on as it does without tables.
+            alignas(64) Real h[kNarrow * n];
+            for (int64_t j = 0; j < classes; ++j)
+                V::store(h + j * n, V::mul(k_v, V::load(x + j * n, V::all())), V::all());
+            for (int64_t lane = 0; lane < lanes; ++lane) {
+                const int64_t label = job.target[group + lane];
+                if (label != job.ignore_index) h[label * n + lane] = label_h[lane];
+            }
+            for (int64_t j = 0; j < classes; ++j) {
+                const Reg own = V::load(h + j * n, V::all());
+                const Reg z = V::max(V::load(logit + j * n, V::all()), lowest);
+                V::store(shift_sum + j * n, V::add(V::load(shift_sum + j * n, V::all()), own), V::all());
+                V::store(scale_sum + j * n, V::fma(own, z, V::load(scale_sum + j * n, V::all())), V::all());
+            }
         }
         if (job.grad == nullptr) continue;
 
-        const Reg k_v = V::load(k, V::all());
         for (int64_t j = 0; j < classes; ++j) {
             Reg g = V::mul(k_v, V::load(x + j * n, V::all()));
             if (Scale) g = V::mul(g, V::set(scale[j]));
@@ -111,6 +160,12 @@ static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexc
             }
             x[label * n + lane] = label_a[lane];
             for (int64_t j = 0; j < classes; ++j) put(x[j * n + lane], grad + j);
+        }
+    }
+    if constexpr (Tables) {
+        for (int64_t j = 0; j < classes; ++j) {
+            if (sums.shift != nullptr) sums.shift[j] = V::horizontal_sum(V::load(shift_sum + j * n, V::all()));
+            if (sums.scale != nullptr) sums.scale[j] = V::horizontal_sum(V::load(scale_sum + j * n, V::all()));
         }
     }
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks, _ops
-from . import _reference, _terms
+from . import _learnable, _reference, _terms
 
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
 
@@ -155,8 +155,9 @@ def adjusted_cross_entropy(
     Returns:
         The loss, float64 for float64 logits and float32 for all others.
 
-    Tables are rounded to the loss' dtype. Gradients with respect to a table, second derivatives and class probabilities are
-    computed by the plain torch reference.
+    Tables are rounded to the loss' dtype. A table that requires a gradient gets one, in the kernel's own pass on the CPU (`explain` says
+    where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives and class
+    probabilities are computed by the plain torch reference.
 
     Raises:
         ValueError: a label out of range (row and value), a table entry that is not finite, a shape or device that does not fit.
@@ -203,7 +204,11 @@ def adjusted_cross_entropy(
         term = _checked_term(term, classes, device, real, tables, label_smoothing, probabilities)
     if probabilities:
         _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
-    backend = _backends.choose(backend, device, _needs_torch(probabilities, lam, tables))
+    learned = require_grad(tables)
+    needs_torch = _needs_torch(probabilities, lam)
+    if learned and not needs_torch:
+        needs_torch = _learnable.needs_torch(tables, label_smoothing, term is not None, backend, device)
+    backend = _backends.choose(backend, device, needs_torch)
     if inplace and (reduction_code == _NONE or backend == "torch"):
         reason = (
             "reduction='none' needs the logits in backward"
@@ -223,7 +228,10 @@ def adjusted_cross_entropy(
     else:
         if not target.is_contiguous():
             target = target.contiguous()
-        if term is not None:
+        if learned:
+            apply = _learnable.apply if _ops.unwatched(logits) else _learnable.LearnableCrossEntropy.apply
+            loss = apply(logits, *tables, (target, target_b, lam), options, inplace)
+        elif term is not None:
             loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, backend, term)
         elif logits.requires_grad and torch.is_grad_enabled():
             # Function.apply unwraps function transforms first; without any, that is a tenth of a small loss' time.
@@ -296,28 +304,36 @@ def explain(op: object, *args: Any, **kwargs: Any) -> _backends.Explanation:
 
 
 def _explain(
-    op: object, logits: Tensor, target: Target, *args: object, backend: str | None = None, **kwargs: object
+    op: object, logits: Tensor, target: Target, *_: object, backend: str | None = None, **kwargs: object
 ) -> _backends.Explanation:
     _checks.logits(logits)
     first, _, lam = _split_target(target, logits)
-    sources = [*kwargs.values(), *args]
-    if isinstance(op, torch.nn.Module):
-        sources += list(op.buffers())
-        backend = getattr(op, "backend", None) if backend is None else backend
-    tables = tuple(value for value in sources if isinstance(value, Tensor) and value.is_floating_point())
-    return _backends.explain(backend, logits.device, _needs_torch(first.is_floating_point(), lam, tables))
+    if isinstance(op, torch.nn.Module) and backend is None:
+        backend = getattr(op, "backend", None)
+    tables = tuple(kwargs.get(name, getattr(op, name, None)) for name in _backends.TABLES)
+    needs_torch = _needs_torch(first.is_floating_point(), lam)
+    if require_grad(tables) and not needs_torch:
+        label_smoothing = kwargs.get("label_smoothing", getattr(op, "label_smoothing", 0.0))
+        closed = kwargs.get("term") is not None or getattr(op, "closed_form", False)
+        needs_torch = _learnable.needs_torch(tables, label_smoothing, closed, backend, logits.device)
+    return _backends.explain(backend, logits.device, needs_torch)
 
 
-def _needs_torch(probabilities: bool, lam: Tensor | None, tables: tuple[Tensor | None, ...]) -> str:
-    """Why no kernel can serve a call; empty when one can."""
-    if probabilities:
-        return "class probabilities as target"
+def require_grad(tables: tuple[Tensor | None, ...]) -> bool:
+    """Whether a gradient with respect to a table is wanted."""
     if torch.is_grad_enabled():
         for table in tables:
             if table is not None and table.requires_grad:
-                return "gradient with respect to a table"
-        if lam is not None and lam.requires_grad:
-            return "gradient with respect to lam"
+                return True
+    return False
+
+
+def _needs_torch(probabilities: bool, lam: Tensor | None) -> str:
+    """Why no kernel can serve a call, whatever its tables; empty when one can."""
+    if probabilities:
+        return "class probabilities as target"
+    if lam is not None and lam.requires_grad and torch.is_grad_enabled():
+        return "gradient with respect to lam"
     return ""
 
 

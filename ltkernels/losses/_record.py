@@ -135,6 +135,8 @@ class Loss:
         parameters += [inspect.Parameter(name, keyword, default=value) for name, value in _COMMON_DEFAULTS.items()]
         signature = inspect.Signature(parameters, return_annotation=Tensor)
         function.__signature__ = signature  # type: ignore[attr-defined]
+        built = inspect.signature(self.build).return_annotation
+        function.closed_form = built in ("ClosedForm", ClosedForm)  # type: ignore[attr-defined]  # for explain
         function.__name__ = function.__qualname__ = self.function
         function.__module__ = "ltkernels.functional"
         function.__doc__ = self.doc(

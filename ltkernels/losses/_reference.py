@@ -1,6 +1,6 @@
 """The loss in plain torch, for reading: it defines margins, smoothing, mixed labels, probabilities and ignored rows.
 
-It serves what no kernel does (double backward, gradients of the tables, class probabilities) and runs in the logits' precision,
+It serves what no kernel does (double backward, class probabilities, on a GPU gradients of the tables) and runs in the logits' precision,
 float32 at least. Nothing here is fast.
 """
 

@@ -1,0 +1,108 @@
+#include "vector_gradients.h"
+
+#include "parallel.h"
+
+namespace ltk {
+namespace {
+
+constexpr int64_t kColumns = 1024;  // that are added over the slices at a time
+
+// Few enough rows that their sums are good in float, and many enough slices for the threads; but not so few rows that
+// the slices' sums rival the logits in memory.
+int64_t slice_rows(int64_t rows, int64_t classes) noexcept {
+    const int64_t share = (rows + 31) / 32;
+    const int64_t wanted = share < 8 ? 8 : share > 128 ? 128 : share;
+    const int64_t least = 16384 / classes < 1024 ? 16384 / classes : 1024;
+    return wanted > least ? wanted : least;
+}
+
+int64_t slices_of(int64_t rows, int64_t classes) noexcept {
+    const int64_t slice = slice_rows(rows, classes);
+    return (rows + slice - 1) / slice;
+}
+
+template <class Real>
+void add_columns(const AdjustedCe& job, int threads) noexcept {
+    struct Context {
+        const AdjustedCe& job;
+        int64_t slices;
+        int columns;
+    };
+    const VectorGradients& v = *job.vectors;
+    const int columns = (v.out[0] != nullptr) + (v.out[1] != nullptr);
+    Context context{job, slices_of(job.rows, job.classes), columns};
+    parallel_blocks(
+        columns == 0 ? 0 : (job.classes + kColumns - 1) / kColumns, threads,
+        [](void* c, int64_t block, int) noexcept {
+            const Context& x = *static_cast<Context*>(c);
+            const VectorGradients& own = *x.job.vectors;
+            const int64_t begin = block * kColumns;
+            const int64_t n = begin + kColumns < x.job.classes ? kColumns : x.job.classes - begin;
+            int column = 0;
+            for (int t = 0; t < 2; ++t) {
+                if (own.out[t] == nullptr) continue;
+                double sum[kColumns] = {};
+                for (int64_t s = 0; s < x.slices; ++s) {
+                    const Real* part =
+                        static_cast<const Real*>(own.columns) + (s * x.columns + column) * own.stride + begin;
+                    for (int64_t j = 0; j < n; ++j) sum[j] += static_cast<double>(part[j]);
+                }
+                Real* out = static_cast<Real*>(own.out[t]) + begin;
+                for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Real>(sum[j]);
+                ++column;
+            }
+        },
+        &context);
+}
+
+template <class Real>
+void add_labels(const AdjustedCe& job, double mean_loss) noexcept {
+    const VectorGradients& v = *job.vectors;
+    const int labels = job.target_b == nullptr ? 1 : 2;
+    for (int t = 0; t < kRowTerms; ++t) {
+        Real* out = static_cast<Real*>(v.out[2 + t]);
+        if (out == nullptr) continue;
+        const double of_weight = t == 2 ? mean_loss * job.grad_scale : 0.0;
+        for (int64_t j = 0; j < job.classes; ++j) v.labels[j] = 0.0;
+        for (int64_t i = 0; i < job.rows; ++i) {
+            if (job.target[i] == job.ignore_index) continue;
+            const double lam = labels == 1 ? 1.0 : static_cast<double>(static_cast<const Real*>(job.lam)[i]);
+            const Real* term = static_cast<const Real*>(v.terms) + i * labels * kRowTerms + t;
+            v.labels[job.target[i]] += static_cast<double>(term[0]) - of_weight * lam;
+            if (labels == 2)
+                v.labels[job.target_b[i]] += static_cast<double>(term[kRowTerms]) - of_weight * (1.0 - lam);
+        }
+        for (int64_t j = 0; j < job.classes; ++j) out[j] = static_cast<Real>(v.labels[j]);
+    }
+}
+
+}  // namespace
+
+int64_t vector_gradients_scratch(int64_t rows, int64_t classes, int columns, int labels, bool wide) noexcept {
+    const int64_t reals = slices_of(rows, classes) * columns * adjusted_ce_row(classes) + rows * labels * kRowTerms;
+    return adjusted_ce_row(classes) + (wide ? reals : (reals + 1) / 2);
+}
+
+VectorGradients vector_gradients(const AdjustedCe& job, void* const* out, double* scratch, bool wide) noexcept {
+    VectorGradients v{};
+    for (int t = 0; t < kTables; ++t) v.out[t] = out[t];
+    v.slice = slice_rows(job.rows, job.classes);
+    v.stride = adjusted_ce_row(job.classes);
+    v.labels = scratch;
+    v.columns = scratch + v.stride;
+    const int64_t reals = slices_of(job.rows, job.classes) * ((out[0] != nullptr) + (out[1] != nullptr)) * v.stride;
+    v.terms = static_cast<char*>(v.columns) + reals * (wide ? 8 : 4);
+    return v;
+}
+
+void add_up(const AdjustedCe& job, double mean_loss, bool wide, int threads) noexcept {
+    if (wide) {
+        add_columns<double>(job, threads);
+        add_labels<double>(job, mean_loss);
+    } else {
+        add_columns<float>(job, threads);
+        add_labels<float>(job, mean_loss);
+    }
+}
+
+}  // namespace ltk
