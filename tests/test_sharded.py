@@ -40,6 +40,7 @@ def _one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+Sampling = ltk.distributed.NegativeSampling
 X, W, Y = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 4])
 
 
@@ -54,7 +55,7 @@ def call(features=X, weight=W, target=Y, **options):
     [
         ({"class_start": 1}, ValueError, r"class_start is 1; .* \[0, 0\]"),
         ({"class_start": -1}, ValueError, "class_start is -1"),
-        ({"num_classes": 7}, ValueError, "the ranks hold 5 classes; num_classes is 7"),
+        ({"num_classes": 7}, ValueError, r"hold the classes \[\(0, 5\)\]; they must make up \[0, 7\)"),
         ({"num_classes": 4}, ValueError, "class_start is 0; with 5 classes here"),
         ({"weight": torch.randn(5, 4)}, ValueError, r"weight_shard has shape \(5, 4\)"),
         ({"weight": W.double()}, TypeError, "weight_shard has dtype torch.float64, features torch.float32"),
@@ -65,6 +66,13 @@ def call(features=X, weight=W, target=Y, **options):
         ({"shift": torch.zeros(5, requires_grad=True)}, ValueError, "shift requires a gradient"),
         ({"class_weight": torch.full((5,), torch.nan)}, ValueError, r"class_weight\[0\] is nan"),
         ({"reduction": "total"}, ValueError, "'total'"),
+        ({"batch": "split"}, ValueError, "batch is 'split'"),
+        ({"class_start": None}, ValueError, "class_start is missing"),
+        ({"mesh_dim": "classes"}, ValueError, "mesh_dim is 'classes'"),
+        ({"sampling": 0.5}, TypeError, "sampling is 0.5"),
+        ({"sampling": Sampling(0.0, step=0)}, ValueError, "sampling.rate is 0.0"),
+        ({"sampling": Sampling(0.5, step=-1)}, ValueError, "sampling.step is -1"),
+        ({"sampling": Sampling(0.5, 0, correct=False), "label_smoothing": 0.1}, ValueError, "label_smoothing is 0.1"),
         ({"features": X[0]}, ValueError, r"features has shape \(3,\)"),
     ],
 )
