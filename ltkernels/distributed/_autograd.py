@@ -63,6 +63,7 @@ class Sharded(torch.autograd.Function):
                 torch.stack([_statistics(z, y[at], s[at], shard, options) for y, s in zip(local, sigmas)])
             )
             logits = z if len(z) == len(features) else None
+            del z  # or the next chunk is computed while this one is still held
         local_rows = torch.cat(statistics, dim=1)
         merged = _exchange.merged(local_rows.flatten(0, 1), options.group, options.world).view_as(local_rows)
         loss, terms = 0.0, []
@@ -122,6 +123,8 @@ def _gradients(ctx, upstream: Tensor) -> list[Tensor | None]:
             grad_weight.addmm_(grad.t(), shard.x[at])
         if need_bias:
             grad_bias += grad.sum(dim=0)
+        del z, out, new, grad
+    del logits
     if need_features:
         grad_x = _exchange.reduce_rows(grad_x, options.rows, options.group)
         if options.normalize:

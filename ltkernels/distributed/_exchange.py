@@ -72,8 +72,8 @@ def check(ranks: Sequence[Claim], replicated: bool) -> None:
         raise ValueError(f"the ranks hold the classes {ranges}; they must make up [0, {total})")
     if len({claim.settings for claim in ranks}) > 1:
         raise ValueError(
-            "the ranks were called with different options, tables, or dtype or width of the features; all but weight_shard, bias "
-            "and class_start must be the same"
+            "the ranks were called with different options or tables, or with features that differ in dtype, width or whether they "
+            "require a gradient; all but weight_shard, bias and class_start must be the same"
         )
     if replicated and len({(claim.rows, claim.labels) for claim in ranks}) > 1:
         raise ValueError(

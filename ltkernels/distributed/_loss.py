@@ -97,38 +97,16 @@ def sharded_linear_adjusted_cross_entropy(
         raise TypeError(f"target has dtype {labels[0].dtype}; the sharded loss takes class indices")
     _core._check_labels(*labels[:2], classes, ignore_index)
 
-    rows, replicated = None, batch == "replicated"
-    if device.type == "cpu" or not replicated:
-        settings = (
-            batch,
-            features.dtype,
-            features.shape[1],
-            features.requires_grad and torch.is_grad_enabled(),
-            bool(normalize),
-        )
-        settings += (focal_gamma, label_smoothing, ignore_index, code, sampling, labels[1] is None)
-        contents, label_bits = tuple(table is None for table in tables), 0
-        if device.type == "cpu":
-            contents = tables
-            label_bits = _label_bits(labels)
-        claim = (
-            place.start,
-            len(weight),
-            classes,
-            len(features),
-            _exchange.fingerprint(*settings, *contents),
-            label_bits,
-        )
-        claims = _exchange.claims(_exchange.Claim(*claim), place.group, device)
-        _exchange.check(claims, replicated)
-        if not replicated:
-            rows = _exchange.Rows(len(features), max(claim.rows for claim in claims), place.rank, place.world)
-            labels = _exchange.gather_labels(labels, rows, place.group, ignore_index)
+    rows = None
+    if device.type == "cpu" or batch == "sharded":
+        settings = (batch, bool(normalize), focal_gamma, label_smoothing, ignore_index, code, sampling)
+        rows = _agreed_rows(place, features, labels, tables, settings, batch == "sharded")
+    if rows is not None:
+        labels = _exchange.gather_labels(labels, rows, place.group, ignore_index)
     denominator = denominator_of(*labels, tables[-1], ignore_index, code)
     pairs = _autograd.label_pairs(labels, ignore_index)
-    kept = None
-    if sampling is not None:
-        kept = _sampling.draw(sampling, [y for y, _ in pairs], place.start, len(weight))
+    drawn_from = [y for y, _ in pairs]
+    kept = None if sampling is None else _sampling.draw(sampling, drawn_from, place.start, len(weight))
     options = _autograd.Options(
         place.start,
         len(weight),
@@ -146,13 +124,33 @@ def sharded_linear_adjusted_cross_entropy(
         return _autograd.Sharded.apply(features, weight, bias, pairs, denominator, tables, options)
 
 
-def _label_bits(labels: tuple[Tensor, Tensor | None, Tensor | None]) -> int:
-    """Of the labels in their order."""
-    order = torch.arange(1, 1 + len(labels[0]))
-    first, second, lam = labels
-    if second is None:
-        return _exchange.fingerprint(first * order)
-    return _exchange.fingerprint(first * order, second * order, lam)
+def _agreed_rows(
+    place: _placement.Placement,
+    features: Tensor,
+    labels: tuple[Tensor, Tensor | None, Tensor | None],
+    tables: tuple[Tensor | None, ...],
+    settings: tuple[object, ...],
+    sharded: bool,
+) -> _exchange.Rows | None:
+    """Who has which rows of a sharded batch; None for a replicated one. Raises ValueError where the ranks do not agree."""
+    settings += (
+        features.dtype,
+        features.shape[1],
+        features.requires_grad and torch.is_grad_enabled(),
+        labels[1] is None,
+    )
+    if features.is_cpu:
+        order = torch.arange(1, 1 + len(features))
+        label_bits = _exchange.fingerprint(*(y if y is None or y.is_floating_point() else y * order for y in labels))
+        settings_bits = _exchange.fingerprint(*settings, *tables)
+    else:  # their contents would have to be waited for
+        label_bits, settings_bits = 0, _exchange.fingerprint(*settings, *(table is None for table in tables))
+    claim = _exchange.Claim(place.start, len(place.weight), place.classes, len(features), settings_bits, label_bits)
+    claims = _exchange.claims(claim, place.group, features.device)
+    _exchange.check(claims, replicated=not sharded)
+    if not sharded:
+        return None
+    return _exchange.Rows(len(features), max(other.rows for other in claims), place.rank, place.world)
 
 
 def _checked_inputs(
