@@ -11,8 +11,9 @@ the same processes, at the same time.
 The formula (`step_seconds`), a cosine head of C classes over W ranks, L = C / W of them here, N rows in all, D features, float32,
 forward, backward and plain SGD. Chunks of rows hold at most 2^26 logits.
 
-    matrix products   2 N D L each: logits, feature gradient, weight gradient, and the logits again where there are several chunks; a
-                      product is no faster than its weights can be read (the weight gradient: read and written), once a chunk
+    matrix products   2 N D L each: logits, feature gradient, weight gradient, and the logits again where there are several chunks. Each
+                      moves the logits once and its weights once a chunk (the weight gradient twice): at the same time on a GPU, so that
+                      the longer of the two counts; one after the other on a core
     logits            statistics and gradient: time a logit each, statistics once
     weights           passes over L x D: 1 to clear the gradient, 2 for the norms, 7 for their derivative, 3 for SGD
     exchange          N D float32 gathered, N labels, 4 float64 a row of statistics (of all ranks up to 2 MiB, else as an all-reduce), N D
@@ -22,10 +23,13 @@ forward, backward and plain SGD. Chunks of rows hold at most 2^26 logits.
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +50,8 @@ WEIGHT_PASSES = 13
 class Machine(NamedTuple):
     """Rates of one rank; seconds, bytes, flop."""
 
-    flops: float
+    flops: float  # of matrix products out of a cache
+    overlaps: bool  # products compute while they move data
     memory: float  # bytes a second, read or written
     statistics: float  # seconds a logit
     gradient: float
@@ -59,9 +64,14 @@ def step_seconds(m: Machine, world: int, rows: int, width: int, classes: int, ra
     """Parts of a step on one rank. `rate`: of the classes that are computed (negative sampling)."""
     local = classes / world * rate
     chunks = -(-rows * local // _autograd._HELD)
-    product, weights = 2 * rows * width * local / m.flops, 4 * width * local / m.memory
-    products = 2 + (chunks > 1)
-    gemm = products * max(product, chunks * weights) + max(product, 2 * chunks * weights)
+    combined = max if m.overlaps else lambda compute, move: compute + move
+    compute, logits, weights = (
+        2 * rows * width * local / m.flops,
+        4 * rows * local / m.memory,
+        4 * width * local / m.memory,
+    )
+    gemm = (2 + (chunks > 1)) * combined(compute, logits + chunks * weights)
+    gemm += combined(compute, logits + 2 * chunks * weights)
     statistics = 32 * rows * (world if 32 * rows * world <= _exchange._GATHERED else 2)
     sent = (4 * width * rows * (1 + m.reduce) + 8 * rows + statistics) * (world - 1) / world
     # Clearing the gradient and SGD take all classes of the rank, whatever the rate.
@@ -99,7 +109,7 @@ def gpu(world: int, rows: int, accesses: tuple[int, int]) -> Machine:
     # Agreement, labels, features, statistics and feature gradient; the statistics twice where they travel as an all-reduce.
     collectives = 5 + (32 * rows * world > _exchange._GATHERED)
     link = 0.8 * (450e9 if nodes == 1 else 8 * 50e9)
-    return Machine(FLOPS, MEMORY, *(4 * count / MEMORY for count in accesses), link, HOST + collectives * ring, 1)
+    return Machine(FLOPS, True, MEMORY, *(4 * count / MEMORY for count in accesses), link, HOST + collectives * ring, 1)
 
 
 def print_model(classes: int, width: int, rows_of: Callable[[int], int]) -> None:
@@ -124,7 +134,12 @@ def print_model(classes: int, width: int, rows_of: Callable[[int], int]) -> None
 # (rows, width, classes); the second has several chunks of logits on one rank.
 SHAPES = ((256, 64, 60_000), (512, 64, 160_000), (128, 256, 40_000))
 QUICK = ((32, 16, 2_000),)
-REFERENCE = (192, 96, 12_000)  # rows, width and classes of a rank, at which the constants are taken
+# Where the constants are taken: (rows, width, classes) of products that stay in a cache, rows and classes of logits that do not.
+PRODUCT, LOGITS = (192, 256, 2_000), (200, 60_000)
+
+
+# Calls in a row of each probe: a burst lasts about as long as a step, so that whatever else runs on the machine slows both alike.
+BURSTS = {"products": 8, "memory": 16, "statistics": 16, "gradient": 16, "link": 200, "call": 60}
 
 
 def loss_of(features, weight, labels, start: int, classes: int, tables: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -159,10 +174,11 @@ def stepper(rank: int, world: int, rows: int, width: int, classes: int) -> tuple
 
 def probes(rank: int, world: int) -> dict[str, Callable[[], None]]:
     """What a constant is the time of."""
-    rows, width, classes = REFERENCE
+    rows, width, classes = PRODUCT
     x, w, z = torch.randn(rows, width), torch.randn(classes, width), torch.randn(rows, classes)
     grad_w, out = torch.zeros(classes, width), torch.empty(rows, classes)
-    other = torch.randn(classes, width)
+    rows, classes = LOGITS
+    many, other = torch.randn(rows, classes), torch.zeros(rows, classes)
     labels, sigma = torch.randint(0, classes, (rows,)), torch.ones(rows, dtype=torch.float64)
     tables = {"scale": torch.ones(classes), "shift": torch.zeros(classes), "weight": None}
     terms = torch.rand(rows, 4, dtype=torch.float64)
@@ -176,26 +192,40 @@ def probes(rank: int, world: int) -> dict[str, Callable[[], None]]:
 
     return {
         "products": products,
-        "memory": lambda: other.add_(w),  # 2 reads and 1 write
-        "statistics": lambda: _two_phase.statistics(z, labels, sigma, **tables),
-        "gradient": lambda: _two_phase.gradient(z, labels, sigma, terms, out=out, **tables),
+        "memory": lambda: other.add_(many),  # 2 reads and 1 write
+        "statistics": lambda: _two_phase.statistics(many, labels, sigma, **tables),
+        "gradient": lambda: _two_phase.gradient(many, labels, sigma, terms, out=other, **tables),
         "link": lambda: dist.all_reduce(message),
         "call": tiny,
     }
 
 
 def machine_of(seconds: dict[str, float], world: int) -> Machine:
-    rows, width, classes = REFERENCE
+    rows, width, classes = PRODUCT
+    logits = LOGITS[0] * LOGITS[1]
     crossed = 2 * 4 * (1 << 16) * (world - 1) / world
     return Machine(
         flops=6 * rows * width * classes / seconds["products"],
-        memory=12 * classes * width / seconds["memory"],
-        statistics=seconds["statistics"] / (rows * classes),
-        gradient=seconds["gradient"] / (rows * classes),
-        link=crossed / seconds["link"] if world > 1 else 1e30,
+        overlaps=False,
+        memory=12 * logits / seconds["memory"],
+        statistics=seconds["statistics"] / logits,
+        gradient=seconds["gradient"] / logits,
+        link=crossed / seconds["link"] if world > 1 else math.inf,
         call=seconds["call"],
         reduce=2,
     )
+
+
+@contextmanager
+def keep_memory() -> Iterator[None]:
+    """Processes that are started here keep freed memory, as those of the other benchmarks do."""
+    before = dict(os.environ)
+    os.environ.update(harness._KEEP_MEMORY)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def median(values: list[float], share: float = 0.5) -> float:
@@ -212,15 +242,20 @@ def rank_main(rank: int, world: int, rendezvous: str, rounds: int, shapes, answe
     times: dict[object, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):  # the first is for the caches
         for name, call in calls.items():
+            bursts = BURSTS.get(name, 1)
             dist.barrier()
             begin = time.perf_counter()
-            call()
+            for _ in range(bursts):
+                call()
             if turn:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append((time.perf_counter() - begin) / bursts)
     machine = machine_of({name: median(values) for name, values in times.items() if isinstance(name, str)}, world)
+    machines: list = [None] * world
+    dist.all_gather_object(machines, machine)
     found = []
     for shape in shapes:
-        parts = step_seconds(machine, world, *shape)
+        each = [step_seconds(one, world, *shape) for one in machines]
+        parts = max(each, key=lambda parts: sum(parts.values()))  # a step lasts as long as on the slowest rank
         measured = median(times[shape])
         row = {"op": "sharded cosine logit_adjusted", "backend": "cpu", "dtype": "float32"}
         row |= {
@@ -235,7 +270,12 @@ def rank_main(rank: int, world: int, rendezvous: str, rounds: int, shapes, answe
         row |= {"predicted_ms": round(1e3 * sum(parts.values()), 3)}
         row |= {"predicted_over_measured": round(sum(parts.values()) / measured, 3)}
         row |= {"predicted_parts_ms": {name: round(1e3 * value, 3) for name, value in parts.items()}}
-        row |= {"constants": {name: float(f"{value:.4g}") for name, value in machine._asdict().items()}}
+        row |= {
+            "constants": {
+                name: float(f"{value:.4g}") for name, value in machine._asdict().items() if math.isfinite(value)
+            }
+        }
+        row |= {"load_average": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}
         found.append({**row, "ideal_gbps": None, "pct_of_copy": None, "peak_mb": None, "ok": correct[shape]})
     gathered: list = [None] * world
     dist.all_gather_object(gathered, found)
@@ -248,7 +288,7 @@ def measure(rounds: int, shapes, worlds) -> list[dict]:
     rows = []
     for world in worlds:
         answers = mp.get_context("spawn").SimpleQueue()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, keep_memory():
             mp.spawn(rank_main, (world, f"file://{folder}/ranks", rounds, shapes, answers), nprocs=world)
         found = answers.get()
         for row in sorted(found, key=lambda row: (shapes.index((row["B"], row["D"], row["C"])), row["rank"])):
