@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def _one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+Sampling = ltk.distributed.NegativeSampling
 X, W, Y = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 4])
 
 
@@ -54,7 +56,7 @@ def call(features=X, weight=W, target=Y, **options):
     [
         ({"class_start": 1}, ValueError, r"class_start is 1; .* \[0, 0\]"),
         ({"class_start": -1}, ValueError, "class_start is -1"),
-        ({"num_classes": 7}, ValueError, "the ranks hold 5 classes; num_classes is 7"),
+        ({"num_classes": 7}, ValueError, r"hold the classes \[\(0, 5\)\]; they must make up \[0, 7\)"),
         ({"num_classes": 4}, ValueError, "class_start is 0; with 5 classes here"),
         ({"weight": torch.randn(5, 4)}, ValueError, r"weight_shard has shape \(5, 4\)"),
         ({"weight": W.double()}, TypeError, "weight_shard has dtype torch.float64, features torch.float32"),
@@ -65,6 +67,13 @@ def call(features=X, weight=W, target=Y, **options):
         ({"shift": torch.zeros(5, requires_grad=True)}, ValueError, "shift requires a gradient"),
         ({"class_weight": torch.full((5,), torch.nan)}, ValueError, r"class_weight\[0\] is nan"),
         ({"reduction": "total"}, ValueError, "'total'"),
+        ({"batch": "split"}, ValueError, "batch is 'split'"),
+        ({"class_start": None}, ValueError, "class_start is missing"),
+        ({"mesh_dim": "classes"}, ValueError, "mesh_dim is 'classes'"),
+        ({"sampling": 0.5}, TypeError, "sampling is 0.5"),
+        ({"sampling": Sampling(0.0, step=0)}, ValueError, "sampling.rate is 0.0"),
+        ({"sampling": Sampling(0.5, step=-1)}, ValueError, "sampling.step is -1"),
+        ({"sampling": Sampling(0.5, 0, correct=False), "label_smoothing": 0.1}, ValueError, "label_smoothing is 0.1"),
         ({"features": X[0]}, ValueError, r"features has shape \(3,\)"),
     ],
 )
@@ -83,3 +92,39 @@ def test_double_backward_raises() -> None:
 def test_without_a_process_group() -> None:
     with pytest.raises(RuntimeError, match="init_process_group"):
         call()
+
+
+@pytest.mark.usefixtures("_one_process")
+@pytest.mark.parametrize("normalize", [False, True])
+def test_autocast_is_that_of_the_unsharded_loss(normalize) -> None:
+    results = []
+    for loss_of in (call, ltk.functional.linear_adjusted_cross_entropy):
+        x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(x, w, Y, normalize=normalize)
+            loss.backward()
+        assert x.grad.dtype == w.grad.dtype == torch.float32
+        results.append((loss.detach(), x.grad, w.grad))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-3)
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=0.0)  # 16-bit logits would be off by more
+
+
+@pytest.mark.usefixtures("_one_process")
+def test_holds_one_chunk_of_logits(monkeypatch) -> None:
+    rows, width, classes, chunk = 64, 4, 20_000, 16
+    monkeypatch.setattr(ltk.distributed._autograd, "_HELD", classes * chunk)
+    x, w = torch.randn(rows, width), torch.randn(classes, width, requires_grad=True)
+    y = torch.randint(0, classes, (rows,))
+
+    def step() -> None:
+        call(x, w, y, num_classes=classes).backward()
+        w.grad = None
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    held = list(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    logits, weights = 4 * classes * chunk, 4 * classes * width
+    assert logits <= max(held) < 1.2 * logits + 2 * weights
