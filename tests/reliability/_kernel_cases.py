@@ -1,0 +1,66 @@
+"""The program of one instruction set: everything that calls a kernel, at random; `guarded` puts its buffers between guard pages.
+
+    python _kernel_cases.py SEED CASES ANSWER [guarded]
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+import _draw
+import features
+import losses
+import torch
+from _part import Tally
+
+from ltkernels import _C
+
+
+class Loud(_draw.Draw):
+    """Says its case before it runs: the last one that the log shows is the one that crashed."""
+
+    def __init__(self, seed: int, case: int) -> None:
+        super().__init__(seed, case)
+        os.write(2, f"seed {seed} case {case}\n".encode())
+
+
+def direct(draw: _draw.Draw) -> None:
+    """Kernels that no public function reaches on every processor."""
+    n = draw.size(70)
+    x = draw.normal(n).float() * 30
+    y = torch.empty(n)
+    _C.exp_f32(x.data_ptr(), y.data_ptr(), n)
+    assert torch.allclose(y, x.exp(), rtol=1e-5, atol=1e-37)
+    batch, size, threads = draw.size(20), draw.size(12), 2
+    root = draw.normal(batch, size, size)
+    matrices = root @ root.mT + torch.eye(size, dtype=torch.float64)
+    out, scratch = torch.empty(batch, dtype=torch.float64), torch.empty(threads * _C.logdet_scratch(size), dtype=torch.float64)
+    _C.logdet_batch(matrices.data_ptr(), batch, size, scratch.data_ptr(), out.data_ptr(), threads)
+    assert torch.allclose(out, torch.linalg.cholesky(matrices).diagonal(dim1=1, dim2=2).log().sum(1) * 2, rtol=1e-9, atol=1e-9)
+
+
+def main(seed: int, cases: int, answer: Path, guarded: bool) -> None:
+    faulthandler.enable()
+    _draw.Draw = Loud
+    if guarded:
+        import _guard
+
+        _guard.install(seed)
+    # Shares of the cases; losses have the most ways through a kernel.
+    programs = {losses.functions: 0.5, losses.modules: 0.15, losses.heads: 0.1, losses.sharded: 0.1, features.selections: 0.1}
+    tallies = [_draw.loop(seed, max(1, cases // 20), direct)]
+    tallies += [program(seed + k, max(1, int(cases * share))) for k, (program, share) in enumerate(programs.items(), 1)]
+    isa = _C.info()["isa"]
+    failures = [f"{isa}: {text}" for tally in tallies for text in tally.failures]
+    answer.write_text(json.dumps(asdict(Tally(cases=sum(tally.cases for tally in tallies), failures=failures))))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), "guarded" in sys.argv[4:])
