@@ -12,7 +12,20 @@ from _draw import DTYPES, INF, NAN, Draw, refused
 from torch import Tensor
 
 REDUCTIONS = ("mean", "batch_mean", "sum", "none")
-LOGITS = ("normal", "normal", "wide", "confident", "shifted", "equal", "denormal", "huge", "nan", "inf", "-inf", "all -inf")
+LOGITS = (
+    "normal",
+    "normal",
+    "wide",
+    "confident",
+    "shifted",
+    "equal",
+    "denormal",
+    "huge",
+    "nan",
+    "inf",
+    "-inf",
+    "all -inf",
+)
 
 # A value for every parameter of every loss; a new parameter without one fails the part.
 OPTIONS: dict[str, Callable[[Draw], Any]] = {
@@ -142,7 +155,9 @@ def check(run: Callable[[Tensor], Tensor], call: Call, tables: dict[str, Any], k
     reduction = call.common["reduction"]
     # A power of two, because a gradient of 16 bits is rounded before it is multiplied; 1 for float16, which has a small range.
     upstream = 1.0 if dtype == torch.float16 else 0.25
-    expected, gradient, size = oracle.adjusted_cross_entropy(call.rows, call.labels, **tables, **call.common, upstream=upstream)
+    expected, gradient, size = oracle.adjusted_cross_entropy(
+        call.rows, call.labels, **tables, **call.common, upstream=upstream
+    )
     loss, grad = answer(run, call, upstream)
     check_shape(loss, call)
     if not call.common.get("label_smoothing") and undecided(call, tables):

@@ -59,7 +59,9 @@ class Draw(random.Random):
 
     def layout(self, value: Tensor) -> Tensor:
         """The same numbers in other memory: sliced, transposed, spread, misaligned."""
-        kind = self.say("layout", self.choice(["dense", "dense", "rows", "columns", "transposed", "misaligned", "both"]))
+        kind = self.say(
+            "layout", self.choice(["dense", "dense", "rows", "columns", "transposed", "misaligned", "both"])
+        )
         if kind == "dense" or value.dim() == 0:
             return value.contiguous()
         if kind == "transposed":
@@ -116,7 +118,9 @@ def refused(call: Callable[[], Any]) -> None:
         call()
     except (TypeError, ValueError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1].filename
-        assert where.startswith(_PACKAGE) or "argument" in str(error), f"refused by {where}, not by the library: {error}"
+        assert where.startswith(_PACKAGE) or "argument" in str(error), (
+            f"refused by {where}, not by the library: {error}"
+        )
         assert len(str(error)) > 10, f"says nothing: {error!r}"
         return
     raise AssertionError("bad input was accepted")

@@ -35,8 +35,13 @@ def _rows(rows: int, stride: int, columns: int, item: int) -> int:
 
 def _adjusted_ce(a: tuple[Any, ...]) -> Extents:
     item, real, rows, classes, threads = _ITEM[a[0]], _REAL[a[0]], a[3], a[4], a[23]
-    out: Extents = {1: (_rows(rows, a[2], classes, item), False), 5: (8 * rows, False), 6: (8 * rows, False), 7: (real * rows, False)}
-    out |= {table: (real * classes, False) for table in range(8, 13)}
+    out: Extents = {
+        1: (_rows(rows, a[2], classes, item), False),
+        5: (8 * rows, False),
+        6: (8 * rows, False),
+        7: (real * rows, False),
+    }
+    out |= dict.fromkeys(range(8, 13), (real * classes, False))
     out |= {13: (real * rows, False), 18: (real * rows, True), 19: (real * (rows if a[17] == 0 else 1), True)}
     out |= {20: (_rows(rows, a[21], classes, item), True), 22: (real * threads * _C.adjusted_ce_scratch(classes), True)}
     if a[24]:
@@ -47,7 +52,7 @@ def _adjusted_ce(a: tuple[Any, ...]) -> Extents:
 def _part(a: tuple[Any, ...]) -> Extents:
     item, real, rows, classes = _ITEM[a[0]], _REAL[a[0]], a[3], a[4]
     out: Extents = {1: (_rows(rows, a[2], classes, item), False), 5: (8 * rows, False), 9: (8 * rows, False)}
-    return out | {table: (real * classes, False) for table in (6, 7, 8)}
+    return out | dict.fromkeys((6, 7, 8), (real * classes, False))
 
 
 def _subset_scores(a: tuple[Any, ...]) -> Extents:
@@ -130,7 +135,9 @@ class Guarded:
             _libc.munmap(base, total)
 
 
-def _wrapped(real: Callable[..., Any], extents: Callable[[tuple[Any, ...]], Extents], dice: random.Random) -> Callable[..., Any]:
+def _wrapped(
+    real: Callable[..., Any], extents: Callable[[tuple[Any, ...]], Extents], dice: random.Random
+) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         wanted = extents(arguments)
         given = {k: arguments[k[0]][k[1]] if isinstance(k, tuple) else arguments[k] for k in wanted}
@@ -179,7 +186,15 @@ def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
             offsets, sizes = _numbers(self.pool_at[1], subsets + 1), _numbers(self.pool_at[3], groups)
             begins, packed = _numbers(self.pool_at[4], groups + 1), _numbers(self.pool_at[5], groups)
             packs = packed[-1] + _C.greedy_packed(d, begins[-1] - begins[-2], sizes[-1], single)
-            pool = (8 * offsets[-1] * d, 8 * (subsets + 1), 8 * subsets, 8 * groups, 8 * (groups + 1), 8 * groups, 8 * subsets)
+            pool = (
+                8 * offsets[-1] * d,
+                8 * (subsets + 1),
+                8 * subsets,
+                8 * groups,
+                8 * (groups + 1),
+                8 * groups,
+                8 * subsets,
+            )
             state = (8 * subsets, 8 * groups, (4 if single else 8) * packs, 8 * d * d, 8 * d)
             out = [(at, size, False) for at, size in zip(self.pool_at, pool, strict=True)]
             out += [(at, size, True) for at, size in zip(self.state_at, state, strict=True)]
@@ -218,7 +233,9 @@ def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
 def install(seed: int) -> None:
     names = {name for name in dir(_C) if not name.startswith(("_", "cuda_")) and callable(getattr(_C, name))}
     if names != set(EXTENTS) | HARMLESS | OWN:
-        raise AssertionError(f"kernels without extents, or extents without kernel: {sorted(names ^ (set(EXTENTS) | HARMLESS | OWN))}")
+        raise AssertionError(
+            f"kernels without extents, or extents without kernel: {sorted(names ^ (set(EXTENTS) | HARMLESS | OWN))}"
+        )
     dice = random.Random(seed)
     for name, extents in EXTENTS.items():
         setattr(_C, name, _wrapped(getattr(_C, name), extents, dice))

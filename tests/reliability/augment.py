@@ -1,4 +1,4 @@
-"""Fuzzing of ltkernels.augment: shapes, dtypes, labels, shares and ranges of everything it makes; bad input refused, given input untouched."""
+"""Fuzzing of ltkernels.augment: shapes, dtypes, labels, shares and ranges of what it makes; bad input refused, given input untouched."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def generator(draw: Draw) -> torch.Generator:
 def between(out: Tensor, x: Tensor) -> None:
     low, high = x.amin(), x.amax()
     slack = 1e-2 * (high - low).abs().double() + 1e-3
-    assert bool((out.double() >= low.double() - slack).all() & (out.double() <= high.double() + slack).all()), "outside the inputs' range"
+    assert bool((out.double() >= low.double() - slack).all() & (out.double() <= high.double() + slack).all()), (
+        "outside the inputs' range"
+    )
 
 
 def check_target(target: Any, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,7 +58,10 @@ def bad_alpha(draw: Draw) -> Any:
 
 
 def mixup(draw: Draw) -> None:
-    x, options = images(draw, 1 + draw.size(9), DTYPES), {"alpha": draw.choice([0.1, 1, 0.5, 8.0]), "per_row": draw.chance(0.5)}
+    x, options = (
+        images(draw, 1 + draw.size(9), DTYPES),
+        {"alpha": draw.choice([0.1, 1, 0.5, 8.0]), "per_row": draw.chance(0.5)},
+    )
     y, seed = labels(draw, len(x)), draw.getrandbits(31)
     run = lambda call, *a: call(x, y, *a, **options, generator=torch.Generator().manual_seed(seed))  # noqa: E731
     before = x.clone()
@@ -98,7 +103,9 @@ def paste(draw: Draw) -> None:
     refused(lambda: augment.cutmix(x, y, min_area=draw.choice([1.0, -0.1, torch.nan])))
     refused(lambda: augment.cutmix(x, bad_labels(draw, y)))
     refused(lambda: augment.cmo(x, y, torch.cat([x, x]), y))
-    picked = augment.foreground_indices(y, draw.counts(4), 7, power=draw.choice([0.0, 1.0, 2]), generator=generator(draw))
+    picked = augment.foreground_indices(
+        y, draw.counts(4), 7, power=draw.choice([0.0, 1.0, 2]), generator=generator(draw)
+    )
     assert picked.shape == (7,)
     assert bool(((picked >= 0) & (picked < len(y))).all())
     refused(lambda: augment.foreground_indices(y, [1, 1, 1, 1], 0))
@@ -181,7 +188,17 @@ def fusion(draw: Draw) -> None:
     ours = (fused == maps) | (fused == maps[head]) | (fused == 0)
     assert bool(ours.all()), "a place is neither the tail's nor the head's nor empty"
     pool = draw.choice(["kept", "average", "none"])
-    out = augment.ofa(maps, y, 2, n, weight=weight, bias=draw.choice([None, bias]), head_classes=[0, 1], pool=pool, generator=generator(draw))
+    out = augment.ofa(
+        maps,
+        y,
+        2,
+        n,
+        weight=weight,
+        bias=draw.choice([None, bias]),
+        head_classes=[0, 1],
+        pool=pool,
+        generator=generator(draw),
+    )
     assert out.shape == ((n, c, h, w) if pool == "none" else (n, c))
     assert out.dtype == dtype
     assert bool(out.isfinite().all())
@@ -231,5 +248,10 @@ def augmentations(seed: int, cases: int) -> Tally:
 
 
 PARTS = (
-    Part("augment", "every augmentation: shapes, dtypes, labels, shares as told, inputs untouched, bad input refused", 400, augmentations),
+    Part(
+        "augment",
+        "every augmentation: shapes, dtypes, labels, shares as told, inputs untouched, bad input refused",
+        250,
+        augmentations,
+    ),
 )

@@ -25,7 +25,13 @@ BY_CLASS = {loss.class_name: loss for loss in ltk.LOSSES.values()}
 def tables_of(draw: Draw, classes: int) -> dict[str, Any]:
     """Vectors of any kind, in any floating dtype and layout; the values are those that the call will see."""
     out: dict[str, Any] = {}
-    ranges = {"shift": (-8.0, 1.0), "scale": (0.1, 2.0), "margin": (-1.0, 3.0), "row_scale": (0.5, 4.0), "weight": (0.1, 3.0)}
+    ranges = {
+        "shift": (-8.0, 1.0),
+        "scale": (0.1, 2.0),
+        "margin": (-1.0, 3.0),
+        "row_scale": (0.5, 4.0),
+        "weight": (0.1, 3.0),
+    }
     for name, (low, high) in ranges.items():
         if draw.chance(0.6):
             continue
@@ -75,7 +81,9 @@ def smoothing(tables: dict[str, Any]) -> dict[str, Any]:
 
 def module_with(module: torch.nn.Module, common: dict[str, Any]) -> torch.nn.Module:
     """A copy with other common options, checked as the constructor checks them."""
-    options = {name: common.get(name, getattr(module, name)) for name in ("label_smoothing", "ignore_index", "reduction")}
+    options = {
+        name: common.get(name, getattr(module, name)) for name in ("label_smoothing", "ignore_index", "reduction")
+    }
     fresh = NN.AdjustedCrossEntropy(**{**options, "backend": common.get("backend")})
     out = copy.copy(module)
     out.__dict__.update({name: fresh.__dict__[name] for name in (*options, "backend")})
@@ -129,7 +137,9 @@ def named(draw: Draw, name: str, of_class: bool) -> None:
     chosen = options_of(draw, record.options, cosine)
     common = dict(call.common)
     built = lambda: record.adjustment(counts, **chosen)  # noqa: E731
-    given = {"class_counts": counts if draw.chance(0.5) else torch.tensor(counts)} if record.first == "class_counts" else {}
+    given = (
+        {"class_counts": counts if draw.chance(0.5) else torch.tensor(counts)} if record.first == "class_counts" else {}
+    )
 
     def run(z: Any, y: Any, **common: Any) -> Tensor:
         if not of_class:
@@ -144,7 +154,11 @@ def named(draw: Draw, name: str, of_class: bool) -> None:
     if 0 in counts and chosen.get("empty") != "ignore" and not (of_class and name == "Seesaw"):
         refused(lambda: run(call.z, call.target, **common))
         return
-    adjustment = record.adjustment(counts, **{**chosen, **({"empty": "ignore"} if 0 in counts else {})}) if 0 in counts else built()
+    adjustment = (
+        record.adjustment(counts, **{**chosen, **({"empty": "ignore"} if 0 in counts else {})})
+        if 0 in counts
+        else built()
+    )
     if adjustment.weight is None and draw.chance(0.3):
         common["weight"] = draw.uniform(classes, low=0.1, high=2.0).float()
     if draw.chance(0.12):
@@ -174,7 +188,11 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
     sigma = 1.0 if form.row_scale is None else float(form.row_scale.max())
     # Seesaw adds (q + 1) times log-probabilities; ArcFace's slope reaches 1000 where the cosine is 1.
     steep = {"seesaw": 8.0, "arcface": 1e3}.get(form.term.form, 1.0)
-    size = call.rows.abs().nan_to_num(posinf=0.0).amax(dim=1) * sigma * steep if call.rows.numel() else torch.zeros(len(call.rows))
+    size = (
+        call.rows.abs().nan_to_num(posinf=0.0).amax(dim=1) * sigma * steep
+        if call.rows.numel()
+        else torch.zeros(len(call.rows))
+    )
     weight = common.get("weight", form.weight)
     heavy = 1.0 if weight is None else float(weight.max())
     epsilon, factor, out, floor = oracle.TOLERANCES[call.z.dtype]
@@ -183,17 +201,25 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
         return
     near = factor * epsilon * (4 + size) + 4e-16 * steep
     rows_ok = finite.reshape(wanted.shape) if common["reduction"] == "none" else torch.tensor(True)
-    limit = near.reshape(wanted.shape) if common["reduction"] == "none" else near.max() if len(near) else torch.tensor(0.0)
+    limit = (
+        near.reshape(wanted.shape) if common["reduction"] == "none" else near.max() if len(near) else torch.tensor(0.0)
+    )
     target = rounded(wanted, real)
     gap = (loss.double() - target).abs()
-    fine = (gap <= 2 * limit * (target.abs() + heavy) + floor) | (loss.double() == target) | (loss.isnan() & target.isnan())
+    fine = (
+        (gap <= 2 * limit * (target.abs() + heavy) + floor)
+        | (loss.double() == target)
+        | (loss.isnan() & target.isnan())
+    )
     assert bool((fine | ~rows_ok).all()), f"{loss} is not {target}"
     slopes = rounded(slopes, call.z.dtype)
     top = slopes.abs().nan_to_num().amax(dim=1, keepdim=True) if slopes.numel() else slopes
     allowed = (2 * near[:, None] + out) * slopes.abs() + 2 * near[:, None] * top + 4e-16 * sigma * heavy * steep + floor
     gap = (grad.double() - slopes).abs()
     fine = (gap <= allowed) | (grad.double() == slopes) | (grad.isnan() & slopes.isnan())
-    assert bool((fine | ~finite[:, None]).all()), worst(torch.where(finite[:, None], grad, 0), torch.where(finite[:, None], slopes, 0))
+    assert bool((fine | ~finite[:, None]).all()), worst(
+        torch.where(finite[:, None], grad, 0), torch.where(finite[:, None], slopes, 0)
+    )
 
 
 def functions(seed: int, cases: int) -> Tally:
@@ -263,8 +289,13 @@ def head_inputs(draw: Draw) -> tuple[list[Tensor | None], Any, dict[str, Any], d
         lam = draw.uniform(rows).to(torch.float64 if dtype == torch.float64 else torch.float32)
         target = (y, draw.integers(0, classes, rows), lam)
     tables = seen_by(Call(given[0], None, {}, None, None, None), tables_of(draw, classes))
-    tables = {name: value for name, value in tables.items() if not isinstance(value, Tensor) or bool(value.isfinite().all())}
-    common = {"ignore_index": ignore, "reduction": draw.say("reduction", draw.choice(["mean", "batch_mean", "sum", "none"]))}
+    tables = {
+        name: value for name, value in tables.items() if not isinstance(value, Tensor) or bool(value.isfinite().all())
+    }
+    common = {
+        "ignore_index": ignore,
+        "reduction": draw.say("reduction", draw.choice(["mean", "batch_mean", "sum", "none"])),
+    }
     options = {{"weight": "class_weight"}.get(name, name): value for name, value in (tables | common).items()}
     return given, target, options, tables | common
 
@@ -290,7 +321,9 @@ def head_answer(given: list[Tensor | None], target: Any, normalize: bool, option
     ways = []
     for leaf, other, total in ((x, w, parts), (w, x, parts.t())):
         norm = torch.linalg.vector_norm(given[0 if leaf is x else 1].double(), dim=1, keepdim=True).clamp_min(1e-12)
-        bound = (total @ other.detach().abs()).amax(dim=1, keepdim=True) if other.numel() else total.sum(1, keepdim=True)
+        bound = (
+            (total @ other.detach().abs()).amax(dim=1, keepdim=True) if other.numel() else total.sum(1, keepdim=True)
+        )
         ways.append(2 * bound / norm if normalize else bound)
     ways.append(parts.sum(dim=0))
     return loss, grads, ways, size
@@ -304,14 +337,16 @@ def heavy_of(options: dict[str, Any]) -> float:
     return max(1.0, float(weight.max()) * (len(weight) if options.get("label_smoothing") else 1))
 
 
-def head_check(run: Any, given: list[Tensor | None], target: Any, normalize: bool, wanted_options: dict[str, Any]) -> None:
+def head_check(
+    run: Any, given: list[Tensor | None], target: Any, normalize: bool, wanted_options: dict[str, Any]
+) -> None:
     leaves = [None if value is None else value.detach().requires_grad_() for value in given]
     loss = run(*leaves)
     loss.backward(torch.ones_like(loss))
     wanted, grads, bounds, size = head_answer(given, target, normalize, wanted_options)
     dtype = given[0].dtype
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    epsilon, factor, out, floor = oracle.TOLERANCES[dtype]
+    _, factor, out, floor = oracle.TOLERANCES[dtype]
     work = oracle.TOLERANCES[real]
     near = 4 * factor * work[0] * (8 + size)
     heavy = heavy_of(wanted_options)
@@ -398,8 +433,15 @@ def sharded(seed: int, cases: int) -> Tally:
 
 
 PARTS = (
-    Part("loss functions", "every function of ltkernels.functional against the float64 oracle, spoiled calls refused", 3000, functions),
-    Part("loss modules", "every Module of ltkernels.nn, the same", 1500, modules),
-    Part("linear heads", "classifier and loss in one, any chunking, against oracle and autograd in float64", 800, heads),
-    Part("sharded loss", "the class-sharded loss at one process, the same", 400, sharded),
+    Part(
+        "loss functions",
+        "every function of ltkernels.functional against the float64 oracle, spoiled calls refused",
+        1200,
+        functions,
+    ),
+    Part("loss modules", "every Module of ltkernels.nn, the same", 500, modules),
+    Part(
+        "linear heads", "classifier and loss in one, any chunking, against oracle and autograd in float64", 300, heads
+    ),
+    Part("sharded loss", "the class-sharded loss at one process, the same", 200, sharded),
 )

@@ -12,7 +12,19 @@ from _part import Part, Tally
 import ltkernels as ltk
 
 BUILDERS = {loss.build.__name__: loss for loss in ltk.LOSSES.values()}
-BAD_COUNTS = ([], [0, 0], [3, -1], [1.5, 2], [True, 2], [[1, 2]], "12", 3, None, torch.tensor([1.0, 2.0]), torch.tensor([[1]]))
+BAD_COUNTS = (
+    [],
+    [0, 0],
+    [3, -1],
+    [1.5, 2],
+    [True, 2],
+    [[1, 2]],
+    "12",
+    3,
+    None,
+    torch.tensor([1.0, 2.0]),
+    torch.tensor([[1]]),
+)
 BAD_OPTIONS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tau", "max_margin"), (torch.nan, torch.inf, "1", True)),
     "m": (torch.nan, torch.inf, "1"),
@@ -165,7 +177,9 @@ def tau_normalize(draw: Draw) -> None:
     out = ltk.inference.tau_normalize(w, tau)
     norm = w.double().norm(dim=1, keepdim=True)
     close = {torch.float64: 1e-12, torch.float32: 1e-5}.get(w.dtype, 1e-2)
-    torch.testing.assert_close(out.double(), w.double() / torch.where(norm > 0, norm, 1.0) ** tau, rtol=close, atol=1e-6)
+    torch.testing.assert_close(
+        out.double(), w.double() / torch.where(norm > 0, norm, 1.0) ** tau, rtol=close, atol=1e-6
+    )
     assert out.dtype == w.dtype
     refused(lambda: ltk.inference.tau_normalize(draw.choice([w.long(), w[None], w.tolist()])))
     refused(lambda: ltk.inference.tau_normalize(w, draw.choice([torch.nan, "1", None])))
@@ -187,7 +201,12 @@ def inference(seed: int, cases: int) -> Tally:
 
 
 PARTS = (
-    Part("adjustments", "every builder of tables: finite, a function of the counts alone, bad counts and options refused", 800, adjustments),
+    Part(
+        "adjustments",
+        "every builder of tables: finite, a function of the counts alone, bad counts and options refused",
+        500,
+        adjustments,
+    ),
     Part("schedules", "every schedule: in place, by the epoch alone, refused states change nothing", 100, schedules),
-    Part("inference", "corrections at prediction time against float64", 500, inference),
+    Part("inference", "corrections at prediction time against float64", 300, inference),
 )
