@@ -3,8 +3,8 @@
     python tests/reliability --effort 10 --seed 1 --out benchmarks/results/reliability.json
     python -m benchmarks.report benchmarks/results/reliability.json --readme README.md
 
-A part is a `Part` in the tuple ``PARTS`` of a module of this folder (those whose name begins with an underscore help the others). A crash, a
-signal or a hang of its process is a failure, and the campaign goes on. Each part's seed comes from the campaign's seed and the part's
+A part is a `Part` in the tuple ``PARTS`` of a module of this folder (those whose name begins with an underscore help the others). A
+crash, a signal or a hang of its process is a failure, and the campaign goes on. Each part's seed comes from the campaign's seed and the part's
 name, so that ``--seed N --only PART`` repeats it. The exit code is 1 where anything failed.
 
 ``--sanitized PATH ...`` names folders into which ltkernels was installed with ThreadSanitizer or AddressSanitizer:

@@ -21,13 +21,13 @@ if "LTKERNELS_FROM" in os.environ:
     # An editable install redirects its imports before any folder is looked at.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
 
-import _draw
-import features
-import losses
-import torch
-from _part import Tally
+import _draw  # noqa: E402
+import features  # noqa: E402
+import losses  # noqa: E402
+import torch  # noqa: E402
+from _part import Tally  # noqa: E402
 
-from ltkernels import _C
+from ltkernels import _C  # noqa: E402
 
 
 class Loud(_draw.Draw):
