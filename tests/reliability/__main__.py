@@ -4,8 +4,8 @@
     python -m benchmarks.report benchmarks/results/reliability.json --readme README.md
 
 A part is a `Part` in the tuple ``PARTS`` of a module of this folder (those whose name begins with an underscore help the others). A
-crash, a signal or a hang of its process is a failure, and the campaign goes on. Each part's seed comes from the campaign's seed and the part's
-name, so that ``--seed N --only PART`` repeats it. The exit code is 1 where anything failed.
+crash, a signal or a hang of its process is a failure, and the campaign goes on. Each part's seed comes from the campaign's seed and the
+part's name, so that ``--seed N --only PART`` repeats it. The exit code is 1 where anything failed.
 
 ``--sanitized PATH ...`` names folders into which ltkernels was installed with ThreadSanitizer or AddressSanitizer:
 
