@@ -389,7 +389,7 @@ PARTS = (
     Part(
         "selection",
         "picks against a greedy loop over the public FDG, engines agree, clusters by their definition",
-        120,
+        70,
         selections,
     ),
 )
