@@ -105,7 +105,7 @@ PARTS = (
     Part(
         "guard pages",
         "every kernel call on buffers between guard pages, inputs read-only, each instruction set",
-        300,
+        200,
         guard_pages,
     ),
     Part(

@@ -238,7 +238,7 @@ PARTS = (
     Part(
         "memory limits",
         "calls in too little address space: an error that speaks of memory, state intact, the next call works",
-        60,
+        30,
         memory_limits,
     ),
     Part("2^31 elements", "losses, two phases and crops of more elements than 32 bits count", 4, large),
