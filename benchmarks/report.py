@@ -147,6 +147,30 @@ def selection_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def reliability_table(result: dict[str, Any]) -> str:
+    """What every part of the campaign did (tests/reliability); failures are bold."""
+    lines = ["| part | what | cases | faults injected | CPU-hours | failures |", "|---|---|---:|---:|---:|---:|"]
+    rows = result["rows"]
+    for row in rows:
+        failed = f"**{len(row['failures'])}**" if row["failures"] else "0"
+        if row["skipped"]:
+            lines.append(f"| {row['part']} | {row['what']} |  |  |  | skipped: {row['skipped']} |")
+            continue
+        lines.append(
+            f"| {row['part']} | {row['what']} | {row['cases']} | {row['faults'] or ''} | {row['cpu_hours']:.3f} | {failed} |"
+        )
+    cases, faults, hours = (sum(row[name] for row in rows) for name in ("cases", "faults", "cpu_hours"))
+    failures = sum(len(row["failures"]) for row in rows)
+    lines.append(f"| all |  | {cases} | {faults} | {hours:.3f} | {failures} |")
+    machine = result["machine"]
+    lines += [
+        "",
+        f"Effort {result['effort']:g}x, seed {result['seed']}. {machine['cpu']}, torch {machine['torch']}, commit {machine['commit']}, "
+        f"{machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path)
@@ -154,8 +178,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--png", type=Path)
     options = parser.parse_args(argv)
     result = json.loads(options.result.read_text())
-    selection = result["rows"][0]["op"] == "select step"
-    text = selection_table(result) if selection else table(result)
+    kind = result.get("kind", "")
+    if not kind:
+        kind = "selection" if result["rows"][0]["op"] == "select step" else "losses"
+    text = {"losses": table, "selection": selection_table, "reliability": reliability_table}[kind](result)
     if options.readme:
         name = re.escape(options.result.stem)
         readme, count = re.subn(
@@ -171,8 +197,8 @@ def main(argv: list[str] | None = None) -> None:
         options.readme.write_text(readme)
     else:
         print(text)
-    if options.png and selection:
-        parser.error("a selection result has no picture")
+    if options.png and kind != "losses":
+        parser.error(f"a {kind} result has no picture")
     if options.png:
         picture(result, options.png)
 

@@ -70,6 +70,8 @@ def adjusted_cross_entropy(
             size[i] = max(float(size[i]), float(finite.max()) if len(finite) else 0.0)
             e = torch.exp(a - a.max())
             others = float(torch.cat([e[:y], e[y + 1 :]]).sum())
+            if not torch.isfinite(a.max()):  # NaN or infinity in the row, or every class masked: there is no softmax
+                e, others = torch.full_like(a, torch.nan), torch.nan
             if float(a[y]) == float(a.max()):
                 nll = torch.log1p(torch.tensor(others, dtype=torch.float64))
             else:
@@ -105,6 +107,17 @@ def adjusted_cross_entropy(
     return loss, grads * scale_by[:, None], size
 
 
+def gradient_fits(candidate: Tensor, expected: Tensor, size: Tensor, dtype: torch.dtype, cond: float = 1.0) -> bool:
+    """Whether every element is within the table; arguments as in `assert_gradient`."""
+    epsilon, factor, out, floor = TOLERANCES[dtype]
+    scale = expected.abs().amax(dim=1, keepdim=True)
+    allowed = cond * (factor * epsilon * (4 + size[:, None]) + out) * expected.abs() + floor
+    if cond > 1:  # cancellation: relative to the row's largest entry
+        allowed = allowed + factor * epsilon * (4 + size[:, None]) * scale
+    same = (candidate == expected) | (candidate.isnan() & expected.isnan())
+    return bool((same | ((candidate - expected).abs() <= allowed)).all())
+
+
 def assert_gradient(
     actual: Tensor, expected: Tensor, size: Tensor, labels: Tensor | None = None, cond: float = 1.0
 ) -> None:
@@ -113,15 +126,10 @@ def assert_gradient(
     `size` (N,) is the rows' largest |a|. `cond` widens the table where the formula itself cancels (label smoothing subtracts
     two numbers of one size); a test that passes it says why.
     """
-    epsilon, factor, out, floor = TOLERANCES[actual.dtype]
+    floor = TOLERANCES[actual.dtype][3]
 
     def fits(candidate: Tensor) -> bool:
-        scale = expected.abs().amax(dim=1, keepdim=True)
-        allowed = cond * (factor * epsilon * (4 + size[:, None]) + out) * expected.abs() + floor
-        if cond > 1:  # cancellation: relative to the row's largest entry
-            allowed = allowed + factor * epsilon * (4 + size[:, None]) * scale
-        same = (candidate == expected) | (candidate.isnan() & expected.isnan())
-        return bool((same | ((candidate - expected).abs() <= allowed)).all())
+        return gradient_fits(candidate, expected, size, actual.dtype, cond)
 
     got = actual.double()
     finite = torch.nan_to_num(expected)

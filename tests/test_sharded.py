@@ -83,6 +83,26 @@ def test_bad_input(options, error, message) -> None:
 
 
 @pytest.mark.usefixtures("_one_process")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_strided_inputs(dtype) -> None:
+    """A part of larger tensors whose other entries are NaN: none of them is read."""
+
+    def strided(value: torch.Tensor) -> torch.Tensor:
+        whole = torch.full([2 * size for size in value.shape], torch.nan, dtype=dtype)
+        part = whole[tuple(slice(None, None, 2) for _ in value.shape)]
+        return part.copy_(value)
+
+    x, w, b = X.to(dtype), W.to(dtype), torch.randn(5, dtype=dtype)
+    assert torch.equal(call(strided(x), strided(w), bias=strided(b)), call(x, w, bias=b))
+
+
+@pytest.mark.usefixtures("_one_process")
+def test_a_rank_without_classes() -> None:
+    with pytest.raises(ValueError, match="the ranks hold 0 classes; num_classes is 5"):
+        call(weight=W[:0])
+
+
+@pytest.mark.usefixtures("_one_process")
 def test_double_backward_raises() -> None:
     leaf = X.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="no second derivatives"):

@@ -69,7 +69,9 @@ def _phases(request, monkeypatch) -> None:
 
 @pytest.mark.usefixtures("_phases")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cuts", [[], [1], [18], [5, 6, 30]])
+@pytest.mark.parametrize(
+    "cuts", [[], [1], [18], [5, 6, 30], [0], [9, 9, 37]]
+)  # the last two have parts without classes
 @pytest.mark.parametrize("name", ["ce", "kps_ga", "vector_scaling", "class_balanced", "focal"])
 def test_parts(name: str, cuts: list[int], dtype: torch.dtype) -> None:
     classes = 37

@@ -6,8 +6,10 @@
 namespace ltk {
 namespace {
 
-// As the fused loss: some microseconds of work a block.
+// As the fused loss: some microseconds of work a block. A part may have no classes: its statistics are those of a row
+// that is masked whole.
 int64_t block_rows(const ClassPart& job) noexcept {
+    if (job.classes == 0) return job.rows > 0 ? job.rows : 1;
     return job.classes >= 16384 ? 1 : 16384 / job.classes;
 }
 

@@ -176,7 +176,8 @@ def _shard(
     shift, scale, _, _, class_weight = (None if table is None else table[at].contiguous() for table in tables)
     x, weight, x_norms, norms, inverse = features.to(real), weight.to(real), None, None, None
     if bias is not None:
-        folded = bias.to(real) if scale is None else bias.to(real) * scale
+        folded = bias.to(real).contiguous()  # the kernels read consecutive entries
+        folded = folded if scale is None else folded * scale
         shift = folded if shift is None else shift + folded
     if options.normalize:
         x_norms = torch.linalg.vector_norm(x, dim=1)

@@ -167,6 +167,9 @@ def torch_statistics(
     smooth: bool,
 ) -> Tensor:
     """`statistics`; the reference is the maximum."""
+    if logits.shape[1] == 0:  # as a row that is masked whole
+        rows = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0], dtype=torch.float64, device=logits.device)
+        return torch.where((labels == IGNORED)[:, None], 0.0, rows)
     a = _adjusted(logits, row_scale, shift, scale)
     here = (labels >= 0)[:, None]
     at = labels.clamp_min(0)[:, None]
@@ -192,6 +195,8 @@ def torch_gradient(
     weight: Tensor | None,
 ) -> Tensor:
     """`gradient`."""
+    if logits.shape[1] == 0:
+        return torch.empty_like(logits)
     a = _adjusted(logits, row_scale, shift, scale)
     reference, factor, smooth, label_grad = (column.to(a.dtype)[:, None] for column in terms.unbind(1))
     grad = factor * torch.exp(a - torch.where(reference == -torch.inf, 0.0, reference))

@@ -1,0 +1,242 @@
+"""Kernels between guard pages: every call into the compiled module runs on copies of its buffers that end, or begin, exactly at a page that
+nobody may touch; what a kernel only reads is mapped read-only. The extents are those that the headers in csrc/cpu promise.
+
+`install` replaces the functions of ltkernels._C, so that whatever calls a kernel is checked; a kernel without extents here is an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import random
+from collections.abc import Callable
+from typing import Any
+
+from ltkernels import _C
+
+PAGE = mmap.PAGESIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_NONE, _READ, _WRITE = 0, 1, 2
+
+# Bytes of a logit, and of what goes with it, by dtype code.
+_ITEM, _REAL = (4, 8, 2, 2), (4, 8, 4, 4)
+
+# name -> extents: (arguments) -> {index or (index, inner index): (bytes, written)}
+Extents = dict[Any, tuple[int, bool]]
+
+
+def _rows(rows: int, stride: int, columns: int, item: int) -> int:
+    return 0 if rows == 0 or columns == 0 else ((rows - 1) * stride + columns) * item
+
+
+def _adjusted_ce(a: tuple[Any, ...]) -> Extents:
+    item, real, rows, classes, threads = _ITEM[a[0]], _REAL[a[0]], a[3], a[4], a[23]
+    out: Extents = {
+        1: (_rows(rows, a[2], classes, item), False),
+        5: (8 * rows, False),
+        6: (8 * rows, False),
+        7: (real * rows, False),
+    }
+    out |= dict.fromkeys(range(8, 13), (real * classes, False))
+    out |= {13: (real * rows, False), 18: (real * rows, True), 19: (real * (rows if a[17] == 0 else 1), True)}
+    out |= {20: (_rows(rows, a[21], classes, item), True), 22: (real * threads * _C.adjusted_ce_scratch(classes), True)}
+    if a[24]:
+        out |= {(24, 1): (real * classes, False), (24, 2): (8, False)}
+    return out
+
+
+def _part(a: tuple[Any, ...]) -> Extents:
+    item, real, rows, classes = _ITEM[a[0]], _REAL[a[0]], a[3], a[4]
+    out: Extents = {1: (_rows(rows, a[2], classes, item), False), 5: (8 * rows, False), 9: (8 * rows, False)}
+    return out | dict.fromkeys((6, 7, 8), (real * classes, False))
+
+
+def _subset_scores(a: tuple[Any, ...]) -> Extents:
+    real = 4 if a[14] else 8
+    lanes, packs, d = 64 // real, a[4], a[5]
+    starts, sizes, groups = (_numbers(a[k], packs) for k in (1, 2, 3))
+    pool = max(start + size * d * lanes for start, size in zip(starts, sizes, strict=True))
+    scratch = a[15] * _C.subset_scores_scratch(d, max(sizes))
+    return {
+        0: (real * pool, False), 1: (8 * packs, False), 2: (8 * packs, False), 3: (8 * packs, False), 6: (real * d * d, False),
+        8: (real * d * (max(groups) + 1), False), 9: (real * d, False), 11: (real * scratch, True), 12: (8 * packs * lanes, True),
+        13: (8 * packs * lanes, True),
+    }  # fmt: skip
+
+
+EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
+    "exp_f32": lambda a: {0: (4 * a[2], False), 1: (4 * a[2], True)},
+    "adjusted_ce": _adjusted_ce,
+    "row_statistics": lambda a: _part(a) | {11: (32 * a[3], True)},
+    "gradient_from_statistics": lambda a: _part(a) | {10: (32 * a[3], False), 11: (_rows(a[3], a[12], a[4], _ITEM[a[0]]), True)},
+    "logdet_batch": lambda a: {
+        0: (8 * a[1] * a[2] ** 2, False), 3: (8 * a[5] * _C.logdet_scratch(a[2]), True), 4: (8 * a[1], True)
+    },
+    "balance": lambda a: {
+        0: (4 * a[1] * a[3], False), 4: (8 * a[2], False), 6: (4 * a[3], True), 7: (8 * a[1], True), 8: (16 * (a[1] + a[2]), True),
+        9: (4 * a[1], True),
+    },
+    "subset_scores": _subset_scores,
+}  # fmt: skip
+# What takes no buffers, and what has a class of its own below.
+HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed"}
+OWN = {"Greedy", "greedy_runs"}
+
+
+def _numbers(address: int, count: int) -> list[int]:
+    return list((ctypes.c_int64 * count).from_address(address)) if count else []
+
+
+class Guarded:
+    """Copies of the buffers of one call."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice = dice
+        self.maps: list[tuple[int, int]] = []
+        self.written: list[tuple[int, int, int]] = []  # original, copy, bytes
+
+    def all(self, wanted: list[tuple[int, int, bool]]) -> dict[int, int]:
+        """Original addresses to those of their copies. One address that comes twice is one buffer, written if either use is."""
+        merged: dict[int, tuple[int, bool]] = {}
+        for address, size, written in wanted:
+            if address:
+                before = merged.get(address, (0, False))
+                merged[address] = (max(size, before[0]), written or before[1])
+        return {address: self._copy(address, *rest) for address, rest in merged.items()}
+
+    def _copy(self, address: int, size: int, written: bool) -> int:
+        inner = -(-size // PAGE) * PAGE
+        total = inner + 2 * PAGE
+        base = _libc.mmap(None, total, _NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        if base in (None, ctypes.c_void_p(-1).value):
+            raise MemoryError("mmap failed")
+        self.maps.append((base, total))
+        first = base + PAGE
+        at = first if self.dice.random() < 0.5 else first + inner - size
+        if size == 0:
+            return first  # nothing may be touched at all
+        _libc.mprotect(first, inner, _READ | _WRITE)
+        ctypes.memset(first, 0xFF, inner)  # NaN where a kernel reads what lies beside the buffer on its own page
+        ctypes.memmove(at, address, size)
+        if written:
+            self.written.append((address, at, size))
+        else:
+            _libc.mprotect(first, inner, _READ)
+        return at
+
+    def close(self) -> None:
+        for address, at, size in self.written:
+            ctypes.memmove(address, at, size)
+        for base, total in self.maps:
+            _libc.munmap(base, total)
+
+
+def _wrapped(
+    real: Callable[..., Any], extents: Callable[[tuple[Any, ...]], Extents], dice: random.Random
+) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        wanted = extents(arguments)
+        given = {k: arguments[k[0]][k[1]] if isinstance(k, tuple) else arguments[k] for k in wanted}
+        guarded = Guarded(dice)
+        moved = guarded.all([(given[k], *wanted[k]) for k in wanted])
+        fresh = list(arguments)
+        for k in wanted:
+            if isinstance(k, tuple):
+                inner = list(fresh[k[0]])
+                inner[k[1]] = moved.get(given[k], 0)
+                fresh[k[0]] = tuple(inner)
+            else:
+                fresh[k] = moved.get(given[k], 0)
+        try:
+            return real(*fresh)
+        finally:
+            guarded.close()
+
+    return call
+
+
+def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
+    real_class, real_runs = _C.Greedy, _C.greedy_runs
+
+    class Greedy:
+        """The real one on copies that live for one call; numbers of the state are the real one's."""
+
+        def __init__(self, d: int, subsets: int, groups: int, single: bool, alpha: float) -> None:
+            self.shape = (d, subsets, groups, single)
+            self.real = real_class(d, subsets, groups, single, alpha)
+
+        def pool(self, *addresses: int) -> None:
+            self.pool_at = addresses
+
+        def state(self, *arguments: Any) -> None:
+            self.state_at, self.numbers, self.scratch_at = arguments[:5], arguments[5:7], arguments[7]
+
+        def rule(self, *arguments: Any) -> None:
+            self.real.rule(*arguments)
+
+        def steps(self, steps: int, picked: int, values: int) -> None:
+            self.steps_at = (steps, picked, values)
+
+        def wanted(self, threads: int) -> list[tuple[int, int, bool]]:
+            d, subsets, groups, single = self.shape
+            offsets, sizes = _numbers(self.pool_at[1], subsets + 1), _numbers(self.pool_at[3], groups)
+            begins, packed = _numbers(self.pool_at[4], groups + 1), _numbers(self.pool_at[5], groups)
+            packs = packed[-1] + _C.greedy_packed(d, begins[-1] - begins[-2], sizes[-1], single)
+            pool = (
+                8 * offsets[-1] * d,
+                8 * (subsets + 1),
+                8 * subsets,
+                8 * groups,
+                8 * (groups + 1),
+                8 * groups,
+                8 * subsets,
+            )
+            state = (8 * subsets, 8 * groups, (4 if single else 8) * packs, 8 * d * d, 8 * d)
+            out = [(at, size, False) for at, size in zip(self.pool_at, pool, strict=True)]
+            out += [(at, size, True) for at, size in zip(self.state_at, state, strict=True)]
+            if threads:
+                out.append((self.scratch_at, 8 * _C.greedy_scratch(d, subsets, groups, max(sizes), threads), True))
+                out += [(at, 8 * self.steps_at[0], True) for at in self.steps_at[1:]]
+            return out
+
+        def point(self, moved: dict[int, int], run: bool) -> None:
+            self.real.pool(*(moved.get(at, 0) for at in self.pool_at))
+            self.real.state(*(moved.get(at, 0) for at in self.state_at), *self.numbers, moved.get(self.scratch_at, 0))
+            if run:
+                self.real.steps(self.steps_at[0], *(moved.get(at, 0) for at in self.steps_at[1:]))
+
+        def pack(self) -> None:
+            guarded = Guarded(dice)
+            self.point(guarded.all(self.wanted(0)), False)
+            self.real.pack()
+            guarded.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+    def greedy_runs(runs: list[Greedy], threads: int) -> None:
+        guarded = Guarded(dice)
+        for run in runs:
+            run.point(guarded.all(run.wanted(threads if len(runs) == 1 else 1)), True)
+        real_runs([run.real for run in runs], threads)
+        guarded.close()
+        for run in runs:
+            run.numbers = (run.real.count, run.real.anchor)
+
+    return Greedy, greedy_runs
+
+
+def install(seed: int) -> None:
+    names = {name for name in dir(_C) if not name.startswith(("_", "cuda_")) and callable(getattr(_C, name))}
+    if names != set(EXTENTS) | HARMLESS | OWN:
+        raise AssertionError(
+            f"kernels without extents, or extents without kernel: {sorted(names ^ (set(EXTENTS) | HARMLESS | OWN))}"
+        )
+    dice = random.Random(seed)
+    for name, extents in EXTENTS.items():
+        setattr(_C, name, _wrapped(getattr(_C, name), extents, dice))
+    _C.Greedy, _C.greedy_runs = _greedy(dice)

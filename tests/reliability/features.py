@@ -1,0 +1,395 @@
+"""Fuzzing of feature diversity and selection: V and FDG against singular values, picks against a greedy loop that scores every candidate
+with the public FDG, clusters against their definition."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _draw import DTYPES, Draw, loop, missing, refused
+from _part import Part, Tally
+from torch import Tensor
+
+from ltkernels import diversity, selection
+
+CENTERINGS = diversity.CENTERINGS
+
+
+def diversity_of(rows: Tensor, alpha: float, count: int | None = None) -> float:
+    """V in log2 units of rows that are centred already, by their singular values."""
+    values = torch.linalg.svdvals(rows.double())
+    return float(torch.log1p(alpha / (count or len(rows)) * values.square()).sum()) / (2 * math.log(2))
+
+
+def gain_of(original: Tensor, extra: Tensor, centering: str, alpha: float) -> float:
+    z, x = original.double(), extra.double()
+    if centering == "joint":
+        both = torch.cat([z, x])
+        both = both - both.mean(0)
+    elif centering == "separate":
+        both = torch.cat([z - z.mean(0), x - x.mean(0)])
+    else:
+        both = torch.cat([z, x])
+    alone = z if centering == "none" else z - z.mean(0)
+    return diversity_of(both, alpha) / diversity_of(alone, alpha) - 1
+
+
+def features(draw: Draw, rows: int, width: int, spread: float = 1.0) -> Tensor:
+    """(rows, width), any dtype and layout: ordinary, low rank, shifted, scaled, with duplicates."""
+    x = draw.normal(rows, width) * spread
+    kind = draw.say("features", draw.choice(["normal", "normal", "low rank", "shifted", "scaled", "duplicates"]))
+    if kind == "low rank" and width > 1:
+        x[:, width // 2 :] = x[:, :1]
+    elif kind == "shifted":
+        x += 100.0
+    elif kind == "scaled":
+        x *= draw.choice([1e-3, 1e3])
+    elif kind == "duplicates" and rows > 1:
+        x[1::2] = x[: len(x[1::2])].clone()
+    x = x.to(draw.choice(DTYPES)) if kind != "scaled" else x
+    return draw.layout(x)
+
+
+def spoiled(draw: Draw, x: Tensor) -> Any:
+    """No features."""
+    bad = x.double().clone(memory_format=torch.contiguous_format)
+    if bad.numel():
+        bad.view(-1)[draw.randrange(bad.numel())] = draw.choice([torch.nan, torch.inf, -torch.inf])
+    return draw.choice([bad if bad.numel() else x.long(), x.long(), x[:, :0], x[None]])
+
+
+def close(got: float, wanted: float, scale: float = 1.0) -> None:
+    assert abs(got - wanted) <= 1e-8 * (1 + abs(wanted)) * scale, f"{got} is not {wanted}"
+
+
+def measures(draw: Draw) -> None:
+    width, n = draw.size(30), 1 + draw.size(40)
+    alpha = draw.say("alpha", draw.choice([1.0, 0.01, 50.0, 3]))
+    centering = draw.say("centering", draw.choice(CENTERINGS))
+    z, x = features(draw, n, width), draw.normal(draw.size(30, 0.1), width)
+    centred = z.double() - z.double().mean(0)
+    close(float(diversity.feature_diversity(z, alpha=alpha)), diversity_of(centred, alpha))
+    alone = z.double() if centering == "none" else centred
+    if diversity_of(alone, alpha) < 1e-6:
+        return
+    gain = diversity.feature_diversity_gain(z, x, centering=centering, alpha=alpha)
+    close(float(gain), gain_of(z, x, centering, alpha) if len(x) else 0.0, 10.0)
+    close(
+        float(diversity.original_diversity(z.double(), centering, float(alpha))),
+        diversity_of(alone, alpha) * 2 * math.log(2),
+    )
+    infimum = diversity.fdg_infimum(z, len(x), alpha, centering=centering)
+    assert diversity.fdg_lower_bound(n, len(x)) <= infimum <= float(gain) + 1e-9
+    matrix = torch.eye(width, dtype=torch.float64) + centred.T @ centred / n
+    close(float(diversity.cholesky_log_det(matrix)), float(torch.linalg.slogdet(matrix).logabsdet), 10.0)
+    for call in (lambda bad: diversity.feature_diversity(bad), lambda bad: diversity.feature_diversity_gain(z, bad)):
+        refused(lambda call=call: call(spoiled(draw, z)))
+    refused(lambda: diversity.feature_diversity_gain(z[:1], x))
+    refused(lambda: diversity.feature_diversity_gain(z[:1].expand(4, -1), x))
+    refused(lambda: diversity.feature_diversity_gain(z, x[:, :1].expand(-1, width + 1)))
+    refused(lambda: diversity.feature_diversity(z, alpha=draw.choice([0.0, -1.0, torch.nan, torch.inf, "1", True])))
+    refused(lambda: diversity.feature_diversity_gain(z, x, centering=draw.choice(["mean", None, 3])))
+    refused(lambda: diversity.fdg_lower_bound(*draw.choice([(0, 1), (1, -1)])))
+    refused(lambda: diversity.fdg_infimum(z, -1))
+
+
+def statistics(draw: Draw) -> None:
+    width, n = draw.size(20), 2 + draw.size(60)
+    x = features(draw, n, width)
+    cuts = sorted(draw.randint(0, n) for _ in range(draw.randint(0, 4)))
+    parts = [diversity.FeatureStatistics(width).update(part) for part in torch.tensor_split(x, cuts)]
+    draw.shuffle(parts)
+    whole = diversity.FeatureStatistics(width)
+    for part in parts:
+        whole.merge(part)
+    assert whole.count == n
+    direct = float(diversity.feature_diversity(x))
+    close(float(whole.diversity()), direct, 100.0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "s.npz")
+        whole.save(path)
+        loaded = diversity.FeatureStatistics.load(path)
+        assert torch.equal(loaded.scatter, whole.scatter)
+        data = bytearray(path.read_bytes())
+        for _ in range(3):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(bytes(data[: draw.randint(0, len(data))]))
+        try:
+            again = diversity.FeatureStatistics.load(path)
+            assert again.count >= 0
+        except ValueError as error:
+            if str(path) not in str(error):
+                raise AssertionError(f"an error that does not name the file: {error}") from error
+    kept = (whole.count, whole.mean.clone(), whole.scatter.clone())
+    refused(lambda: whole.update(spoiled(draw, x)))
+    refused(lambda: whole.update(torch.ones(2, width + 1)))
+    refused(lambda: whole.merge(diversity.FeatureStatistics(width + 1)))
+    refused(lambda: diversity.FeatureStatistics(draw.choice([0, -1, 2.5, True])))
+    assert whole.count == kept[0]
+    assert torch.equal(whole.mean, kept[1])
+    assert torch.equal(whole.scatter, kept[2])
+    labels = draw.integers(0, 4, n)
+    values = diversity.class_diversities(x, labels, num_classes=5)
+    for c in range(5):
+        own = x[labels == c]
+        if len(own):
+            close(float(values[c]), float(diversity.feature_diversity(own)), 100.0)
+        else:
+            assert math.isnan(float(values[c]))
+    refused(lambda: diversity.class_diversities(x, draw.choice([labels[1:], labels.double(), labels - 9])))
+    refused(lambda: diversity.class_diversities(x, labels, num_classes=0))
+
+
+def representatives(draw: Draw) -> None:
+    x = features(draw, 1 + draw.size(40), draw.size(12))
+    k = draw.randint(1, len(x))
+    found = diversity.select_representatives(x, k)
+    assert len(set(found.indices.tolist())) == k, "a row was picked twice"
+    centred = x.double() - x.double().mean(0)
+    close(float(found.diversity[-1]), diversity_of(centred[found.indices], 1.0, k), 100.0)
+    refused(lambda: diversity.select_representatives(x, draw.choice([0, len(x) + 1, 1.5, True])))
+
+
+def pool_of(draw: Draw) -> tuple[Tensor, Tensor, list[int]]:
+    """(original, candidates, offsets)"""
+    width = draw.say("d", draw.size(24))
+    n = draw.say("N", 2 + draw.size(30))
+    sizes = [draw.randint(1, 4) for _ in range(draw.size(14))]
+    if draw.chance(0.5):
+        sizes = [draw.randint(1, 6)] * len(sizes)
+    draw.say("sizes", sizes)
+    z = draw.layout(draw.normal(n, width))
+    x = features(draw, sum(sizes), width, draw.choice([0.1, 1.0, 4.0]))
+    return z, x, [0, *np.cumsum(sizes).tolist()]
+
+
+def subsets(draw: Draw) -> None:
+    z, x, offsets = pool_of(draw)
+    centering, alpha = draw.choice(CENTERINGS), draw.choice([1.0, 0.1, 20.0])
+    gains = diversity.subset_gains(
+        z, x, draw.choice([offsets, torch.tensor(offsets)]), centering=centering, alpha=alpha
+    )
+    for c, gain in enumerate(gains.tolist()):
+        close(gain, gain_of(z, x[offsets[c] : offsets[c + 1]], centering, alpha), 100.0)
+    for bad in ([], [0], [0, 0, len(x)], [1, len(x)], [0, len(x) + 1], [0.0, float(len(x))], [len(x), 0]):
+        refused(lambda bad=bad: diversity.subset_gains(z, x, bad))
+    refused(lambda: diversity.subset_gains(z, spoiled(draw, x), offsets))
+
+
+DIVERSITY: dict[Callable[[Draw], None], set[str]] = {
+    measures: {"feature_diversity", "feature_diversity_gain", "fdg_lower_bound", "fdg_infimum", "original_diversity",
+               "cholesky_log_det", "CENTERINGS", "check_alpha", "check_centering", "check_features", "check_original", "check_same_width"},
+    statistics: {"FeatureStatistics", "class_diversities"},
+    representatives: {"select_representatives"},
+    subsets: {"subset_gains", "check_offsets", "SizeGroup", "Start", "group_by_size", "grown_log_dets", "mixed_columns", "start_state"},
+}  # fmt: skip
+
+
+def diversities(seed: int, cases: int) -> Tally:
+    missing(set(diversity.__all__), set().union(*DIVERSITY.values()))
+    checks = list(DIVERSITY)
+    return loop(seed, cases, lambda draw: checks[draw.case % len(checks)](draw))
+
+
+# ---- selection -------------------------------------------------------------------------------------------------------
+
+
+def rule_of(draw: Draw) -> dict[str, Any]:
+    mode = draw.choice(["max", "min", "quantile", "target"])
+    rule: dict[str, Any] = {"mode": mode}
+    if mode == "quantile":
+        rule["q"] = draw.choice([0.0, 0.3, 0.5, 1.0])
+    if mode == "target":
+        rule["target"] = draw.choice([0.05, 0.5, (0.1, 0.2), -0.5, 100.0])
+    return draw.say("rule", rule)
+
+
+def check_selection(
+    found: Any, z: Tensor, x: Tensor, offsets: list[int], centering: str, alpha: float, rule: dict[str, Any]
+) -> None:
+    """Picks are distinct, FDG is that of what was picked, and every step took what its rule says, ties within rounding aside."""
+    picked = found.picked.tolist()
+    assert len(set(picked)) == len(picked), f"a subset was picked twice: {picked}"
+    rows = [row for c in picked for row in range(offsets[c], offsets[c + 1])]
+    assert found.indices.tolist() == rows
+    base, left, grown = z.double(), set(range(len(offsets) - 1)), x.double()
+    have: list[Tensor] = []
+    for step, c in enumerate(picked):
+        values = {}
+        for other in left:
+            extra = grown[offsets[other] : offsets[other + 1]]
+            values[other] = stepwise_gain(base, [*have, extra], centering, alpha)
+        close(float(found.fdg[step]), values[c], 1e3)
+        slack = 1e-7 * (1 + abs(values[c]))
+        ranked = sorted(values.values())
+        if rule["mode"] in ("max", "min"):
+            best = ranked[-1] if rule["mode"] == "max" else ranked[0]
+            assert abs(values[c] - best) <= slack, f"step {step} took {values[c]}, the best is {best}"
+        elif rule["mode"] == "quantile":
+            wanted = ranked[math.floor(rule["q"] * (len(ranked) - 1) + 0.5)]
+            assert abs(values[c] - wanted) <= slack, f"step {step} took {values[c]}, the quantile is {wanted}"
+        else:
+            low, high = rule["target"] if isinstance(rule["target"], tuple) else (rule["target"], rule["target"])
+            off = lambda value: max(0.0, low - value, value - high)  # noqa: B023, E731
+            assert off(values[c]) <= min(map(off, ranked)) + slack
+        have.append(grown[offsets[c] : offsets[c + 1]])
+        left.remove(c)
+
+
+def stepwise_gain(base: Tensor, extra: list[Tensor], centering: str, alpha: float) -> float:
+    """FDG after several steps; "separate" centres what was added as one set."""
+    return gain_of(base, torch.cat(extra), centering, alpha)
+
+
+def one_selection(draw: Draw) -> None:
+    z, x, offsets = pool_of(draw)
+    centering, alpha = draw.say("centering", draw.choice(CENTERINGS)), draw.choice([1.0, 0.1, 20.0])
+    rule, m = rule_of(draw), draw.say("m", draw.randint(1, min(6, len(offsets) - 1)))
+    common = {"m": m, "centering": centering, "alpha": alpha}
+    found = selection.select_subsets(z, x, offsets, **common, **rule)
+    assert len(found.picked) == m
+    check_selection(found, z, x, offsets, centering, alpha, rule)
+    engine = draw.say("engine", draw.choice(["A", "lazy", "B", "C"]))
+    other = selection.select_subsets(z, x, offsets, **common, **rule, engine=engine)
+    torch.testing.assert_close(other.fdg, found.fdg, rtol=1e-6, atol=1e-7)
+    for bad in (
+        {"m": 0},
+        {"m": len(offsets)},
+        {"m": 1.5},
+        {"mode": "best"},
+        {"mode": "max", "q": 0.5},
+        {"engine": "D"},
+        {"alpha": 0},
+    ):
+        refused(lambda bad=bad: selection.select_subsets(z, x, offsets, **{**common, **bad}))
+    refused(lambda: selection.select_subsets(z, spoiled(draw, x), offsets, m=m))
+    refused(
+        lambda: selection.select_subsets(
+            z, x, offsets, m=m, mode="quantile", q=draw.choice([-0.1, 1.1, None, torch.nan])
+        )
+    )
+    refused(lambda: selection.select_subsets(z, x, offsets, m=m, memory_budget=1))
+
+
+def batched(draw: Draw) -> None:
+    pools = [pool_of(draw) for _ in range(draw.randint(1, 3))]
+    rules = [rule_of(draw) for _ in pools]
+    m = [draw.randint(1, min(4, len(pool[2]) - 1)) for pool in pools]
+    lists = {name: [rule.get(name) for rule in rules] for name in ("mode", "q", "target")}
+    parts = [list(part) for part in zip(*pools, strict=True)]
+    found = selection.select_subsets_batched(*parts, m=m, **lists)
+    for (z, x, offsets), rule, steps, one in zip(pools, rules, m, found, strict=True):
+        alone = selection.select_subsets(z, x, offsets, m=steps, **rule)
+        assert torch.equal(alone.picked, one.picked)
+        assert torch.equal(alone.fdg, one.fdg)
+    refused(lambda: selection.select_subsets_batched(*parts, m=[*m, 1]))
+
+
+def clusters(draw: Draw) -> None:
+    n, width = draw.size(150), draw.size(12)
+    x = features(draw, n, width)
+    k, balanced, spherical = draw.randint(1, n), draw.chance(0.5), draw.chance(0.3)
+    draw.say("n, k, balanced, spherical", (n, k, balanced, spherical))
+    options = {"balanced": balanced, "spherical": spherical, "seed": draw.randrange(2**31), "niter": 3}
+    try:
+        found = selection.kmeans_subsets(x, k, **options)
+    except ImportError:
+        return
+    assert sorted(found.order.tolist()) == list(range(n)), "a row is missing or comes twice"
+    sizes = found.offsets.diff()
+    assert found.offsets[0] == 0
+    assert found.offsets[-1] == n
+    assert bool((sizes > 0).all())
+    assert not balanced or int(sizes.max() - sizes.min()) <= 1, f"sizes {sizes.tolist()} are not balanced"
+    for c in range(k):
+        rows = found.order[found.offsets[c] : found.offsets[c + 1]]
+        assert rows.tolist() == sorted(rows.tolist())
+        if not spherical:
+            mean = x[rows].double().mean(0)
+            assert bool(((found.centroids[c].double() - mean).abs() <= 1e-5 * (1 + mean.abs())).all())
+    again = selection.kmeans_subsets_batched([x, x], k, **options)
+    assert all(torch.equal(found.order, other.order) for other in again)
+    refused(lambda: selection.kmeans_subsets(x, draw.choice([0, -1, n + 1, 1.5, True])))
+    refused(lambda: selection.kmeans_subsets(spoiled(draw, x), 1))
+    refused(
+        lambda: selection.kmeans_subsets(
+            x, k, **draw.choice([{"seed": -1}, {"niter": 0}, {"device": "gpu"}, {"float16": True}])
+        )
+    )
+
+
+def uniform_sets(draw: Draw) -> None:
+    z, x, offsets = pool_of(draw)
+    m, n_sets = draw.randint(1, min(3, len(offsets) - 1)), draw.randint(2, 4)
+    found = selection.uniform_fdg_sets(z, x, offsets, m=m, n_sets=n_sets, max_runs_per_set=3)
+    assert len(found.selections) == n_sets
+    assert bool((found.fdg.diff() >= -1e-9).all()), f"FDG does not rise: {found.fdg}"
+    for one in found.selections:
+        assert len(set(one.picked.tolist())) == m
+        close(float(one.fdg[-1]), gain_of(z, x[one.indices], "joint", 1.0), 1e3)
+    refused(lambda: selection.uniform_fdg_sets(z, x, offsets, m=m, n_sets=draw.choice([1, 0, 2.5])))
+    refused(lambda: selection.uniform_fdg_sets(z, x, offsets, m=m, tol=0.0))
+
+
+def recipe(draw: Draw) -> None:
+    width = draw.size(8)
+    counts = [40, draw.randint(5, 30), draw.randint(2, 4), 2]
+    head, tail = selection.head_tail_split(counts, 0.5)
+    assert sorted(head + tail) == [0, 1, 2, 3]
+    assert sum(counts[c] for c in head) > 0.5 * sum(counts)
+    originals = {c: draw.normal(counts[c], width) for c in tail}
+    try:
+        found = selection.fdg_recipe(
+            originals,
+            lambda c, rows: draw.normal(rows, width),
+            counts,
+            head_ratio=0.5,
+            classes=tail[-1:],
+            n_sets=2,
+            n_random=2,
+            seed=3,
+        )
+    except ImportError:
+        return
+    (entry,) = found.classes
+    assert len(set(entry.rows.tolist())) == entry.need == 40 - counts[entry.label]
+    close(entry.fdg, gain_of(originals[entry.label], entry.pool[entry.rows], "joint", 1.0), 1e3)
+    refused(lambda: selection.head_tail_split([3, 0, 1]))
+    refused(lambda: selection.fdg_recipe(originals, lambda c, rows: None, counts, classes=[9]))
+    refused(lambda: selection.fdg_recipe(originals, lambda c, rows: None, counts, classes=[0]))
+
+
+SELECTION: dict[Callable[[Draw], None], set[str]] = {
+    one_selection: {"select_subsets", "Selection"},
+    clusters: {"kmeans_subsets", "kmeans_subsets_batched", "Subsets"},
+    batched: {"select_subsets_batched"},
+    uniform_sets: {"uniform_fdg_sets", "UniformSets"},
+    recipe: {"fdg_recipe", "head_tail_split", "ClassSets", "Recipe"},
+}
+
+
+def selections(seed: int, cases: int) -> Tally:
+    missing(set(selection.__all__), set().union(*SELECTION.values()))
+    checks = [*SELECTION, one_selection, clusters, batched, one_selection, clusters]
+    return loop(seed, cases, lambda draw: checks[draw.case % len(checks)](draw))
+
+
+PARTS = (
+    Part(
+        "diversity",
+        "V, FDG, statistics and representatives against singular values, bad features refused",
+        150,
+        diversities,
+    ),
+    Part(
+        "selection",
+        "picks against a greedy loop over the public FDG, engines agree, clusters by their definition",
+        70,
+        selections,
+    ),
+)

@@ -1,0 +1,448 @@
+"""Fuzzing of every public loss: functions, Modules, heads and the sharded loss against the float64 oracle, closed forms against the plain
+torch reference in float64; spoiled calls must be refused."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from typing import Any
+
+import oracle
+import torch
+from _calls import OPTIONS, Call, answer, check, check_refused, check_shape, loss_call, options_of, rounded, worst
+from _draw import Draw, loop, missing, refused
+from _part import Part, Tally
+from torch import Tensor
+
+import ltkernels as ltk
+from ltkernels import _checks
+
+F, NN = ltk.functional, ltk.nn
+BY_FUNCTION = {loss.function: loss for loss in ltk.LOSSES.values()}
+BY_CLASS = {loss.class_name: loss for loss in ltk.LOSSES.values()}
+
+
+def tables_of(draw: Draw, classes: int) -> dict[str, Any]:
+    """Vectors of any kind, in any floating dtype and layout; the values are those that the call will see."""
+    out: dict[str, Any] = {}
+    ranges = {
+        "shift": (-8.0, 1.0),
+        "scale": (0.1, 2.0),
+        "margin": (-1.0, 3.0),
+        "row_scale": (0.5, 4.0),
+        "weight": (0.1, 3.0),
+    }
+    for name, (low, high) in ranges.items():
+        if draw.chance(0.6):
+            continue
+        table = draw.uniform(classes, low=low, high=high)
+        special = draw.randrange(6)
+        if special == 0:
+            table[draw.randrange(classes)] = {"shift": -torch.inf, "margin": 500.0}.get(name, 0.0)
+        elif special == 1 and name in ("scale", "row_scale"):
+            table[draw.randrange(classes)] *= -1.0
+        elif special == 2:
+            table[:] = table[0].item()
+        out[name] = draw.layout(table.to(draw.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16])))
+    if draw.chance(0.3):
+        out["focal_gamma"] = draw.choice([0.3, 0.5, 1, 2.0, 5.0])
+    if draw.chance(0.3):
+        out["label_smoothing"] = draw.choice([0.01, 0.1, 1.0])
+    draw.say("tables", {name: getattr(value, "dtype", value) for name, value in out.items()})
+    return out
+
+
+def seen_by(call: Call, tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables as the kernel reads them: rounded to the loss' dtype."""
+    real = _checks.real_dtype(call.z.dtype)
+    return {name: value.to(real) if isinstance(value, Tensor) else value for name, value in tables.items()}
+
+
+def five_vectors(draw: Draw) -> None:
+    call, kind = loss_call(draw)
+    tables = tables_of(draw, call.rows.shape[1]) if kind not in ("huge", "denormal") else {}
+    if isinstance(call.labels, tuple) or not draw.chance(0.5):
+        make = lambda z, y, **common: F.adjusted_cross_entropy(z, y, **{**tables, **common})  # noqa: E731
+    else:
+        vectors = {name: tables[name] for name in tables if name not in ("label_smoothing",)}
+        module = NN.AdjustedCrossEntropy(ltk.Adjustment(**vectors), **{**call.common, **smoothing(tables)})
+        make = lambda z, y, **common: (module_with(module, common) if common else module)(z, y)  # noqa: E731
+    if draw.chance(0.15):
+        check_refused(draw, make, call)
+        if tables and draw.chance(0.5):
+            bad_table(draw, call, tables)
+        return
+    check(lambda z: make(z, call.target, **call.common), call, seen_by(call, tables), kind)
+
+
+def smoothing(tables: dict[str, Any]) -> dict[str, Any]:
+    return {"label_smoothing": tables["label_smoothing"]} if "label_smoothing" in tables else {}
+
+
+def module_with(module: torch.nn.Module, common: dict[str, Any]) -> torch.nn.Module:
+    """A copy with other common options, checked as the constructor checks them."""
+    options = {
+        name: common.get(name, getattr(module, name)) for name in ("label_smoothing", "ignore_index", "reduction")
+    }
+    fresh = NN.AdjustedCrossEntropy(**{**options, "backend": common.get("backend")})
+    out = copy.copy(module)
+    out.__dict__.update({name: fresh.__dict__[name] for name in (*options, "backend")})
+    return out
+
+
+def bad_table(draw: Draw, call: Call, tables: dict[str, Any]) -> None:
+    vectors = [name for name, value in tables.items() if isinstance(value, Tensor)]
+    if not vectors or call.rows.shape[0] == 0:
+        return
+    name = draw.say("bad table", draw.choice(vectors))
+    table = tables[name].clone()
+    kind = draw.randrange(4)
+    if kind == 0:
+        table[draw.randrange(len(table))] = draw.choice([torch.nan, torch.inf])
+    bad = [table, table[None], table.long(), table.tolist()][kind]
+    refused(lambda: F.adjusted_cross_entropy(call.z, call.target, **{**tables, **call.common, name: bad}))
+
+
+def probabilities(draw: Draw) -> None:
+    """Class probabilities as target: torch's own function in float64."""
+    call, kind = loss_call(draw, mixed=False)
+    if kind in ("huge", "nan", "inf", "-inf", "all -inf") or call.common["reduction"] == "batch_mean":
+        return
+    q = torch.softmax(draw.normal(*call.z.shape), dim=1 if call.z.dim() > 1 else 0)
+    weight = draw.uniform(call.rows.shape[1], low=0.1, high=2.0).float()
+    options = {"label_smoothing": draw.choice([0.0, 0.2]), "reduction": call.common["reduction"]}
+    loss, grad = answer(lambda z: F.adjusted_cross_entropy(z, q, weight=weight, **options), call, 1.0)
+    leaf = call.z.double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(leaf, q, weight=weight.double(), **options)
+    wanted.backward(torch.ones_like(wanted))
+    check_shape(loss, call)
+    size = 1.0 + float(call.rows.abs().max()) if call.rows.numel() else 1.0
+    close = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 3e-3}[call.z.dtype] * size
+    torch.testing.assert_close(loss.double(), wanted.detach(), rtol=min(close, 1e-4), atol=1e-6 * size, equal_nan=True)
+    torch.testing.assert_close(grad.double(), call.to_rows(leaf.grad), rtol=close, atol=1e-6 * size, equal_nan=True)
+
+
+def named(draw: Draw, name: str, of_class: bool) -> None:
+    """A loss of the records, as a function or as a Module."""
+    record = (BY_CLASS if of_class else BY_FUNCTION)[name]
+    draw.say("loss", name)
+    cosine = record.logits == "cosine"
+    call, kind = loss_call(draw, cosine=cosine)
+    classes = call.rows.shape[1]
+    if kind == "huge":
+        return  # the options' tables would round what the reference does not
+    counts = draw.counts(classes)
+    if "empty" in record.options and classes > 1 and draw.chance(0.2):
+        counts[draw.randrange(classes)] = 0
+    chosen = options_of(draw, record.options, cosine)
+    common = dict(call.common)
+    built = lambda: record.adjustment(counts, **chosen)  # noqa: E731
+    given = (
+        {"class_counts": counts if draw.chance(0.5) else torch.tensor(counts)} if record.first == "class_counts" else {}
+    )
+
+    def run(z: Any, y: Any, **common: Any) -> Tensor:
+        if not of_class:
+            return getattr(F, name)(z, y, **given, **chosen, **common)
+        first = (given["class_counts"],) if given else (classes,) if record.first == "num_classes" else ()
+        options = {key: value for key, value in chosen.items() if key not in ("empty",) or name != "Seesaw"}
+        module = getattr(NN, name)(*first, **options, **common)
+        if draw.chance(0.5):
+            module = module.eval().half()  # the tables stay as they are
+        return module.eval()(z, y)
+
+    if 0 in counts and chosen.get("empty") != "ignore" and not (of_class and name == "Seesaw"):
+        refused(lambda: run(call.z, call.target, **common))
+        return
+    adjustment = (
+        record.adjustment(counts, **{**chosen, **({"empty": "ignore"} if 0 in counts else {})})
+        if 0 in counts
+        else built()
+    )
+    if adjustment.weight is None and draw.chance(0.3):
+        common["weight"] = draw.uniform(classes, low=0.1, high=2.0).float()
+    if draw.chance(0.12):
+        check_refused(draw, lambda z, y, **other: run(z, y, **{**common, **other}), call)
+        return
+    if isinstance(adjustment, ltk.Adjustment):
+        tables = {key: value for key, value in adjustment._asdict().items() if value is not None}
+        if draw.chance(0.2):
+            common["label_smoothing"] = tables["label_smoothing"] = 0.1
+        if "weight" in common:
+            tables["weight"] = common["weight"]
+        check(lambda z: run(z, call.target, **common), call, tables, kind)
+        return
+    closed_form(call, adjustment, common, lambda z, backend: run(z, call.target, **common, backend=backend))
+
+
+def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None:
+    """The kernel against the torch reference in float64. That one subtracts probabilities from 1 where the kernel does not, so it is
+    trusted to a rounding error of 1 in a row's gradient; and rows that are not finite are left to the truth table's tests."""
+    real = _checks.real_dtype(call.z.dtype)
+    loss, grad = answer(lambda z: run(z, None), call, 1.0)
+    check_shape(loss, call)
+    leaf = call.z.double().requires_grad_()
+    wanted = run(leaf, "torch")
+    wanted.backward(torch.ones_like(wanted))
+    wanted, slopes = wanted.detach(), call.to_rows(leaf.grad)
+    sigma = 1.0 if form.row_scale is None else float(form.row_scale.max())
+    # Seesaw adds (q + 1) times log-probabilities; ArcFace's slope reaches 1000 where the cosine is 1.
+    steep = {"seesaw": 8.0, "arcface": 1e3}.get(form.term.form, 1.0)
+    size = (
+        call.rows.abs().nan_to_num(posinf=0.0).amax(dim=1) * sigma * steep
+        if call.rows.numel()
+        else torch.zeros(len(call.rows))
+    )
+    weight = common.get("weight", form.weight)
+    heavy = 1.0 if weight is None else float(weight.max())
+    epsilon, factor, out, floor = oracle.TOLERANCES[call.z.dtype]
+    finite = call.rows.isfinite().all(dim=1)
+    if common["reduction"] != "none" and not bool(finite.all()):
+        return
+    near = factor * epsilon * (4 + size) + 4e-16 * steep
+    rows_ok = finite.reshape(wanted.shape) if common["reduction"] == "none" else torch.tensor(True)
+    limit = (
+        near.reshape(wanted.shape) if common["reduction"] == "none" else near.max() if len(near) else torch.tensor(0.0)
+    )
+    target = rounded(wanted, real)
+    gap = (loss.double() - target).abs()
+    fine = (
+        (gap <= 2 * limit * (target.abs() + heavy) + floor)
+        | (loss.double() == target)
+        | (loss.isnan() & target.isnan())
+    )
+    assert bool((fine | ~rows_ok).all()), f"{loss} is not {target}"
+    slopes = rounded(slopes, call.z.dtype)
+    top = slopes.abs().nan_to_num().amax(dim=1, keepdim=True) if slopes.numel() else slopes
+    allowed = (2 * near[:, None] + out) * slopes.abs() + 2 * near[:, None] * top + 4e-16 * sigma * heavy * steep + floor
+    gap = (grad.double() - slopes).abs()
+    fine = (gap <= allowed) | (grad.double() == slopes) | (grad.isnan() & slopes.isnan())
+    assert bool((fine | ~finite[:, None]).all()), worst(
+        torch.where(finite[:, None], grad, 0), torch.where(finite[:, None], slopes, 0)
+    )
+
+
+def functions(seed: int, cases: int) -> Tally:
+    missing(set(F.__all__), {"adjusted_cross_entropy", "linear_adjusted_cross_entropy", *BY_FUNCTION})
+    names = [name for name in F.__all__ if name != "linear_adjusted_cross_entropy"]
+    for loss in ltk.LOSSES.values():
+        missing(set(loss.options) | set(OPTIONS), set(OPTIONS))
+
+    def one(draw: Draw) -> None:
+        name = names[draw.case % len(names)]
+        if name == "adjusted_cross_entropy" or draw.chance(0.3):
+            (probabilities if draw.chance(0.1) else five_vectors)(draw)
+        else:
+            named(draw, name, of_class=False)
+
+    return loop(seed, cases, one)
+
+
+def modules(seed: int, cases: int) -> Tally:
+    missing(set(NN.__all__), {"AdjustedCrossEntropy", "CosineLinear", *BY_CLASS})
+    names = list(BY_CLASS)
+
+    def one(draw: Draw) -> None:
+        if draw.chance(0.1):
+            cosine_linear(draw)
+        else:
+            named(draw, names[draw.case % len(names)], of_class=True)
+
+    return loop(seed, cases, one)
+
+
+def cosine_linear(draw: Draw) -> None:
+    width, classes = draw.say("D", draw.size(40)), draw.say("C", draw.size(40))
+    head = NN.CosineLinear(width, classes)
+    x = draw.layout(draw.normal(draw.size(5, 0.1), width, dtype=torch.float32) * 10.0 ** draw.randint(-20, 15))
+    out = head(x)
+    assert out.shape == (len(x), classes)
+    assert bool((out.abs() <= 1 + 1e-5).all())
+    refused(lambda: NN.CosineLinear(draw.choice([0, -1]), classes))
+    refused(lambda: NN.CosineLinear(width, draw.choice([0, -1, 2.5, True])))
+
+
+# ---- classifier and loss in one --------------------------------------------------------------------------------------
+
+
+def head_inputs(draw: Draw) -> tuple[list[Tensor | None], Any, dict[str, Any], dict[str, Any]]:
+    """[features, weight, bias], target, options for the call, and what the oracle takes of them."""
+    dtype = draw.say("dtype", draw.choice([torch.float32, torch.float64, torch.bfloat16]))
+    rows, width, classes = draw.say("N, D, C", (draw.size(12, 0.05), draw.size(24), draw.size(60)))
+    given: list[Tensor | None] = [draw.normal(rows, width), draw.normal(classes, width)]
+    given.append(draw.normal(classes) if draw.chance(0.5) else None)
+    kind = draw.say("values", draw.choice(["normal", "normal", "tiny", "zero row", "equal", "large"]))
+    for value in given[:2]:
+        if kind == "tiny":
+            value *= 1e-6
+        elif kind == "zero row" and len(value):
+            value[draw.randrange(len(value))] = 0.0
+        elif kind == "equal" and len(value):
+            value[:] = value[0].clone()
+        elif kind == "large":
+            value *= 5.0
+    given = [None if value is None else draw.layout(value.to(dtype)) for value in given]
+    ignore = draw.choice([-100, 0, classes])
+    y = torch.where(draw.uniform(rows) < 0.15, ignore, draw.integers(0, classes, rows))
+    target: Any = y
+    if draw.chance(0.2):
+        lam = draw.uniform(rows).to(torch.float64 if dtype == torch.float64 else torch.float32)
+        target = (y, draw.integers(0, classes, rows), lam)
+    tables = seen_by(Call(given[0], None, {}, None, None, None), tables_of(draw, classes))
+    tables = {
+        name: value for name, value in tables.items() if not isinstance(value, Tensor) or bool(value.isfinite().all())
+    }
+    common = {
+        "ignore_index": ignore,
+        "reduction": draw.say("reduction", draw.choice(["mean", "batch_mean", "sum", "none"])),
+    }
+    options = {{"weight": "class_weight"}.get(name, name): value for name, value in (tables | common).items()}
+    return given, target, options, tables | common
+
+
+def head_answer(given: list[Tensor | None], target: Any, normalize: bool, options: dict[str, Any]) -> tuple[Any, ...]:
+    """(loss, gradients, their bounds, bound of the loss), float64: the loss by the oracle, the linear part by autograd. A bound is the
+    product sum that the rounding errors of an entry's matrix products are proportional to."""
+    leaves = [None if value is None else value.detach().double().requires_grad_() for value in given]
+    x, w, b = leaves
+    if normalize:
+        x, w = torch.nn.functional.normalize(x, dim=1), torch.nn.functional.normalize(w, dim=1)
+    z = torch.nn.functional.linear(x, w, b)
+    labels = (*target[:2], target[2].double()) if isinstance(target, tuple) else target
+    loss, dz, _ = oracle.adjusted_cross_entropy(z, labels, **options)
+    used = [leaf for leaf in leaves if leaf is not None]
+    grads = torch.autograd.grad(z, used, dz)
+    products = x.detach().abs() @ w.detach().abs().t() + (0 if b is None else b.detach().abs())
+    big = [float(options[name].abs().max()) if name in options else 1.0 for name in ("scale", "row_scale")]
+    offsets = sum(float(options[name].abs().max()) if name in options else 0.0 for name in ("shift", "margin"))
+    size = (float(products.max()) * big[0] + offsets) * big[1] if products.numel() else 0.0
+    # A smoothed label's gradient is a difference, which may cancel; the error is that of its parts.
+    parts = dz.abs() + options.get("label_smoothing", 0.0) / max(1, w.shape[0]) * heavy_of(options) * big[0] * big[1]
+    ways = []
+    for leaf, other, total in ((x, w, parts), (w, x, parts.t())):
+        norm = torch.linalg.vector_norm(given[0 if leaf is x else 1].double(), dim=1, keepdim=True).clamp_min(1e-12)
+        bound = (
+            (total @ other.detach().abs()).amax(dim=1, keepdim=True) if other.numel() else total.sum(1, keepdim=True)
+        )
+        ways.append(2 * bound / norm if normalize else bound)
+    ways.append(parts.sum(dim=0))
+    return loss, grads, ways, size
+
+
+def heavy_of(options: dict[str, Any]) -> float:
+    """The largest weight of a row's terms; label smoothing adds those of all classes."""
+    weight = options.get("weight")
+    if weight is None:
+        return 1.0
+    return max(1.0, float(weight.max()) * (len(weight) if options.get("label_smoothing") else 1))
+
+
+def head_check(
+    run: Any, given: list[Tensor | None], target: Any, normalize: bool, wanted_options: dict[str, Any]
+) -> None:
+    leaves = [None if value is None else value.detach().requires_grad_() for value in given]
+    loss = run(*leaves)
+    loss.backward(torch.ones_like(loss))
+    wanted, grads, bounds, size = head_answer(given, target, normalize, wanted_options)
+    dtype = given[0].dtype
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    _, factor, out, floor = oracle.TOLERANCES[dtype]
+    work = oracle.TOLERANCES[real]
+    near = 4 * factor * work[0] * (8 + size)
+    heavy = heavy_of(wanted_options)
+    rows = 1 if wanted_options["reduction"] != "sum" else max(1, len(given[0]))
+    gap = (loss.detach().double() - wanted).abs()
+    # The mean over rows of no weight divides by 0: NaN, or infinite where label smoothing leaves a loss.
+    same = ~loss.detach().isfinite() & wanted.isnan()
+    assert loss.dtype == real
+    assert bool((same | (gap <= near * (wanted.abs() + heavy * rows))).all()), f"{loss} is not {wanted}"
+    if bool(wanted.isnan().any()):
+        return
+    for name, leaf, grad, bound in zip(
+        ("features", "weight", "bias"), [leaf for leaf in leaves if leaf is not None], grads, bounds, strict=False
+    ):
+        allowed = near * bound + out * grad.abs() + floor
+        gap = (leaf.grad.double() - grad).abs()
+        assert leaf.grad.dtype == dtype
+        assert bool((gap <= allowed).all()), f"{name}: {float((gap / allowed).max()):.3g} times the tolerance"
+
+
+def heads(seed: int, cases: int) -> Tally:
+    def one(draw: Draw) -> None:
+        given, target, options, wanted = head_inputs(draw)
+        normalize = draw.say("normalize", draw.chance(0.4))
+        chunk = draw.say("chunk_rows", draw.choice([None, 0, 1, 3, 256]))
+        head = F.linear_adjusted_cross_entropy
+        if draw.chance(0.15):
+            spoiled_head(draw, lambda *a, **k: head(*a, **{**options, **k}), given, target)
+            return
+        call = lambda x, w, b: head(x, w, target, bias=b, normalize=normalize, chunk_rows=chunk, **options)  # noqa: E731
+        head_check(call, given, target, normalize, wanted)
+
+    return loop(seed, cases, one)
+
+
+def spoiled_head(draw: Draw, run: Any, given: list[Tensor | None], target: Any) -> None:
+    x, w, _ = given
+    kind = draw.say("fault", draw.choice(["width", "weight type", "bias", "features", "labels", "label", "no classes"]))
+    if kind == "width":
+        refused(lambda: run(x, torch.cat([w, w], 1), target))
+    elif kind == "weight type":
+        refused(lambda: run(x, w.to(torch.float16), target))
+    elif kind == "bias":
+        refused(lambda: run(x, w, target, bias=torch.zeros(len(w) + 1, dtype=x.dtype)))
+    elif kind == "features":
+        refused(lambda: run(draw.choice([x.long(), x.tolist(), x.new_zeros(()), None]), w, target))
+    elif kind == "labels":
+        refused(lambda: run(x, w, draw.choice([[0], torch.zeros(len(x) + 1, dtype=torch.int64), (target, target)])))
+    elif kind == "label" and len(x):
+        refused(lambda: run(x, w, torch.full((len(x),), len(w) + 5)))
+    elif kind == "no classes":
+        refused(lambda: run(x, w[:0], target))
+
+
+def sharded(seed: int, cases: int) -> Tally:
+    """At one process; tests/test_sharded.py has more of them."""
+    missing(set(ltk.distributed.__all__), {"sharded_linear_adjusted_cross_entropy"})
+    with tempfile.TemporaryDirectory() as folder:
+        refused_before = False
+        try:
+            ltk.distributed.sharded_linear_adjusted_cross_entropy(
+                torch.ones(1, 1), torch.ones(1, 1), torch.zeros(1).long(), class_start=0, num_classes=1
+            )
+        except RuntimeError as error:
+            refused_before = "process group" in str(error)
+        assert refused_before, "without a process group the call must say so"
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/one", rank=0, world_size=1)
+
+        def one(draw: Draw) -> None:
+            given, target, options, wanted = head_inputs(draw)
+            normalize = draw.say("normalize", draw.chance(0.4))
+            whole = {"class_start": 0, "num_classes": len(given[1])}
+            shard = ltk.distributed.sharded_linear_adjusted_cross_entropy
+            if draw.chance(0.15):
+                spoiled_head(draw, lambda *a, **k: shard(*a, **{**whole, **options, **k}), given, target)
+                refused(lambda: shard(*given[:2], target, **{**whole, "class_start": 1}))
+                refused(lambda: shard(*given[:2], target, **{**whole, "num_classes": len(given[1]) + 1}))
+                return
+            call = lambda x, w, b: shard(x, w, target, bias=b, normalize=normalize, **whole, **options)  # noqa: E731
+            head_check(call, given, target, normalize, wanted)
+
+        tally = loop(seed, cases, one)
+        torch.distributed.destroy_process_group()
+    return tally
+
+
+PARTS = (
+    Part(
+        "loss functions",
+        "every function of ltkernels.functional against the float64 oracle, spoiled calls refused",
+        1200,
+        functions,
+    ),
+    Part("loss modules", "every Module of ltkernels.nn, the same", 500, modules),
+    Part(
+        "linear heads", "classifier and loss in one, any chunking, against oracle and autograd in float64", 300, heads
+    ),
+    Part("sharded loss", "the class-sharded loss at one process, the same", 200, sharded),
+)
