@@ -24,6 +24,7 @@ from ._checks import real_dtype
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _TABLES = ("shift", "scale", "margin", "row_scale", "weight")
 BACKENDS = ("cpu", "cuda", "triton", "torch")
+ON_DEVICE = ("cuda", "triton")  # whose kernels run beside the host
 
 
 class Explanation(NamedTuple):
