@@ -139,6 +139,22 @@ def scale_kernel(backend: str) -> Callable[[Tensor, Tensor], None]:
     return scale_gradient
 
 
+LARGEST_LOG_DET = 64  # of the CUDA kernel, a warp a matrix
+
+
+def log_det_kernel(matrices: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """``logdet`` of (K, n, n) matrices for a batch (..., n, n); None where torch's Cholesky factors serve it: no batch, wide matrices, a
+    gradient to keep, no CUDA part."""
+    small = matrices.dim() > 2 and 1 <= matrices.shape[-1] <= LARGEST_LOG_DET and matrices.numel() > 0
+    if not (matrices.is_cuda and small) or torch.compiler.is_compiling() or cuda_problem():
+        return None
+    if matrices.dtype not in (torch.float32, torch.float64) or (matrices.requires_grad and torch.is_grad_enabled()):
+        return None
+    from ._cuda import logdet
+
+    return logdet
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
