@@ -106,12 +106,14 @@ def explain(backend: str | None, device: torch.device, needs_torch: str = "") ->
     chosen = choose(backend, device, needs_torch)
     if chosen == "cpu":
         return Explanation(f"cpu-{_C.info()['isa']}", f"compiled kernel on {torch.get_num_threads()} thread(s)")
+    tuned = "; tiles are timed (LTKERNELS_TRITON_AUTOTUNE=1)"
+    tuned = tuned if chosen == "triton" and os.environ.get("LTKERNELS_TRITON_AUTOTUNE") == "1" else ""
     if needs_torch or backend is not None:
-        return Explanation(chosen, needs_torch or "asked for")
+        return Explanation(chosen, (needs_torch or "asked for") + tuned)
     why = _accelerator(device.type)[1]
     if chosen == "torch":
         return Explanation(chosen, f"this build has no kernel for {device.type} tensors: {why}")
-    return Explanation(chosen, "Triton kernel: " + why if chosen == "triton" else "compiled CUDA kernel")
+    return Explanation(chosen, f"Triton kernel: {why}{tuned}" if chosen == "triton" else "compiled CUDA kernel")
 
 
 @functools.cache

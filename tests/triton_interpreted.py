@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 
 import ltkernels as ltk
 from ltkernels.losses import _reference, _terms
-from ltkernels.triton import _configs, adjusted_ce, linear_adjusted_ce
+from ltkernels.triton import _autotune, _configs, adjusted_ce, linear_adjusted_ce
 from ltkernels.triton._configs import Tile
 
 assert hasattr(interpreter.InterpretedFunction, "rewrite")
@@ -71,7 +71,8 @@ def only_listed_kernels(monkeypatch):
         launch = module._launch
         monkeypatch.setattr(module, "_launch", lambda s, *a, launch=launch: (launched.add(s), launch(s, *a)))
     yield launched
-    assert launched <= {*_configs.every(), *_configs.every_linear()}
+    listed = {*_configs.every(), *_configs.every_linear()}
+    assert launched <= (listed | set(_configs.every_neighbour()) if _autotune.enabled() else listed)
 
 
 @pytest.fixture
@@ -482,6 +483,67 @@ def test_spills_and_shared_memory_are_reported() -> None:
     assert "spills 64 bytes" in compile_all.problem(good._replace(spilled=64), 90)
     assert "shared memory" in compile_all.problem(good._replace(shared=200 << 10), 80)
     assert compile_all.problem(good._replace(shared=200 << 10), 90) == ""
+
+
+def test_the_list_is_short_enough_for_ci() -> None:
+    """1 848 of them were compiled by nobody."""
+    assert len([*_configs.every(), *_configs.every_linear()]) <= 170
+
+
+# ---- autotuning ------------------------------------------------------------------------------------------------------
+
+
+def test_autotuning_changes_the_tile_and_nothing_else(monkeypatch, only_listed_kernels) -> None:
+    z, y = contract.hostile_logits(40, 100).float(), contract.labels(40, 100)
+    options = {**tables_of(100), "focal_gamma": 2.0}
+    expected = run(z, y, **options)
+    listed = _configs.rows(torch.float32, 100, True, False)
+    assert listed in only_listed_kernels
+    timed = []
+
+    def seconds(tried, listed, device, launch) -> float:
+        launch(tried)
+        timed.append(tried)
+        return -len(timed)  # the last is the fastest
+
+    monkeypatch.setattr(_autotune, "_found", {})
+    monkeypatch.setattr(_autotune, "_seconds", seconds)
+    run(z, y, **options)
+    assert timed == []
+    assert "timed" not in ltk.explain(ltk.functional.adjusted_cross_entropy, z, y, backend="triton").reason
+    monkeypatch.setenv(_autotune.VARIABLE, "1")
+    run(z.clone(), y, inplace=True, **options)
+    assert timed == []  # a second run would read gradients
+    only_listed_kernels.clear()
+    found = run(z, y, **options)
+    assert timed == list(_configs.alternatives(listed))
+    assert timed[0] == listed
+    assert len({(each.rows, each.warps) for each in timed}) == len(timed) >= 4
+    only_listed_kernels.clear()
+    again = run(z, y, **options)
+    assert timed[-1] in only_listed_kernels
+    assert listed not in only_listed_kernels
+    inplace = z.clone()
+    run(inplace, y, inplace=True, **options)
+    for loss, grad in (found, again):
+        assert torch.equal(loss, expected[0])
+        assert torch.equal(grad, expected[1])
+    assert torch.equal(inplace, expected[1])
+    assert len(timed) == len(_configs.alternatives(listed))
+    assert "timed" in ltk.explain(ltk.functional.adjusted_cross_entropy, z, y, backend="triton").reason
+
+
+def test_a_tile_that_cannot_be_launched_is_not_chosen(monkeypatch) -> None:
+    listed = _configs.rows(torch.float32, 100, True, False)
+    monkeypatch.setattr(_autotune, "_found", {})
+
+    def launch(each) -> None:
+        if each != listed:
+            raise RuntimeError("out of resources")
+
+    assert _autotune.choose(listed, torch.device("cpu"), 9, True, launch) == listed
+    with pytest.raises(RuntimeError, match="out of resources"):
+        _autotune.choose(_configs.rows(torch.float32, 100, True, True), torch.device("cpu"), 9, True, launch)
 
 
 # ---- the public functions, on their way here -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -108,10 +109,10 @@ def _make(kernel: triton.JITFunction, dtype: torch.dtype, tile: Tile, **constant
     return Specialisation(kernel, dtype, tuple(constants.items()), tile.warps)
 
 
-def rows(dtype: torch.dtype, classes: int, tables: bool, aligned: bool, tile: Tile | None = None):
+def rows(dtype: torch.dtype, classes: int, tables: bool, aligned: bool) -> Specialisation | None:
     """Loss and gradient of one label a row, without closed form and smoothing; None where a row is too long for registers. `tables`:
-    shift or scale are read. `tile`: another than the table's."""
-    tile = rows_tile(dtype, classes, tables) if tile is None else tile
+    shift or scale are read."""
+    tile = rows_tile(dtype, classes, tables)
     if tile is None:
         return None
     tables = tables or tile.columns <= _ONE_VARIANT
@@ -252,11 +253,16 @@ def neighbours(tile: Tile) -> tuple[Tile, ...]:
     return tuple(near)
 
 
+def alternatives(listed: Specialisation) -> tuple[Specialisation, ...]:
+    """The specialisations of `rows` that autotuning compares, the listed one first."""
+    constants = dict(listed.constants)
+    near = neighbours(Tile(constants["R"], constants["C"], listed.warps))
+    return tuple(
+        listed._replace(constants=tuple((constants | {"R": tile.rows}).items()), warps=tile.warps) for tile in near
+    )
+
+
 def every_neighbour() -> Iterator[Specialisation]:
     """What autotuning may launch beyond `every`."""
-    found = []
-    for dtype, tables, aligned, tile in itertools.product(FLOATING, _SWITCH, _SWITCH, (*_ROWS, _PLAIN)):
-        if rows_tile(dtype, tile.columns, tables) == tile:
-            found += [rows(dtype, tile.columns, tables, aligned, each) for each in neighbours(tile)]
-    listed = set(every())
-    return iter(dict.fromkeys(each for each in found if each not in listed))
+    listed = [each for each in every() if each.kernel is _kernels.rows]
+    return iter(dict.fromkeys(chain.from_iterable(alternatives(each)[1:] for each in listed)))

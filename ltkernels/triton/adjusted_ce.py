@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._checks import real_dtype
-from . import _configs, _row
+from . import _autotune, _configs, _row
 from ._configs import FP_FUSION, Specialisation
 from ._kernels import MAX_PARTS, VECTOR
 
@@ -155,20 +155,14 @@ def adjusted_ce(
             held = _configs.rows(logits.dtype, classes, streamed, aligned)
         first = (logits, logits.stride(0), _or(grad, logits), 0 if grad is None else grad.stride(0), row_loss)
         if held is not None:
-            _launch(
-                held,
-                (-(-rows // held.rows),),
-                *first,
-                parts,
-                count,
-                target,
-                *tables,
-                rows,
-                classes,
-                ignore_index,
-                present,
-                focal_gamma,
-            )
+            numbers = (parts, count, target, *tables, rows, classes, ignore_index, present, focal_gamma)
+
+            def launch(chosen: Specialisation) -> None:
+                _launch(chosen, (-(-rows // chosen.rows),), *first, *numbers)
+
+            if _autotune.enabled():
+                held = _autotune.choose(held, logits.device, rows, grad.data_ptr() != logits.data_ptr(), launch)
+            launch(held)
         else:
             _launch(
                 _configs.long_rows(logits.dtype, classes, form, smooth, mixed, aligned),
