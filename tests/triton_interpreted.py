@@ -483,6 +483,7 @@ def test_spills_and_shared_memory_are_reported() -> None:
     assert "spills 64 bytes" in compile_all.problem(good._replace(spilled=64), 90)
     assert "shared memory" in compile_all.problem(good._replace(shared=200 << 10), 80)
     assert compile_all.problem(good._replace(shared=200 << 10), 90) == ""
+    assert "16-byte" in compile_all.problem(good._replace(narrow=True), 90)
 
 
 def test_the_list_is_short_enough_for_ci() -> None:

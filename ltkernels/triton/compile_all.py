@@ -2,7 +2,8 @@
 
     python -m ltkernels.triton.compile_all [--neighbours] [--sample] [--capability 90]... [--kernel NAME] [--jobs J]
 
-and fails where one does not compile, spills more than a few registers, or needs more shared memory than a block can have. The list
+and fails where one does not compile, spills more than a few registers, needs more shared memory than a block can have, or is for
+aligned rows and does not write 16 bytes at a time. The list
 is what `_configs.every` and `every_linear` yield, for each of three compute capabilities; `--neighbours` is what autotuning may launch
 beside it, and `--sample` what the tests compile.
 """
@@ -43,11 +44,13 @@ _INT64 = {"target", "target_b", "seed"}
 
 
 class Usage(NamedTuple):
-    """Of one compiled kernel: registers a thread, bytes a thread spills (its stack), bytes of shared memory a block."""
+    """Of one compiled kernel: registers a thread, bytes a thread spills (its stack), bytes of shared memory a block; and whether it is
+    for aligned rows and has no store of 16 bytes."""
 
     registers: int
     spilled: int
     shared: int
+    narrow: bool = False
 
 
 def _signature(specialisation: Specialisation) -> dict[str, str]:
@@ -74,7 +77,8 @@ def compile_one(specialisation: Specialisation, capability: int) -> Usage:
         "enable_fp_fusion": FP_FUSION,
     }
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return _usage(compiled.asm["cubin"], compiled.metadata.shared)
+    narrow = bool(dict(specialisation.constants).get("ALIGNED")) and "st.global.v4.b32" not in compiled.asm["ptx"]
+    return _usage(compiled.asm["cubin"], compiled.metadata.shared)._replace(narrow=narrow)
 
 
 def _usage(cubin: bytes, shared: int) -> Usage:
@@ -95,6 +99,8 @@ def problem(usage: Usage, capability: int) -> str:
         return f"spills {usage.spilled} bytes a thread"
     if usage.shared > _SHARED[capability]:
         return f"needs {usage.shared} bytes of shared memory; a block has {_SHARED[capability]}"
+    if usage.narrow:
+        return "has no 16-byte store, and its rows are aligned"
     return ""
 
 
