@@ -67,7 +67,7 @@ def worker(op: str, dtype: str, until: float, quick: bool, meter: Gpu) -> None:
     """Prints a JSON line for each row, so that what was measured before a crash is kept."""
     bandwidth = meter.copy_gbps()
     print(json.dumps({"copy_gbps": round(bandwidth, 1)}), flush=True)
-    seconds = 0.0 if isinstance(meter, Dry) else 0.05 if quick else 0.15
+    seconds = 0.0 if isinstance(meter, Dry) else 0.04 if quick else 0.08
     for cell in gpu_cells.cells(op, quick, meter):
         if time.time() > until:
             print(f"# out of time before {op} {dtype} {cell}", flush=True)

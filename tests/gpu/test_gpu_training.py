@@ -145,3 +145,36 @@ def test_every_loss_is_the_processors(backend: str, name: str) -> None:
     value.backward(torch.tensor(0.4, device="cuda"))
     torch.testing.assert_close(value.cpu(), expected.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(there.grad.cpu(), z.grad, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("case", ["plain", "odd width", "mixed", "bias alone"])
+def test_the_head_is_the_reference(backend: str, case: str, normalize: bool, dtype: torch.dtype) -> None:
+    """In float64, of the inputs as they are; chunked or in tiles, as the back end does it."""
+    width = 61 if case == "odd width" else 64
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((150, width), (CLASSES, width), (CLASSES,))
+    )
+    y = torch.randint(0, CLASSES, (150,), generator=generator)
+    target = (y, y.flip(0), 0.3) if case == "mixed" else y
+    loss = ltk.nn.VectorScaling(COUNTS)
+    wants = (False, False, True) if case == "bias alone" else (True, True, True)
+    leaves = [each.double().requires_grad_(want) for each, want in zip((x, w, b), wants)]
+    features, weight = (torch.nn.functional.normalize(v) if normalize else v for v in leaves[:2])
+    expected = loss(features @ weight.T + leaves[2], target)
+    expected.backward(torch.tensor(0.4, dtype=torch.float64))
+    there = [each.cuda().requires_grad_(want) for each, want in zip((x, w, b), wants)]
+    loss = loss.cuda()
+    loss.backend = backend
+    moved = tuple(t.cuda() if isinstance(t, torch.Tensor) else t for t in target) if case == "mixed" else y.cuda()
+    value = loss.from_features(*there[:2], moved, bias=there[2], normalize=normalize, chunk_rows=64)
+    value.backward(torch.tensor(0.4, device="cuda"))
+    limit = 2e-2 if dtype == torch.bfloat16 else 2e-3
+    assert value.item() == pytest.approx(expected.item(), rel=limit)
+    for got, exact in zip(there, leaves):
+        if exact.grad is None:
+            assert got.grad is None
+        else:
+            assert float((got.grad.cpu().double() - exact.grad).norm()) <= limit * float(exact.grad.norm())
