@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ltkernels as ltk
-from ltkernels import _backends, _cuda
+from ltkernels import _backends
 from ltkernels._checks import REDUCTIONS, real_dtype
+from ltkernels.losses._core import multiply
 
 LOSSES = ("ce", "logit_adjusted", "ldam", "kps")
 Step = Callable[..., Tensor]
@@ -68,33 +69,54 @@ def differentiated(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
     return step
 
 
-def _kernel(tables: dict[str, Tensor]) -> Step:
+def _kernel(tables: dict[str, Tensor], backend: str) -> Step:
     """The kernel without autograd and dispatch: what a launch costs alone."""
+    run = _backends.kernel(backend)
 
     def step(z: Tensor, y: Tensor, upstream: Upstream = None) -> Tensor:
         loss = torch.empty((), dtype=real_dtype(z.dtype), device=z.device)
         grad = torch.empty_like(z)
         arguments = [tables.get(name) for name in _TABLES]
-        _cuda.adjusted_ce(z, loss, grad, y, None, None, *arguments, None, 0.0, 0.0, -100, REDUCTIONS.index("mean"))
-        return grad if upstream is None else _cuda.scale_gradient(grad, upstream[loss.dtype])
+        run(z, loss, grad, y, None, None, *arguments, None, 0.0, 0.0, -100, REDUCTIONS.index("mean"))
+        if upstream is not None:
+            multiply(grad, upstream[loss.dtype], backend)
+        return grad
 
     return step
 
 
-def steps(name: str, counts: list[int], device: str, compiled: bool) -> dict[str, Step]:
-    """Ours first: the public call on each back end that this build has, then the bare kernel; then the peers."""
+def backends(device: str) -> list[str]:
+    """Ours that serve tensors of this kind, the best first."""
+    if device == "cpu":
+        return ["cpu", *([] if _backends.triton_problem("cpu") else ["triton"])]
+    problems = {"cuda": _backends.cuda_problem(), "triton": _backends.triton_problem(device)}
+    return [name for name, problem in problems.items() if not problem]
+
+
+def forwards(name: str, counts: list[int], device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The loss alone, as in evaluation."""
+    tables = tables_of(name, counts, device)
+    loss = ltk.functional.adjusted_cross_entropy
+    return {b: lambda z, y, b=b: loss(z, y, **tables, backend=b) for b in backends(device)} | {
+        "eager": eager(name, tables)
+    }
+
+
+def steps(name: str, counts: list[int], device: str, compiler: str | None) -> dict[str, Step]:
+    """Ours first: the public call on each back end that this build has, then the bare kernel of the best; then the peers.
+    `compiler`: torch.compile's backend, or None to leave it out."""
     tables = tables_of(name, counts, device)
     found: dict[str, Step] = {}
     loss = ltk.functional.adjusted_cross_entropy
-    for backend in ("cuda", "triton"):
-        if backend in _backends.BACKENDS:
-            found[backend] = differentiated(lambda z, y, b=backend: loss(z, y, **tables, backend=b))
-    if hasattr(_cuda.library, "cuda_adjusted_ce"):
-        found["cuda-kernel"] = _kernel(tables)
+    ours = backends(device)
+    for backend in ours:
+        found[backend] = differentiated(lambda z, y, b=backend: loss(z, y, **tables, backend=b))
+    if ours:
+        found[f"{ours[0]}-kernel"] = _kernel(tables, ours[0])
     plain = eager(name, tables)
     found["eager"] = differentiated(plain)
-    if compiled:
-        found["compiled"] = differentiated(torch.compile(plain, dynamic=False))
+    if compiler is not None:
+        found["compiled"] = differentiated(torch.compile(plain, dynamic=False, backend=compiler))
     if name in ("ce", "logit_adjusted"):
         shift = tables.get("shift")
 
@@ -109,7 +131,7 @@ def steps(name: str, counts: list[int], device: str, compiled: bool) -> dict[str
     return found
 
 
-def heads(device: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+def heads() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """name: (features (B, D), weight (C, D), target) -> mean cross-entropy."""
     found: dict[str, Callable[..., Any]] = {"ours": ltk.functional.linear_adjusted_cross_entropy}
     found["eager"] = lambda f, w, y: F.cross_entropy(F.linear(f, w), y)

@@ -24,6 +24,7 @@ from ._checks import real_dtype
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 TABLES = ("shift", "scale", "margin", "row_scale", "weight")
 BACKENDS = ("cpu", "cuda", "triton", "torch")
+ON_DEVICE = ("cuda", "triton")  # whose kernels run beside the host
 
 
 class Explanation(NamedTuple):
@@ -105,12 +106,14 @@ def explain(backend: str | None, device: torch.device, needs_torch: str = "") ->
     chosen = choose(backend, device, needs_torch)
     if chosen == "cpu":
         return Explanation(f"cpu-{_C.info()['isa']}", f"compiled kernel on {torch.get_num_threads()} thread(s)")
+    tuned = "; tiles are timed (LTKERNELS_TRITON_AUTOTUNE=1)"
+    tuned = tuned if chosen == "triton" and os.environ.get("LTKERNELS_TRITON_AUTOTUNE") == "1" else ""
     if needs_torch or backend is not None:
-        return Explanation(chosen, needs_torch or "asked for")
+        return Explanation(chosen, (needs_torch or "asked for") + tuned)
     why = _accelerator(device.type)[1]
     if chosen == "torch":
         return Explanation(chosen, f"this build has no kernel for {device.type} tensors: {why}")
-    return Explanation(chosen, "Triton kernel: " + why if chosen == "triton" else "compiled CUDA kernel")
+    return Explanation(chosen, f"Triton kernel: {why}{tuned}" if chosen == "triton" else "compiled CUDA kernel")
 
 
 @functools.cache
@@ -136,6 +139,22 @@ def scale_kernel(backend: str) -> Callable[[Tensor, Tensor], None]:
     else:
         from .triton.adjusted_ce import scale_gradient
     return scale_gradient
+
+
+LARGEST_LOG_DET = 64  # of the CUDA kernel, a warp a matrix
+
+
+def log_det_kernel(matrices: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """``logdet`` of (K, n, n) matrices for a batch (..., n, n); None where torch's Cholesky factors serve it: no batch, wide matrices, a
+    gradient to keep, no CUDA part."""
+    small = matrices.dim() > 2 and 1 <= matrices.shape[-1] <= LARGEST_LOG_DET and matrices.numel() > 0
+    if not (matrices.is_cuda and small) or torch.compiler.is_compiling() or cuda_problem():
+        return None
+    if matrices.dtype not in (torch.float32, torch.float64) or (matrices.requires_grad and torch.is_grad_enabled()):
+        return None
+    from ._cuda import logdet
+
+    return logdet
 
 
 def _address(tensor: Tensor | None) -> int:

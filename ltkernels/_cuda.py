@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._backends import LARGEST_LOG_DET
 from ._checks import REDUCTIONS, real_dtype
 
 library = _C  # has cuda_* functions where the module was built with LTKERNELS_CUDA=ON
 
 PATHS = ("any", "registers", "cluster", "memory")  # enum Path of csrc/cuda/job.h
-MAX_LOGDET = 64
 _DTYPE_CODES = {
     torch.float32: 0,
     torch.float64: 1,
@@ -235,9 +235,9 @@ def scale_gradient(grad: Tensor, upstream: Tensor) -> Tensor:
 def logdet(matrices: Tensor) -> Tensor:
     """(K,) log-determinants of (K, n, n) symmetric positive definite matrices, n <= 64, float64 or float32; one launch. Only the lower
     triangles are read. NaN where a matrix is not positive definite."""
-    if matrices.dim() != 3 or matrices.shape[1] != matrices.shape[2] or not 1 <= matrices.shape[1] <= MAX_LOGDET:
+    if matrices.dim() != 3 or matrices.shape[1] != matrices.shape[2] or not 1 <= matrices.shape[1] <= LARGEST_LOG_DET:
         raise ValueError(
-            f"matrices has shape {tuple(matrices.shape)}; it must be (K, n, n) with n in [1, {MAX_LOGDET}]"
+            f"matrices has shape {tuple(matrices.shape)}; it must be (K, n, n) with n in [1, {LARGEST_LOG_DET}]"
         )
     if matrices.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"matrices has dtype {matrices.dtype}; it must be float32 or float64")

@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 
 import ltkernels as ltk
 from ltkernels.losses import _reference, _terms
-from ltkernels.triton import _configs, adjusted_ce, linear_adjusted_ce
+from ltkernels.triton import _autotune, _configs, adjusted_ce, linear_adjusted_ce
 from ltkernels.triton._configs import Tile
 
 assert hasattr(interpreter.InterpretedFunction, "rewrite")
@@ -71,24 +71,23 @@ def only_listed_kernels(monkeypatch):
         launch = module._launch
         monkeypatch.setattr(module, "_launch", lambda s, *a, launch=launch: (launched.add(s), launch(s, *a)))
     yield launched
-    assert launched <= {*_configs.every(), *_configs.every_linear()}
+    listed = {*_configs.every(), *_configs.every_linear()}
+    assert launched <= (listed | set(_configs.every_neighbour()) if _autotune.enabled() else listed)
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Long rows and several tiles at sizes that the interpreter can do."""
     monkeypatch.setattr(_configs, "_ROWS", (Tile(2, 16, 1),))
-    monkeypatch.setattr(_configs, "_ROWS_F64", (Tile(2, 16, 1),))
-    monkeypatch.setattr(_configs, "_PLAIN", Tile(1, 32, 1))
     for name in ("_LONG", "_LONG_F64", "_SHORT"):
         monkeypatch.setattr(_configs, name, Tile(1, 32, 1))
-    monkeypatch.setattr(_configs, "_ELEMENTWISE", Tile(2, 32, 1))
+    monkeypatch.setattr(_configs, "_PLAIN", Tile(1, 32, 1))
     monkeypatch.setattr(_configs, "DENOMINATOR_BLOCK", 4)
     monkeypatch.setattr(_configs, "LOSS_BLOCK", 4)
 
 
-def run(z, y, *, reduction="mean", upstream=None, closed=None, need_grad=True, inplace=False, saved=False, **options):
-    """(loss, gradient) of the entry points; `saved` goes through statistics."""
+def run(z, y, *, reduction="mean", upstream=None, closed=None, need_grad=True, inplace=False, **options):
+    """(loss, gradient) of the entry point."""
     real = real_of(z.dtype)
     first, second, lam = y if isinstance(y, tuple) else (y, None, None)
     lam = lam if lam is None else lam.to(real)
@@ -97,13 +96,6 @@ def run(z, y, *, reduction="mean", upstream=None, closed=None, need_grad=True, i
     code = REDUCTIONS.index(reduction)
     grad = z if inplace else torch.full(z.shape, 77.0, dtype=z.dtype) if need_grad else None
     labels = (first, second, lam)
-    if saved:
-        loss = torch.empty(len(first), dtype=real)
-        stats = adjusted_ce.row_statistics(z, loss, *labels, *tables, gamma, smoothing, -100, closed)
-        adjusted_ce.gradient_from_statistics(
-            z, stats, grad, *labels, *tables[:2], *tables[3:], upstream, gamma, smoothing, -100, code, closed
-        )
-        return loss, grad
     loss = torch.full((len(first),) if code == 0 else (), 77.0, dtype=real)
     adjusted_ce.adjusted_ce(z, loss, grad, *labels, *tables, upstream, gamma, smoothing, -100, code, closed)
     return loss, grad
@@ -139,15 +131,14 @@ def case_of(case: str, z: Tensor, y: Tensor):
     return z, (y, second, torch.linspace(0, 1, rows)), tables, 2.0
 
 
-def check(z, y, case, reduction, **how) -> None:
+def check(z, y, case, reduction) -> None:
     z, target, options, cond = case_of(case, z, y)
     upstream = torch.linspace(0.5, 2.0, len(y), dtype=real_of(z.dtype)) if reduction == "none" else None
     wanted_loss, wanted, size = oracle.adjusted_cross_entropy(
         z, target, reduction=reduction, upstream=1.0 if upstream is None else upstream, **options
     )
-    loss, grad = run(z, target, reduction=reduction, upstream=upstream, **options, **how)
-    if not how.get("saved"):
-        oracle.assert_loss(loss, wanted_loss, size, z.dtype)
+    loss, grad = run(z, target, reduction=reduction, upstream=upstream, **options)
+    oracle.assert_loss(loss, wanted_loss, size, z.dtype)
     oracle.assert_gradient(grad, wanted, size, target if isinstance(target, Tensor) else None, cond)
 
 
@@ -171,12 +162,6 @@ def test_rows_in_several_tiles(small_tiles, dtype, case) -> None:
     if case != "smoothing":
         z[3, :32] = -INF
     check(z, contract.labels(7, 81), case, REDUCTIONS[1 + CASES.index(case) % 3])
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_gradient_from_saved_statistics(small_tiles, case) -> None:
-    for reduction in ("none", "mean")[: 1 + (case == "plain")]:
-        check(contract.hostile_logits(7, 81).float(), contract.labels(7, 81), case, reduction, saved=True)
 
 
 # ---- closed forms ----------------------------------------------------------------------------------------------------
@@ -205,13 +190,14 @@ def forms(classes: int) -> dict[str, tuple[_terms.Term, dict]]:
 
 
 @pytest.mark.parametrize("form", forms(3))
-@pytest.mark.parametrize("how", ["one tile", "several tiles", "saved statistics", "mixed"])
+@pytest.mark.parametrize("how", ["one tile", "several tiles", "mixed", "mixed bfloat16"])
 def test_closed_forms(form, how, request) -> None:
     """Against the reference in float64, one row's gradient at a time by autograd; float64 where rows are confident, because
     autograd's P_y - 1 cancels there."""
     if how != "one tile":
         request.getfixturevalue("small_tiles")
     classes, dtype = (21, torch.float64) if how == "one tile" else (45, torch.float32)
+    dtype = torch.bfloat16 if "bfloat16" in how else dtype
     term, options = forms(classes)[form]
     z = (contract.cosines if form.startswith("arcface") else contract.hostile_logits)(7, classes)
     z = z.to(dtype)
@@ -220,7 +206,7 @@ def test_closed_forms(form, how, request) -> None:
         if "label_smoothing" in options:
             z[2, 1] = -1.0
     y = contract.labels(7, classes)
-    target = (y, torch.arange(7) * 5 % classes, torch.linspace(0.1, 0.9, 7)) if how == "mixed" else y
+    target = (y, torch.arange(7) * 5 % classes, torch.linspace(0.1, 0.9, 7)) if "mixed" in how else y
     first, second, lam = target if isinstance(target, tuple) else (target, None, None)
     double = [None if options.get(name) is None else options[name].double() for name in oracle.TABLES]
     leaf = z.double().requires_grad_()
@@ -228,16 +214,16 @@ def test_closed_forms(form, how, request) -> None:
         leaf, first, second, None if lam is None else lam.double(), *double, options.get("focal_gamma", 0.0),
         options.get("label_smoothing", 0.0), -100, 0, term._replace(table=None if term.table is None else term.table.double()),
     )  # fmt: skip
-    upstream = torch.linspace(0.5, 2.0, 7, dtype=dtype)
+    upstream = torch.linspace(0.5, 2.0, 7, dtype=real_of(dtype))
     (wanted,) = torch.autograd.grad(wanted_loss, leaf, upstream.double())
-    table = None if term.table is None else term.table.to(dtype)
+    table = None if term.table is None else term.table.to(real_of(dtype))
     closed = (_terms.FORMS.index(term.form), table, term.seed, list(term.options))
     loss, grad = run(
         z, target, reduction="none", upstream=upstream, closed=closed, saved=how == "saved statistics", **options
     )
     size = torch.where(z.isfinite(), z, 0).abs().amax(dim=1).double() * (16 if "arcface" in form else 3) + 8
     oracle.assert_loss(loss, wanted_loss.detach(), size, dtype)
-    oracle.assert_gradient(grad, wanted, size, y, cond=4.0 if how == "mixed" or "label_smoothing" in options else 1.0)
+    oracle.assert_gradient(grad, wanted, size, y, cond=4.0 if "mixed" in how or "label_smoothing" in options else 1.0)
 
 
 # ---- truth table -----------------------------------------------------------------------------------------------------
@@ -497,6 +483,68 @@ def test_spills_and_shared_memory_are_reported() -> None:
     assert "spills 64 bytes" in compile_all.problem(good._replace(spilled=64), 90)
     assert "shared memory" in compile_all.problem(good._replace(shared=200 << 10), 80)
     assert compile_all.problem(good._replace(shared=200 << 10), 90) == ""
+    assert "16-byte" in compile_all.problem(good._replace(narrow=True), 90)
+
+
+def test_the_list_is_short_enough_for_ci() -> None:
+    """1 848 of them were compiled by nobody."""
+    assert len([*_configs.every(), *_configs.every_linear()]) <= 170
+
+
+# ---- autotuning ------------------------------------------------------------------------------------------------------
+
+
+def test_autotuning_changes_the_tile_and_nothing_else(monkeypatch, only_listed_kernels) -> None:
+    z, y = contract.hostile_logits(40, 100).float(), contract.labels(40, 100)
+    options = {**tables_of(100), "focal_gamma": 2.0}
+    expected = run(z, y, **options)
+    listed = _configs.rows(torch.float32, 100, True, False)
+    assert listed in only_listed_kernels
+    timed = []
+
+    def seconds(tried, listed, device, launch) -> float:
+        launch(tried)
+        timed.append(tried)
+        return -len(timed)  # the last is the fastest
+
+    monkeypatch.setattr(_autotune, "_found", {})
+    monkeypatch.setattr(_autotune, "_seconds", seconds)
+    run(z, y, **options)
+    assert timed == []
+    assert "timed" not in ltk.explain(ltk.functional.adjusted_cross_entropy, z, y, backend="triton").reason
+    monkeypatch.setenv(_autotune.VARIABLE, "1")
+    run(z.clone(), y, inplace=True, **options)
+    assert timed == []  # a second run would read gradients
+    only_listed_kernels.clear()
+    found = run(z, y, **options)
+    assert timed == list(_configs.alternatives(listed))
+    assert timed[0] == listed
+    assert len({(each.rows, each.warps) for each in timed}) == len(timed) >= 4
+    only_listed_kernels.clear()
+    again = run(z, y, **options)
+    assert timed[-1] in only_listed_kernels
+    assert listed not in only_listed_kernels
+    inplace = z.clone()
+    run(inplace, y, inplace=True, **options)
+    for loss, grad in (found, again):
+        assert torch.equal(loss, expected[0])
+        assert torch.equal(grad, expected[1])
+    assert torch.equal(inplace, expected[1])
+    assert len(timed) == len(_configs.alternatives(listed))
+    assert "timed" in ltk.explain(ltk.functional.adjusted_cross_entropy, z, y, backend="triton").reason
+
+
+def test_a_tile_that_cannot_be_launched_is_not_chosen(monkeypatch) -> None:
+    listed = _configs.rows(torch.float32, 100, True, False)
+    monkeypatch.setattr(_autotune, "_found", {})
+
+    def launch(each) -> None:
+        if each != listed:
+            raise RuntimeError("out of resources")
+
+    assert _autotune.choose(listed, torch.device("cpu"), 9, True, launch) == listed
+    with pytest.raises(RuntimeError, match="out of resources"):
+        _autotune.choose(_configs.rows(torch.float32, 100, True, True), torch.device("cpu"), 9, True, launch)
 
 
 # ---- the public functions, on their way here -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// What the CUDA runtime sees. The only CUDA code so far: the loss kernels of the GPU back end build on it.
+// What the CUDA runtime sees.
 #include "device.h"
 
 #include <cuda_runtime_api.h>

@@ -2,6 +2,7 @@
 #include "entry.h"
 
 #include "adjusted_ce.cuh"
+#include "launch.cuh"
 #include "logdet.cuh"
 #include "scale.cuh"
 #include "sigmoid_bce.cuh"
@@ -77,66 +78,10 @@ const char* launch_rows(RowsJob& job, Path path, Where where) {
     return launch(kernel, job.groups * job.plan.cluster, job.plan.block, job.plan.cluster, 0, where, job);
 }
 
-}  // namespace
-}  // namespace cuda
-}  // namespace ltk
-
-using namespace ltk;
-using namespace ltk::cuda;
-
-extern "C" {
-
-const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, int64_t dtype, int64_t logits,
-                                 int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t target_b,
-                                 int64_t lam, int64_t shift, int64_t scale, int64_t margin, int64_t row_scale,
-                                 int64_t weight, int64_t row_coef, double focal_gamma, double label_smoothing,
-                                 int64_t ignore_index, int64_t reduction, int64_t loss, int64_t grad,
-                                 int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
-                                 int64_t form_seed, double option0, double option1, double option2) {
-    RowsJob job{};
-    AdjustedCe& ce = job.ce;
-    ce.logits = pointer(logits);
-    ce.logits_stride = logits_stride;
-    ce.rows = rows;
-    ce.classes = classes;
-    ce.target = pointer<const int64_t>(target);
-    ce.target_b = pointer<const int64_t>(target_b);
-    ce.lam = pointer(lam);
-    ce.shift = pointer(shift);
-    ce.scale = pointer(scale);
-    ce.margin = pointer(margin);
-    ce.row_scale = pointer(row_scale);
-    ce.weight = pointer(weight);
-    ce.row_coef = pointer(row_coef);
-    ce.focal_gamma = focal_gamma;
-    ce.label_smoothing = label_smoothing;
-    ce.ignore_index = ignore_index;
-    ce.grad = pointer(grad);
-    ce.grad_stride = grad_stride;
-    ce.closed = {
-        static_cast<Form>(form), pointer(form_table), pointer<const int64_t>(form_seed), {option0, option1, option2}};
-    job.reduction = static_cast<Reduction>(reduction);
-    job.all_classes = classes;
-    job.loss = pointer(loss);
-    if (scratch != 0) {
-        job.ticket = pointer<unsigned>(scratch);
-        job.denominators = pointer<double>(scratch) + 1;
-        job.group_loss = job.denominators + kMaxPartials;
-    }
-    if (rows == 0) return nullptr;  // Python knows the loss of nothing
-    const DeviceGuard guard(static_cast<int>(device));
-    if (guard.error != nullptr) return guard.error;
-    const Where where{static_cast<int>(device), pointer(stream)};
-    return with_type(dtype,
-                     [&](auto element) { return launch_rows<decltype(element)>(job, static_cast<Path>(path), where); });
-}
-
-const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t write, int64_t dtype, int64_t logits,
-                                    int64_t logits_stride, int64_t rows, int64_t classes, int64_t first_class,
-                                    int64_t all_classes, int64_t target, int64_t shift, int64_t scale, int64_t margin,
-                                    int64_t row_scale, int64_t weight, int64_t row_coef, double focal_gamma,
-                                    int64_t ignore_index, int64_t maximum, int64_t sum, int64_t target_logit,
-                                    int64_t loss, int64_t grad, int64_t grad_stride) {
+// What the loss and its two halves have in common. No reduction, the whole row.
+RowsJob rows_job(int64_t logits, int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
+                 int64_t scale, int64_t margin, int64_t row_scale, int64_t weight, int64_t row_coef, double focal_gamma,
+                 int64_t ignore_index, int64_t loss, int64_t grad, int64_t grad_stride) {
     RowsJob job{};
     AdjustedCe& ce = job.ce;
     ce.logits = pointer(logits);
@@ -155,18 +100,67 @@ const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t writ
     ce.grad = pointer(grad);
     ce.grad_stride = grad_stride;
     job.reduction = Reduction::none;
+    job.all_classes = classes;
+    job.loss = pointer(loss);
+    return job;
+}
+
+const char* run_rows(RowsJob& job, Path path, int64_t dtype, int64_t device, int64_t stream) {
+    if (job.ce.rows == 0) return nullptr;  // Python knows the loss of nothing
+    const DeviceGuard guard(static_cast<int>(device));
+    if (guard.error != nullptr) return guard.error;
+    const Where where{static_cast<int>(device), pointer(stream)};
+    return with_type(dtype, [&](auto element) { return launch_rows<decltype(element)>(job, path, where); });
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace ltk
+
+using namespace ltk;
+using namespace ltk::cuda;
+
+extern "C" {
+
+const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, int64_t dtype, int64_t logits,
+                                 int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t target_b,
+                                 int64_t lam, int64_t shift, int64_t scale, int64_t margin, int64_t row_scale,
+                                 int64_t weight, int64_t row_coef, double focal_gamma, double label_smoothing,
+                                 int64_t ignore_index, int64_t reduction, int64_t loss, int64_t grad,
+                                 int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
+                                 int64_t form_seed, double option0, double option1, double option2) {
+    RowsJob job = rows_job(logits, logits_stride, rows, classes, target, shift, scale, margin, row_scale, weight,
+                           row_coef, focal_gamma, ignore_index, loss, grad, grad_stride);
+    AdjustedCe& ce = job.ce;
+    ce.target_b = pointer<const int64_t>(target_b);
+    ce.lam = pointer(lam);
+    ce.label_smoothing = label_smoothing;
+    ce.closed = {
+        static_cast<Form>(form), pointer(form_table), pointer<const int64_t>(form_seed), {option0, option1, option2}};
+    job.reduction = static_cast<Reduction>(reduction);
+    if (scratch != 0) {
+        job.ticket = pointer<unsigned>(scratch);
+        job.denominators = pointer<double>(scratch) + 1;
+        job.group_loss = job.denominators + kMaxPartials;
+    }
+    return run_rows(job, static_cast<Path>(path), dtype, device, stream);
+}
+
+const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t write, int64_t dtype, int64_t logits,
+                                    int64_t logits_stride, int64_t rows, int64_t classes, int64_t first_class,
+                                    int64_t all_classes, int64_t target, int64_t shift, int64_t scale, int64_t margin,
+                                    int64_t row_scale, int64_t weight, int64_t row_coef, double focal_gamma,
+                                    int64_t ignore_index, int64_t maximum, int64_t sum, int64_t target_logit,
+                                    int64_t loss, int64_t grad, int64_t grad_stride) {
+    RowsJob job = rows_job(logits, logits_stride, rows, classes, target, shift, scale, margin, row_scale, weight,
+                           row_coef, focal_gamma, ignore_index, loss, grad, grad_stride);
     job.first_class = first_class;
     job.all_classes = all_classes;
-    job.loss = pointer(loss);
     job.use_statistics = write != 0 ? RowsJob::write : RowsJob::read;
     job.statistics[0] = pointer(maximum);
     job.statistics[1] = pointer(sum);
     job.statistics[2] = pointer(target_logit);
-    if (rows == 0) return nullptr;
-    const DeviceGuard guard(static_cast<int>(device));
-    if (guard.error != nullptr) return guard.error;
-    const Where where{static_cast<int>(device), pointer(stream)};
-    return with_type(dtype, [&](auto element) { return launch_rows<decltype(element)>(job, Path::memory, where); });
+    return run_rows(job, Path::memory, dtype, device, stream);
 }
 
 const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor) {

@@ -1,7 +1,7 @@
 // Batched log-determinants of small symmetric positive definite matrices by LDL^T: cpu/logdet.inl is the twin. A warp a
 // matrix, the lower triangle in shared memory, a row a lane (two above n = 32).
 #pragma once
-#include "portable.cuh"
+#include "element.cuh"
 
 namespace ltk {
 namespace cuda {

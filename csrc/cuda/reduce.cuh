@@ -1,7 +1,7 @@
 // Sums and maxima over the threads that share a row: lanes of a warp, warps of a block, blocks of a cluster. The order
 // depends on the shape alone, and every thread gets the same bits.
 #pragma once
-#include "portable.cuh"
+#include "element.cuh"
 
 namespace ltk {
 namespace cuda {

@@ -2,7 +2,7 @@
 // is the row's offset from a 16-byte boundary: every vector but the two ends is one aligned access, whatever the number
 // of classes. The ends are read and written element by element, so that nothing outside the row is touched.
 #pragma once
-#include "portable.cuh"
+#include "element.cuh"
 
 namespace ltk {
 namespace cuda {

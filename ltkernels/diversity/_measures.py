@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _backends
 from ._checks import check_alpha, check_centering, check_features, check_original, check_same_width
 
 
 def cholesky_log_det(matrix: Tensor) -> Tensor:
     """log det of symmetric positive definite matrices (..., n, n) in nats, from their Cholesky factors; NaN where a
-    matrix is not positive definite. Never waits for a GPU."""
+    matrix is not positive definite. Never waits for a GPU. Batches of small ones go to the CUDA kernel, where it can serve them."""
+    kernel = _backends.log_det_kernel(matrix)
+    if kernel is not None:
+        return kernel(matrix.flatten(0, -3)).unflatten(0, matrix.shape[:-2])
     factor, failed = torch.linalg.cholesky_ex(matrix)
     value = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return value.masked_fill(failed != 0, torch.nan)

@@ -68,10 +68,10 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
 
 def multiply(grad: Tensor, upstream: Tensor, backend: str) -> None:
     """In place; free where the upstream gradient is 1, without a wait for a GPU."""
-    if not grad.is_cpu:
+    if backend in _backends.ON_DEVICE:
         if grad.numel() > 0:
             _backends.scale_kernel(backend)(grad, upstream)
-    elif upstream.item() != 1.0:
+    elif not grad.is_cpu or upstream.item() != 1.0:
         grad.mul_(upstream)  # torch multiplies 16-bit numbers by a float32 scalar in float32
 
 

@@ -6,10 +6,11 @@ Importing this package does not import Triton; its modules do:
     linear_adjusted_ce.py  classifier and loss without the B x C logits
     _row.py                what both do to a row, as device functions: the twin of csrc/cpu/adjusted_ce.inl
     _configs.py            tile shapes with their reasons, and the list of every specialisation that can be launched
+    _autotune.py           timing instead of the table, behind an environment variable
     compile_all.py         ``python -m ltkernels.triton.compile_all``: compiles that list to machine code, without a GPU
 
 What can be proved without a GPU is: the values, under Triton's interpreter (tests/test_triton.py), and that every
-specialisation compiles for compute capability 8.0, 9.0 and 10.0 without spilling (the same file, compile_all). Only a
+specialisation compiles for compute capability 8.0, 9.0 and 10.0 without spilling (compile_all). Only a
 GPU can prove: that the machine code computes what the interpreter computes (the approximate exp2 and division, the
 order inside a reduction, tensor-core products), that a wave of programs has no race the interpreter's single thread
 hides (in-place gradients; the accumulation of linear_adjusted_ce.py), that nothing is read out of bounds, and speed:

@@ -1,13 +1,15 @@
 """Tile shapes, and the list of what can be launched: a specialisation that is not listed here does not exist.
 
-The launchers ask this file for a `Specialisation`, `compile_all` and the tests iterate over all of them. The shapes are
-reasoned for 132 multiprocessors of 64 Ki registers (H100) and not measured.
+The launchers ask this file for a `Specialisation`, `compile_all` and the tests iterate over all of them. The list is short enough to
+be compiled whole, for three generations of GPUs, in minutes: only what changes the registers or the width of the accesses of a usual
+call is a variant. The shapes are reasoned for 132 multiprocessors of 64 Ki registers (H100) and not measured.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -41,6 +43,11 @@ class Specialisation(NamedTuple):
     stages: int = 1
 
     @property
+    def rows(self) -> int:
+        """Of a program."""
+        return dict(self.constants)["R"]
+
+    @property
     def name(self) -> str:
         values = " ".join(f"{key}={value}" for key, value in self.constants if key != "REAL")
         return f"{self.kernel.__name__} {_NAMES[self.dtype]} {values} warps={self.warps}"
@@ -49,7 +56,7 @@ class Specialisation(NamedTuple):
 # Rows held in registers. A thread holds 8 to 16 logits: enough independent loads in flight, and few enough registers
 # (about four a logit) for two to four blocks on a multiprocessor.
 _ROWS = (
-    Tile(32, 32, 4),  # C <= 32: 1024 logits, 8 a thread; 8 threads share a row, so a reduction stays inside a warp
+    Tile(32, 32, 4),  # 1024 logits, 8 a thread; 8 threads share a row, so a reduction stays inside a warp
     Tile(16, 64, 4),  # as above
     Tile(8, 128, 4),  # CIFAR-100: 100 of 128 columns used
     Tile(4, 256, 4),  # a row a warp
@@ -59,19 +66,17 @@ _ROWS = (
     Tile(1, 4096, 8),  # 16 a thread
     Tile(1, 8192, 16),  # iNaturalist: 8142 of 8192; 16 a thread, four such blocks fill a multiprocessor
 )
-# 16 a thread and 1024 threads, the largest block there is, at 64 registers a thread: where no table is read (`rows_tile`).
+# 16 a thread and 1024 threads, the largest block there is, at 64 registers a thread: where no table is read.
 _PLAIN = Tile(1, 16384, 32)
-# Two registers a logit, and more for its exp: 4 logits a thread.
-_ROWS_F64 = (*(Tile(tile.rows, tile.columns, 2 * tile.warps) for tile in _ROWS[:6]), Tile(1, 2048, 16))
-# Longer rows, and mixed labels: a tile is short of what a program could hold, because two labels' state and the
-# tables of a tile live beside it; 8 logits a thread, 4 in float64.
+# Up to here the tables cost eight registers of forty, and there is no variant without them.
+_ONE_VARIANT = 2048
+# Longer rows, and what else `rows` does not do: a tile is short of what a program could hold, because two labels' state and the tables
+# of a tile live beside it; 8 logits a thread.
 _LONG = Tile(1, 4096, 16)
-_LONG_F64 = Tile(1, 2048, 16)
-# The same for short rows.
+# The same for short rows, and for mixed labels and closed forms of any length.
 _SHORT = Tile(1, 1024, 4)
-# Gradients from statistics: nothing is reduced, so 8 logits a thread in one shape for all.
-_ELEMENTWISE = Tile(1, 1024, 4)
-
+# Two registers a logit, and more for its exp: 4 logits a thread.
+_LONG_F64 = Tile(1, 2048, 16)
 # Tiles of the head: rows, classes, and features at a time.
 _LINEAR = {
     # 16 logits a thread: the exponentials, both labels and two accumulators live beside them. Full float32 products go
@@ -92,11 +97,11 @@ LOSS_BLOCK = 8192  # 16 warps: 64 Ki row losses are eight steps of one program
 SCALE_BLOCK = 2048
 
 
-def rows_tile(dtype: torch.dtype, classes: int, plain: bool) -> Tile | None:
-    """The tile that holds whole rows; None where they are too long. `plain`: no table is streamed, and the form is none
-    or ArcFace."""
-    table = _ROWS_F64 if dtype == torch.float64 else (*_ROWS, _PLAIN) if plain else _ROWS
-    return next((tile for tile in table if classes <= tile.columns), None)
+def rows_tile(dtype: torch.dtype, classes: int, tables: bool) -> Tile | None:
+    """The tile that holds whole rows; None where they are too long, and for float64, which has no use for speed."""
+    if dtype == torch.float64:
+        return None
+    return next((tile for tile in (_ROWS if tables else (*_ROWS, _PLAIN)) if classes <= tile.columns), None)
 
 
 def _make(kernel: triton.JITFunction, dtype: torch.dtype, tile: Tile, **constants) -> Specialisation:
@@ -104,45 +109,30 @@ def _make(kernel: triton.JITFunction, dtype: torch.dtype, tile: Tile, **constant
     return Specialisation(kernel, dtype, tuple(constants.items()), tile.warps)
 
 
-def rows(dtype: torch.dtype, classes: int, form: int, tables: bool, smooth: bool, aligned: bool):
-    """Loss and gradient of one label a row; None where a row is too long for registers."""
-    tile = rows_tile(dtype, classes, form in (0, 3) and not tables and not smooth)
+def rows(dtype: torch.dtype, classes: int, tables: bool, aligned: bool) -> Specialisation | None:
+    """Loss and gradient of one label a row, without closed form and smoothing; None where a row is too long for registers. `tables`:
+    shift or scale are read."""
+    tile = rows_tile(dtype, classes, tables)
     if tile is None:
         return None
+    tables = tables or tile.columns <= _ONE_VARIANT
+    return _make(_kernels.rows, dtype, tile, TABLES=tables, ALIGNED=aligned, R=tile.rows, C=tile.columns)
+
+
+def long_rows(dtype: torch.dtype, classes: int, form: int, smooth: bool, mixed: bool, aligned: bool) -> Specialisation:
+    """The loss, with or without the gradient; one row a program. What is rare has no variants: mixed labels count as smoothed, and
+    closed forms and float64 have neither 16-byte accesses nor tiles by length."""
+    rare = form != 0 or mixed
+    plain = dtype != torch.float64 and form == 0
+    tile = _LONG_F64 if dtype == torch.float64 else _SHORT if rare or smooth or classes <= _SHORT.columns else _LONG
+    # Two of the forms cannot be smoothed (losses/_terms.py).
     constants = {
         "FORM": form,
-        "TABLES": tables,
-        "SMOOTH": smooth,
-        "ALIGNED": aligned,
-        "R": tile.rows,
-        "C": tile.columns,
+        "TABLES": form == 0,
+        "SMOOTH": form in (1, 3) or (form == 0 and (mixed or smooth or not plain)),
     }
-    return _make(_kernels.rows, dtype, tile, **constants), tile
-
-
-def long_rows(
-    dtype: torch.dtype,
-    classes: int,
-    form: int,
-    tables: bool,
-    smooth: bool,
-    mixed: bool,
-    aligned: bool,
-    *,
-    grad: bool = False,
-    stats: bool = False,
-):
-    """The loss, with the gradient or statistics or neither."""
-    tile = _SHORT if classes <= _SHORT.columns else _LONG_F64 if dtype == torch.float64 else _LONG
-    constants = {"FORM": form, "TABLES": tables, "SMOOTH": smooth, "MIXED": mixed, "GRAD": grad, "STATS": stats}
-    return _make(_long_rows.long_rows, dtype, tile, **constants, ALIGNED=aligned, C=tile.columns)
-
-
-def gradient(dtype: torch.dtype, form: int, tables: bool, smooth: bool, mixed: bool, aligned: bool):
-    """The gradient from statistics."""
-    tile = _ELEMENTWISE
-    constants = {"FORM": form, "TABLES": tables, "SMOOTH": smooth, "MIXED": mixed, "ALIGNED": aligned}
-    return _make(_long_rows.gradient_from_statistics, dtype, tile, **constants, R=tile.rows, C=tile.columns), tile
+    constants |= {"MIXED": mixed, "ALIGNED": aligned and plain and not mixed, "C": tile.columns}
+    return _make(_long_rows.long_rows, dtype, tile, **constants)
 
 
 def denominator(dtype: torch.dtype) -> Specialisation:
@@ -165,44 +155,28 @@ def linear_tile(dtype: torch.dtype) -> Tile:
     return Tile(rows, classes, warps)
 
 
-def _linear(
-    kernel: triton.JITFunction, dtype: torch.dtype, precision: str, aligned: bool, **constants
-) -> Specialisation:
+def _linear(kernel: triton.JITFunction, dtype: torch.dtype, precision: str, **constants) -> Specialisation:
     rows, classes, features, warps, stages = _LINEAR[dtype]
-    if not aligned:  # every element has an address of its own
-        features, stages = min(features, 32), 1
-    constants |= {"ALIGNED": aligned, "R": rows, "C": classes, "K": features, "PRECISION": precision}
+    constants |= {"R": rows, "C": classes, "K": features, "PRECISION": precision}
     return _make(kernel, dtype, Tile(rows, classes, warps), **constants)._replace(stages=stages)
 
 
-def tile_statistics(dtype: torch.dtype, smooth: bool, mixed: bool, precision: str, aligned: bool) -> Specialisation:
-    return _linear(_linear_kernels.tile_statistics, dtype, precision, aligned, SMOOTH=smooth, MIXED=mixed)
+def tile_statistics(dtype: torch.dtype, mixed: bool, precision: str) -> Specialisation:
+    return _linear(_linear_kernels.tile_statistics, dtype, precision, MIXED=mixed)
 
 
-def combine(dtype: torch.dtype, smooth: bool, mixed: bool) -> Specialisation:
-    tile = Tile(COMBINE_ROWS, 1, 4)
-    return _make(_linear_kernels.combine, real_dtype(dtype), tile, SMOOTH=smooth, MIXED=mixed, R=tile.rows)
+def combine(dtype: torch.dtype) -> Specialisation:
+    return _make(_linear_kernels.combine, real_dtype(dtype), Tile(COMBINE_ROWS, 1, 4), R=COMBINE_ROWS)
 
 
-def input_gradient(
-    dtype: torch.dtype, by_class: bool, product: bool, smooth: bool, mixed: bool, precision: str, aligned: bool
-) -> Specialisation:
+def input_gradient(dtype: torch.dtype, by_class: bool, mixed: bool, precision: str) -> Specialisation:
     # The logits' gradient is rounded to bfloat16 for the product, as torch's is. float16 would lose what is below 6e-8,
     # the tail classes of any larger batch: its products are in TF32, which holds a float16 exactly.
     operand = torch.float32 if dtype == torch.float16 else dtype
     if dtype == torch.float16 and precision == "ieee":
         precision = "tf32"
-    return _linear(
-        _linear_kernels.input_gradient,
-        dtype,
-        precision,
-        aligned,
-        BY_CLASS=by_class,
-        PRODUCT=product,
-        SMOOTH=smooth,
-        MIXED=mixed,
-        OPERAND=_TL[operand],
-    )
+    constants = {"BY_CLASS": by_class, "MIXED": mixed, "OPERAND": _TL[operand]}
+    return _linear(_linear_kernels.input_gradient, dtype, precision, **constants)
 
 
 def norms(dtype: torch.dtype) -> Specialisation:
@@ -224,52 +198,71 @@ def linear_unsupported(dtype: torch.dtype) -> str:
 
 def precisions(dtype: torch.dtype) -> tuple[str, ...]:
     """How products of a dtype may be computed; the first is torch's default."""
-    return ("ieee", "tf32x3", "tf32") if dtype == torch.float32 else ("ieee",)
+    return ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
 
 
 def precision(dtype: torch.dtype) -> str:
-    """As torch.set_float32_matmul_precision has it: what F.linear would do with these features."""
+    """As torch.set_float32_matmul_precision has it: what F.linear would do with these features. cuBLAS takes TF32 for "high" too."""
     if dtype != torch.float32:
         return "ieee"
-    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+# ---- the lists -------------------------------------------------------------------------------------------------------
+
+_SWITCH = (False, True)
 
 
 def every_linear() -> Iterator[Specialisation]:
     """All that the head can launch."""
     found = []
-    switches = (False, True)
-    served = [dtype for dtype in FLOATING if not linear_unsupported(dtype)]
-    for dtype, smooth, mixed in itertools.product(served, switches, switches):
-        for how, aligned in itertools.product(precisions(dtype), switches):
-            found.append(tile_statistics(dtype, smooth, mixed, how, aligned))
-            for by_class, product in ((False, True), (True, True), (True, False)):
-                found.append(input_gradient(dtype, by_class, product, smooth, mixed, how, aligned))
-        found.append(combine(dtype, smooth, mixed))
-    for dtype in served:
-        found += [norms(dtype), gather_parts(dtype)]
+    for dtype in FLOATING:
+        if linear_unsupported(dtype):
+            continue
+        for mixed, how in itertools.product(_SWITCH, precisions(dtype)):
+            if mixed and real_dtype(dtype) != dtype:
+                continue  # computed in float32
+            found.append(tile_statistics(dtype, mixed, how))
+            found += [input_gradient(dtype, by_class, mixed, how) for by_class in _SWITCH]
+        found += [combine(dtype), norms(dtype), gather_parts(dtype)]
     return iter(dict.fromkeys(found))
-
-
-# ---- the lists -------------------------------------------------------------------------------------------------------
 
 
 def every() -> Iterator[Specialisation]:
-    """All that the losses on logits can launch."""
+    """All that the losses on logits can launch without autotuning."""
     found = []
     widths = [*(tile.columns for tile in (*_ROWS, _PLAIN)), _PLAIN.columns + 1]
-    switches = (False, True)
-    for dtype, form, tables, smooth, aligned in itertools.product(FLOATING, range(5), switches, switches, switches):
-        # A closed form brings no shift and scale; two of them cannot be smoothed (losses/_terms.py); and smoothing alone
-        # does not deserve a variant.
-        if (form and tables) or (smooth and (form in (2, 4) or (form == 0 and not tables))):
-            continue
-        common = (form, tables, smooth)
-        found += [rows(dtype, classes, *common, aligned) for classes in widths]
-        for mixed in switches:
-            for classes, kind in itertools.product(widths, ({}, {"grad": True}, {"stats": True})):
-                found.append(long_rows(dtype, classes, *common, mixed, aligned, **kind))
-            found.append(gradient(dtype, *common, mixed, aligned))
-    found = [each[0] if type(each) is tuple else each for each in found if each is not None]
+    for dtype, classes, aligned in itertools.product(FLOATING, widths, _SWITCH):
+        found += [rows(dtype, classes, tables, aligned) for tables in _SWITCH]
+        for form, mixed, smooth in itertools.product(range(5), _SWITCH, _SWITCH):
+            if form == 0 or not mixed or real_dtype(dtype) == dtype:  # else computed in float32
+                found.append(long_rows(dtype, classes, form, smooth, mixed, aligned))
     for dtype in FLOATING:
         found += [denominator(dtype), loss_sum(dtype), scale_gradient(dtype)]
-    return iter(dict.fromkeys(found))
+    return iter(dict.fromkeys(each for each in found if each is not None))
+
+
+def neighbours(tile: Tile) -> tuple[Tile, ...]:
+    """What autotuning may take in a tile's place, itself first: half and twice its warps, half and twice its rows."""
+    near = [tile]
+    for rows, warps in ((1, 0.5), (1, 2), (0.5, 1), (2, 1)):
+        other = Tile(int(tile.rows * rows), tile.columns, int(tile.warps * warps))
+        logits = other.rows * other.columns
+        if other.rows > 0 and 0 < other.warps <= 32 and 32 * other.warps <= logits <= min(16384, 1024 * other.warps):
+            near.append(other)
+    return tuple(near)
+
+
+def alternatives(listed: Specialisation) -> tuple[Specialisation, ...]:
+    """The specialisations of `rows` that autotuning compares, the listed one first."""
+    constants = dict(listed.constants)
+    near = neighbours(Tile(constants["R"], constants["C"], listed.warps))
+    return tuple(
+        listed._replace(constants=tuple((constants | {"R": tile.rows}).items()), warps=tile.warps) for tile in near
+    )
+
+
+def every_neighbour() -> Iterator[Specialisation]:
+    """What autotuning may launch beyond `every`."""
+    listed = [each for each in every() if each.kernel is _kernels.rows]
+    return iter(dict.fromkeys(chain.from_iterable(alternatives(each)[1:] for each in listed)))

@@ -1,4 +1,5 @@
-"""The kernels of a loss on logits whose rows fit into registers: each logit read once, each gradient written once.
+"""The kernels of a loss on logits whose rows fit into registers: each logit read once, each gradient written once. One label a row, no
+closed form, no smoothing.
 
 `adjusted_ce.py` launches them; csrc/cpu/adjusted_ce.h says what they compute; `_long_rows.py` has the rest.
 """
@@ -9,14 +10,9 @@ import triton
 import triton.language as tl
 
 from ._row import (
-    LN_2,
-    LOG2_E,
     ROW_COEF,
     SCALE,
-    SEESAW,
     SHIFT,
-    SIGMOID,
-    TABLE,
     WEIGHT,
     adjusted,
     finish,
@@ -25,12 +21,11 @@ from ._row import (
     kernel,
     label_data,
     online,
-    smoothing_sums,
-    softplus,
     stream,
     true,
 )
 
+VECTOR = tl.constexpr(8)  # elements: ALIGNED rows are multiples of it, 16 bytes of the smallest dtype
 MAX_PARTS = tl.constexpr(128)  # programs of `denominator`; each program of a row kernel adds their sums
 
 
@@ -167,22 +162,16 @@ def gradient_tile(
 @kernel
 def rows(
     z, z_stride: tl.int64, grad, grad_stride: tl.int64, row_loss, parts, count: tl.int32,
-    target, shift, scale, margin, row_scale, weight, row_coef, table, seed,
-    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32,
-    focal_gamma: tl.float64, label_smoothing: tl.float64,
-    option0: tl.float64, option1: tl.float64, option2: tl.float64, option3: tl.float64,
-    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, ALIGNED: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
+    target, shift, scale, margin, row_scale, weight, row_coef,
+    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32, focal_gamma: tl.float64,
+    TABLES: tl.constexpr, ALIGNED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """Loss and gradient of R whole rows a program, one label a row."""
+    """Loss and gradient of R whole rows a program."""
     gamma = tl.full((), focal_gamma, REAL)
-    smoothing = tl.full((), label_smoothing, REAL)
-    o0, o1 = tl.full((), option0, REAL), tl.full((), option1, REAL)
-    o2, o3 = tl.full((), option2, REAL), tl.full((), option3, REAL)
     if ALIGNED:  # what the compiler must know for 16-byte accesses
-        classes = classes // 16 * 16
-        z_stride = z_stride // 16 * 16
-        grad_stride = grad_stride // 16 * 16
+        classes = classes // VECTOR * VECTOR
+        z_stride = z_stride // VECTOR * VECTOR
+        grad_stride = grad_stride // VECTOR * VECTOR
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     col = tl.arange(0, C)
     inside = col < classes
@@ -192,40 +181,20 @@ def rows(
     # Before anything is written: the gradient may replace the logits.
     own = tl.load(start + y, mask=valid, other=0.0).to(REAL)
     zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, R, ALIGNED, REAL)
+    beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
+    delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
+    sigma, sigma2, label_a, _slope, alpha = label_data(
+        own, y, margin, row_scale, weight, beta_y, delta_y, present, 0.0, 0.0, 0.0, 0.0, 0, REAL
+    )
+    a, counts = adjusted(zt, x, y, sigma2, own, row, col, inside, row_loss, target, 0.0, 0.0, 0, R, ALIGNED, REAL)
     nothing = tl.zeros([R], REAL)
-    if FORM == SIGMOID:
-        alpha = gather(weight, y, has(present, WEIGHT), 1.0, REAL)
-        negative = stream(table, col, inside[None, :] & has(present, TABLE), 1.0, R, ALIGNED, REAL)
-        each, slope = softplus(zt, gamma, REAL)
-        own_loss, own_slope = softplus(-own, gamma, REAL)
-        is_label = col[None, :] == y[:, None]
-        loss = alpha * (own_loss + tl.sum(tl.where(inside[None, :] & (is_label == 0), negative * each, 0.0), 1))
-        outer = upstream * alpha
-        g = tl.where(is_label, -(outer * own_slope)[:, None], outer[:, None] * (negative * slope))
-    else:
-        beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
-        delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
-        sigma, sigma2, label_a, own_slope, alpha = label_data(
-            own, y, margin, row_scale, weight, beta_y, delta_y, present, o0, o1, o2, o3, FORM, REAL
-        )
-        reference = own
-        if FORM == SEESAW:
-            whole = inside[None, :] & valid[:, None]
-            top, others, e = online(nothing - float("inf"), nothing, tl.where(whole, zt * LOG2_E, -float("inf")), whole)
-            reference = tl.maximum(own, LN_2 * (top + tl.log2(others)) + o2)
-        a, counts = adjusted(zt, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL)
-        smooth_a, total_weight = nothing, nothing
-        if SMOOTH:  # before the exponentials: only one of the two tiles is alive
-            smooth_a, total_weight = smoothing_sums(a, counts, weight, col, inside, present, R, ALIGNED, REAL)
-        top, others, e = online(nothing - float("inf"), nothing, a, counts)
-        loss, highest, k, c, own_gradient = finish(
-            top, others, smooth_a, total_weight, label_a, alpha, 1.0, gamma, smoothing, classes, SMOOTH
-        )
-        outer = upstream * sigma
-        factor = k * tl.exp2(top - highest)
-        own_gradient = outer * beta_y * own_slope * own_gradient
-        g = gradient_tile(
-            e, factor, c, outer, beta, col, inside, y, own_gradient, weight, present, SMOOTH, R, ALIGNED, REAL
-        )
+    top, others, e = online(nothing - float("inf"), nothing, a, counts)
+    loss, highest, k, c, own_gradient = finish(
+        top, others, nothing, nothing, label_a, alpha, 1.0, gamma, 0.0, classes, False
+    )
+    outer = upstream * sigma
+    factor = k * tl.exp2(top - highest)
+    own_gradient = outer * beta_y * own_gradient
+    g = gradient_tile(e, factor, c, outer, beta, col, inside, y, own_gradient, weight, present, False, R, ALIGNED, REAL)
     tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
     store_tile(grad, g, row, grad_stride, col, inside, n, valid, bad, ALIGNED)

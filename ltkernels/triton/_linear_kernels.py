@@ -3,7 +3,8 @@
 Three steps: `tile_statistics` (maximum and sum of every row over a part of the classes), `combine` (the parts of a row,
 in their order, to its loss and its statistics), `input_gradient` (forms the tiles again, turns them into their gradient
 and multiplies that by the other input). A program owns the rows or classes of the gradient it adds to, and goes through
-the tiles in their order: no atomics, the same bits each time. Nothing is skipped for being small.
+the tiles in their order: no atomics, the same bits each time. Nothing is skipped for being small. Width and strides of both inputs are
+multiples of VECTOR elements, their addresses of 16 bytes; the launcher sees to it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._kernels import labels, upstream_of
-from ._long_rows import STATISTICS, save, tile_gradient
+from ._kernels import VECTOR, labels, upstream_of
+from ._long_rows import tile_gradient
 from ._row import (
     BIAS,
     FEATURE_NORM,
@@ -33,6 +34,7 @@ from ._row import (
 )
 
 EPS = tl.constexpr(1e-12)  # of both norms, as torch.nn.functional.normalize
+STATISTICS = tl.constexpr(4)  # numbers of a row and label: highest, k, c, own gradient (`_row.finish`)
 PARTS = tl.constexpr(5)  # numbers of a row, label and part: maximum, sum, smoothing sum, weights, the label's logit
 
 
@@ -63,18 +65,14 @@ def inverse_norms(norm, at, mask, wanted, REAL: tl.constexpr):
 def logit_tile(
     features, features_stride, weight_matrix, weight_stride, bias, feature_norm, weight_norm, shift, scale,
     row, col, n, classes, width, present,
-    ALIGNED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
-    REAL: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """(z, beta z + delta, beta, 1 / |x|, 1 / |w|) of the rows `row` and classes `col`; z = x . w / (|x| |w|) + bias."""
     z = tl.zeros([R, C], REAL)
     for first in range(0, width, K):
         k = first + tl.arange(0, K)
-        at = features + (row * features_stride)[:, None] + k[None, :]
-        wt = weight_matrix + (col * weight_stride)[None, :] + k[:, None]
-        if ALIGNED:
-            at = tl.multiple_of(at, (16, 16))
-            wt = tl.multiple_of(wt, (16, 16))
+        at = tl.multiple_of(features + (row * features_stride)[:, None] + k[None, :], (16, 16))
+        wt = tl.multiple_of(weight_matrix + (col * weight_stride)[None, :] + k[:, None], (16, 16))
         x = tl.load(at, mask=(row < n)[:, None] & (k < width)[None, :], other=0.0)
         w = tl.load(wt, mask=(col < classes)[None, :] & (k < width)[:, None], other=0.0)
         z = tl.dot(x, w, z, input_precision=PRECISION, out_dtype=REAL)
@@ -91,15 +89,14 @@ def logit_tile(
 @triton.jit
 def fold(
     top, others, smooth_a, total_weight, own, z, x, y, sigma2, row, col, inside, weight, present,
-    SMOOTH: tl.constexpr, R: tl.constexpr, REAL: tl.constexpr,
+    R: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """Adds a tile to a label's running sums."""
+    """Adds a tile to a label's running sums. Those of smoothing too, whether it is wanted or not: the products take longer."""
     a, counts = adjusted(z, x, y, sigma2, own, row, col, inside, weight, weight, 0.0, 0.0, 0, R, False, REAL)
     own += tl.sum(tl.where(inside[None, :] & (col[None, :] == y[:, None]), z, 0.0), 1)
-    if SMOOTH:
-        sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, 1, False, REAL)
-        smooth_a += sum_a
-        total_weight += sum_weight
+    sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, 1, False, REAL)
+    smooth_a += sum_a
+    total_weight += sum_weight
     top, others, _e = online(top, others, a, counts)
     return top, others, smooth_a, total_weight, own
 
@@ -119,14 +116,12 @@ def tile_statistics(
     parts, features, features_stride: tl.int64, weight_matrix, weight_stride: tl.int64, bias, feature_norm, weight_norm,
     target, target_b, lam, shift, scale, row_scale, weight,
     n: tl.int64, classes: tl.int32, width: tl.int32, ignore_index: tl.int64, present: tl.int32, steps: tl.int32,
-    SMOOTH: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
+    MIXED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Sums of R rows over `steps` tiles of C classes: (labels, parts, PARTS, n)."""
-    if ALIGNED:  # what the compiler must know for 16-byte accesses
-        width = width // 16 * 16
-        features_stride = features_stride // 16 * 16
-        weight_stride = weight_stride // 16 * 16
+    width = width // VECTOR * VECTOR  # what the compiler must know for 16-byte accesses
+    features_stride = features_stride // VECTOR * VECTOR
+    weight_stride = weight_stride // VECTOR * VECTOR
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     part = tl.program_id(1).to(tl.int64)
     count = tl.num_programs(1)
@@ -141,31 +136,15 @@ def tile_statistics(
         inside = col < classes
         z, x, _beta, _by_row, _by_class = logit_tile(
             features, features_stride, weight_matrix, weight_stride, bias, feature_norm, weight_norm, shift, scale, row,
-            col, n, classes, width, present, ALIGNED, R, C, K, PRECISION, REAL,
+            col, n, classes, width, present, R, C, K, PRECISION, REAL,
         )  # fmt: skip
         top, others, smooth_a, total_weight, own = fold(
-            top,
-            others,
-            smooth_a,
-            total_weight,
-            own,
-            z,
-            x,
-            y,
-            sigma2,
-            row,
-            col,
-            inside,
-            weight,
-            present,
-            SMOOTH,
-            R,
-            REAL,
-        )
+            top, others, smooth_a, total_weight, own, z, x, y, sigma2, row, col, inside, weight, present, R, REAL,
+        )  # fmt: skip
         if MIXED:
             top_b, others_b, smooth_b, total_b, own_b = fold(
-                top_b, others_b, smooth_b, total_b, own_b, z, x, yb, sigma2_b, row, col, inside, weight, present, SMOOTH,
-                R, REAL,
+                top_b, others_b, smooth_b, total_b, own_b, z, x, yb, sigma2_b, row, col, inside, weight, present, R,
+                REAL,
             )  # fmt: skip
     save_part(parts, 0, part, count, row, n, top, others, smooth_a, total_weight, own)
     if MIXED:
@@ -175,7 +154,7 @@ def tile_statistics(
 @triton.jit
 def combine_label(
     stats, parts, index, count, row, n, y, share, shift, scale, margin, row_scale, weight, gamma, smoothing, classes,
-    present, SMOOTH: tl.constexpr, R: tl.constexpr, REAL: tl.constexpr,
+    present, R: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Loss of one label a row; its statistics go to `stats`."""
     nothing = tl.zeros([R], REAL)
@@ -197,40 +176,42 @@ def combine_label(
         own, y, margin, row_scale, weight, beta_y, delta_y, present, 0.0, 0.0, 0.0, 0.0, 0, REAL
     )
     loss, highest, k, c, own_gradient = finish(
-        top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, SMOOTH
+        top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, True
     )
-    save(stats, index, row, n, highest, k * sigma, c * sigma, own_gradient * sigma * beta_y, own)
+    at = stats + index * STATISTICS * n + row
+    tl.store(at, highest, mask=row < n)
+    tl.store(at + n, k * sigma, mask=row < n)
+    tl.store(at + 2 * n, c * sigma, mask=row < n)
+    tl.store(at + 3 * n, own_gradient * sigma * beta_y, mask=row < n)
     return loss
 
 
 @kernel
 def combine(
     stats, row_loss, parts, count: tl.int32, target, target_b, lam, shift, scale, margin, row_scale, weight,
-    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32,
-    focal_gamma: tl.float64, label_smoothing: tl.float64,
-    SMOOTH: tl.constexpr, MIXED: tl.constexpr, R: tl.constexpr, REAL: tl.constexpr,
+    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32, mixed: tl.int32,
+    focal_gamma: tl.float64, label_smoothing: tl.float64, R: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     gamma = tl.full((), focal_gamma, REAL)
     smoothing = tl.full((), label_smoothing, REAL)
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
+    y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, mixed, REAL)
     loss = combine_label(
         stats, parts, 0, count, row, n, y, share, shift, scale, margin, row_scale, weight, gamma, smoothing, classes,
-        present, SMOOTH, R, REAL,
+        present, R, REAL,
     )  # fmt: skip
-    if MIXED:
+    if mixed != 0:
         loss += combine_label(
             stats, parts, 1, count, row, n, yb, 1.0 - share, shift, scale, margin, row_scale, weight, gamma, smoothing,
-            classes, present, SMOOTH, R, REAL,
+            classes, present, R, REAL,
         )  # fmt: skip
     tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
 
 
 @triton.jit
 def logit_gradient(
-    stats, z, x, y, upstream, row, n, col, inside, beta, row_scale, weight, present,
-    SMOOTH: tl.constexpr, R: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    stats, z, x, y, upstream, row, n, col, inside, beta, row_scale, weight, present, R: tl.constexpr, REAL: tl.constexpr
+):
     """dL/dz of one label in a tile."""
     at = stats + row
     highest = tl.load(at, mask=row < n, other=0.0)
@@ -240,7 +221,7 @@ def logit_gradient(
     sigma2 = gather(row_scale, y, has(present, ROW_SCALE), 1.0, REAL) * LOG2_E
     return tile_gradient(
         z, x, y, sigma2, highest, k, c, own_gradient, highest, upstream, row, col, inside, beta, weight, weight, weight,
-        0.0, present, 0.0, 0.0, 0, SMOOTH, 1, False, REAL,
+        0.0, present, 0.0, 0.0, 0, True, 1, False, REAL,
     )  # fmt: skip
 
 
@@ -250,19 +231,17 @@ def input_gradient(
     features, features_stride: tl.int64, weight_matrix, weight_stride: tl.int64, bias, feature_norm, weight_norm,
     target, target_b, lam, shift, scale, row_scale, weight, row_coef,
     n: tl.int64, classes: tl.int32, width: tl.int32, ignore_index: tl.int64, present: tl.int32, steps: tl.int32,
-    BY_CLASS: tl.constexpr, PRODUCT: tl.constexpr, SMOOTH: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr,
-    REAL: tl.constexpr,
+    BY_CLASS: tl.constexpr, MIXED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr, OPERAND: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Part of the gradient with respect to the features (a program owns R rows and goes through `steps` tiles of
     classes) or, BY_CLASS, to the weights and the bias (it owns C classes and goes through `steps` tiles of rows).
 
     out: (parts, n or classes, width), with the other input's norm divided out; bias_out: (parts, classes).
     """
-    if ALIGNED:
-        width = width // 16 * 16
-        features_stride = features_stride // 16 * 16
-        weight_stride = weight_stride // 16 * 16
+    width = width // VECTOR * VECTOR
+    features_stride = features_stride // VECTOR * VECTOR
+    weight_stride = weight_stride // VECTOR * VECTOR
     owner = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
     bias_sum = tl.zeros([C], REAL)
@@ -275,43 +254,48 @@ def input_gradient(
         upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
         z, x, beta, by_row, by_class = logit_tile(
             features, features_stride, weight_matrix, weight_stride, bias, feature_norm, weight_norm, shift, scale, row,
-            col, n, classes, width, present, ALIGNED, R, C, K, PRECISION, REAL,
+            col, n, classes, width, present, R, C, K, PRECISION, REAL,
         )  # fmt: skip
-        g = logit_gradient(
-            stats, z, x, y, upstream, row, n, col, inside, beta, row_scale, weight, present, SMOOTH, R, REAL
-        )
+        g = logit_gradient(stats, z, x, y, upstream, row, n, col, inside, beta, row_scale, weight, present, R, REAL)
         if MIXED:
             g += logit_gradient(
-                stats + STATISTICS * n, z, x, yb, upstream, row, n, col, inside, beta, row_scale, weight, present, SMOOTH,
-                R, REAL,
-            )  # fmt: skip
+                stats + STATISTICS * n,
+                z,
+                x,
+                yb,
+                upstream,
+                row,
+                n,
+                col,
+                inside,
+                beta,
+                row_scale,
+                weight,
+                present,
+                R,
+                REAL,
+            )
         g = tl.where(bad[:, None], float("nan"), tl.where(valid[:, None] & inside[None, :], g, 0.0))
         if BY_CLASS:
             bias_sum += tl.sum(g, 0)
-        if PRODUCT:
-            if BY_CLASS:
-                left = tl.trans((g * by_row[:, None]).to(OPERAND))
-                # An ignored row may hold NaN: 0 times that would not be 0.
-                at, limit, source_at, wanted = col, classes, row, valid
-                vectors, stride, total = features, features_stride, classes.to(tl.int64)
-            else:
-                left = (g * by_class[None, :]).to(OPERAND)
-                at, limit, source_at, wanted = row, n, col, inside
-                vectors, stride, total = weight_matrix, weight_stride, n
-            for first in range(0, width, K):
-                k = first + tl.arange(0, K)
-                source = vectors + (source_at * stride)[:, None] + k[None, :]
-                if ALIGNED:
-                    source = tl.multiple_of(source, (16, 16))
-                right = tl.load(source, mask=wanted[:, None] & (k < width)[None, :], other=0.0).to(OPERAND)
-                to = out + ((part * total + at) * width)[:, None] + k[None, :]
-                if ALIGNED:
-                    to = tl.multiple_of(to, (16, 16))
-                mask = (at < limit)[:, None] & (k < width)[None, :]
-                so_far = tl.load(to, mask=mask & true(step > 0), other=0.0)
-                tl.store(to, tl.dot(left, right, so_far, input_precision=PRECISION, out_dtype=REAL), mask=mask)
-            # The next step reads what this one wrote, possibly by other threads of the program.
-            tl.debug_barrier()
+            left = tl.trans((g * by_row[:, None]).to(OPERAND))
+            # An ignored row may hold NaN: 0 times that would not be 0.
+            at, limit, source_at, wanted = col, classes, row, valid
+            vectors, stride, total = features, features_stride, classes.to(tl.int64)
+        else:
+            left = (g * by_class[None, :]).to(OPERAND)
+            at, limit, source_at, wanted = row, n, col, inside
+            vectors, stride, total = weight_matrix, weight_stride, n
+        for first in range(0, width, K):
+            k = first + tl.arange(0, K)
+            source = tl.multiple_of(vectors + (source_at * stride)[:, None] + k[None, :], (16, 16))
+            right = tl.load(source, mask=wanted[:, None] & (k < width)[None, :], other=0.0).to(OPERAND)
+            to = tl.multiple_of(out + ((part * total + at) * width)[:, None] + k[None, :], (16, 16))
+            mask = (at < limit)[:, None] & (k < width)[None, :]
+            so_far = tl.load(to, mask=mask & true(step > 0), other=0.0)
+            tl.store(to, tl.dot(left, right, so_far, input_precision=PRECISION, out_dtype=REAL), mask=mask)
+        # The next step reads what this one wrote, possibly by other threads of the program.
+        tl.debug_barrier()
     if BY_CLASS:
         col = owner * C + tl.arange(0, C)
         tl.store(bias_out + part * classes + col, bias_sum, mask=col < classes)

@@ -1,5 +1,5 @@
-"""The kernels for whatever `_kernels.rows` does not do: rows too long for registers, mixed labels, the loss alone,
-statistics for later, and the gradient from such statistics.
+"""The kernel for whatever `_kernels.rows` does not do: rows too long for registers, smoothing, mixed labels, closed forms, float64, the
+loss alone. And what the head shares with it: a tile's gradient.
 
 A row goes by in tiles: maximum and sum, then the gradient, whose tiles come out of the second-level cache.
 """
@@ -9,11 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._kernels import gradient_tile, labels, load_tile, store_tile, upstream_of
+from ._kernels import VECTOR, gradient_tile, labels, load_tile, store_tile, upstream_of
 from ._row import (
     LN_2,
     LOG2_E,
-    ROW_SCALE,
     SCALE,
     SEESAW,
     SHIFT,
@@ -31,19 +30,6 @@ from ._row import (
     softplus,
     stream,
 )
-
-STATISTICS = tl.constexpr(5)  # numbers a row and label: highest, k, c, own gradient (`_row.finish`), Seesaw's reference
-
-
-@triton.jit
-def save(stats, index, row, n, highest, k, c, own_gradient, reference):
-    """Statistics (label, STATISTICS, n) of the label `index`."""
-    at = stats + index * STATISTICS * n + row
-    tl.store(at, highest, mask=row < n)
-    tl.store(at + n, k, mask=row < n)
-    tl.store(at + 2 * n, c, mask=row < n)
-    tl.store(at + 3 * n, own_gradient, mask=row < n)
-    tl.store(at + 4 * n, reference, mask=row < n)
 
 
 @triton.jit
@@ -133,23 +119,23 @@ def statistics(
 
 @kernel
 def long_rows(
-    z, z_stride: tl.int64, grad, grad_stride: tl.int64, row_loss, stats, parts, count: tl.int32,
+    z, z_stride: tl.int64, grad, grad_stride: tl.int64, row_loss, parts, count: tl.int32,
     target, target_b, lam, shift, scale, margin, row_scale, weight, row_coef, table, seed,
-    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32,
+    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32, need_grad: tl.int32,
     focal_gamma: tl.float64, label_smoothing: tl.float64,
     option0: tl.float64, option1: tl.float64, option2: tl.float64, option3: tl.float64,
-    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, MIXED: tl.constexpr, GRAD: tl.constexpr,
-    STATS: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
+    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
+    C: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """Loss of one row a program, C columns at a time; then its gradient (GRAD), or its statistics saved (STATS)."""
+    """Loss of one row a program, C columns at a time; then its gradient, where it is needed."""
     gamma = tl.full((), focal_gamma, REAL)
     smoothing = tl.full((), label_smoothing, REAL)
     o0, o1 = tl.full((), option0, REAL), tl.full((), option1, REAL)
     o2, o3 = tl.full((), option2, REAL), tl.full((), option3, REAL)
     if ALIGNED:
-        classes = classes // 16 * 16
-        z_stride = z_stride // 16 * 16
-        grad_stride = grad_stride // 16 * 16
+        classes = classes // VECTOR * VECTOR
+        z_stride = z_stride // VECTOR * VECTOR
+        grad_stride = grad_stride // VECTOR * VECTOR
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
     start = z + row * z_stride
@@ -183,11 +169,7 @@ def long_rows(
         loss += loss_b
     tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
 
-    if STATS:
-        save(stats, 0, row, n, highest, k, c, own_gradient, reference)
-        if MIXED:
-            save(stats, 1, row, n, highest_b, k_b, c_b, own_gradient_b, reference_b)
-    if GRAD:
+    if need_grad != 0:
         upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
         for first in range(0, classes, C):
             col = first + tl.arange(0, C)
@@ -203,56 +185,3 @@ def long_rows(
                     beta, weight, table, seed, gamma, present, o0, o1, FORM, SMOOTH, 1, ALIGNED, REAL,
                 )  # fmt: skip
             store_tile(grad, g, row, grad_stride, col, inside, n, valid, bad, ALIGNED)
-
-
-@triton.jit
-def saved_gradient(
-    stats, z, x, y, upstream, row, n, col, inside, beta, row_scale, weight, table, seed, gamma, present, o0, o1,
-    FORM: tl.constexpr, SMOOTH: tl.constexpr, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    saved = stats + row
-    highest = tl.load(saved, mask=row < n, other=0.0)
-    k = tl.load(saved + n, mask=row < n, other=0.0)
-    c = tl.load(saved + 2 * n, mask=row < n, other=0.0)
-    own_gradient = tl.load(saved + 3 * n, mask=row < n, other=0.0)
-    reference = tl.load(saved + 4 * n, mask=row < n, other=0.0)
-    sigma2 = gather(row_scale, y, has(present, ROW_SCALE), 1.0, REAL) * LOG2_E
-    return tile_gradient(
-        z, x, y, sigma2, highest, k, c, own_gradient, reference, upstream, row, col, inside, beta, weight, table, seed,
-        gamma, present, o0, o1, FORM, SMOOTH, R, ALIGNED, REAL,
-    )  # fmt: skip
-
-
-@kernel
-def gradient_from_statistics(
-    z, z_stride: tl.int64, grad, grad_stride: tl.int64, stats, parts, count: tl.int32,
-    target, target_b, lam, shift, scale, row_scale, weight, row_coef, table, seed,
-    n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32,
-    focal_gamma: tl.float64, option0: tl.float64, option1: tl.float64,
-    FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, MIXED: tl.constexpr, ALIGNED: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """R rows by C columns a program: nothing is reduced, so that rows of any length spread over the whole GPU."""
-    gamma = tl.full((), focal_gamma, REAL)
-    o0, o1 = tl.full((), option0, REAL), tl.full((), option1, REAL)
-    if ALIGNED:
-        classes = classes // 16 * 16
-        z_stride = z_stride // 16 * 16
-        grad_stride = grad_stride // 16 * 16
-    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    col = tl.program_id(1) * C + tl.arange(0, C)
-    inside = col < classes
-    y, yb, _share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
-    upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
-    start = z + row * z_stride
-    zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, R, ALIGNED, REAL)
-    g = saved_gradient(
-        stats, zt, x, y, upstream, row, n, col, inside, beta, row_scale, weight, table, seed, gamma, present, o0, o1,
-        FORM, SMOOTH, R, ALIGNED, REAL,
-    )  # fmt: skip
-    if MIXED:
-        g += saved_gradient(
-            stats + STATISTICS * n, zt, x, yb, upstream, row, n, col, inside, beta, row_scale, weight, table, seed, gamma,
-            present, o0, o1, FORM, SMOOTH, R, ALIGNED, REAL,
-        )  # fmt: skip
-    store_tile(grad, g, row, grad_stride, col, inside, n, valid, bad, ALIGNED)

@@ -186,7 +186,9 @@ def finish(top, others, smooth_a, total_weight, label_a, alpha, share, gamma, sm
         return hard * phi, highest, hard * slope / total, c, -hard * slope * q
     hard *= 1.0 - smoothing
     c += smoothing / classes * share
+    # Infinite where a class is masked; without smoothing, it must not count.
     soft = (tl.log2(total) + highest) * total_weight - (smooth_a + alpha * label_a)
+    soft = tl.where(smoothing == 0.0, 0.0, soft)
     k = hard * slope + c * total_weight
     own_gradient = c * total_weight * p - hard * slope * q - c * alpha
     return hard * phi + c * LN_2 * soft, highest, k / total, c, own_gradient

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from .._checks import real_dtype
-from . import _configs, _row
+from . import _autotune, _configs, _row
 from ._configs import FP_FUSION, Specialisation
-from ._kernels import MAX_PARTS
+from ._kernels import MAX_PARTS, VECTOR
 
 _NONE, _MEAN, _BATCH_MEAN = 0, 1, 2
 _BITS = (_row.SHIFT, _row.SCALE, _row.MARGIN, _row.ROW_SCALE, _row.WEIGHT, _row.ROW_COEF, _row.TABLE)
 _BITS = tuple(bit.value for bit in _BITS)
-_ALIGNMENT = 16  # bytes of an access, and what the compiler is told that sizes are multiples of
+_BYTES = 16  # of an access
 
 
 def _launch(specialisation: Specialisation, grid: tuple[int, ...], *arguments: object) -> None:
@@ -35,10 +35,9 @@ def _launch(specialisation: Specialisation, grid: tuple[int, ...], *arguments: o
 
 
 def _aligned(classes: int, *tensors: Tensor | None) -> bool:
-    """Whether 16-byte accesses are possible: sizes and strides are multiples of 16 elements, addresses of 16 bytes."""
-    return classes % _ALIGNMENT == 0 and all(
-        t is None or (t.data_ptr() % _ALIGNMENT == 0 and (t.dim() == 1 or t.stride(0) % _ALIGNMENT == 0))
-        for t in tensors
+    """Whether 16-byte accesses are possible: sizes and strides are multiples of VECTOR elements, addresses of 16 bytes."""
+    return classes % VECTOR.value == 0 and all(
+        t is None or (t.data_ptr() % _BYTES == 0 and (t.dim() == 1 or t.stride(0) % VECTOR.value == 0)) for t in tensors
     )
 
 
@@ -54,13 +53,6 @@ def _options(closed: tuple | None) -> tuple[int, Tensor | None, Tensor | None, t
     elif form == _row.ARCFACE.value:
         o3 = math.atan2(o1, o0) * o1
     return form, table, seed, (o0, o1, o2, o3)
-
-
-def _variant(form: int, shift: Tensor | None, scale: Tensor | None, label_smoothing: float) -> tuple[int, bool, bool]:
-    """(form, whether shift and scale are read, whether smoothing is computed): what a kernel is compiled for. Smoothing
-    without tables is served by the variant with both."""
-    smooth = label_smoothing != 0.0
-    return form, form == 0 and (smooth or shift is not None or scale is not None), smooth
 
 
 def _present(*tables: Tensor | None) -> int:
@@ -142,166 +134,59 @@ def adjusted_ce(
     rows, classes = logits.shape
     form, table, seed, options = _options(closed)
     real = loss if loss.dim() else loss.view(1)
+    if form and target_b is not None and real.dtype != logits.dtype:  # rare, and not compiled for 16-bit dtypes
+        wide = logits.to(real.dtype)
+        adjusted_ce(
+            wide, loss, None if grad is None else wide, target, target_b, lam, shift, scale, margin, row_scale, weight,
+            row_coef, focal_gamma, label_smoothing, ignore_index, reduction, closed,
+        )  # fmt: skip
+        if grad is not None:
+            grad.copy_(wide)
+        return
     parts, count = _denominator(real, target, target_b, lam, weight, classes, ignore_index, reduction)
     row_loss = loss if reduction == _NONE else torch.empty(rows, dtype=loss.dtype, device=loss.device)
     if rows:
-        variant = _variant(form, shift, scale, label_smoothing)
+        tables = tuple(_or(each, real) for each in (shift, scale, margin, row_scale, weight, row_coef))
+        present = _present(shift, scale, margin, row_scale, weight, row_coef, table)
         aligned = _aligned(classes, logits, grad, shift, scale, weight, table)
-        mixed = target_b is not None
-        held = None if grad is None or mixed else _configs.rows(logits.dtype, classes, *variant, aligned)
-        if held is None:
-            kernel = _configs.long_rows(logits.dtype, classes, *variant, mixed, aligned, grad=grad is not None)
-            programs, stats, second = rows, (real,), (_or(target_b, target), _or(lam, real))
+        mixed, smooth, streamed = target_b is not None, label_smoothing != 0.0, shift is not None or scale is not None
+        held = None
+        if grad is not None and form == 0 and not mixed and not smooth:
+            held = _configs.rows(logits.dtype, classes, streamed, aligned)
+        first = (logits, logits.stride(0), _or(grad, logits), 0 if grad is None else grad.stride(0), row_loss)
+        if held is not None:
+            numbers = (parts, count, target, *tables, rows, classes, ignore_index, present, focal_gamma)
+
+            def launch(chosen: Specialisation) -> None:
+                _launch(chosen, (-(-rows // chosen.rows),), *first, *numbers)
+
+            if _autotune.enabled():
+                held = _autotune.choose(held, logits.device, rows, grad.data_ptr() != logits.data_ptr(), launch)
+            launch(held)
         else:
-            kernel, tile = held
-            programs, stats, second = -(-rows // tile.rows), (), ()
-        _launch(
-            kernel,
-            (programs,),
-            logits,
-            logits.stride(0),
-            _or(grad, logits),
-            0 if grad is None else grad.stride(0),
-            row_loss,
-            *stats,
-            parts,
-            count,
-            target,
-            *second,
-            _or(shift, real),
-            _or(scale, real),
-            _or(margin, real),
-            _or(row_scale, real),
-            _or(weight, real),
-            _or(row_coef, real),
-            _or(table, real),
-            _or(seed, target),
-            rows,
-            classes,
-            ignore_index,
-            _present(shift, scale, margin, row_scale, weight, row_coef, table),
-            focal_gamma,
-            label_smoothing,
-            *options,
-        )
+            _launch(
+                _configs.long_rows(logits.dtype, classes, form, smooth, mixed, aligned),
+                (rows,),
+                *first,
+                parts,
+                count,
+                target,
+                _or(target_b, target),
+                _or(lam, real),
+                *tables,
+                _or(table, real),
+                _or(seed, target),
+                rows,
+                classes,
+                ignore_index,
+                present,
+                int(grad is not None),
+                focal_gamma,
+                label_smoothing,
+                *options,
+            )
     if reduction != _NONE:
         _reduce(real, row_loss, parts, count)
-
-
-def row_statistics(
-    logits: Tensor,
-    loss: Tensor,
-    target: Tensor,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    margin: Tensor | None,
-    row_scale: Tensor | None,
-    weight: Tensor | None,
-    focal_gamma: float,
-    label_smoothing: float,
-    ignore_index: int,
-    closed: tuple | None = None,
-) -> Tensor:
-    """Fills `loss` (N,) with the row losses and returns what `gradient_from_statistics` needs: (labels, 5, N), labels 1
-    or 2 for mixed targets, in the loss' dtype. 20 bytes a row, for a backward that reduces nothing."""
-    rows, classes = logits.shape
-    form, table, seed, options = _options(closed)
-    stats = torch.empty((1 if target_b is None else 2, 5, rows), dtype=loss.dtype, device=loss.device)
-    if rows == 0:
-        return stats
-    variant = _variant(form, shift, scale, label_smoothing)
-    aligned = _aligned(classes, logits, shift, scale, weight, table)
-    kernel = _configs.long_rows(logits.dtype, classes, *variant, target_b is not None, aligned, stats=True)
-    _launch(
-        kernel,
-        (rows,),
-        logits,
-        logits.stride(0),
-        logits,
-        0,
-        loss,
-        stats,
-        loss,
-        0,
-        target,
-        _or(target_b, target),
-        _or(lam, loss),
-        _or(shift, loss),
-        _or(scale, loss),
-        _or(margin, loss),
-        _or(row_scale, loss),
-        _or(weight, loss),
-        loss,
-        _or(table, loss),
-        _or(seed, target),
-        rows,
-        classes,
-        ignore_index,
-        _present(shift, scale, margin, row_scale, weight, None, table),
-        focal_gamma,
-        label_smoothing,
-        *options,
-    )
-    return stats
-
-
-def gradient_from_statistics(
-    logits: Tensor,
-    stats: Tensor,
-    grad: Tensor,
-    target: Tensor,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    row_scale: Tensor | None,
-    weight: Tensor | None,
-    row_coef: Tensor | None,
-    focal_gamma: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
-    closed: tuple | None = None,
-) -> None:
-    """Fills `grad` (N, C), not the logits themselves, from the `row_statistics` of the same arguments: one read of the
-    logits, one write of the gradient, all programs independent."""
-    rows, classes = logits.shape
-    form, table, seed, options = _options(closed)
-    parts, count = _denominator(stats, target, target_b, lam, weight, classes, ignore_index, reduction)
-    if rows == 0:
-        return
-    variant = _variant(form, shift, scale, label_smoothing)
-    aligned = _aligned(classes, logits, grad, shift, scale, weight, table)
-    kernel, tile = _configs.gradient(logits.dtype, *variant, target_b is not None, aligned)
-    _launch(
-        kernel,
-        (-(-rows // tile.rows), -(-classes // tile.columns)),
-        logits,
-        logits.stride(0),
-        grad,
-        grad.stride(0),
-        stats,
-        parts,
-        count,
-        target,
-        _or(target_b, target),
-        _or(lam, stats),
-        _or(shift, stats),
-        _or(scale, stats),
-        _or(row_scale, stats),
-        _or(weight, stats),
-        _or(row_coef, stats),
-        _or(table, stats),
-        _or(seed, target),
-        rows,
-        classes,
-        ignore_index,
-        _present(shift, scale, None, row_scale, weight, row_coef, table),
-        focal_gamma,
-        *options[:2],
-    )
 
 
 def scale_gradient(grad: Tensor, upstream: Tensor) -> None:

@@ -1,18 +1,20 @@
 """Compiles every specialisation that the launchers can ask for to machine code, without a GPU:
 
-    python -m ltkernels.triton.compile_all [--sample] [--capability 90]... [--kernel NAME] [--part I/N] [--jobs J]
+    python -m ltkernels.triton.compile_all [--neighbours] [--sample] [--capability 90]... [--kernel NAME] [--jobs J]
 
-and fails where one does not compile, spills more than a few registers, or needs more shared memory than a block can have.
-
-There are 1848 kernels for each of three capabilities, each 0.5 to 2 seconds of a core: the whole list is estimated from parts of
-it at 45 to 90 minutes on two cores. `--part` splits the list over CI jobs; `--sample` is what the tests compile.
+and fails where one does not compile, spills more than a few registers, needs more shared memory than a block can have, or is for
+aligned rows and does not write 16 bytes at a time. The list
+is what `_configs.every` and `every_linear` yield, for each of three compute capabilities; `--neighbours` is what autotuning may launch
+beside it, and `--sample` what the tests compile.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -42,11 +44,13 @@ _INT64 = {"target", "target_b", "seed"}
 
 
 class Usage(NamedTuple):
-    """Of one compiled kernel: registers a thread, bytes a thread spills (its stack), bytes of shared memory a block."""
+    """Of one compiled kernel: registers a thread, bytes a thread spills (its stack), bytes of shared memory a block; and whether it is
+    for aligned rows and has no store of 16 bytes."""
 
     registers: int
     spilled: int
     shared: int
+    narrow: bool = False
 
 
 def _signature(specialisation: Specialisation) -> dict[str, str]:
@@ -73,7 +77,8 @@ def compile_one(specialisation: Specialisation, capability: int) -> Usage:
         "enable_fp_fusion": FP_FUSION,
     }
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return _usage(compiled.asm["cubin"], compiled.metadata.shared)
+    narrow = bool(dict(specialisation.constants).get("ALIGNED")) and "st.global.v4.b32" not in compiled.asm["ptx"]
+    return _usage(compiled.asm["cubin"], compiled.metadata.shared)._replace(narrow=narrow)
 
 
 def _usage(cubin: bytes, shared: int) -> Usage:
@@ -94,11 +99,16 @@ def problem(usage: Usage, capability: int) -> str:
         return f"spills {usage.spilled} bytes a thread"
     if usage.shared > _SHARED[capability]:
         return f"needs {usage.shared} bytes of shared memory; a block has {_SHARED[capability]}"
+    if usage.narrow:
+        return "has no 16-byte store, and its rows are aligned"
     return ""
 
 
-def everything() -> list[Specialisation]:
-    return list(chain(_configs.every(), _configs.every_linear()))
+@functools.cache
+def everything(neighbours: bool = False) -> tuple[Specialisation, ...]:
+    if neighbours:
+        return tuple(_configs.every_neighbour())
+    return tuple(chain(_configs.every(), _configs.every_linear()))
 
 
 def sample() -> list[Specialisation]:
@@ -108,9 +118,9 @@ def sample() -> list[Specialisation]:
     return list(chosen.values())
 
 
-def _work(index: int, capability: int) -> tuple[int, int, Usage | None, str]:
+def _work(index: int, capability: int, neighbours: bool) -> tuple[int, int, Usage | None, str]:
     try:
-        usage = compile_one(everything()[index], capability)
+        usage = compile_one(everything(neighbours)[index], capability)
     except Exception as error:
         return index, capability, None, f"{type(error).__name__}: {error}"
     return index, capability, usage, problem(usage, capability)
@@ -121,25 +131,28 @@ def main() -> int:
     parser.add_argument("--capability", type=int, action="append", choices=CAPABILITIES, help="default: all")
     parser.add_argument("--sample", action="store_true", help="one of each kernel and dtype")
     parser.add_argument("--kernel", default="", help="only kernels with this in their name")
-    parser.add_argument("--part", default="1/1", help="I/N: the I-th of N parts of the list")
+    parser.add_argument("--neighbours", action="store_true", help="what autotuning may launch beside the list")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--verbose", action="store_true", help="one line a kernel")
     arguments = parser.parse_args()
-    part, parts = map(int, arguments.part.split("/"))
-    listed = everything()
+    listed = everything(arguments.neighbours)
     few = set(sample()) if arguments.sample else listed
-    chosen = [i for i, each in enumerate(listed) if arguments.kernel in each.name and each in few][part - 1 :: parts]
+    chosen = [i for i, each in enumerate(listed) if arguments.kernel in each.name and each in few]
     began, failures, most = time.monotonic(), 0, Usage(0, 0, 0)
-    jobs = [(i, capability) for capability in arguments.capability or CAPABILITIES for i in chosen]
+    jobs = [
+        (i, capability, arguments.neighbours) for capability in arguments.capability or CAPABILITIES for i in chosen
+    ]
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for index, capability, usage, wrong in pool.map(_work, *zip(*jobs), chunksize=4):
+        for index, capability, usage, wrong in pool.map(_work, *zip(*jobs)):
             if usage is not None:
                 most = Usage(*map(max, most, usage))
             if wrong or arguments.verbose:
                 print(f"sm_{capability} {listed[index].name}: {usage} {wrong}", flush=True)
             failures += bool(wrong)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
-        f"{len(jobs)} kernels, {failures} failures, {time.monotonic() - began:.0f} s; at most {most.registers} registers, "
+        f"{len(jobs)} kernels, {failures} failures, {time.monotonic() - began:.0f} s ({spent.ru_utime + spent.ru_stime:.0f} s of "
+        f"processor time); at most {most.registers} registers, "
         f"{most.shared} bytes of shared memory"
     )
     return 1 if failures else 0

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .._checks import real_dtype
 from . import _configs, _row
-from ._linear_kernels import PARTS
-from ._long_rows import STATISTICS
+from ._kernels import VECTOR
+from ._linear_kernels import PARTS, STATISTICS
 from .adjusted_ce import _aligned, _denominator, _launch, _or, _present, _reduce
 
 _NONE = 0
@@ -27,6 +27,16 @@ def _split(owners: int, tiles: int) -> tuple[int, int]:
     parts = max(1, min(tiles, _MOST_PARTS, _PROGRAMS // max(owners, 1)))
     steps = -(-tiles // parts)
     return -(-tiles // steps), steps
+
+
+def _vectors(vectors: Tensor) -> Tensor:
+    """With rows that 16-byte accesses can read, filled up with zeros where they must be."""
+    width = vectors.shape[1]
+    if width % VECTOR.value != 0:
+        return torch.nn.functional.pad(vectors, (0, -width % VECTOR.value))
+    if vectors.stride(1) == 1 and _aligned(width, vectors):
+        return vectors
+    return vectors.clone(memory_format=torch.contiguous_format)
 
 
 def _norms(vectors: Tensor, real: torch.dtype) -> Tensor:
@@ -79,23 +89,25 @@ def linear_adjusted_ce(
     """
     if reason := unsupported(features.dtype):
         raise ValueError(f"features has dtype {features.dtype}: {reason}")
-    real = real_dtype(features.dtype)
+    real, precision = real_dtype(features.dtype), _configs.precision(features.dtype)
+    mixed = target_b is not None
+    if mixed and real != features.dtype:  # rare, and not compiled for 16-bit dtypes
+        features, weight, bias = (x if x is None else x.to(real) for x in (features, weight, bias))
+        precision = "tf32"  # holds a 16-bit number exactly
     (rows, width), classes = features.shape, weight.shape[0]
     device = features.device
-    if features.stride(1) != 1 and width != 1:
-        features = features.contiguous()
-    if weight.stride(1) != 1 and width != 1:
-        weight = weight.contiguous()
-    mixed, smooth = target_b is not None, label_smoothing != 0.0
-    variant = (smooth, mixed, _configs.precision(features.dtype), _aligned(width, features, weight))
+    features, weight = _vectors(features), _vectors(weight)
+    padded = features.shape[1]  # a product takes width times as long as the copy
+    variant = (mixed, precision)
     tile = _configs.linear_tile(features.dtype)
     row_blocks, class_blocks = -(-rows // tile.rows), -(-classes // tile.columns)
 
     loss = torch.empty(rows if reduction == _NONE else (), dtype=real, device=device)
     scalar = loss if loss.dim() else loss.view(1)
     row_loss = loss if reduction == _NONE else torch.empty(rows, dtype=real, device=device)
-    grad_features = torch.zeros((rows, width) if need_features else 0, dtype=real, device=device)
-    grad_weight = torch.zeros((classes, width) if need_weight else 0, dtype=real, device=device)
+    by_class = need_weight or need_bias  # a bias alone is rare: the weights' gradient comes with it
+    grad_features = torch.zeros((rows, padded) if need_features else 0, dtype=real, device=device)
+    grad_weight = torch.zeros((classes, padded) if by_class else 0, dtype=real, device=device)
     grad_bias = torch.zeros(classes if need_bias else 0, dtype=real, device=device)
     by = _denominator(scalar, target, target_b, lam, class_weight, classes, ignore_index, reduction)
 
@@ -132,14 +144,14 @@ def linear_adjusted_ce(
             tables[4],
             rows,
             classes,
-            width,
+            padded,
             ignore_index,
             present,
             steps,
         )
         stats = torch.empty((labels_count, STATISTICS.value, rows), dtype=real, device=device)
         _launch(
-            _configs.combine(features.dtype, smooth, mixed),
+            _configs.combine(features.dtype),
             (-(-rows // _configs.COMBINE_ROWS),),
             stats,
             row_loss,
@@ -151,21 +163,22 @@ def linear_adjusted_ce(
             classes,
             ignore_index,
             present,
+            int(mixed),
             focal_gamma,
             label_smoothing,
         )
 
-        def gradient(by_class: bool, product: bool, owners: int, tiles: int, length: int, into: Tensor) -> Tensor:
+        def gradient(by_class: bool, owners: int, tiles: int, length: int, into: Tensor) -> Tensor:
             """One input's gradient, to `into`; returns the bias' parts."""
             parts, steps = _split(owners, tiles)
             own, norm = (weight, weight_norm) if by_class else (features, feature_norm)
             direct = parts == 1 and not normalize
-            out = into if direct or not product else torch.empty((parts, length, width), dtype=real, device=device)
+            out = into if direct else torch.empty((parts, length, padded), dtype=real, device=device)
             bias_out = torch.empty((parts, classes), dtype=real, device=device) if by_class else scalar
             _launch(
-                _configs.input_gradient(features.dtype, by_class, product, *variant),
+                _configs.input_gradient(features.dtype, by_class, *variant),
                 (owners, parts),
-                out if product else scalar,
+                out,
                 bias_out,
                 stats,
                 *by,
@@ -178,12 +191,12 @@ def linear_adjusted_ce(
                 _or(row_coef, scalar),
                 rows,
                 classes,
-                width,
+                padded,
                 ignore_index,
                 present,
                 steps,
             )
-            if product and not direct:
+            if not direct:
                 _launch(
                     _configs.gather_parts(features.dtype),
                     (length,),
@@ -194,17 +207,23 @@ def linear_adjusted_ce(
                     own.stride(0),
                     norm,
                     length,
-                    width,
+                    padded,
                     int(normalize),
                 )
             return bias_out
 
         if need_features:
-            gradient(False, True, row_blocks, class_blocks, rows, grad_features)
-        if need_weight or need_bias:
-            bias_parts = gradient(True, need_weight, class_blocks, row_blocks, classes, grad_weight)
+            gradient(False, row_blocks, class_blocks, rows, grad_features)
+        if by_class:
+            bias_parts = gradient(True, class_blocks, row_blocks, classes, grad_weight)
             if need_bias:
                 grad_bias = bias_parts.sum(dim=0)
     if reduction != _NONE:
         _reduce(scalar, row_loss, *by)
+    if not need_weight:
+        grad_weight = grad_weight.new_empty(0)
+    if padded != width:
+        grad_features, grad_weight = (
+            g[:, :width].contiguous() if g.dim() == 2 else g for g in (grad_features, grad_weight)
+        )
     return loss, grad_features, grad_weight, grad_bias

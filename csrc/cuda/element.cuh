@@ -1,0 +1,144 @@
+// By element type: arithmetic, vectors of 16 bytes, and the functions of one name for float and double.
+#pragma once
+#include "portable.cuh"
+
+namespace ltk {
+namespace cuda {
+
+// By element type: the arithmetic type; the vectors of 16 bytes that one thread holds; the registers that leaves for a
+// thread of the main kernel: three blocks of 256 threads an SM for 16-bit logits, two for float32, whose loads are
+// twice as many bytes a thread.
+template <class T>
+struct Traits {
+    using Real = float;
+    static constexpr int kHeld = 4, kRegisters = 80;
+};
+template <>
+struct Traits<float> {
+    using Real = float;
+    static constexpr int kHeld = 8, kRegisters = 96;
+};
+template <>
+struct Traits<double> {
+    using Real = double;
+    static constexpr int kHeld = 4, kRegisters = 128;
+};
+template <class T>
+using real_t = typename Traits<T>::Real;
+template <class T>
+constexpr int kVec = 16 / static_cast<int>(sizeof(T));
+
+__device__ __forceinline__ double as_double(uint32_t low, uint32_t high) {
+    const uint64_t bits = static_cast<uint64_t>(high) << 32 | low;
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+__device__ __forceinline__ void unpack(const Raw& raw, float (&x)[4], float) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = as_float(raw.word[k]);
+}
+__device__ __forceinline__ void unpack(const Raw& raw, double (&x)[2], double) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) x[k] = as_double(raw.word[2 * k], raw.word[2 * k + 1]);
+}
+template <class T>
+__device__ __forceinline__ void unpack(const Raw& raw, float (&x)[8], T) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        x[2 * k] = to_float(T{static_cast<uint16_t>(raw.word[k] & 0xffffu)});
+        x[2 * k + 1] = to_float(T{static_cast<uint16_t>(raw.word[k] >> 16)});
+    }
+}
+__device__ __forceinline__ Raw packed(const float (&x)[4], float) {
+    return Raw{{as_bits(x[0]), as_bits(x[1]), as_bits(x[2]), as_bits(x[3])}};
+}
+__device__ __forceinline__ Raw packed(const double (&x)[2], double) {
+    Raw raw;
+    memcpy(&raw, x, sizeof raw);
+    return raw;
+}
+template <class T>
+__device__ __forceinline__ Raw packed(const float (&x)[8], T type) {
+    return Raw{{pack(x[0], x[1], type), pack(x[2], x[3], type), pack(x[4], x[5], type), pack(x[6], x[7], type)}};
+}
+// One element of a vector, for the ends of a row.
+__device__ __forceinline__ void put_element(float* p, float x) {
+    *p = x;
+}
+__device__ __forceinline__ void put_element(double* p, double x) {
+    *p = x;
+}
+template <class T>
+__device__ __forceinline__ void put_element(T* p, float x) {
+    p->bits = static_cast<uint16_t>(pack(x, 0.0f, T{}) & 0xffffu);
+}
+__device__ __forceinline__ double get_element(const float* p) {
+    return static_cast<double>(*p);
+}
+__device__ __forceinline__ double get_element(const double* p) {
+    return *p;
+}
+template <class T>
+__device__ __forceinline__ double get_element(const T* p) {
+    return static_cast<double>(to_float(*p));
+}
+
+__device__ __forceinline__ float larger(float a, float b) {
+    return fmaxf(a, b);
+}
+__device__ __forceinline__ double larger(double a, double b) {
+    return fmax(a, b);
+}
+__device__ __forceinline__ float exp_real(float x) {
+    return expf(x);
+}
+__device__ __forceinline__ double exp_real(double x) {
+    return exp(x);
+}
+__device__ __forceinline__ float log_real(float x) {
+    return logf(x);
+}
+__device__ __forceinline__ double log_real(double x) {
+    return log(x);
+}
+__device__ __forceinline__ float log1p_real(float x) {
+    return log1pf(x);
+}
+__device__ __forceinline__ double log1p_real(double x) {
+    return log1p(x);
+}
+__device__ __forceinline__ float expm1_real(float x) {
+    return expm1f(x);
+}
+__device__ __forceinline__ double expm1_real(double x) {
+    return expm1(x);
+}
+__device__ __forceinline__ float pow_real(float x, float y) {
+    return powf(x, y);
+}
+__device__ __forceinline__ double pow_real(double x, double y) {
+    return pow(x, y);
+}
+__device__ __forceinline__ float abs_real(float x) {
+    return fabsf(x);
+}
+__device__ __forceinline__ double abs_real(double x) {
+    return fabs(x);
+}
+
+// exp of a difference that was formed in double. A float argument alone would lose |x| 2^-24 of relative accuracy, and
+// double exponentials cost 64 times a float's on most devices.
+__device__ __forceinline__ float exp_wide(double x, float) {
+    const float high = static_cast<float>(x);
+    const float e = expf(high);
+    // At the infinite ends the remainder is NaN.
+    return e == 0.0f || high == 0.0f ? e : e + e * static_cast<float>(x - static_cast<double>(high));
+}
+__device__ __forceinline__ double exp_wide(double x, double) {
+    return exp(x);
+}
+
+}  // namespace cuda
+}  // namespace ltk

@@ -1,0 +1,136 @@
+"""No call waits for the GPU: the Python between a public loss and its kernels, on a machine without one.
+
+The kernels are those of the emulation, and every way by which Python reads a number out of a tensor raises. What only a GPU can show is
+in tests/gpu: that a captured step replays, and follows its schedule.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from cuda_host import library
+
+import ltkernels as ltk
+from ltkernels import _backends, _cuda
+
+COUNTS = [50, 3, 20, 7, 1]
+READS = (
+    "item",
+    "tolist",
+    "nonzero",
+    "cpu",
+    "numpy",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "__iter__",
+    "equal",
+)
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("the emulation is compiled by g++, which is not on PATH")
+    return library.build(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture
+def without_waiting(emulated, monkeypatch) -> Callable[[Callable[[], object]], None]:
+    """Calls something while no tensor can be read."""
+    monkeypatch.setattr(_cuda, "library", emulated)
+    monkeypatch.setattr(_cuda, "current_stream", lambda device: (0, 0))
+    monkeypatch.setattr(_backends, "_cannot_serve", lambda backend, kind: "")
+
+    def refuse(name):
+        def read(self, *arguments):
+            raise AssertionError(f"Tensor.{name} waits for the GPU")
+
+        return read
+
+    def run(call) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in READS:
+                patch.setattr(torch.Tensor, name, refuse(name))
+            call()
+
+    return run
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", sorted(ltk.LOSSES))
+def test_losses(name: str, reduction: str, without_waiting) -> None:
+    """A training step's part: forward, backward twice (the second recomputes), evaluation."""
+    loss = ltk.LOSSES[name].make(COUNTS, reduction=reduction, backend="cuda")
+    logits = (torch.rand(6, 5) - 0.5).requires_grad_()
+    target = torch.tensor([0, 1, 2, 3, 4, -100])
+    found = []
+
+    def step() -> None:
+        value = loss(logits, target)
+        upstream = torch.full_like(value, 0.5)
+        value.backward(upstream, retain_graph=True)
+        found.append(logits.grad.clone())
+        value.backward(upstream)
+        with torch.no_grad():
+            loss(logits, target)
+
+    without_waiting(step)
+    assert logits.grad.abs().max() > 0
+    torch.testing.assert_close(logits.grad, 2 * found[0])
+
+
+def test_mixed_labels_and_smoothing(without_waiting) -> None:
+    loss = ltk.nn.LDAM(COUNTS, label_smoothing=0.1, backend="cuda")
+    logits, target = torch.randn(6, 5, requires_grad=True), torch.tensor([0, 1, 2, 3, 4, -100])
+    without_waiting(lambda: loss(logits, (target, target.flip(0).abs() % 5, 0.3)).backward())
+    without_waiting(lambda: loss(logits, (target, target, torch.rand(6))).backward())
+    assert logits.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("look", [lambda x: x.item(), bool, float, lambda x: x.nonzero(), lambda x: x.cpu()])
+def test_a_wait_would_be_seen(look, without_waiting) -> None:
+    with pytest.raises(AssertionError, match="waits for the GPU"):
+        without_waiting(lambda: look(torch.ones(())))
+    assert torch.ones(()).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ltk.schedules.DRW(ltk.nn.LDAM(COUNTS), start=2),
+        lambda: ltk.schedules.GradientAdjustment(ltk.nn.KPS(COUNTS), start=2),
+        lambda: ltk.schedules.TLA(ltk.nn.VectorScaling(COUNTS), start=2),
+    ],
+    ids=["DRW", "GradientAdjustment", "TLA"],
+)
+def test_schedules_write_where_a_graph_reads(make) -> None:
+    """A captured graph keeps addresses: every buffer stays where it is while its numbers change, and goes back again."""
+    schedule = make()
+    loss = schedule.loss
+    before = {name: (buffer.data_ptr(), buffer.clone()) for name, buffer in loss.named_buffers()}
+    schedule.step(2)
+    assert {name: buffer.data_ptr() for name, buffer in loss.named_buffers()} == {
+        n: at for n, (at, _) in before.items()
+    }
+    assert any(not torch.equal(buffer, before[name][1]) for name, buffer in loss.named_buffers())
+    # What the kernel is given is the buffer itself.
+    given = []
+    logits, target = torch.randn(3, 5), torch.tensor([0, 1, 4])
+    run = _backends.cpu_adjusted_ce
+
+    def seen(*arguments):
+        given.extend(x.data_ptr() for x in arguments if isinstance(x, torch.Tensor))
+        return run(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backends, "kernel", lambda backend: seen)
+        loss(logits, target)
+    changing = {getattr(loss, name).data_ptr() for name in schedule._after}
+    assert changing <= set(given)
+    schedule.step(0)
+    assert all(torch.equal(buffer, before[name][1]) for name, buffer in loss.named_buffers())
