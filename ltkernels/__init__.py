@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING
 
 import torch  # noqa: F401  first: its OpenMP runtime must be the one that the compiled module finds
 
@@ -30,12 +31,16 @@ _LAZY = (
 )  # imported on first use: the losses need torch alone
 
 
-def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        import importlib
+if TYPE_CHECKING:
+    from . import augment, distributed, diversity, selection, train
+else:  # type checkers would take this for a module that has every name
 
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in _LAZY:
+            import importlib
+
+            return importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

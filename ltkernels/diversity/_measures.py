@@ -15,7 +15,7 @@ def cholesky_log_det(matrix: Tensor) -> Tensor:
     """log det of symmetric positive definite matrices (..., n, n) in nats, from their Cholesky factors; NaN where a
     matrix is not positive definite. Never waits for a GPU."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    value = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    value: Tensor = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return value.masked_fill(failed != 0, torch.nan)
 
 
