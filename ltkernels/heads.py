@@ -6,7 +6,7 @@ The work is done in `ltkernels._head`; here are the arguments and the choice of 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,14 +147,12 @@ def linear_adjusted_cross_entropy(
         term=term,
     )
     features, weight, bias = call.features, call.weight, call.bias
-    loss: Tensor
     if call.chunk_rows == 0:
         check_class_weight(call.tables[-1])
-        tables: dict[str, Any] = dict(zip(TABLES, call.tables))
         loss = _core.adjusted_cross_entropy(
             logits_of(features, weight, bias, normalize),
             call.target,
-            **tables,
+            **dict(zip(TABLES, call.tables)),
             focal_gamma=focal_gamma,
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
@@ -168,8 +166,7 @@ def linear_adjusted_cross_entropy(
     focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     first, second, lam = _core._split_target(call.target, _stand_in(features, weight))
-    form, table, seed = 0, None, None
-    form_options: tuple[float, ...] = ()
+    form, table, seed, form_options = 0, None, None, ()
     if term is not None:
         real = _checks.real_dtype(features.dtype)
         term = _core._checked_term(term, len(weight), features.device, real, call.tables, label_smoothing, False)
@@ -186,7 +183,7 @@ def linear_adjusted_cross_entropy(
     inputs = (features, weight, bias)
     if torch.is_grad_enabled() and any(given is not None and given.requires_grad for given in inputs):
         needs = tuple(given is not None and given.requires_grad for given in inputs)
-        loss = LinearAdjustedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        loss = LinearAdjustedCrossEntropy.apply(
             *inputs, labels_and_tables, options, bool(normalize), call.chunk_rows, needs, call.backend
         )
     else:
@@ -236,11 +233,10 @@ def _prepare(
     device = features.device
     if torch.is_autocast_enabled(device.type):
         lower = torch.get_autocast_dtype(device.type)
-
-        def cast(value: Tensor) -> Tensor:
-            return value if value.dtype == torch.float64 else value.to(lower)
-
-        features, weight, bias = cast(features), cast(weight), None if bias is None else cast(bias)
+        features, weight, bias = (
+            value if value is None or value.dtype == torch.float64 else value.to(lower)
+            for value in (features, weight, bias)
+        )
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.dtype != features.dtype:
             raise TypeError(f"{name} has dtype {value.dtype}, features {features.dtype}; both must have one dtype")
@@ -326,7 +322,7 @@ def _explain(
     bias: Tensor | None = None,
     chunk_rows: int | None = None,
     backend: str | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> _backends.Explanation:
     """`ltkernels.explain` of the head."""
     tables = tuple(kwargs.get(name) for name in (*TABLES[:-1], "class_weight"))
