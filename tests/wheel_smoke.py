@@ -76,8 +76,8 @@ def a_library_was_grafted_in() -> None:
 
 
 def two_openmp_runtimes() -> None:
-    code = f"{KERNEL}\nfrom ltkernels import _openmp\nprint(*_openmp.loaded_runtimes(), sep='\\n')"
-    runtimes = python(code).splitlines()
+    mapped = python(f"{KERNEL}\nprint(open('/proc/self/maps').read())")
+    runtimes = set(re.findall(r"\S*/lib(?:gomp|omp|iomp5)[-.]\S*", mapped))
     assert len(runtimes) == 1, runtimes
 
 
@@ -106,7 +106,7 @@ def holds_what_nobody_needs() -> None:
     unwanted = re.compile(
         r"(^|/)(tests?|csrc|results|\.ci|build|CMakeLists\.txt)(/|$)|\.(cpp|h|inl|cu|cuh|o|json)$|/test_"
     )
-    found = [name for name in NAMES if unwanted.search(name)]
+    found = [name for name in NAMES if ".dist-info/" not in name and unwanted.search(name)]
     assert not found, found
 
 
