@@ -5,7 +5,12 @@ Tables are computed on the host in float64 and stored in float32. The builders a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .losses import LOSSES, Adjustment
+
+if TYPE_CHECKING:
+    from ._declared.adjustments import *
 
 globals().update({loss.build.__name__: loss.build for loss in LOSSES.values()})
 

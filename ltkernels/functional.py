@@ -7,8 +7,13 @@ faster; under ``torch.compile`` pass the class counts as a list of ints.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .heads import linear_adjusted_cross_entropy
 from .losses import LOSSES, adjusted_cross_entropy
+
+if TYPE_CHECKING:
+    from ._declared.functional import *
 
 globals().update({loss.function: loss.functional() for loss in LOSSES.values()})
 

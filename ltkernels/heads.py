@@ -6,7 +6,7 @@ The work is done in `ltkernels._head`; here are the arguments and the choice of 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ class CosineLinear(torch.nn.Module):
     Input (..., D), output (..., C) in the input's dtype. Norms are taken with eps 1e-12, as
     `torch.nn.functional.normalize`.
     """
+
+    if TYPE_CHECKING:  # torch declares that a Module takes and returns anything
+
+        def __call__(self, features: Tensor) -> Tensor: ...
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()

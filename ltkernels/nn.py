@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,9 +44,19 @@ class AdjustedCrossEntropy(torch.nn.Module):
         learnable: names among shift, scale, margin, row_scale and weight; every Module of this file takes it but `Seesaw`.
     """
 
+    shift: Tensor | None
+    scale: Tensor | None
+    margin: Tensor | None
+    row_scale: Tensor | None
+    weight: Tensor | None
     class_counts: Tensor | None
     term_table: Tensor | None
     term_seed: Tensor | None
+    options: dict[str, Any]  # the loss' own parameters, where a record made the Module
+
+    if TYPE_CHECKING:  # torch declares that a Module takes and returns anything
+
+        def __call__(self, logits: Tensor, target: Target) -> Tensor: ...
 
     def __init__(
         self,
@@ -150,13 +160,13 @@ class AdjustedCrossEntropy(torch.nn.Module):
             **options,
         )
 
-    def _apply(self, fn: Any, recurse: bool = True) -> AdjustedCrossEntropy:
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Module.half() and friends would round the tables: they follow the device only.
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(keep_dtype, recurse)
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "class_counts")
@@ -258,6 +268,8 @@ class Seesaw(AdjustedCrossEntropy):
         weight, label_smoothing, ignore_index, reduction, inplace, backend: as in `AdjustedCrossEntropy`.
     """
 
+    seen: Tensor
+
     def __init__(
         self,
         class_counts: int | Sequence[int] | Tensor,
@@ -282,8 +294,9 @@ class Seesaw(AdjustedCrossEntropy):
             raise ValueError(f"weight has {len(weight)} entries; the loss has {len(seen)} classes")
         if isinstance(process_group, str) and process_group != "world":
             raise ValueError(f"process_group is {process_group!r}; it must be a process group, 'world' or None")
+        own = seesaw_options(p, q, eps)
         super().__init__(
-            ClosedForm(Term("seesaw", options=seesaw_options(p, q, eps)), weight=weight),
+            ClosedForm(Term("seesaw", options=own), weight=weight),
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
             reduction=reduction,
@@ -292,6 +305,7 @@ class Seesaw(AdjustedCrossEntropy):
         )
         self.register_buffer("seen", seen)
         self.process_group = process_group
+        self._seesaw = own
         self.options = {"p": p, "q": q, "eps": eps}
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
@@ -317,7 +331,7 @@ class Seesaw(AdjustedCrossEntropy):
 
     def _counts_term(self, seen: Tensor) -> Term:
         # float64: the call rounds it to what its logits need.
-        return Term("seesaw", torch.log(seen.clamp(min=1).double()), None, self._term[1])
+        return Term("seesaw", torch.log(seen.clamp(min=1).double()), None, self._seesaw)
 
     def _batch_counts(self, target: Target) -> Tensor:
         """(C,) int64. Labels out of range are left to the loss, which says what is wrong with them."""
@@ -337,6 +351,9 @@ class Seesaw(AdjustedCrossEntropy):
     def extra_repr(self) -> str:
         return f"classes={len(self.seen)}, seen={int(self.seen.sum())}, reduction={self.reduction!r}"
 
+
+if TYPE_CHECKING:
+    from ._declared.nn import *
 
 globals().update({loss.class_name: _module(loss) for loss in LOSSES.values() if loss.class_name not in globals()})
 

@@ -117,7 +117,7 @@ class DRW(Schedule):
     ) -> None:
         counts = _counts_of(loss, class_counts)
         _no_weight(loss, "DRW")
-        weight = adjustments.class_balanced(counts, beta, empty=empty).weight
+        weight = adjustments.class_balanced(counts, beta, empty=empty)._asdict()["weight"]
         before = {"weight": torch.ones_like(weight)}
         super().__init__(loss, start, counts, before, {"weight": weight}, {"beta": beta})
 
@@ -139,11 +139,17 @@ class GradientAdjustment(Schedule):
             )
         counts = _counts_of(loss, None)
         names = ("scale", "margin", "row_scale")
-        first = adjustments.kps(counts, **loss.options)
-        second = adjustments.kps(counts, **{**loss.options, "gradient_adjustment": True})
-        before = {"scale": first.scale, "margin": first.margin, "row_scale": torch.ones_like(first.scale)}
-        after = {name: getattr(second, name) for name in names}
-        super().__init__(loss, start, counts, before, after, dict(loss.options))
+        first = adjustments.kps(counts, **loss.options)._asdict()
+        second = adjustments.kps(counts, **{**loss.options, "gradient_adjustment": True})._asdict()
+        before = {**first, "row_scale": torch.ones_like(first["scale"])}
+        super().__init__(
+            loss,
+            start,
+            counts,
+            {name: before[name] for name in names},
+            {name: second[name] for name in names},
+            dict(loss.options),
+        )
 
 
 class TLA(Schedule):
@@ -165,7 +171,7 @@ class TLA(Schedule):
         checked = _checks.class_counts(counts, loss.options["empty"])
         weight = ((checked.n / checked.total) ** -nu).masked_fill(checked.empty, 0.0)
         weight = (weight * (int((~checked.empty).sum()) / weight.sum())).float()
-        scale = adjustments.vector_scaling(counts, **loss.options).scale
+        scale = adjustments.vector_scaling(counts, **loss.options)._asdict()["scale"]
         before = {"scale": scale, "weight": torch.ones_like(weight)}
         after = {"scale": torch.ones_like(scale), "weight": weight}
         super().__init__(loss, start, counts, before, after, {**loss.options, "nu": nu})

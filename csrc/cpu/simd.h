@@ -30,7 +30,11 @@ namespace LTK_NAMESPACE {
 struct bf16 {
     uint16_t bits;
 };
+#if defined(__aarch64__)
+using f16 = __fp16;  // GCC 12 has no _Float16 for C++ there
+#else
 using f16 = _Float16;
+#endif
 
 // Memory takes some hundred cycles to answer, a vector's exponentials ten: this far ahead of the loads, in bytes. Past
 // the end of the logits it does nothing.

@@ -125,7 +125,8 @@ def paste(
     background: Tensor, foreground: Tensor, share: Tensor, min_area: float, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Boxes of about `share` (n,) of the foreground over the background; the images, and the background's exact share."""
-    mask, area = boxes(tuple(background.shape[-2:]), share, min_area, generator)
+    height, width = background.shape[-2:]
+    mask, area = boxes((height, width), share, min_area, generator)
     mask = mask.view(len(mask), *[1] * (background.dim() - 3), *mask.shape[1:])
     # Subtracted in float64: the rounded shares of background and foreground then add up to 1.
     return torch.where(mask, foreground, background), (1 - area).to(_checks.real_dtype(background.dtype))

@@ -114,8 +114,16 @@ def fdc(
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    options = {"head_classes": head_classes, "similarity": similarity, "center": center, "shrinkage": shrinkage}
-    return calibrate(features, labels, tail_class, **options).sample(n, generator).to(features.dtype)
+    calibration = calibrate(
+        features,
+        labels,
+        tail_class,
+        head_classes=head_classes,
+        similarity=similarity,
+        center=center,
+        shrinkage=shrinkage,
+    )
+    return calibration.sample(n, generator).to(features.dtype)
 
 
 def smote(

@@ -140,7 +140,7 @@ def _real(labels: Tensor, targets: Tensor, generator: Generator) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     """Rows divided by their L2 norm; a zero row stays zero."""
-    norm = x.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+    norm: Tensor = x.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
     return x / norm.view(-1, *[1] * (x.dim() - 1))
 
 

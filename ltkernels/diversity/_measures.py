@@ -19,7 +19,7 @@ def cholesky_log_det(matrix: Tensor) -> Tensor:
     if kernel is not None:
         return kernel(matrix.flatten(0, -3)).unflatten(0, matrix.shape[:-2])
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    value = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    value: Tensor = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return value.masked_fill(failed != 0, torch.nan)
 
 

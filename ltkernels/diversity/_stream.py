@@ -36,6 +36,10 @@ class FeatureStatistics:
     Source: the pairwise merge of Chan, Golub & LeVeque (1979).
     """
 
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
     def __init__(self, width: int, *, device: Any = None) -> None:
         """Statistics of no samples of `width` features."""
         if isinstance(width, bool) or not isinstance(width, numbers.Integral):

@@ -70,7 +70,7 @@ def _logits(outputs: Any) -> Tensor:
     if isinstance(outputs, dict):  # a ModelOutput is one
         if "logits" not in outputs:
             raise ValueError(f"outputs has the keys {sorted(outputs)}; it must have 'logits'")
-        return outputs["logits"]
+        return outputs["logits"]  # type: ignore[no-any-return]
     if isinstance(outputs, Tensor):
         return outputs
-    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+    return outputs.logits if hasattr(outputs, "logits") else outputs[0]  # type: ignore[no-any-return]

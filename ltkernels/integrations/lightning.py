@@ -20,7 +20,7 @@ except ImportError:
         raise ImportError("ltkernels.integrations.lightning needs Lightning: pip install lightning") from None
 
 
-class ScheduleCallback(Callback):
+class ScheduleCallback(Callback):  # type: ignore[misc]
     """Steps a schedule at the start of every training epoch.
 
     The state dict holds the schedule's state: a checkpoint made with other counts, start or options is refused with ValueError.

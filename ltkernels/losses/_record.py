@@ -6,13 +6,16 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _core
 from ._terms import ClosedForm, Term
+
+if TYPE_CHECKING:
+    from ..nn import AdjustedCrossEntropy
 
 
 class Adjustment(NamedTuple):
@@ -99,11 +102,11 @@ class Loss:
             return self.build(len(class_counts), **options)
         return self.build(**options)
 
-    def make(self, class_counts: Sequence[int] | Tensor, **options: Any) -> torch.nn.Module:
+    def make(self, class_counts: Sequence[int] | Tensor, **options: Any) -> AdjustedCrossEntropy:
         """The Module for these class counts, whatever the loss needs of them."""
         from .. import nn
 
-        module = getattr(nn, self.class_name)
+        module: Callable[..., AdjustedCrossEntropy] = getattr(nn, self.class_name)
         if self.first == "class_counts":
             return module(class_counts, **options)
         return module(len(class_counts), **options) if self.first == "num_classes" else module(**options)

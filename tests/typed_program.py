@@ -1,0 +1,81 @@
+"""A user's program. tests/test_typing.py checks it with mypy --strict, and runs it. Every `type: ignore` stands at a mistake that a type
+checker must find: an ignore without one is an error itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_type
+
+import ltkernels as ltk
+from ltkernels import adjustments, inference, nn, schedules, selection
+from ltkernels.functional import adjusted_cross_entropy, kps, linear_adjusted_cross_entropy
+
+COUNTS = [500, 5, 50]
+
+
+def losses(logits: Tensor, target: Tensor) -> Tensor:
+    built = adjustments.ldam(COUNTS, max_margin=0.3)
+    assert_type(built.margin, Tensor | None)
+    assert_type(ltk.functional.ldam(logits, target, COUNTS, s=20.0, reduction="sum"), Tensor)
+    criterion = nn.LogitAdjustedCrossEntropy(class_counts=COUNTS, tau=1.5, label_smoothing=0.1)
+    mixed = criterion(logits, (target, target.flip(0), 0.3))
+    assert_type(mixed, Tensor)
+    schedules.DRW(criterion, start=2).step(3)
+    assert_type(criterion.weight, Tensor | None)
+    assert_type(nn.Seesaw(3).seen, Tensor)
+    assert_type(ltk.LOSSES["kps"].make(COUNTS)(logits, target), Tensor)
+    return mixed + kps(logits, target, torch.tensor(COUNTS)) + adjusted_cross_entropy(logits, target, shift=built.shift)
+
+
+def head(features: Tensor, target: Tensor) -> Tensor:
+    classifier = nn.CosineLinear(in_features=8, num_classes=3)
+    assert_type(classifier(features), Tensor)
+    criterion = nn.LDAM(COUNTS)
+    held = criterion.from_features(features, classifier.weight, target, normalize=True)
+    return held + linear_adjusted_cross_entropy(features, classifier.weight, target, normalize=True, chunk_rows=4)
+
+
+def data(features: Tensor) -> float:
+    gain = ltk.diversity.feature_diversity_gain(features[:20], features[20:], centering="separate")
+    picked = selection.select_subsets(features[:20], features[20:], [0, 10, 20, 44], m=2, mode="max")
+    assert_type(picked, selection.Selection)
+    images, mixed = ltk.augment.mixup(features, torch.zeros(len(features), dtype=torch.int64))
+    assert_type(images, Tensor)
+    _ = mixed
+    logits = inference.logit_adjust(features[:, :3], COUNTS, tau=1.0)
+    return float(gain) + float(logits.sum())
+
+
+def training() -> str:
+    config = ltk.train.Config(loss="ldam", head="cosine", epochs=3, schedule="drw")
+    assert_type(config.epochs, int | None)
+    return config.loss
+
+
+if TYPE_CHECKING:
+
+    def mistakes(logits: Tensor, target: Tensor) -> None:
+        ltk.functional.ldam(logits, target)  # type: ignore[call-arg]
+        ltk.functional.ldam(logits, target, COUNTS, max_margn=0.3)  # type: ignore[call-arg]
+        ltk.functional.ldamm(logits, target, COUNTS)  # type: ignore[attr-defined]
+        ltk.functional.focal(logits, target, gamma="2")  # type: ignore[arg-type]
+        ltk.nn.LDAM(COUNTS, margin=0.3)  # type: ignore[call-arg]
+        ltk.nn.CosFace(COUNTS)  # type: ignore[arg-type]
+        ltk.nn.LDAM(COUNTS)(logits)  # type: ignore[call-arg]
+        _ = ltk.adjustments.kps(COUNTS).margins  # type: ignore[attr-defined]
+        ltk.schedules.DRW(ltk.nn.LDAM, start=1)  # type: ignore[arg-type]
+        _ = ltk.schedule  # type: ignore[attr-defined]
+        ltk.train.Config(loss=3)  # type: ignore[arg-type]
+        ltk.selection.select_subsets(logits, logits, [0, 1], mode="max")  # type: ignore[call-arg]
+        text: str = ltk.functional.ldam(logits, target, COUNTS)  # type: ignore[assignment]
+        print(text)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 1])
+    print(losses(torch.randn(4, 3, requires_grad=True), labels).item(), head(torch.randn(4, 8), labels).item())
+    print(data(torch.randn(64, 8)), training())
