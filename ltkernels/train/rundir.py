@@ -123,6 +123,7 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
     with _locked(out):
         check_free(out, force, resume)
         resumed = resume and is_unfinished(out)
+        _drop_partial(out)
         if not resumed:
             _set_aside(out)
         try:
@@ -159,6 +160,13 @@ def _locked(out: Path) -> Iterator[None]:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _drop_partial(out: Path) -> None:
+    """Remove what writers that were killed left half-written: under the lock nobody else writes here."""
+    for folder in (out, out / STATE, out / CHECKPOINTS, out / ITEMS):
+        for path in folder.glob(".*.partial-*"):
+            path.unlink(missing_ok=True)
 
 
 def _set_aside(out: Path) -> None:
@@ -233,8 +241,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError naming the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file: {str(error)[:200]}") from error
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
@@ -245,7 +253,23 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     summary = read_json(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("variants"), list):
         raise ValueError(f"{path}: not the summary of a run")
+    with judged(path):
+        names = [variant["name"] for variant in summary["variants"]]
+        # They name files of checkpoints/: nothing that leads elsewhere.
+        bad = next((name for name in names if not re.fullmatch(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*", name)), None)
+        if bad is not None:
+            raise ValueError(f"{bad!r:.80} is no name of a variant")
     return summary
+
+
+@contextmanager
+def judged(path: Path) -> Iterator[None]:
+    """What a file of other content than a run writes makes its readers raise becomes a ValueError that names `path`."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = str(error)[:200]
+        raise ValueError(f"{path}: not what a run writes ({type(error).__name__}: {reason})") from error
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -254,6 +278,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir}: not a result folder (no {METRICS})")
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path}: not a file of JSON lines: {error}") from error
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a file of JSON lines: {str(error)[:200]}") from error
+    if not all(isinstance(record, dict) and isinstance(record.get("phase"), str) for record in records):
+        raise ValueError(f"{path}: not the records of a run: a line without a phase")
+    return records

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltkernels._npz import map_arrays
+from ltkernels._npz import map_arrays, map_npy, read_arrays
 from ltkernels.augment import fdc, most_similar_class
+from ltkernels.selection.checkpoint import drop_damaged
 from ltkernels.selection.recipe import ClassSets, Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import rundir
 from ltkernels.train.config import Config
-from ltkernels.train.data.npz import read_arrays
 from ltkernels.train.engine import Progress
 from ltkernels.train.features import derived_seed
 
@@ -34,7 +34,7 @@ def load_features(path: Path, labels: Path | None = None) -> dict[str, np.ndarra
     if path.suffix == ".npy":
         if labels is None:
             raise ValueError(f"{path}: an .npy file holds features only; name the file of the labels (--labels)")
-        return {"features": _map_npy(path), "labels": _map_npy(labels)}
+        return {"features": map_npy(path), "labels": map_npy(labels)}
     if labels is not None:
         raise ValueError(f"--labels {labels}: only for an .npy file of features; {path} holds its own labels")
     optional = ("pool", "pool_labels")
@@ -42,15 +42,6 @@ def load_features(path: Path, labels: Path | None = None) -> dict[str, np.ndarra
     rest = tuple(name for name in ("features", "labels") if name not in arrays)
     missing = tuple(name for name in optional if name not in arrays)
     return {**arrays, **read_arrays(path, rest, missing)}
-
-
-def _map_npy(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not a usable .npy file: {error}") from error
 
 
 def _check(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str) -> tuple[Tensor, Tensor]:
@@ -62,6 +53,9 @@ def _check(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str
         raise ValueError(f"{path}: {features} must be a finite floating (n, d) array, got {x.dtype} {x.shape}")
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not len(y) or y.min() < 0:
         raise ValueError(f"{path}: {labels} must hold {len(x)} class indices >= 0, got {y.dtype} {y.shape}")
+    # Before a table of all classes is made: one forged label would make it as large as it likes.
+    if labels == "labels" and y.max() >= len(y):
+        raise ValueError(f"{path}: {labels} reach {y.max()}, of {len(y)} samples: some class has none")
     return torch.from_numpy(np.asarray(x)), torch.from_numpy(y.astype(np.int64))
 
 
@@ -137,6 +131,7 @@ def select_features(
     )
     token = hashlib.sha256(settings.encode()).hexdigest()[:12]
     checkpoint = out.parent / f".{out.name}.select-{token}"
+    drop_damaged(checkpoint)
     recipe = fdg_recipe(
         Originals(),
         make_pool,
