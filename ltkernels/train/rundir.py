@@ -5,12 +5,13 @@ whose checkpoints lie in `state/`. Results that `--force` replaces wait in `.rep
 """
 
 import fcntl
+import functools
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
     check_free(out, force, resume)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with _locked(out / _LOCK, out):
         check_free(out, force, resume)
         resumed = resume and is_unfinished(out)
         _drop_partial(out)
@@ -140,9 +141,8 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold `out`'s lock. The kernel drops it when the process ends, however that happens: no stale locks."""
-    path = out / _LOCK
+def _locked(path: Path, out: Path) -> Iterator[None]:
+    """Hold the lock `path`. The kernel drops it when the process ends, however that happens: no stale locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -199,6 +199,23 @@ def _remove(out: Path) -> None:
 
 def _visible(out: Path) -> list[Path]:
     return [entry for entry in out.iterdir() if entry.name not in _HIDDEN]
+
+
+def alone(job: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator for jobs that make their folder `out` at their end: a lock beside it refuses a second one.
+
+    Raises FileExistsError where another run has the lock. Of the processes that torchrun started, the first holds it for all.
+    """
+
+    @functools.wraps(job)
+    def locked(*args: Any, out: str | Path, **settings: Any) -> Any:
+        path = Path(out)
+        if os.environ.get("RANK", "0") != "0" or not path.parent.is_dir():
+            return job(*args, out=out, **settings)
+        with _locked(path.parent / f".{path.name}.lock", path):
+            return job(*args, out=out, **settings)
+
+    return locked
 
 
 @contextmanager

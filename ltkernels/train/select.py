@@ -59,6 +59,7 @@ def _check(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str
     return torch.from_numpy(np.asarray(x)), torch.from_numpy(y.astype(np.int64))
 
 
+@rundir.alone
 def select_features(
     path: str | Path,
     config: Config,
