@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import io
 import lzma
@@ -147,7 +148,7 @@ def _zip_member(data: bytes, rng: random.Random) -> bytes:
 
 def png(width: int, height: int, value: int = 0, rows: int | None = None, extra: bytes = b"") -> bytes:
     """A grey PNG by hand, so that forged headers need no encoder; `rows` of image data, `extra` chunks before them."""
-    data = (b"\0" + bytes([value]) * width) * (min(height, 64) if rows is None else rows)
+    data = (b"\0" + bytes([value]) * min(width, 1 << 16)) * (min(height, 64) if rows is None else rows)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width % 2**32, height % 2**32, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
@@ -156,14 +157,18 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
+@functools.cache
+def _bomb() -> bytes:
+    return zlib.compress(bytes(1 << 24))
+
+
 def hostile_png(rng: random.Random) -> bytes:
     """Huge or no dimensions, bombs in the pixels and in the texts, chunks with wrong lengths."""
-    bomb = zlib.compress(bytes(1 << 24))
     return rng.choice(
         (
             lambda: png(rng.choice((0, 1 << 16, 1 << 31, 8192)), rng.choice((0, 8192, 1 << 31)), rows=1),
-            lambda: png(4, 4, extra=chunk(b"zTXt", b"comment\0\0" + bomb)),
-            lambda: png(4, 4, extra=chunk(b"iCCP", b"profile\0\0" + bomb)),
+            lambda: png(4, 4, extra=chunk(b"zTXt", b"comment\0\0" + _bomb())),
+            lambda: png(4, 4, extra=chunk(b"iCCP", b"profile\0\0" + _bomb())),
             lambda: png(4, 4, extra=chunk(b"eXIf", b"II*\0" + rng.randbytes(60))),
             lambda: png(4, 4, rows=1 << 20),
             lambda: png(4, 4)[: rng.randrange(60)],

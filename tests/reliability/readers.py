@@ -8,7 +8,10 @@ bounded memory, a program started, a file read or written outside the folder is 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,4 +107,20 @@ def _all(seed: int, cases: int) -> Tally:
     return total
 
 
-PARTS = (Part("readers", "damaged and forged files of every kind that is read", sum(_CASES.values()), _all),)
+def _guided(seed: int, cases: int) -> Tally:
+    """The readers of plain bytes, mutated by libFuzzer towards code that was not reached before."""
+    if importlib.util.find_spec("atheris") is None:
+        return Tally(skipped="atheris is not installed (pip install atheris): the seeded mutations of 'readers' alone")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).with_name("_guided.py")), str(cases), str(seed), folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return Tally(cases=cases, faults=cases)
+        found = [p.read_bytes()[:300] for p in Path(folder).iterdir() if p.name.startswith(("crash", "timeout", "oom"))]
+        return Tally(cases=cases, faults=cases, failures=[f"seed {seed} input {found!r}: {done.stderr[-1500:]}"])
+
+
+PARTS = (
+    Part("readers", "damaged and forged files of every kind that is read", sum(_CASES.values()), _all),
+    Part("readers: guided", "mutations guided by coverage, of the files that are read byte by byte", 3000, _guided),
+)

@@ -95,11 +95,15 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
         opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
         size = path.stat().st_size
         end = max(FREE_BYTES, MAX_RATIO * size) if opener else size
-        with (
-            opener(plain) if opener else nullcontext(plain) as file,
-            tarfile.open(fileobj=_Bounded(file, end), mode="r:") as tar,
-        ):  # type: ignore[arg-type]
-            yield tar
+        with opener(plain) if opener else nullcontext(plain) as file:
+            try:
+                tar = tarfile.open(fileobj=_Bounded(file, end), mode="r:")  # type: ignore[arg-type]  # noqa: SIM115
+            except BROKEN:
+                raise
+            except Exception as error:  # forged headers make tarfile raise whatever it likes
+                raise tarfile.ReadError(clipped(error)) from error
+            with tar:
+                yield tar
 
 
 def members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
