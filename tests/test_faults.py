@@ -54,6 +54,12 @@ def test_what_killed_writers_leave_goes_when_the_run_goes_on(tmp_path):
         assert (out / "state" / "whole.pt").exists()
 
 
+def test_killed_before_it_had_begun_a_run_can_go_on(tmp_path):
+    (tmp_path / ".config.toml.partial-12").write_bytes(b"half")
+    train.train(Config(model="mlp", epochs=1, threads=1), out=tmp_path, resume="auto")
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.fixture
 def features(tmp_path):
     x = np.random.default_rng(0).normal(size=(60, 5))

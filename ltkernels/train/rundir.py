@@ -34,6 +34,7 @@ _OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROW
 _OURS |= {SELECTION_PICTURE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
 _HIDDEN = {_LOCK, _REPLACED}
 _SEED = r"seed-\d+"
+_PARTIAL = r"\.(.+)\.partial-\d+"
 # Folders of ours and the names of files that may lie in them; anything else there is someone else's.
 _INSIDE = {
     CHECKPOINTS: r".+\.pt",
@@ -45,7 +46,7 @@ _INSIDE = {
 
 def _is_ours(name: str) -> bool:
     """Whether a run of ours may have written an entry of this name; `.NAME.partial-PID` is what a killed one left."""
-    whole = re.sub(r"^\.(.+)\.partial-\d+$", r"\1", name)
+    whole = re.sub(f"^{_PARTIAL}$", r"\1", name)
     return whole in _OURS | _HIDDEN or re.fullmatch(_SEED, whole) is not None
 
 
@@ -81,7 +82,8 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
         return
     if out.is_symlink() or not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
-    entries = {entry.name for entry in out.iterdir()} - _HIDDEN
+    # A run that was killed before it had begun leaves at most a half-written file.
+    entries = {entry.name for entry in out.iterdir() if not re.fullmatch(_PARTIAL, entry.name)} - _HIDDEN
     if not entries or (resume and (out / CONFIG).is_file()):
         return
     if not force:

@@ -47,7 +47,7 @@ def load_features(path: Path, labels: Path | None = None) -> dict[str, np.ndarra
 def _check(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str) -> tuple[Tensor, Tensor]:
     """The two arrays as tensors over the same memory; ValueError naming the file and the array."""
     x, y = arrays[features], arrays[labels]
-    finite = x.ndim == 2 and x.dtype.kind == "f"
+    finite = x.ndim == 2 and x.dtype.kind == "f" and x.shape[1] > 0
     finite = finite and all(np.isfinite(x[i : i + _BLOCK]).all() for i in range(0, len(x), _BLOCK))
     if not finite:
         raise ValueError(f"{path}: {features} must be a finite floating (n, d) array, got {x.dtype} {x.shape}")

@@ -223,17 +223,12 @@ def hostile_zip(files: dict[str, bytes], secret: str, rng: random.Random) -> byt
         for name, content in files.items():
             archive.writestr(name, content)
         for _ in range(rng.randrange(1, 5)):
-            info = zipfile.ZipInfo(_name(rng, files).encode("utf-8", "replace").decode() or "x")
-            kind = rng.randrange(4)
-            if kind == 0:
-                info.external_attr = 0o120777 << 16
-                archive.writestr(info, secret)
-            elif kind == 1:
-                archive.writestr(info, bytes(1 << 22), zipfile.ZIP_DEFLATED)
-            elif kind == 2:
-                archive.writestr(info, buffer.getvalue())
-            else:
-                archive.writestr(info, hostile_png(rng))
+            info = zipfile.ZipInfo(_name(rng, files).encode("utf-8", "replace").decode()[:60000] or "x")
+            info.external_attr = rng.choice((0, 0o120777 << 16))
+            content = rng.choice((secret.encode(), bytes(1 << 22), buffer.getvalue(), hostile_png(rng)))
+            # Some names no writer lets through.
+            with suppress(ValueError, zipfile.LargeZipFile):
+                archive.writestr(info, content, zipfile.ZIP_DEFLATED)
     data = bytearray(buffer.getvalue())
     if rng.random() < 0.2:
         for found in re.finditer(b"PK\x01\x02", bytes(data)):
