@@ -1,4 +1,5 @@
-"""Files of arrays (.npz) of any origin: mapped instead of read, written whole or not at all. Nothing is ever unpickled."""
+"""Files of arrays (.npz, .npy) of any origin: mapped or read in bounds, written whole or not at all. Nothing is ever
+unpickled."""
 
 from __future__ import annotations
 
@@ -6,17 +7,90 @@ import os
 import struct
 import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 # What zipfile and numpy's header parser raise on bytes that are no .npz file.
 DAMAGED = (
     ValueError, TypeError, AttributeError, KeyError, RuntimeError, OSError, EOFError, SyntaxError, OverflowError, MemoryError,
-    zipfile.BadZipFile, struct.error, tokenize.TokenError,
+    zipfile.BadZipFile, struct.error, tokenize.TokenError, zlib.error,
 )  # fmt: skip
+MAX_RATIO = 100
+"""A compressed array may hold so many times the bytes that it takes in the file; random features hold 1.1 times as many, pictures
+20 times. Deflate itself reaches 1 032, which is what a bomb needs."""
+FREE_BYTES = 1 << 28
+"""Up to this size any ratio is allowed."""
+_KEPT = 300  # characters of a message that quotes a file
+
+
+def read_arrays(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file, in memory; those of `optional` that it has.
+
+    Raises FileNotFoundError, or ValueError naming the file: damaged, arrays that are missing or hold objects (which would
+    have to be unpickled), a header that promises other bytes than are there, more than `MAX_RATIO` times compressed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            missing = [name for name in required if name not in entries]
+            if missing:
+                raise ValueError(f"lacks the array {', '.join(missing)} (it holds {', '.join(entries) or 'none'})")
+            size = path.stat().st_size
+            return {name: _read(archive, entries[name], size) for name in (*required, *optional) if name in entries}
+    except DAMAGED as error:
+        raise ValueError(f"{path}: not a usable .npz file: {str(error)[:_KEPT]}") from error
+
+
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file_size: int) -> np.ndarray:
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{entry.filename} is compressed by another method than deflate")
+    if entry.file_size > max(FREE_BYTES, MAX_RATIO * min(entry.compress_size, file_size)):
+        raise ValueError(f"{entry.filename} is compressed more than {MAX_RATIO} times; write it without compression")
+    with archive.open(entry) as file:
+        shape, fortran, dtype = _header(file)
+        # Numpy makes room for what the header says before it looks whether that much is there.
+        count = prod(shape)
+        if count * dtype.itemsize != entry.file_size - file.tell():
+            raise ValueError(f"{entry.filename} promises {dtype} {shape}, {entry.file_size - file.tell()} bytes follow")
+        data = file.read()
+    return np.frombuffer(bytearray(data), dtype, count).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type from an .npy header. ValueError for objects and for sizes that no array has."""
+    first = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError(f"it holds {dtype}; arrays of plain numbers and strings are read")
+    if any(n < 0 for n in shape):
+        raise ValueError(f"it has the shape {shape}")
+    return shape, fortran, dtype
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array of an .npy file, memory-mapped, copy on write. FileNotFoundError, or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            shape, fortran, dtype = _header(file)
+            offset = file.tell()
+        if prod(shape) * dtype.itemsize != path.stat().st_size - offset:
+            raise ValueError(f"promises {dtype} {shape}, {path.stat().st_size - offset} bytes follow")
+        if not prod(shape):
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype, "c", offset, shape, order="F" if fortran else "C")
+    except DAMAGED as error:
+        raise ValueError(f"{path}: not a usable .npy file: {str(error)[:_KEPT]}") from error
 
 
 def map_arrays(path: Path, names: Sequence[str]) -> dict[str, np.memmap]:
@@ -36,12 +110,9 @@ def map_arrays(path: Path, names: Sequence[str]) -> dict[str, np.memmap]:
                 if entry is None or entry.compress_type != zipfile.ZIP_STORED:
                     continue
                 with archive.open(entry) as file:
-                    version = np.lib.format.read_magic(file)
-                    first = version == (1, 0)
-                    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-                    shape, fortran, dtype = read(file)
+                    shape, fortran, dtype = _header(file)
                     header = file.tell()
-                if dtype.hasobject or dtype.itemsize == 0 or fortran or not all(n > 0 for n in shape):
+                if fortran or not prod(shape):
                     continue
                 with path.open("rb") as file:
                     file.seek(entry.header_offset + 26)
@@ -49,17 +120,25 @@ def map_arrays(path: Path, names: Sequence[str]) -> dict[str, np.memmap]:
                 offset = entry.header_offset + 30 + int(sizes.sum()) + header
                 arrays[name] = np.memmap(path, dtype, "c", offset, shape)
     except DAMAGED as error:
-        raise ValueError(f"{path}: not a usable .npz file: {error}") from error
+        raise ValueError(f"{path}: not a usable .npz file: {str(error)[:_KEPT]}") from error
     return arrays
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
-    """Through a temporary sibling: a reader, or the next call, never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Through a temporary sibling, on the disk before the rename: a reader, or the next call, never sees half of it.
+
+    Raises OSError naming the file.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written: {os.strerror(error.errno or 0)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -147,7 +147,7 @@ def _print_variants(variants: list[dict[str, Any]]) -> None:
     for v in variants:
         fdg = "-" if v.get("fdg_tail") is None else f"{v['fdg_tail']:.3f}"
         groups = "".join(f"{group(v, name):>8}" for name in ("many", "medium", "few"))
-        print(f"{v['name']:<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}")
+        print(f"{_plain(v['name']):<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}")
 
 
 def _experiment(arguments: argparse.Namespace) -> None:
@@ -248,9 +248,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         left = "no results were written" if signum is None else "--resume auto continues it"
         print(f"ltkernels: {'interrupted' if signum is None else f'stopped by {stop}'}; {left}", file=sys.stderr)
         return 128 + (signum or signal.SIGINT)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("LTKERNELS_TRACEBACK"):
             raise
-        print(f"ltkernels: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
+        print(f"ltkernels: error: {_plain(' '.join(text.split()))}", file=sys.stderr)
         return 2
     return 0
+
+
+def _plain(text: str) -> str:
+    """`text` for a terminal: names of files and classes may hold sequences that move its cursor or change its title."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -47,9 +47,11 @@ def config_of(arguments: argparse.Namespace) -> Any:
 
         values = presets.load(arguments.preset)
     if arguments.config:
-        values |= read_toml(arguments.config)
+        own = read_toml(arguments.config)
+        from_mapping(own, str(arguments.config))  # its own faults, before flags hide them
+        values |= own
     given = {item.name: getattr(arguments, item.name) for item in fields(Config) if hasattr(arguments, item.name)}
-    return from_mapping({**values, **given}, str(arguments.config or "settings"))
+    return Config(**{**values, **given})
 
 
 class Progress:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._npz import DAMAGED, write_npz
+from .._npz import DAMAGED, read_arrays, write_npz
 from ..diversity import Start, mixed_columns
 from . import dispatch
 from .problem import Problem
 from .rules import Rule
+
+_log = logging.getLogger(__name__)
 
 # Steps between two writes.
 EVERY = 64
@@ -55,12 +59,26 @@ def read_checkpoint(path: Path, key: str, names: Sequence[str]) -> list[np.ndarr
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if str(archive["key"]) != key:
-                raise ValueError("belongs to another selection; remove it, or name another file")
-            return [archive[name] for name in names]
-    except DAMAGED as error:
-        raise ValueError(f"checkpoint {path}: {error}") from error
+        arrays = read_arrays(path, ("key", *names))
+    except ValueError as error:
+        raise ValueError(f"checkpoint {error}") from error
+    if str(arrays["key"]) != key:
+        raise ValueError(f"checkpoint {path}: belongs to another selection; remove it, or name another file")
+    return [arrays[name] for name in names]
+
+
+def drop_damaged(folder: Path) -> None:
+    """Remove from a folder of checkpoints that nobody else writes into those that cannot be read, and say so: what they held
+    is computed again."""
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip() is not None
+        except DAMAGED:
+            damaged = True
+        if damaged:
+            _log.warning("%s is damaged: its class is selected anew", path)
+            path.unlink()
 
 
 def run_with_checkpoint(

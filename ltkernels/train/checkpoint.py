@@ -7,6 +7,7 @@ tensors, numbers and strings: `torch.load(path, weights_only=True)` reads it.
 
 import hashlib
 import io
+import logging
 import os
 import random
 import re
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+_log = logging.getLogger(__name__)
 
 # The newest may be the damaged one; the one before it is then read.
 _KEEP = 2
@@ -56,6 +59,18 @@ def dump(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def undump(content: bytes, source: object, device: str = "cpu") -> dict[str, Any]:
+    """What `dump` made: plain tensors, numbers and strings alone. Raises ValueError naming `source` for anything else."""
+    try:
+        saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except Exception as error:  # a forged file makes the reader raise whatever it likes
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{source}: not a checkpoint: {reason}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{source}: not a checkpoint: it holds a {type(saved).__name__}")
+    return saved
+
+
 class PhaseStore:
     """The checkpoints of one phase (one training) of a run; `due` tells when the next one should be written."""
 
@@ -87,16 +102,25 @@ class PhaseStore:
 
         Raises ValueError where it belongs to other settings or data: it would be resumed into something else.
         """
+        damaged = False
         for _, digest, path in reversed(self._files()):
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest()[:32] != digest:
+                damaged = True
+                _log.warning(
+                    "%s is damaged (its bytes do not match its checksum): not used, the one before it is", path
+                )
                 # Left in place, it would count as the one before when the next is written.
                 path.unlink(missing_ok=True)
                 continue
-            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if saved["fingerprint"] != self._fingerprint:
+            saved = undump(content, path)
+            if saved.get("fingerprint") != self._fingerprint:
                 raise ValueError(f"{path}: the checkpoint is of other data or settings; --force starts anew")
+            if not isinstance(saved.get("state"), dict):
+                raise ValueError(f"{path}: not a checkpoint: it holds no state")
             return saved["state"]
+        if damaged:
+            _log.warning("%s holds no other checkpoint of it: %s starts anew", self._folder, self._phase)
         return None
 
     def _files(self) -> list[tuple[int, str, Path]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import reprlib
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from ltkernels.train.recipe import parse_lr_schedule
 from ltkernels.train.samplers import SAMPLERS
 from ltkernels.train.schedules import SCHEDULES, parse_options
 
+_MAX_TEXT = 4096  # characters of a setting: the longest path
 # What may follow the first stage; `stage2.py` holds their functions.
 STAGES = ("crt", "lws", "tau-norm", "ncm", "ofa", "fdc")
 
@@ -139,8 +141,12 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
         return None
     kind = kind_of(item)
     number = kind is float and isinstance(value, int)
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError(f"{item.name} must have 64 bits at most, got an integer of {value.bit_length()}")
     if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):
-        raise TypeError(f"{item.name} must be {kind.__name__}, got {value!r}")
+        raise TypeError(f"{item.name} must be {kind.__name__}, got {reprlib.repr(value)}")
+    if isinstance(value, str) and len(value) > _MAX_TEXT:
+        raise ValueError(f"{item.name} must have {_MAX_TEXT} characters at most, got {len(value)}")
     value = kind(value)
     rule = item.metadata
     if "choices" in rule:
@@ -174,12 +180,15 @@ def parse_select(text: str) -> tuple[str, float | None]:
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Config:
-    """A Config from a mapping; ValueError names `source` and every unknown key."""
+    """A Config from a mapping; ValueError and TypeError name `source`, and every unknown key."""
     known = [item.name for item in fields(Config)]
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"{source}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
-    return Config(**values)
+        raise ValueError(f"{source}: unknown key {', '.join(unknown)[:200]}; known: {', '.join(known)}")
+    try:
+        return Config(**values)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{source}: {error}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -192,8 +201,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ImportError('reading TOML on Python 3.10 needs tomli: pip install "ltkernels[train]"') from error
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a TOML file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a TOML file: {str(error)[:200]}") from error
 
 
 def to_toml(config: Config) -> str:

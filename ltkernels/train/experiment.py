@@ -282,7 +282,10 @@ def _work(item: Work) -> None:
         rows = _arms(context, method, index, levels)
     finally:
         torch.set_num_threads(before)
-    rundir.write_json(_item_path(item), {"rows": rows})
+    # A run that was killed leaves its workers behind; the folder may be another run's by now.
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.is_alive():
+        rundir.write_json(_item_path(item), {"rows": rows})
 
 
 def _arms(context: _Context, method: str, index: int, levels: int) -> list[dict[str, Any]]:

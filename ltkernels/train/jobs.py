@@ -211,9 +211,9 @@ def _fingerprint(command: str, config: Config, data: Dataset) -> str:
 def _check_settings(out: Path, command: str, config: Config) -> None:
     """Raise ValueError naming what differs between the run in `out` and what is asked for now."""
     path = out / rundir.CONFIG
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     if first != f"# ltkernels {command}":
-        raise ValueError(f"--resume: {out} was begun by {first.lstrip('# ')!r}, not 'ltkernels {command}'")
+        raise ValueError(f"--resume: {out} was begun by {first.lstrip('# ')[:80]!r}, not 'ltkernels {command}'")
     begun, now = from_mapping(read_toml(path), str(path)).to_dict(), config.to_dict()
     changed = [k for k in now if begun[k] != now[k] and k not in _FREE_ON_RESUME]
     if changed:
@@ -304,17 +304,24 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
     run_dir = Path(run_dir)
     summary = rundir.read_summary(run_dir)
     if "seeds" in summary:
-        raise ValueError(f"{run_dir} holds several seeds; evaluate {run_dir / 'seed-'}{summary['seeds'][0]}, ...")
+        with rundir.judged(run_dir / rundir.SUMMARY):
+            first = int(summary["seeds"][0])
+        raise ValueError(f"{run_dir} holds several seeds; evaluate {run_dir / 'seed-'}{first}, ...")
     config = from_mapping(read_toml(run_dir / rundir.CONFIG), str(run_dir / rundir.CONFIG))
     data = data if data is not None else load_data(config)
     job = Job(resolve(config, data), data, None)
     results = []
     for variant in summary["variants"]:
         path = run_dir / rundir.CHECKPOINTS / f"{variant['name']}.pt"
-        model = load_checkpoint(path, summary["checkpoints"].get(variant["name"], ""), job.build, job.config.device)
+        with rundir.judged(run_dir / rundir.SUMMARY):
+            checksum = summary["checkpoints"].get(variant["name"], "")
+            recorded = {
+                "fdg_tail": variant["fdg_tail"],
+                "recorded_balanced_accuracy": float(variant["balanced_accuracy"]),
+            }
+        model = load_checkpoint(path, checksum, job.build, job.config.device)
         confusion = confusion_matrix(job.y_test, predict(model, job.x_test), data.num_classes).cpu()
         scores = summarize(confusion, data.class_counts)
-        recorded = {"fdg_tail": variant["fdg_tail"], "recorded_balanced_accuracy": variant["balanced_accuracy"]}
         results.append({"name": variant["name"], **scores, **recorded})
     return results
 
@@ -324,8 +331,10 @@ def rebuild_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     path = run_dir / rundir.REPORT
     summary, records = rundir.read_summary(run_dir), rundir.read_metrics(run_dir)
-    if "seeds" in summary:  # of several seeds, the curves are those of the first
-        first = summary["seeds"][0]
-        records = [{k: v for k, v in r.items() if k != "seed"} for r in records if r["seed"] == first]
-    rundir.write_text(path, render(summary, records))
+    with rundir.judged(run_dir):
+        if "seeds" in summary:  # of several seeds, the curves are those of the first
+            first = summary["seeds"][0]
+            records = [{k: v for k, v in r.items() if k != "seed"} for r in records if r["seed"] == first]
+        page = render(summary, records)
+    rundir.write_text(path, page)
     return path

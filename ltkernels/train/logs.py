@@ -45,18 +45,25 @@ class Logs:
             rundir.write_text(self._folder / rundir.METRICS_CSV, text)
 
     def append(self, record: dict[str, Any]) -> None:
-        with open(self._folder / rundir.METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._add(self._folder / rundir.METRICS, json.dumps(record) + "\n")
         if self._csv:
             path = self._folder / rundir.METRICS_CSV
             new = not path.exists() or path.stat().st_size == 0
-            with open(path, "a", encoding="utf-8") as file:
-                file.write((_csv_line(list(record)) if new else "") + _csv_line(list(record.values())))
+            self._add(path, (_csv_line(list(record)) if new else "") + _csv_line(list(record.values())))
         if self._writer is not None:
             for name, value in record.items():
                 if isinstance(value, float):
                     self._writer.add_scalar(f"{record['phase']}/{name}", value, record["epoch"])
             self._writer.flush()
+
+    @staticmethod
+    def _add(path: Path, text: str) -> None:
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            # A full disk shows when the line is flushed, where Python no longer says which file it was.
+            raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
 
     def close(self) -> None:
         if self._writer is not None:

@@ -5,12 +5,13 @@ whose checkpoints lie in `state/`. Results that `--force` replaces wait in `.rep
 """
 
 import fcntl
+import functools
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROW
 _OURS |= {SELECTION_PICTURE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
 _HIDDEN = {_LOCK, _REPLACED}
 _SEED = r"seed-\d+"
+_PARTIAL = r"\.(.+)\.partial-\d+"
 # Folders of ours and the names of files that may lie in them; anything else there is someone else's.
 _INSIDE = {
     CHECKPOINTS: r".+\.pt",
@@ -44,7 +46,7 @@ _INSIDE = {
 
 def _is_ours(name: str) -> bool:
     """Whether a run of ours may have written an entry of this name; `.NAME.partial-PID` is what a killed one left."""
-    whole = re.sub(r"^\.(.+)\.partial-\d+$", r"\1", name)
+    whole = re.sub(f"^{_PARTIAL}$", r"\1", name)
     return whole in _OURS | _HIDDEN or re.fullmatch(_SEED, whole) is not None
 
 
@@ -80,7 +82,8 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
         return
     if out.is_symlink() or not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
-    entries = {entry.name for entry in out.iterdir()} - _HIDDEN
+    # A run that was killed before it had begun leaves at most a half-written file.
+    entries = {entry.name for entry in out.iterdir() if not re.fullmatch(_PARTIAL, entry.name)} - _HIDDEN
     if not entries or (resume and (out / CONFIG).is_file()):
         return
     if not force:
@@ -120,9 +123,10 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
     check_free(out, force, resume)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with _locked(out / _LOCK, out):
         check_free(out, force, resume)
         resumed = resume and is_unfinished(out)
+        _drop_partial(out)
         if not resumed:
             _set_aside(out)
         try:
@@ -139,9 +143,8 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold `out`'s lock. The kernel drops it when the process ends, however that happens: no stale locks."""
-    path = out / _LOCK
+def _locked(path: Path, out: Path) -> Iterator[None]:
+    """Hold the lock `path`. The kernel drops it when the process ends, however that happens: no stale locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -159,6 +162,13 @@ def _locked(out: Path) -> Iterator[None]:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _drop_partial(out: Path) -> None:
+    """Remove what writers that were killed left half-written: under the lock nobody else writes here."""
+    for folder in (out, out / STATE, out / CHECKPOINTS, out / ITEMS):
+        for path in folder.glob(".*.partial-*"):
+            path.unlink(missing_ok=True)
 
 
 def _set_aside(out: Path) -> None:
@@ -191,6 +201,23 @@ def _remove(out: Path) -> None:
 
 def _visible(out: Path) -> list[Path]:
     return [entry for entry in out.iterdir() if entry.name not in _HIDDEN]
+
+
+def alone(job: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator for jobs that make their folder `out` at their end: a lock beside it refuses a second one.
+
+    Raises FileExistsError where another run has the lock. Of the processes that torchrun started, the first holds it for all.
+    """
+
+    @functools.wraps(job)
+    def locked(*args: Any, out: str | Path, **settings: Any) -> Any:
+        path = Path(out)
+        if os.environ.get("RANK", "0") != "0" or not path.parent.is_dir():
+            return job(*args, out=out, **settings)
+        with _locked(path.parent / f".{path.name}.lock", path):
+            return job(*args, out=out, **settings)
+
+    return locked
 
 
 @contextmanager
@@ -233,8 +260,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError naming the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file: {str(error)[:200]}") from error
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
@@ -245,7 +272,23 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     summary = read_json(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("variants"), list):
         raise ValueError(f"{path}: not the summary of a run")
+    with judged(path):
+        names = [variant["name"] for variant in summary["variants"]]
+        # They name files of checkpoints/: nothing that leads elsewhere.
+        bad = next((name for name in names if not re.fullmatch(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*", name)), None)
+        if bad is not None:
+            raise ValueError(f"{bad!r:.80} is no name of a variant")
     return summary
+
+
+@contextmanager
+def judged(path: Path) -> Iterator[None]:
+    """What a file of other content than a run writes makes its readers raise becomes a ValueError that names `path`."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = str(error)[:200]
+        raise ValueError(f"{path}: not what a run writes ({type(error).__name__}: {reason})") from error
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -254,6 +297,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir}: not a result folder (no {METRICS})")
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path}: not a file of JSON lines: {error}") from error
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a file of JSON lines: {str(error)[:200]}") from error
+    if not all(isinstance(record, dict) and isinstance(record.get("phase"), str) for record in records):
+        raise ValueError(f"{path}: not the records of a run: a line without a phase")
+    return records

@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ltkernels._npz import map_arrays
+from ltkernels._npz import map_arrays, map_npy, read_arrays
 from ltkernels._ranks import Ranks, together
 from ltkernels.augment import most_similar_class
 from ltkernels.selection.arms import ClassSets
+from ltkernels.selection.checkpoint import drop_damaged
 from ltkernels.selection.recipe import Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
-from ltkernels.train.data.npz import read_arrays
 from ltkernels.train.engine import Progress
 from ltkernels.train.features import TailClass, fdc_pool
 
@@ -40,7 +40,7 @@ def load_features(
     if path.suffix == ".npy":
         if labels is None:
             raise ValueError(f"{path}: an .npy file holds features only; name the file of the labels (--labels)")
-        return {"features": _map_npy(path), "labels": _map_npy(labels)}
+        return {"features": map_npy(path), "labels": map_npy(labels)}
     if labels is not None:
         raise ValueError(f"--labels {labels}: only for an .npy file of features; {path} holds its own labels")
     arrays: dict[str, np.ndarray] = dict(map_arrays(path, ("features", "labels", *optional)))
@@ -49,27 +49,22 @@ def load_features(
     return {**arrays, **read_arrays(path, rest, missing)}
 
 
-def _map_npy(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not a usable .npy file: {error}") from error
-
-
 def check_labelled(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str) -> tuple[Tensor, Tensor]:
     """The two arrays as tensors over the same memory; ValueError naming the file and the array."""
     x, y = arrays[features], arrays[labels]
-    finite = x.ndim == 2 and x.dtype.kind == "f"
+    finite = x.ndim == 2 and x.dtype.kind == "f" and x.shape[1] > 0
     finite = finite and all(np.isfinite(x[i : i + _BLOCK]).all() for i in range(0, len(x), _BLOCK))
     if not finite:
         raise ValueError(f"{path}: {features} must be a finite floating (n, d) array, got {x.dtype} {x.shape}")
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not len(y) or y.min() < 0:
         raise ValueError(f"{path}: {labels} must hold {len(x)} class indices >= 0, got {y.dtype} {y.shape}")
+    # Before a table of all classes is made: one forged label would make it as large as it likes.
+    if labels == "labels" and y.max() >= len(y):
+        raise ValueError(f"{path}: {labels} reach {y.max()}, of {len(y)} samples: some class has none")
     return torch.from_numpy(np.asarray(x)), torch.from_numpy(y.astype(np.int64))
 
 
+@rundir.alone
 def select_features(
     path: str | Path,
     config: Config,
@@ -108,6 +103,9 @@ def select_features(
             source = _Source(path, None if labels is None else Path(labels), config)
         settings = (sorted(config.to_dict().items()), mode, classes, m, n_sets)
         checkpoint = out.parent / f".{out.name}.select-{source.token(settings)}"
+        with together(ranks):
+            if world.is_main:
+                drop_damaged(checkpoint)
         recipe = fdg_recipe(
             source,
             source.make_pool,

@@ -2,17 +2,15 @@
 
 import dataclasses
 import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ltkernels.losses import Loss
-from ltkernels.train.checkpoint import StateStore, dump, write_bytes
+from ltkernels.train.checkpoint import StateStore, dump, undump, write_bytes
 from ltkernels.train.engine import Fit
 from ltkernels.train.logs import Logs
 from ltkernels.train.models import Classifier
@@ -88,9 +86,9 @@ def load_checkpoint(path: Path, sha256: str, build: Callable[[Loss, HeadSpec], C
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: damaged: it is not the file that the run wrote (checksum in {SUMMARY})")
     try:
-        saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        saved = undump(content, path, device)
         model = build(loss_record(saved["loss"]), HeadSpec(**saved["head"]))
         model.load_state_dict(saved["state"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this run: {str(error).splitlines()[0]}") from error
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a checkpoint of this run: {str(error).splitlines()[0][:200]}") from error
     return model

@@ -19,8 +19,13 @@ MAX_ARCHIVE_BYTES = 1 << 35
 MAX_MEMBERS = 20_000_000
 """Of an archive's content: listing a compressed archive decompresses it."""
 
-BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
-"""What reading a damaged archive raises."""
+MAX_RATIO = 100
+FREE_BYTES = 1 << 28
+"""A compressed archive may hold `MAX_RATIO` times its own size, or `FREE_BYTES` where that is more. Pictures compress 1.0 times, the
+zeros around tiny ones 10 times; a bomb, 1 000 times and more."""
+
+BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, MemoryError)
+"""What reading a damaged archive raises; MemoryError, where .xz asks for a dictionary of gigabytes."""
 
 
 def read_files(data_dir: Path, folder: str, archive: str, names: Sequence[str]) -> dict[str, bytes] | None:
@@ -44,14 +49,14 @@ def read_files(data_dir: Path, folder: str, archive: str, names: Sequence[str]) 
                 name = wanted.get(member.name.removeprefix("./"))
                 if name is None or name in found:
                     continue
-                if not member.isreg() or member.size > MAX_MEMBER_BYTES:
+                if not is_plain(member) or member.size > MAX_MEMBER_BYTES:
                     raise ValueError(f"{path}: {member.name} is no file of at most {MAX_MEMBER_BYTES} bytes")
                 file = tar.extractfile(member)
                 found[name] = b"" if file is None else file.read()
                 if len(found) == len(wanted):
                     break
     except BROKEN as error:
-        raise ValueError(f"{path}: not a complete archive ({error})") from error
+        raise ValueError(f"{path}: not a complete archive ({clipped(error)})") from error
     missing = [member for member, name in wanted.items() if name not in found]
     if missing:
         raise FileNotFoundError(f"{path}: lacks {', '.join(missing)}")
@@ -59,16 +64,25 @@ def read_files(data_dir: Path, folder: str, archive: str, names: Sequence[str]) 
 
 
 class _Bounded:
-    """A file that refuses to read more at once than a member may hold: tarfile reads some headers whole, however long they
-    say they are."""
+    """A file that refuses to read more at once than a member may hold (tarfile reads some headers whole, however long they
+    say they are), and beyond `end`."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
+    def __init__(self, file: BinaryIO, end: int) -> None:
+        self._file, self._end = file, end
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        # A compressed file is decompressed up to where it is moved.
+        if whence == 0 and offset > self._end:
+            raise tarfile.ReadError(f"it holds more than {self._end} bytes, or promises them")
+        return self._file.seek(offset, whence)
 
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > MAX_MEMBER_BYTES:
             raise tarfile.ReadError(f"a part of more than {MAX_MEMBER_BYTES} bytes")
+        if self._file.tell() + size > self._end:
+            # The last block of a whole archive may well end there.
+            size = max(0, self._end - self._file.tell())
         return self._file.read(size)
 
 
@@ -79,21 +93,47 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
         start = plain.read(6)
         plain.seek(0)
         opener = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
-        with (
-            opener(plain) if opener else nullcontext(plain) as file,
-            tarfile.open(fileobj=_Bounded(file), mode="r:") as tar,
-        ):  # type: ignore[arg-type]
-            yield tar
+        size = path.stat().st_size
+        end = max(FREE_BYTES, MAX_RATIO * size) if opener else size
+        with opener(plain) if opener else nullcontext(plain) as file:
+            try:
+                tar = tarfile.open(fileobj=_Bounded(file, end), mode="r:")  # type: ignore[arg-type]  # noqa: SIM115
+            except BROKEN:
+                raise
+            except Exception as error:  # forged headers make tarfile raise whatever it likes
+                raise tarfile.ReadError(clipped(error)) from error
+            with tar:
+                yield tar
 
 
 def members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
-    """The members in their order in the file; ValueError where there are more, or larger ones, than any data set needs."""
-    total = 0
-    for count, member in enumerate(tar):
-        total += member.size
-        if total > MAX_ARCHIVE_BYTES or count >= MAX_MEMBERS:
+    """The members in their order in the file; ValueError where there are more, or larger ones, than any data set needs, or where
+    the archive is damaged."""
+    total = count = 0
+    while True:
+        try:
+            member = tar.next()
+        except Exception as error:  # forged headers make tarfile raise whatever it likes
+            raise ValueError(f"{path}: not a complete archive ({clipped(error)})") from error
+        if member is None:
+            return
+        # The archive would keep every header for what nobody asks of it here.
+        tar.members.clear()
+        total, count = total + member.size, count + 1
+        if total > MAX_ARCHIVE_BYTES or count > MAX_MEMBERS:
             raise ValueError(f"{path}: holds more than {MAX_ARCHIVE_BYTES} bytes or {MAX_MEMBERS} files")
         yield member
+
+
+def is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether a member is a file that holds its bytes: no link, no device, none of holes that take no room."""
+    return member.isreg() and not member.issparse()
+
+
+def clipped(value: object, length: int = 200) -> str:
+    """What a file holds, for a message: forged names and values can fill a screen, or a log."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _read(path: Path) -> bytes:

@@ -105,6 +105,9 @@ class Dataset:
         for argument, labels in (("y_train", y_train), ("y_test", y_test)):
             if int(labels.max()) >= num_classes:
                 raise ValueError(f"{argument} holds label {int(labels.max())}, but there are {num_classes} classes")
+            # Before a table of all classes is made: one forged label would make it as large as it likes.
+            if num_classes > len(labels):
+                raise ValueError(f"{argument} has {len(labels)} samples for {num_classes} classes: some have none")
             empty = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
             if empty:
                 raise ValueError(f"{argument} has no sample of class {', '.join(map(str, empty))}")
@@ -128,8 +131,15 @@ def _digits_of(num_classes: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(num_classes))
 
 
+def _tensor(argument: str, value: np.ndarray | Tensor) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{argument} must hold numbers, got {getattr(value, 'dtype', type(value).__name__)}") from error
+
+
 def _samples(argument: str, value: np.ndarray | Tensor) -> Tensor:
-    tensor = torch.as_tensor(value)
+    tensor = _tensor(argument, value)
     if tensor.is_complex():
         raise TypeError(f"{argument} must be real, got {tensor.dtype}")
     if tensor.dim() not in (2, 3, 4) or tensor.numel() == 0:
@@ -144,7 +154,7 @@ def _samples(argument: str, value: np.ndarray | Tensor) -> Tensor:
 
 
 def _labels(argument: str, value: np.ndarray | Tensor, length: int) -> Tensor:
-    tensor = torch.as_tensor(value)
+    tensor = _tensor(argument, value)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{argument} must hold integers, got {tensor.dtype}")
     if tensor.shape != (length,):

@@ -2,12 +2,14 @@
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from ltkernels.train.data._archive import clipped
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 1 << 26  # of one image: 67 million, more than today's cameras give
@@ -16,6 +18,7 @@ MAX_TOTAL_BYTES = 1 << 33  # of the decoded set: float32 copies of it take four 
 MAX_SIZE = 4096  # of the side that images are brought to
 
 _CHUNK = 256  # files read ahead of the decoders
+_CHUNK_BYTES = 1 << 28  # of them; one file more than fits is read
 _WORTH_A_THREAD = 1 << 13  # bytes of a file
 _THREADS = 4  # each may hold an image of MAX_PIXELS
 
@@ -31,6 +34,11 @@ class Source:
     name: str
     open: Callable[[], BinaryIO]
     place: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name for a message: in an archive it can have 64 KiB."""
+        return clipped(self.name, 500)
 
 
 def pillow() -> Any:
@@ -55,25 +63,39 @@ def decode(sources: Sequence[Source], size: int | None) -> np.ndarray:
     if not sources:
         raise ValueError("there are no images to decode")
     out: np.ndarray | None = None
+
+    def put(i: int, content: bytes) -> None:
+        # Into its place at once: decoded images that wait for a slower one before them would add up.
+        assert out is not None
+        out[i] = _pixels(image_module, sources[i], content, size, out.shape[1:])
+
     order = sorted(range(len(sources)), key=lambda i: sources[i].place)
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(order), _CHUNK):
-            chunk = order[start : start + _CHUNK]
-            contents = [_read(sources[i]) for i in chunk]
+        for chunk, contents in _chunks(sources, order):
+            if out is None:
+                out = _room(len(sources), _pixels(image_module, sources[chunk[0]], contents[0], size, None))
             # Pillow decodes outside Python's lock, but a small image is all Python, where threads only get in the way.
             each = pool.map if sum(map(len, contents)) > _WORTH_A_THREAD * len(contents) else map
-            for i, pixels in zip(
-                chunk, each(lambda i, data: _pixels(image_module, sources[i], data, size), chunk, contents)
-            ):
-                out = _room(len(sources), pixels) if out is None else out
-                if pixels.shape != out.shape[1:]:
-                    raise ValueError(
-                        f"{sources[i].name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, another image has {out.shape[2]} x "
-                        f"{out.shape[1]}; set image_size to bring all to one size"
-                    )
-                out[i] = pixels
+            for _ in each(put, chunk, contents):
+                pass
     assert out is not None
     return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
+
+
+def _chunks(sources: Sequence[Source], order: Sequence[int]) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Indices of files to decode together, and the files' content: few and small enough for the memory."""
+    chunk: list[int] = []
+    contents: list[bytes] = []
+    held = 0
+    for i in order:
+        chunk.append(i)
+        contents.append(_read(sources[i]))
+        held += len(contents[-1])
+        if len(chunk) == _CHUNK or held >= _CHUNK_BYTES:
+            yield chunk, contents
+            chunk, contents, held = [], [], 0
+    if chunk:
+        yield chunk, contents
 
 
 def _room(count: int, first: np.ndarray) -> np.ndarray:
@@ -91,30 +113,46 @@ def _read(source: Source) -> bytes:
         with source.open() as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except Exception as error:  # a damaged archive: zlib.error, BadZipFile, RuntimeError for an encrypted member, ...
-        raise ValueError(f"{source.name}: cannot be read: {error}") from error
+        raise ValueError(f"{source.label}: cannot be read: {clipped(error)}") from error
     if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"{source.name}: larger than {MAX_FILE_BYTES} bytes")
+        raise ValueError(f"{source.label}: larger than {MAX_FILE_BYTES} bytes")
     return content
 
 
-def _pixels(image_module: Any, source: Source, content: bytes, size: int | None) -> np.ndarray:
-    """(height, width, 3) uint8."""
+def _pixels(
+    image_module: Any, source: Source, content: bytes, size: int | None, shape: tuple[int, ...] | None
+) -> np.ndarray:
+    """(height, width, 3) uint8; with `shape`, of that shape."""
     from PIL import ImageOps
 
+    pixels = None
     try:
         # Two decoders of Pillow's forty; opening reads the header alone.
         with image_module.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
-            if size is not None:
-                image.draft("RGB", (size, size))  # a JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough
-            image = _as_rgb(image_module, ImageOps.exif_transpose(image))
-            if size is not None and image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), image_module.Resampling.BILINEAR)
-            return np.asarray(image)
+            # An image of another size is not decoded; one on its side may be turned by its EXIF orientation.
+            if size is not None or shape is None or sorted(image.size) == sorted(shape[:2]):
+                if size is not None:
+                    image.draft(
+                        "RGB", (size, size)
+                    )  # a JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough
+                image = _as_rgb(image_module, ImageOps.exif_transpose(image))
+                if size is not None and image.size != (size, size):
+                    image = ImageOps.fit(image, (size, size), image_module.Resampling.BILINEAR)
+                pixels = np.asarray(image)
+                height, width = pixels.shape[:2]
     except Exception as error:  # a damaged file makes Pillow raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"{source.name}: not a usable PNG or JPEG image: {str(error).splitlines()[0]}") from error
+        reason = clipped(error).partition("\n")[0]
+        raise ValueError(f"{source.label}: not a usable PNG or JPEG image: {reason}") from error
+    if pixels is None or (shape is not None and pixels.shape != shape):
+        assert shape is not None
+        raise ValueError(
+            f"{source.label}: {width} x {height} pixels, another image has {shape[1]} x {shape[0]}; set image_size to bring all "
+            f"to one size"
+        )
+    return pixels
 
 
 def _as_rgb(image_module: Any, image: Any) -> Any:

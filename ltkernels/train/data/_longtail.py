@@ -1,9 +1,11 @@
 """Turning a balanced labelled set into a long-tailed one: how many samples each class keeps, and which."""
 
-import math
+import numbers
+import reprlib
 
 import numpy as np
 
+_MOST = 2**53  # larger integers are no float64
 PROFILES = ("exp", "step")
 
 
@@ -16,10 +18,16 @@ def class_sizes(n_max: int, num_classes: int, imbalance: float, profile: str = "
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    if not (math.isfinite(imbalance) and imbalance >= 1):
-        raise ValueError(f"imbalance must be a finite number >= 1, got {imbalance}")
-    if n_max < 1 or num_classes < 2:
-        raise ValueError(f"need n_max >= 1 and at least 2 classes, got {n_max} and {num_classes}")
+    if isinstance(imbalance, bool) or not isinstance(imbalance, numbers.Real):
+        raise TypeError(f"imbalance must be a number, got {type(imbalance).__name__}")
+    # Comparisons of Python's integers overflow nothing, whatever their size; nan fails both.
+    if not 1 <= imbalance <= _MOST:
+        raise ValueError(f"imbalance must be a finite number >= 1, got {reprlib.repr(imbalance)}")
+    for name, value, least in (("n_max", n_max, 1), ("num_classes", num_classes, 2)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+        if not least <= value <= _MOST:
+            raise ValueError(f"need n_max >= 1 and at least 2 classes, got {name} {reprlib.repr(value)}")
     if profile == "exp":
         sizes = [int(n_max * (1.0 / imbalance) ** (i / (num_classes - 1))) for i in range(num_classes)]
     else:
@@ -38,6 +46,11 @@ def make_long_tailed(labels: np.ndarray, imbalance: float, profile: str = "exp",
     the profile alone. Which samples of a class are kept follows a shuffle seeded with (seed, class).
     """
     labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
+        raise ValueError(f"labels must be (n,) class indices >= 0, got {labels.dtype} {labels.shape}")
+    if labels.max() >= len(labels):
+        # Before a table of all classes is made: one forged label would make it as large as it likes.
+        raise ValueError(f"labels reach {labels.max()}, of {len(labels)} samples: some class has none")
     available = np.bincount(labels)
     sizes = class_sizes(int(available.min()), len(available), imbalance, profile)
     kept = [

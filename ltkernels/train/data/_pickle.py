@@ -24,11 +24,11 @@ def load_plain(content: bytes, source: str) -> Any:
     """
     try:
         _scan(content)
-        return _plain(_Unpickler(io.BytesIO(content), encoding="bytes").load())
+        return _Plain(len(content)).of(_Unpickler(io.BytesIO(content), encoding="bytes").load())
     except RecursionError as error:
         raise ValueError(f"{source}: nested too deeply") from error
     except Exception as error:  # a forged pickle makes the unpickler raise whatever it likes
-        raise ValueError(f"{source}: not a pickle of plain data: {error}") from error
+        raise ValueError(f"{source}: not a pickle of plain data: {str(error)[:200]}") from error
 
 
 def _scan(content: bytes) -> None:
@@ -79,17 +79,27 @@ class _Array:
         self.value = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def _plain(value: Any) -> Any:
-    """`value` with the stand-ins replaced by their arrays; TypeError for anything that is no plain data."""
-    if isinstance(value, _Array) and value.value is not None:
-        return value.value
-    if type(value) is dict:
-        return {_key(key): _plain(item) for key, item in value.items()}
-    if type(value) is list:
-        return [_plain(item) for item in value]
-    if type(value) in (bytes, str, int):
-        return value
-    raise TypeError(f"it holds a {type(value).__name__}")
+class _Plain:
+    """Replaces the stand-ins by their arrays. A pickle can refer to what it has made: forty lists, each of the one before four
+    times, are a few hundred bytes and 4**40 items. No more items come out than the file has bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def of(self, value: Any) -> Any:
+        """`value` as plain data; TypeError for anything else."""
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("it holds more than there are bytes in the file")
+        if isinstance(value, _Array) and value.value is not None:
+            return value.value
+        if type(value) is dict:
+            return {_key(key): self.of(item) for key, item in value.items()}
+        if type(value) is list:
+            return [self.of(item) for item in value]
+        if type(value) in (bytes, str, int):
+            return value
+        raise TypeError(f"it holds a {type(value).__name__}")
 
 
 def _key(key: Any) -> Any:

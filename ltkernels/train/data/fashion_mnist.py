@@ -38,16 +38,19 @@ def load(request: DataRequest) -> Dataset:
                 f"largest label {labels.max(initial=0)} (of {len(CLASS_NAMES)} classes)"
             )
     imbalance = DEFAULT_IMBALANCE if request.imbalance is None else request.imbalance
-    kept = make_long_tailed(y_train, imbalance, request.profile, request.seed)
-    return Dataset.from_arrays(
-        x_train[kept],
-        y_train[kept].astype(np.int64),
-        x_test,
-        y_test.astype(np.int64),
-        class_names=CLASS_NAMES,
-        name="fashion-mnist-lt",
-        defaults={"epochs": 12, "batch_size": 128, "lr": 0.1},
-    )
+    try:
+        kept = make_long_tailed(y_train, imbalance, request.profile, request.seed)
+        return Dataset.from_arrays(
+            x_train[kept],
+            y_train[kept].astype(np.int64),
+            x_test,
+            y_test.astype(np.int64),
+            class_names=CLASS_NAMES,
+            name="fashion-mnist-lt",
+            defaults={"epochs": 12, "batch_size": 128, "lr": 0.1},
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -9,15 +9,15 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ltkernels.train.data._archive import BROKEN, members, open_tar
+from ltkernels.train.data._archive import BROKEN, clipped, is_plain, members, open_tar
 from ltkernels.train.data._dataset import DataRequest, Dataset
 from ltkernels.train.data._images import MAX_FILE_BYTES, SUFFIXES, Source, decode
 from ltkernels.train.data._longtail import make_long_tailed
@@ -54,10 +54,12 @@ def load(request: DataRequest) -> Dataset:
     )
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
+def natural_key(name: str) -> list[tuple[int, int, str, str]]:
     """Sorts `class2` before `class10`."""
     parts = re.split(r"([0-9]+)", name)
-    return [(1, int(part), part) if i % 2 else (0, 0, part) for i, part in enumerate(parts)]
+    # Digits compare as the number does, by length and then by value, however many there are: int() refuses thousands.
+    digits = [part.lstrip("0") for part in parts]
+    return [(1, len(d), d, part) if i % 2 else (0, 0, "", part) for i, (part, d) in enumerate(zip(parts, digits))]
 
 
 def _labelled(files: list[_File], path: Path) -> tuple[dict[str, tuple[list[_File], np.ndarray]], list[str]]:
@@ -72,7 +74,7 @@ def _labelled(files: list[_File], path: Path) -> tuple[dict[str, tuple[list[_Fil
     for one, other in (SPLITS, SPLITS[::-1]):
         extra = sorted(classes[one] - classes[other])
         if extra:
-            raise ValueError(f"{path}: class {extra[0]} has images in {one}, none in {other}")
+            raise ValueError(f"{path}: class {clipped(extra[0])} has images in {one}, none in {other}")
     names = sorted(classes["train"], key=natural_key)
     result = {}
     for split in SPLITS:
@@ -90,21 +92,21 @@ def _opened(path: Path) -> Iterator[list[_File]]:
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such folder")
     elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path, zipfile.ZipFile) as archive:
             yield _of_zip(archive, path)
     else:
-        with _tar(path) as archive:
+        with _archive(path, open_tar) as archive:
             yield _of_tar(archive, path)
 
 
 @contextmanager
-def _tar(path: Path) -> Iterator[tarfile.TarFile]:
+def _archive(path: Path, opener: Callable[[Path], Any]) -> Iterator[Any]:
     with ExitStack() as stack:
         try:
-            archive = stack.enter_context(open_tar(path))
-        except BROKEN as error:
+            archive = stack.enter_context(opener(path))
+        except Exception as error:  # forged headers make zipfile and tarfile raise whatever they like
             raise ValueError(
-                f"{path}: neither a folder nor a .tar, .tar.gz, .tar.xz or .zip archive ({error})"
+                f"{path}: neither a folder nor a .tar, .tar.gz, .tar.xz or .zip archive ({clipped(error)})"
             ) from error
         yield archive
 
@@ -121,9 +123,18 @@ def _of_folder(root: Path) -> list[_File]:
 def walk(root: Path, below: tuple[str, ...] = ()) -> Iterator[_File]:
     """The image files below a folder, at any depth. Raises ValueError for a link that leads out of `root`: what it leads
     to would be read into a model without a word."""
+    yield from _walk(root, below, set())
+
+
+def _walk(root: Path, below: tuple[str, ...], seen: set[tuple[int, int]]) -> Iterator[_File]:
     place = os.path.join(root, *below)
     if not os.path.isdir(place):
         return
+    status = os.stat(place)
+    if (status.st_dev, status.st_ino) in seen:
+        # Links in a ring, or from many folders into the same, make paths without end.
+        raise ValueError(f"{place}: a link to a folder that is read already")
+    seen.add((status.st_dev, status.st_ino))
     with os.scandir(place) as entries:
         for entry in entries:
             parts = (*below, entry.name)
@@ -133,7 +144,7 @@ def walk(root: Path, below: tuple[str, ...] = ()) -> Iterator[_File]:
             if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
                 raise ValueError(f"{entry.path}: leads out of {root}")
             if is_folder:
-                yield from walk(root, parts)
+                yield from _walk(root, parts, seen)
             else:
                 yield _File(parts, Source(entry.path, partial(open, entry.path, "rb")))
 
@@ -157,7 +168,7 @@ def _of_zip(archive: zipfile.ZipFile, path: Path) -> list[_File]:
         if parts is None:
             continue
         if info.file_size > MAX_FILE_BYTES:
-            raise ValueError(f"{path}: {info.filename} is larger than {MAX_FILE_BYTES} bytes")
+            raise ValueError(f"{path}: {clipped(info.filename)} is larger than {MAX_FILE_BYTES} bytes")
         # `decode` reads no more than its bound, whatever size the archive's own listing claims.
         files.append(_File(parts, Source(f"{path}: {info.filename}", lambda info=info: archive.open(info))))
     return files
@@ -168,10 +179,10 @@ def _of_tar(archive: tarfile.TarFile, path: Path) -> list[_File]:
     try:
         for member in members(archive, path):
             parts = _below_split(member.name)
-            if parts is not None and member.isreg():
+            if parts is not None and is_plain(member):
                 found.append((parts, member))
     except BROKEN as error:
-        raise ValueError(f"{path}: not a complete archive ({error})") from error
+        raise ValueError(f"{path}: not a complete archive ({clipped(error)})") from error
     return [
         _File(parts, Source(f"{path}: {member.name}", lambda member=member: _of_member(archive, member), member.offset))
         for parts, member in found

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltkernels._npz import read_arrays
 from ltkernels.diversity import FeatureStatistics, feature_diversity
 from ltkernels.train.metrics import feature_drift
 from ltkernels.train.report import plots
@@ -140,12 +141,12 @@ def audit_file(
     try:
         result = audit(
             *_labelled(arrays),
-            class_names=arrays["class_names"].tolist() if "class_names" in arrays else None,
-            probabilities=torch.from_numpy(arrays["probabilities"]) if "probabilities" in arrays else None,
+            class_names=arrays["class_names"].ravel().tolist() if "class_names" in arrays else None,
+            probabilities=_probabilities(arrays),
             other=None if second is None else _labelled(second),
             seed=seed,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, render_audit(result, f"Data audit: {path.name}"))
@@ -175,6 +176,14 @@ def _class_diversity(features: Tensor, labels: Tensor, counts: Sequence[int]) ->
     return values
 
 
+def _probabilities(arrays: dict[str, np.ndarray]) -> Tensor | None:
+    if "probabilities" not in arrays:
+        return None
+    if arrays["probabilities"].dtype.kind != "f":
+        raise ValueError(f"probabilities must be floating, got {arrays['probabilities'].dtype}")
+    return torch.from_numpy(arrays["probabilities"].astype(np.float64))
+
+
 def _label_errors(
     features: Tensor, labels: Tensor, counts: Sequence[int], probabilities: Tensor | None, seed: int
 ) -> tuple[list[dict[str, Any]] | None, str]:
@@ -197,6 +206,9 @@ def _check(name: str, features: Tensor, labels: Tensor) -> None:
         raise ValueError(f"{name}: features must be floating (n, d), got {features.dtype} {tuple(features.shape)}")
     if labels.dtype != torch.int64 or labels.shape != features.shape[:1] or int(labels.min()) < 0:
         raise ValueError(f"{name}: labels must be ({len(features)},) int64 and not negative")
+    if int(labels.max()) >= len(labels):
+        # Before a table of all classes is made: one forged label would make it as large as it likes.
+        raise ValueError(f"{name}: labels reach {int(labels.max())}, of {len(labels)} samples: some class has none")
     if not all(bool(torch.isfinite(part).all()) for part in features.split(_BLOCK)):
         raise ValueError(f"{name}: features holds NaN or infinite values")
 

@@ -126,7 +126,7 @@ def _selection(summary: dict[str, Any]) -> str:
         count = summary["class_counts"][entry["label"]]
         rows.append(
             [
-                *(escape(names[entry["label"]]), str(count), str(entry["need"]), str(entry["pool"])),
+                *(escape(str(v)) for v in (names[entry["label"]], count, entry["need"], entry["pool"])),
                 *(escape(names[entry["similar_head"]]), *(f"{entry['arms'][arm]['fdg']:.3f}" for arm in arms)),
             ]
         )

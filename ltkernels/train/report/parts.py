@@ -1,5 +1,6 @@
 """What the report's sections share: tables, percentages, the order of the classes, the page around them."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -24,11 +25,16 @@ dt { font-weight: 600; margin-top: 8px; } dd { margin: 0 0 0 20px; max-width: 76
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """The whole document; `title` is plain text, sections are HTML."""
-    return (
+    """The whole document; `title` is plain text, sections are HTML.
+
+    Characters that names may hold and a page may not (controls, halves of surrogate pairs, those that turn the direction of what
+    follows) become U+FFFD.
+    """
+    text = (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
         f"<title>{escape(title)}</title><style>{STYLE}</style><body>{''.join(sections)}</body></html>\n"
     )
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
