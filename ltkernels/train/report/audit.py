@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltkernels._npz import read_arrays
 from ltkernels.diversity import FeatureStatistics, feature_diversity
 from ltkernels.train.metrics import feature_drift
 from ltkernels.train.report import plots
