@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file_size: int) -> n
     return np.frombuffer(bytearray(data), dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and type from an .npy header. ValueError for objects and for sizes that no array has."""
     first = np.lib.format.read_magic(file) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0

@@ -200,15 +200,17 @@ def _learned_tables(
         classes = len(class_counts)
     found = {}
     for name in names:
-        if name not in adjustment._fields:
+        if isinstance(adjustment, ClosedForm) and name not in adjustment._fields:
             raise ValueError(f"learnable names {name}, which the closed form {adjustment.term.form!r} does not have")
         table = getattr(adjustment, name)
-        if table is None and classes is None:
+        if table is not None:
+            found[name] = torch.as_tensor(table).clone().float()
+        elif classes is not None:
+            found[name] = torch.full((classes,), 0.0 if name in ("shift", "margin") else 1.0)
+        else:
             raise ValueError(
                 f"learnable names {name}, but nothing tells the number of classes: give AdjustedCrossEntropy an adjustment with {name}"
             )
-        neutral = 0.0 if name in ("shift", "margin") else 1.0
-        found[name] = torch.full((classes,), neutral) if table is None else torch.as_tensor(table).clone().float()
         if not torch.isfinite(found[name]).all():
             at = int(torch.isfinite(found[name]).logical_not().nonzero()[0])
             raise ValueError(f"{name}[{at}] is {found[name][at].item()}; a learnable vector must start finite")

@@ -13,9 +13,11 @@ _HEAD = "# Written by `python -m ltkernels._declared` from the records of ltkern
 _TYPES = "from collections.abc import Sequence\n"
 # Losses of other packages join LOSSES at run time; they are not this package's to declare.
 _OWN = [loss for loss in LOSSES.values() if loss.build.__module__.startswith("ltkernels.losses.")]
-# The arguments that all losses share have their types from the function that takes them in the end.
+# The arguments that all losses share have their types from what takes them in the end.
 _SHARED = {
-    name: str(parameter.annotation) for name, parameter in inspect.signature(adjusted_cross_entropy).parameters.items()
+    name: str(parameter.annotation)
+    for taker in (nn.AdjustedCrossEntropy, adjusted_cross_entropy)
+    for name, parameter in inspect.signature(taker).parameters.items()
 }
 
 

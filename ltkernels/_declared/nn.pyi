@@ -20,7 +20,7 @@ class ArcFace(AdjustedCrossEntropy):
             ``s``, the gradient of the cosine itself.
 
         Shared arguments:
-
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -41,6 +41,7 @@ class ArcFace(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class ClassBalanced(AdjustedCrossEntropy):
@@ -55,6 +56,7 @@ class ClassBalanced(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -74,13 +76,14 @@ class ClassBalanced(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class CrossEntropy(AdjustedCrossEntropy):
     """Softmax cross-entropy: every vector at its neutral value.
 
     Shared arguments:
-
+        learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
         weight: (C,) class weights, where the loss has none of its own.
         label_smoothing, ignore_index, reduction, inplace, backend: as in
             `ltkernels.functional.adjusted_cross_entropy`.
@@ -97,6 +100,7 @@ class CrossEntropy(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class Focal(AdjustedCrossEntropy):
@@ -106,7 +110,7 @@ class Focal(AdjustedCrossEntropy):
         gamma: focusing parameter, at least 0; 0 is cross-entropy. The gradient is exact for gamma < 1 and p_y = 1 too.
 
         Shared arguments:
-
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -124,6 +128,7 @@ class Focal(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class KPS(AdjustedCrossEntropy):
@@ -144,6 +149,7 @@ class KPS(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -165,6 +171,7 @@ class KPS(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class KPSGradientAdjusted(AdjustedCrossEntropy):
@@ -172,6 +179,7 @@ class KPSGradientAdjusted(AdjustedCrossEntropy):
 
     Shared arguments:
         class_counts: (C,) training samples per class, integers.
+        learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
         weight: (C,) class weights, where the loss has none of its own.
         label_smoothing, ignore_index, reduction, inplace, backend: as in
             `ltkernels.functional.adjusted_cross_entropy`.
@@ -192,6 +200,7 @@ class KPSGradientAdjusted(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class LogitAdjustedCrossEntropy(AdjustedCrossEntropy):
@@ -203,6 +212,7 @@ class LogitAdjustedCrossEntropy(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -222,6 +232,7 @@ class LogitAdjustedCrossEntropy(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class BalancedSoftmax(AdjustedCrossEntropy):
@@ -232,6 +243,7 @@ class BalancedSoftmax(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -250,6 +262,7 @@ class BalancedSoftmax(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class LogitAdjustedAdaptiveMargin(AdjustedCrossEntropy):
@@ -260,6 +273,7 @@ class LogitAdjustedAdaptiveMargin(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -278,6 +292,7 @@ class LogitAdjustedAdaptiveMargin(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class LDAM(AdjustedCrossEntropy):
@@ -292,6 +307,7 @@ class LDAM(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -312,6 +328,7 @@ class LDAM(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class CosFace(AdjustedCrossEntropy):
@@ -324,7 +341,7 @@ class CosFace(AdjustedCrossEntropy):
         s: temperature, above 0.
 
         Shared arguments:
-
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -344,6 +361,7 @@ class CosFace(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class ClassBalancedSigmoid(AdjustedCrossEntropy):
@@ -358,6 +376,7 @@ class ClassBalancedSigmoid(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -377,6 +396,7 @@ class ClassBalancedSigmoid(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class ClassBalancedFocal(AdjustedCrossEntropy):
@@ -390,6 +410,7 @@ class ClassBalancedFocal(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -410,6 +431,7 @@ class ClassBalancedFocal(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class EQL(AdjustedCrossEntropy):
@@ -422,6 +444,7 @@ class EQL(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -441,6 +464,7 @@ class EQL(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class SoftmaxEqualization(AdjustedCrossEntropy):
@@ -460,6 +484,7 @@ class SoftmaxEqualization(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -481,6 +506,7 @@ class SoftmaxEqualization(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class CDT(AdjustedCrossEntropy):
@@ -492,6 +518,7 @@ class CDT(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -511,6 +538,7 @@ class CDT(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...
 
 class VectorScaling(AdjustedCrossEntropy):
@@ -523,6 +551,7 @@ class VectorScaling(AdjustedCrossEntropy):
 
         Shared arguments:
             class_counts: (C,) training samples per class, integers.
+            learnable: names of vectors to learn, as in `AdjustedCrossEntropy`.
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
                 `ltkernels.functional.adjusted_cross_entropy`.
@@ -543,4 +572,5 @@ class VectorScaling(AdjustedCrossEntropy):
         reduction: str = "mean",
         inplace: bool = False,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ) -> None: ...

@@ -17,7 +17,8 @@ def cholesky_log_det(matrix: Tensor) -> Tensor:
     matrix is not positive definite. Never waits for a GPU. Batches of small ones go to the CUDA kernel, where it can serve them."""
     kernel = _backends.log_det_kernel(matrix)
     if kernel is not None:
-        return kernel(matrix.flatten(0, -3)).unflatten(0, matrix.shape[:-2])
+        values: Tensor = kernel(matrix.flatten(0, -3)).unflatten(0, matrix.shape[:-2])
+        return values
     factor, failed = torch.linalg.cholesky_ex(matrix)
     value: Tensor = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return value.masked_fill(failed != 0, torch.nan)

@@ -181,8 +181,13 @@ def torch_statistics(
     if smooth:
         terms = a if weight is None else a * weight
         smooth_a = terms.scatter(1, at, torch.where(here, 0.0, terms.gather(1, at))).sum(dim=1, dtype=torch.float64)
-    rows = [reference.double(), torch.exp(below).sum(dim=1, dtype=torch.float64), label_a.double(), smooth_a.double()]
-    return torch.where((labels == IGNORED)[:, None], 0.0, torch.stack(rows, dim=1))
+    columns = [
+        reference.double(),
+        torch.exp(below).sum(dim=1, dtype=torch.float64),
+        label_a.double(),
+        smooth_a.double(),
+    ]
+    return torch.where((labels == IGNORED)[:, None], 0.0, torch.stack(columns, dim=1))
 
 
 def torch_gradient(

@@ -31,6 +31,7 @@ from ..diversity import (
     start_state,
 )
 from . import dispatch
+from .batched import BatchedEngine
 from .checkpoint import EVERY, read_checkpoint
 from .engines import PackedEngine
 from .greedy import Selection, check_mode, check_steps, make_rule, to_selection
@@ -69,7 +70,7 @@ def settle(found: np.ndarray, rule: Rule) -> tuple[int, float]:
 class _Stacked:
     """An engine for many runs, with one run, as the engines for one: judge, rows, take, join."""
 
-    def __init__(self, kind: type[dispatch.BatchedEngine], problem: Problem, rule: Rule, steps: int) -> None:
+    def __init__(self, kind: type[BatchedEngine], problem: Problem, rule: Rule, steps: int) -> None:
         self.problem, self.engine, self.left = problem, kind([problem], [rule], [steps]), problem.subsets
         self.engine.step, self.scored = 0, 0
 
