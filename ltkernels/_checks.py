@@ -54,6 +54,8 @@ def class_counts(counts: Sequence[int] | Tensor, empty: str = "error") -> Counts
     for index, value in enumerate(values):
         if value < 0:
             raise ValueError(f"class_counts[{index}] is {value}; counts must not be negative")
+        if value >= 2**63:
+            raise ValueError(f"class_counts[{index}] has {len(str(value))} digits; counts must be below 2^63")
     zeros = [index for index, value in enumerate(values) if value == 0]
     if len(zeros) == len(values):
         raise ValueError("class_counts holds zeros only; at least one class must have samples")

@@ -127,6 +127,7 @@ class TestBadCounts:
             ([3, -1], ValueError, r"class_counts\[1\] is -1"),
             ([3, 2.5], TypeError, r"class_counts\[1\] is 2.5"),
             ([3, True], TypeError, r"class_counts\[1\] is True"),
+            ([3, 10**400], ValueError, "class_counts.1. has 401 digits; counts must be below 2.63"),
             ([], ValueError, "class_counts is empty"),
             ([0, 0], ValueError, "zeros only"),
             (7, TypeError, "class_counts is 7"),

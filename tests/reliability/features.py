@@ -145,6 +145,30 @@ def statistics(draw: Draw) -> None:
     refused(lambda: diversity.class_diversities(x, labels, num_classes=0))
 
 
+def parties(draw: Draw) -> None:
+    """Statistics of the classes of two parties, joined by name and through files, are those of all samples."""
+    width = draw.say("d", draw.size(10))
+    sets = [features(draw, draw.size(40), width) for _ in range(2)]
+    labels = [draw.integers(0, 3, len(x)) for x in sets]
+    names = (["a", "b", "c"], draw.choice([["a", "b", "c"], ["c", "a", "new"]]))
+    made = [diversity.ClassStatistics(width, own).update(x, y) for own, x, y in zip(names, sets, labels)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "party.npz"
+        made[1].save(path)
+        whole = made[0].merge(diversity.ClassStatistics.load(path))
+    rows = {name: [x[y == own.index(name)] for own, x, y in zip(names, sets, labels) if name in own] for name in whole.names}
+    for name, count, value in zip(whole.names, whole.counts, whole.diversity().tolist()):
+        own = torch.cat(rows[name])
+        assert count == len(own)
+        if count:
+            close(value, float(diversity.feature_diversity(own)), 100.0)
+        else:
+            assert math.isnan(value)
+    refused(lambda: whole.update(sets[0], draw.choice([labels[0][1:], labels[0].double(), labels[0] - 9, labels[0] + 9])))
+    refused(lambda: whole.merge(diversity.ClassStatistics(width + 1, 2)))
+    refused(lambda: diversity.ClassStatistics(width, draw.choice([[], ["a", "a"], [""], 0])))
+
+
 def representatives(draw: Draw) -> None:
     x = features(draw, 1 + draw.size(40), draw.size(12))
     k = draw.randint(1, len(x))
@@ -185,6 +209,7 @@ DIVERSITY: dict[Callable[[Draw], None], set[str]] = {
     measures: {"feature_diversity", "feature_diversity_gain", "fdg_lower_bound", "fdg_infimum", "original_diversity",
                "cholesky_log_det", "CENTERINGS", "check_alpha", "check_centering", "check_features", "check_original", "check_same_width"},
     statistics: {"FeatureStatistics", "class_diversities"},
+    parties: {"ClassStatistics"},
     representatives: {"select_representatives"},
     subsets: {"subset_gains", "check_offsets", "SizeGroup", "Start", "group_by_size", "grown_log_dets", "mixed_columns", "start_state"},
 }  # fmt: skip
