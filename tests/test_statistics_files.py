@@ -162,7 +162,7 @@ def changed(name: str, at: tuple[int, ...], value: float) -> np.ndarray:
         ({"scatter": np.zeros((2, 3))}, "do not fit together"),
         ({"scatter": GOOD["scatter"].astype(np.float32)}, "float64, got int64, float64 and float32"),
         ({"scatter": GOOD["scatter"].astype(">f8")}, "float64"),
-        ({"mean": np.array([[{}, 1, 2], [0, 0, 0]], dtype=object)}, "lacks mean"),
+        ({"mean": np.array([[{}, 1, 2], [0, 0, 0]], dtype=object)}, "it holds object"),
         ({"class_names": np.array(["a", "a"])}, "class_names holds 'a' twice"),
         ({"class_names": np.array(["a", "\x1b[31m"])}, "names must be printable"),
         ({"class_names": np.array(["a"])}, "class_names must hold 2 strings"),

@@ -57,4 +57,5 @@ def test_public_functions_beside_autograd_functions_are_annotated() -> None:
         signature = inspect.signature(function)
         bare = [name for name, parameter in signature.parameters.items() if parameter.annotation is parameter.empty]
         assert not bare, f"{function.__name__}: {bare}"
-        assert signature.return_annotation is not signature.empty, function.__name__
+        made = inspect.isclass(function)  # what a class returns when called is no question
+        assert made or signature.return_annotation is not signature.empty, function.__name__

@@ -156,7 +156,9 @@ def parties(draw: Draw) -> None:
         path = Path(folder) / "party.npz"
         made[1].save(path)
         whole = made[0].merge(diversity.ClassStatistics.load(path))
-    rows = {name: [x[y == own.index(name)] for own, x, y in zip(names, sets, labels) if name in own] for name in whole.names}
+    rows = {
+        name: [x[y == own.index(name)] for own, x, y in zip(names, sets, labels) if name in own] for name in whole.names
+    }
     for name, count, value in zip(whole.names, whole.counts, whole.diversity().tolist()):
         own = torch.cat(rows[name])
         assert count == len(own)
@@ -164,7 +166,9 @@ def parties(draw: Draw) -> None:
             close(value, float(diversity.feature_diversity(own)), 100.0)
         else:
             assert math.isnan(value)
-    refused(lambda: whole.update(sets[0], draw.choice([labels[0][1:], labels[0].double(), labels[0] - 9, labels[0] + 9])))
+    refused(
+        lambda: whole.update(sets[0], draw.choice([labels[0][1:], labels[0].double(), labels[0] - 9, labels[0] + 9]))
+    )
     refused(lambda: whole.merge(diversity.ClassStatistics(width + 1, 2)))
     refused(lambda: diversity.ClassStatistics(width, draw.choice([[], ["a", "a"], [""], 0])))
 

@@ -4,6 +4,7 @@ torch reference in float64; spoiled calls must be refused."""
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from typing import Any
 
@@ -401,9 +402,19 @@ def spoiled_head(draw: Draw, run: Any, given: list[Tensor | None], target: Any) 
         refused(lambda: run(x, w[:0], target))
 
 
+def sampled(draw: Draw, run: Any) -> None:
+    """All negatives are the exact loss, and a draw depends on seed and step alone."""
+    some = ltk.distributed.NegativeSampling(draw.choice([0.1, 0.5, 0.9]), draw.randrange(1000), draw.randrange(9))
+    same = {"rtol": 0.0, "atol": 0.0, "equal_nan": True}
+    torch.testing.assert_close(run(some._replace(rate=1.0)), run(None), **same)
+    torch.testing.assert_close(run(some), run(some), **same)
+    refused(lambda: run(some._replace(rate=draw.choice([0.0, 1.5, math.nan, -0.1, "half"]))))
+    refused(lambda: run(draw.choice([some._replace(step=-1), some._replace(step=0.5), 0.5, (0.5, 1)])))
+
+
 def sharded(seed: int, cases: int) -> Tally:
     """At one process; tests/test_sharded.py has more of them."""
-    missing(set(ltk.distributed.__all__), {"sharded_linear_adjusted_cross_entropy"})
+    missing(set(ltk.distributed.__all__), {"sharded_linear_adjusted_cross_entropy", "NegativeSampling"})
     with tempfile.TemporaryDirectory() as folder:
         refused_before = False
         try:
@@ -427,6 +438,8 @@ def sharded(seed: int, cases: int) -> Tally:
                 return
             call = lambda x, w, b: shard(x, w, target, bias=b, normalize=normalize, **whole, **options)  # noqa: E731
             head_check(call, given, target, normalize, wanted)
+            if draw.chance(0.3):
+                sampled(draw, lambda s: shard(*given[:2], target, normalize=normalize, sampling=s, **whole, **options))
 
         tally = loop(seed, cases, one)
         torch.distributed.destroy_process_group()
