@@ -117,6 +117,13 @@ def test_a_finished_run_is_not_run_again(whole):
         train.run(Config(**BUSY), out=whole, resume="auto")
 
 
+def test_what_was_left_by_a_run_that_died_after_its_summary_goes(whole):
+    (whole / "state").mkdir()
+    (whole / "state" / "old.00000001.pt").write_bytes(b"a checkpoint")
+    train.train(Config(**BUSY), out=whole, resume="auto")
+    assert not (whole / "state").exists()
+
+
 def _unfinished(tmp_path, after=4, config=None, data=None):
     out = tmp_path / "run"
     with pytest.raises(signals.Stopped):

@@ -155,6 +155,7 @@ def fdg_experiment(
     if resume == "auto" and begun.is_file() and begun.read_text(encoding="utf-8") != head + to_toml(config):
         raise ValueError(f"--resume: {out} was begun with other settings; --force starts anew")
     if resume == "auto" and (out / rundir.SUMMARY).is_file():
+        rundir.tidy(out)
         return rundir.read_json(out / rundir.SUMMARY)
     loaded = {name: _load(config, name) for name in data}
     for name in data:

@@ -151,6 +151,8 @@ def _execute(
         finished = resume == "auto" and out is not None and (out / rundir.SUMMARY).is_file()
         if finished:
             _check_settings(out, command, config)
+            if world.is_main:
+                rundir.tidy(out)
         if summary := world.share(rundir.read_summary(out) if finished else None):
             return summary
         before = torch.get_num_threads()

@@ -138,8 +138,7 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
                 if not existed and not any(entry.name != _LOCK for entry in out.iterdir()):
                     shutil.rmtree(out)
             raise
-        shutil.rmtree(out / STATE, ignore_errors=True)
-        shutil.rmtree(out / _REPLACED, ignore_errors=True)
+        tidy(out)
 
 
 @contextmanager
@@ -201,6 +200,12 @@ def _remove(out: Path) -> None:
 
 def _visible(out: Path) -> list[Path]:
     return [entry for entry in out.iterdir() if entry.name not in _HIDDEN]
+
+
+def tidy(out: Path) -> None:
+    """Remove what a finished run no longer needs. Its last process may have ended, or failed, between its summary and this."""
+    shutil.rmtree(out / STATE, ignore_errors=True)
+    shutil.rmtree(out / _REPLACED, ignore_errors=True)
 
 
 def alone(job: Callable[..., Any]) -> Callable[..., Any]:

@@ -50,6 +50,7 @@ def run_seeds(
     if resume == "auto" and begun.is_file() and not begun.read_text(encoding="utf-8").startswith(head):
         raise ValueError(f"--resume: {out} was begun with {begun.read_text(encoding='utf-8').partition(chr(10))[0]!r}")
     if resume == "auto" and (out / rundir.SUMMARY).is_file():
+        rundir.tidy(out)
         return rundir.read_summary(out)
     # The settings are checked before the folder is touched.
     # Loaded once for all seeds; under this name, the settings of each go on naming what was asked for.
