@@ -125,7 +125,7 @@ def measure(
             found.fail(f"out of time before {op} {dtype}")
             continue
         share = max(10.0, left / (len(jobs) - index))
-        command = module("benchmarks.gpu", "--worker", op, dtype, str(time.time() + 0.8 * share), *flags)
+        command = module(f"{__package__}.gpu", "--worker", op, dtype, str(time.time() + 0.8 * share), *flags)
         log = out / f"{op}-{dtype}.log"
         code = limited(command, log, min(share + 20, left), env)
         output = log.read_text(errors="replace")

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from ltkernels.benchmarks import gpu, gpu_cells, gpu_peers
+from ltkernels.benchmarks.gpu_meter import Dry
 
 import ltkernels as ltk
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import gpu, gpu_cells, gpu_peers
-from benchmarks.gpu_meter import Dry
-
-sys.path.pop(0)
 
 
 @pytest.mark.parametrize("name", gpu_peers.LOSSES)
@@ -163,6 +158,7 @@ def test_the_gpu_tests_are_run(tmp_path, monkeypatch) -> None:
         return 1 if command[0] == "compute-sanitizer" else 0
 
     monkeypatch.setattr(gpu, "limited", limited)
+    monkeypatch.setattr(gpu, "__file__", str(Path(__file__).parent.parent / "benchmarks" / "gpu.py"))  # installed elsewhere
     monkeypatch.setattr(gpu.shutil, "which", lambda name: "/usr/bin/" + name)
     assert gpu.run_tests(tmp_path, False, time.time() + 100) == ["compute-sanitizer: 1, see compute-sanitizer.log"]
     assert commands[0][-1].endswith("tests/gpu")

@@ -226,6 +226,21 @@ def test_a_zip_with_a_broken_listing(tmp_path):
         data.load(f"folder:{path}")
 
 
+def test_a_zip_with_a_file_of_no_name(tmp_path):
+    pytest.importorskip("PIL")
+    whole = _zip(tmp_path / "whole.zip", TREE)
+    path = _zip(tmp_path / "set.zip", {**TREE, "@name": b""})
+    path.write_bytes(path.read_bytes().replace(b"@name", b"\0name"))  # zipfile cuts names at a zero byte
+    assert torch.equal(data.load(f"folder:{path}").x_train, data.load(f"folder:{whole}").x_train)
+
+
+def test_values_beyond_float32_after_standardising(tmp_path):
+    x = np.array([[1e38], [-3e38], [3e38], [3e38]])
+    np.savez(tmp_path / "huge.npz", x_train=x, y_train=[0, 0, 1, 1], x_test=x, y_test=[0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"huge\.npz: x_train cannot be standardised in float32"):
+        data.load(f"npz:{tmp_path / 'huge.npz'}")
+
+
 def test_links_in_a_ring(tmp_path):
     pytest.importorskip("PIL")
     for name, content in TREE.items():
@@ -308,7 +323,11 @@ def test_a_damaged_checkpoint_is_said(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"variants": [1]}', '{"variants": [{}]}', '{"variants": [{"name": "ce"}]}', "[]"]
+    "text",
+    [
+        *("[" * 100_000, "[]", '{"variants": [1]}', '{"variants": [{}]}', '{"variants": [{"name": "ce"}]}'),
+        '{"variants": [{"name": "ce"}], "chosen": "another"}',
+    ],
 )
 def test_forged_summaries(tmp_path, text):
     (tmp_path / "summary.json").write_text(text)

@@ -133,6 +133,7 @@ def test_float64_numpy_and_half_are_accepted() -> None:
         (torch.tensor([[0.0], [math.nan]]), 1, {}, ValueError, "features holds NaN or infinity, first in row 1"),
         (torch.zeros(5), 2, {}, ValueError, r"features must have shape \(samples, features\), got \(5,\)"),
         (torch.zeros(5, 2, dtype=torch.int32), 2, {}, TypeError, "got torch.int32"),
+        (torch.full((5, 2), 1e19), 2, {}, ValueError, "features overflow float32: squared distances"),
         (torch.full((5, 2), 1e300, dtype=torch.float64), 2, {}, ValueError, "features overflow float32"),
     ],
 )

@@ -222,7 +222,7 @@ def kmeans_subsets(
     Raises:
         ImportError: FAISS, or for "cuda" a FAISS with GPU support, is missing; the message names what to install.
         RuntimeError: device "cuda" without a GPU.
-        TypeError, ValueError: wrong dtype or shape, NaN or infinity, k below 1 or above n.
+        TypeError, ValueError: wrong dtype or shape, NaN or infinity, squared distances beyond float32, k below 1 or above n.
     """
     x64 = check_features(features, "features")
     n = x64.shape[0]
@@ -238,8 +238,13 @@ def kmeans_subsets(
         raise ValueError('float16 is for device="cuda": on the CPU, FAISS computes in float32')
     faiss = _faiss()
     x = np.ascontiguousarray(x64.detach().to(torch.float32).cpu().numpy())
-    if not np.isfinite(x).all():
-        raise ValueError(f"features overflow float32 (largest magnitude {float(x64.abs().max()):.3g}); scale them down")
+    # Distances are at most twice the largest norm. FAISS ends the process where one overflows.
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", x, x)
+    if not squares.max() < np.finfo(np.float32).max / 4:
+        raise ValueError(
+            f"features overflow float32: squared distances of rows of magnitude up to {float(x64.abs().max()):.3g}; scale them down"
+        )
     if spherical:
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     distances, labels = _faiss_labels(faiss, x, k, niter, nredo, spherical, seed, device, float16)

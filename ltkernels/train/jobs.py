@@ -311,7 +311,8 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
         raise ValueError(f"{run_dir} holds several seeds; evaluate {run_dir / 'seed-'}{first}, ...")
     config = from_mapping(read_toml(run_dir / rundir.CONFIG), str(run_dir / rundir.CONFIG))
     data = data if data is not None else load_data(config)
-    job = Job(resolve(config, data), data, None)
+    with rundir.judged(run_dir / rundir.CONFIG):
+        job = Job(resolve(config, data), data, None)
     results = []
     for variant in summary["variants"]:
         path = run_dir / rundir.CHECKPOINTS / f"{variant['name']}.pt"

@@ -283,6 +283,8 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         bad = next((name for name in names if not re.fullmatch(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]*", name)), None)
         if bad is not None:
             raise ValueError(f"{bad!r:.80} is no name of a variant")
+        if summary["chosen"] not in names:
+            raise ValueError(f"chosen is {summary['chosen']!r:.80}, which no variant is called")
     return summary
 
 

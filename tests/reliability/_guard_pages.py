@@ -46,6 +46,10 @@ def _adjusted_ce(a: tuple[Any, ...]) -> Extents:
     out |= {20: (_rows(rows, a[21], classes, item), True), 22: (real * threads * _C.adjusted_ce_scratch(classes), True)}
     if a[24]:
         out |= {(24, 1): (real * classes, False), (24, 2): (8, False)}
+    if a[25]:
+        needs = [address != 0 for address in a[25][1:]]
+        scratch = 8 * _C.vector_gradients_scratch(rows, classes, needs[0] + needs[1], 2 if a[6] else 1, a[0] == 1)
+        out |= {(25, 0): (scratch, True)} | {(25, k): (real * classes, True) for k in range(1, 6)}
     return out
 
 
@@ -83,7 +87,8 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
     "subset_scores": _subset_scores,
 }  # fmt: skip
 # What takes no buffers, and what has a class of its own below.
-HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed"}
+HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
+            "vector_gradients_scratch"}  # fmt: skip
 OWN = {"Greedy", "greedy_runs"}
 
 

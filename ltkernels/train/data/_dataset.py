@@ -114,11 +114,15 @@ class Dataset:
         axes = (0, 2, 3) if x_train.dim() == 4 else tuple(range(x_train.dim()))
         mean = x_train.mean(axes, keepdim=True)
         std = x_train.std(axes, keepdim=True).clamp_min(1e-6)
+        x_train, x_test = (x_train - mean) / std, (x_test - mean) / std
+        for argument, samples in (("x_train", x_train), ("x_test", x_test)):
+            if not bool(torch.isfinite(samples).all()):
+                raise ValueError(f"{argument} cannot be standardised in float32: its values are too large")
         return cls(
             name=name,
-            x_train=(x_train - mean) / std,
+            x_train=x_train,
             y_train=y_train,
-            x_test=(x_test - mean) / std,
+            x_test=x_test,
             y_test=y_test,
             class_names=tuple(map(str, class_names)) if class_names is not None else _digits_of(num_classes),
             defaults=dict(defaults or {}),

@@ -164,7 +164,7 @@ def _below_split(name: str) -> tuple[str, ...] | None:
 def _of_zip(archive: zipfile.ZipFile, path: Path) -> list[_File]:
     files = []
     for info in archive.infolist():
-        parts = None if info.is_dir() else _below_split(info.filename)
+        parts = None if info.filename.endswith("/") else _below_split(info.filename)  # is_dir() fails on an empty name
         if parts is None:
             continue
         if info.file_size > MAX_FILE_BYTES:
