@@ -158,7 +158,8 @@ def test_the_gpu_tests_are_run(tmp_path, monkeypatch) -> None:
         return 1 if command[0] == "compute-sanitizer" else 0
 
     monkeypatch.setattr(gpu, "limited", limited)
-    monkeypatch.setattr(gpu, "__file__", str(Path(__file__).parent.parent / "benchmarks" / "gpu.py"))  # installed elsewhere
+    # The checkout's, wherever the package is installed.
+    monkeypatch.setattr(gpu, "__file__", str(Path(__file__).parent.parent / "benchmarks" / "gpu.py"))
     monkeypatch.setattr(gpu.shutil, "which", lambda name: "/usr/bin/" + name)
     assert gpu.run_tests(tmp_path, False, time.time() + 100) == ["compute-sanitizer: 1, see compute-sanitizer.log"]
     assert commands[0][-1].endswith("tests/gpu")
