@@ -82,7 +82,7 @@ def test_bad_options(options, tmp_path) -> None:
 
 
 def test_readme_table(tmp_path) -> None:
-    from benchmarks.report import main
+    from ltkernels.benchmarks.report import main
 
     (tmp_path / "broken.py").write_text(BROKEN)
     campaign(tmp_path, "--parts", str(tmp_path), "--effort", "0.1", "--seed", "1", "--only", "good", "wrong", "absent")
