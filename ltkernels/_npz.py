@@ -3,18 +3,18 @@ unpickled."""
 
 from __future__ import annotations
 
-import os
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from ._files import replacing
 
 # What zipfile and numpy's header parser raise on bytes that are no .npz file.
 DAMAGED = (
@@ -125,20 +125,6 @@ def map_arrays(path: Path, names: Sequence[str]) -> dict[str, np.memmap]:
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
-    """Through a temporary sibling, on the disk before the rename: a reader, or the next call, never sees half of it.
-
-    Raises OSError naming the file.
-    """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"{path} could not be written: {os.strerror(error.errno or 0)}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    """Whole or not at all: a reader, or the next call, never sees half of it. Makes the folder. Raises OSError naming the file."""
+    with replacing(path, parents=True) as file:
+        np.savez(file, **arrays)

@@ -8,16 +8,16 @@ tensors, numbers and strings: `torch.load(path, weights_only=True)` reads it.
 import hashlib
 import io
 import logging
-import os
 import random
 import re
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from ltkernels._files import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -27,29 +27,9 @@ _NAME = re.compile(r"(?P<slug>.+)\.(?P<serial>\d{8})\.(?P<digest>[0-9a-f]{32})\.
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` through a temporary sibling, on the disk before the rename.
-
-    Raises OSError naming the path (a full disk, a read-only folder); the old file is then untouched.
-    """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        # The rename itself is durable once the folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise OSError(error.errno, f"{path} could not be written: {os.strerror(error.errno or 0)}") from error
-    finally:
-        # Where the folder went read-only, the error above says so.
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    """Write `content` to `path`, whole or not at all. Raises OSError naming the path; the old file is then untouched."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def dump(state: dict[str, Any]) -> bytes:

@@ -1,0 +1,39 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replacing(path: Path, *, parents: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write that becomes `path` where the block ends well: a temporary sibling, on the disk before it is renamed.
+    `parents`: makes the folder.
+
+    Raises OSError naming the path (a full disk, a read-only folder); what was there before is then untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        # The rename itself is durable once the folder is.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written: {os.strerror(error.errno or 0)}") from error
+    finally:
+        # Where the folder went read-only, the error above says so.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
