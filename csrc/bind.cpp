@@ -290,7 +290,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     // Each returns None or an error message.
     const py::call_guard<py::gil_scoped_release> released;
     m.def("cuda_adjusted_ce", &ltk_cuda_adjusted_ce, released, "Loss and gradient.");
-    m.def("cuda_row_statistics", &ltk_cuda_row_statistics, released, "Statistics of rows, or the gradient from them.");
+    m.def("cuda_row_statistics", &ltk_cuda_row_statistics, released, "Statistics of rows of a part of the classes.");
+    m.def("cuda_gradient_from_statistics", &ltk_cuda_gradient_from_statistics, released, "Gradient of such a part.");
     m.def("cuda_scale", &ltk_cuda_scale, released, "A gradient times a number on the device.");
     m.def("cuda_logdet", &ltk_cuda_logdet, released, "Log-determinants of small SPD matrices.");
     m.def("cuda_plan", &ltk_cuda_plan, released, "The plan for a shape.");

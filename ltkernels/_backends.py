@@ -21,7 +21,7 @@ from . import _C
 from ._checks import real_dtype
 
 # enum DType of csrc/cpu/kernels.h
-_DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 TABLES = ("shift", "scale", "margin", "row_scale", "weight")
 BACKENDS = ("cpu", "cuda", "triton", "torch")
 ON_DEVICE = ("cuda", "triton")  # whose kernels run beside the host
@@ -131,14 +131,26 @@ def kernel(backend: str) -> Callable[..., None]:
 
 
 @functools.cache
-def scale_kernel(backend: str) -> Callable[[Tensor, Tensor], None]:
-    """``scale_gradient(grad, upstream)`` of a GPU backend: in place, and without a pass over `grad` where `upstream`, a number on
-    the device that the host does not wait for, is 1."""
+def scale_kernel(backend: str) -> Callable[[Tensor, Tensor, Tensor | None], object]:
+    """``scale_gradient(grad, upstream, expected)`` of a GPU backend: `grad` times upstream / expected, in place, and without a pass over
+    it where they are equal. Both are numbers on the device that the host does not wait for; `expected` None is 1."""
     if backend == "cuda":
         from ._cuda import scale_gradient
     else:
         from .triton.adjusted_ce import scale_gradient
     return scale_gradient
+
+
+def two_phase_kernels(device: torch.device) -> tuple[Callable[..., None], Callable[..., None]] | None:
+    """``row_statistics`` and ``gradient_from_statistics`` in the signatures of the `cpu_` functions below; None where torch serves the
+    device's tensors."""
+    if device.type == "cpu":
+        return cpu_row_statistics, cpu_gradient_from_statistics
+    if device.type != "cuda" or cuda_problem():
+        return None
+    from . import _cuda
+
+    return _cuda.row_statistics, _cuda.gradient_from_statistics
 
 
 LARGEST_LOG_DET = 64  # of the CUDA kernel, a warp a matrix
@@ -190,6 +202,8 @@ def cpu_adjusted_ce(
     rows, classes = logits.shape
     dtype = logits.dtype
     threads = torch.get_num_threads()
+    if row_coef is not None:
+        row_coef = row_coef.contiguous()  # one number for all rows comes expanded
     # One allocation: the threads' scratch, then the row losses where the caller does not want them. Small calls live on the
     # kernel's own stack.
     per_thread = _C.adjusted_ce_scratch(classes)
@@ -213,7 +227,7 @@ def cpu_adjusted_ce(
             row += size if need else 0
         vectors = tuple(addresses)
     status = _C.adjusted_ce(
-        _DTYPE_CODES[dtype],
+        DTYPE_CODES[dtype],
         logits.data_ptr(),
         logits.stride(0),
         rows,
@@ -273,7 +287,7 @@ def cpu_row_statistics(
 ) -> None:
     """Fills `out` (N, 4); see `ltkernels.losses._two_phase`."""
     _C.row_statistics(
-        *_class_part(logits, labels, row_scale, shift, scale, weight), smooth, out.data_ptr(), torch.get_num_threads()
+        *class_part(logits, labels, row_scale, shift, scale, weight), smooth, out.data_ptr(), torch.get_num_threads()
     )
 
 
@@ -289,7 +303,7 @@ def cpu_gradient_from_statistics(
 ) -> None:
     """Fills `grad`; see `ltkernels.losses._two_phase`."""
     _C.gradient_from_statistics(
-        *_class_part(logits, labels, row_scale, shift, scale, weight),
+        *class_part(logits, labels, row_scale, shift, scale, weight),
         terms.data_ptr(),
         grad.data_ptr(),
         grad.stride(0),
@@ -297,9 +311,10 @@ def cpu_gradient_from_statistics(
     )
 
 
-def _class_part(logits: Tensor, labels: Tensor, row_scale: Tensor, *tables: Tensor | None) -> tuple[int, ...]:
+def class_part(logits: Tensor, labels: Tensor, row_scale: Tensor, *tables: Tensor | None) -> tuple[int, ...]:
+    """ClassPart of csrc/cpu/row_statistics.h, as the entry points take it."""
     addresses = (logits.data_ptr(), logits.stride(0), *logits.shape, labels.data_ptr())
-    return (_DTYPE_CODES[logits.dtype], *addresses, *map(_address, tables), row_scale.data_ptr())
+    return (DTYPE_CODES[logits.dtype], *addresses, *map(_address, tables), row_scale.data_ptr())
 
 
 def doctor_report() -> list[tuple[str, str]]:

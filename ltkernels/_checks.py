@@ -99,6 +99,21 @@ def number(
     return result
 
 
+def grad_scale(value: Tensor | float, device: torch.device, real: torch.dtype) -> Tensor:
+    """A factor above 0 as a tensor () in the loss' dtype; what a tensor on an accelerator holds is not looked at."""
+    if not isinstance(value, Tensor):
+        return torch.full((), number("grad_scale", value, above=0.0), dtype=real, device=device)
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"grad_scale has shape {tuple(value.shape)} and dtype {value.dtype}; it must be one floating-point number"
+        )
+    if value.device != device:
+        raise ValueError(f"grad_scale is on {value.device}, logits on {device}; both must be on one device")
+    if value.is_cpu and not torch.compiler.is_compiling():
+        number("grad_scale", value.item(), above=0.0)
+    return value.detach().reshape(()).to(real)
+
+
 def reduction(value: str) -> int:
     """The kernel's code of a reduction."""
     try:

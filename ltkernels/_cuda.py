@@ -14,18 +14,12 @@ import torch
 from torch import Tensor
 
 from . import _C
-from ._backends import LARGEST_LOG_DET
+from ._backends import DTYPE_CODES, LARGEST_LOG_DET, class_part
 from ._checks import REDUCTIONS, real_dtype
 
 library = _C  # has cuda_* functions where the module was built with LTKERNELS_CUDA=ON
 
 PATHS = ("any", "registers", "cluster", "memory")  # enum Path of csrc/cuda/job.h
-_DTYPE_CODES = {
-    torch.float32: 0,
-    torch.float64: 1,
-    torch.bfloat16: 2,
-    torch.float16: 3,
-}  # enum DType of csrc/cpu/kernels.h
 _NONE, _SUM = REDUCTIONS.index("none"), REDUCTIONS.index("sum")
 
 
@@ -78,7 +72,8 @@ def adjusted_ce(
 ) -> None:
     """Fills `loss` and, where it is given, `grad`; the arguments are those of ``_backends.cpu_adjusted_ce``.
 
-    logits (N, C) with unit class stride, any row stride; grad likewise, may be the logits themselves. One launch for
+    logits (N, C) with unit class stride, any row stride; grad likewise, may be the logits themselves. row_coef (N,) may be one number,
+    expanded. One launch for
     ``reduction="none"``, else two. `path` forces a kernel, for tests and benchmarks.
 
     Raises RuntimeError where CUDA refuses a launch; ValueError for labels and tables with ``LTKERNELS_CUDA_DEBUG=1``.
@@ -98,13 +93,14 @@ def adjusted_ce(
         library.cuda_adjusted_ce(
             *current_stream(logits.device),
             PATHS.index(path),
-            _DTYPE_CODES[logits.dtype],
+            DTYPE_CODES[logits.dtype],
             logits.data_ptr(),
             logits.stride(0),
             rows,
             classes,
             target.data_ptr(),
             *map(_address, (target_b, lam, shift, scale, margin, row_scale, weight, row_coef)),
+            0 if row_coef is None else row_coef.stride(0),
             focal_gamma,
             label_smoothing,
             ignore_index,
@@ -123,110 +119,53 @@ def adjusted_ce(
 
 def row_statistics(
     logits: Tensor,
-    target: Tensor,
-    shift: Tensor | None = None,
-    scale: Tensor | None = None,
-    margin: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    first_class: int = 0,
-    all_classes: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One read of a shard of the logits: (N,) maximum m of the adjusted logits but the label's, sum of exp(a - m) over them, and the
-    label's adjusted logit (-inf where another shard holds it).
-
-    logits (N, C_local), column j being class ``first_class + j``; labels and tables are for all `all_classes` classes. Shards combine
-    to ``m = max m_k, s = sum s_k exp(m_k - m), t = max t_k``. Ignored rows have (-inf, 0, -inf), rows with a bad label the sum NaN.
-    """
-    real = real_dtype(logits.dtype)
-    out = tuple(torch.empty(logits.shape[0], dtype=real, device=logits.device) for _ in range(3))
-    tables = (shift, scale, margin, row_scale, None, None)
-    _statistics(True, logits, target, tables, 0.0, ignore_index, first_class, all_classes, out, None, None)
-    return out
+    labels: Tensor,
+    row_scale: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    smooth: bool,
+    out: Tensor,
+) -> None:
+    """Fills `out` (N, 4) in one read of the logits; see `ltkernels.losses._two_phase`."""
+    part = class_part(logits, labels, row_scale, shift, scale, weight)
+    _raise(library.cuda_row_statistics(*current_stream(logits.device), *part, int(smooth), out.data_ptr()))
 
 
 def gradient_from_statistics(
     logits: Tensor,
-    target: Tensor,
-    statistics: tuple[Tensor, Tensor, Tensor],
-    shift: Tensor | None = None,
-    scale: Tensor | None = None,
-    margin: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    weight: Tensor | None = None,
-    row_coef: Tensor | None = None,
-    *,
-    focal_gamma: float = 0.0,
-    ignore_index: int = -100,
-    first_class: int = 0,
-    all_classes: int | None = None,
-    loss: Tensor | None = None,
-    grad: Tensor | None = None,
-) -> Tensor:
-    """The gradient of a shard from the statistics of the whole rows (`row_statistics`), each row times `row_coef` (N,). Fills `loss` (N,)
-    where it is given, and `grad`, new where it is not; returns `grad`."""
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format) if grad is None else grad
-    tables = (shift, scale, margin, row_scale, weight, row_coef)
-    _statistics(
-        False, logits, target, tables, focal_gamma, ignore_index, first_class, all_classes, statistics, loss, grad
-    )
-    return grad
-
-
-def _statistics(
-    write: bool,
-    logits: Tensor,
-    target: Tensor,
-    tables: tuple[Tensor | None, ...],
-    focal_gamma: float,
-    ignore_index: int,
-    first_class: int,
-    all_classes: int | None,
-    statistics: tuple[Tensor, ...],
-    loss: Tensor | None,
-    grad: Tensor | None,
+    labels: Tensor,
+    row_scale: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    terms: Tensor,
+    grad: Tensor,
 ) -> None:
-    rows, classes = logits.shape
-    _raise(
-        library.cuda_row_statistics(
-            *current_stream(logits.device),
-            int(write),
-            _DTYPE_CODES[logits.dtype],
-            logits.data_ptr(),
-            logits.stride(0),
-            rows,
-            classes,
-            first_class,
-            classes if all_classes is None else all_classes,
-            target.data_ptr(),
-            *map(_address, tables),
-            focal_gamma,
-            ignore_index,
-            *map(_address, statistics),
-            _address(loss),
-            _address(grad),
-            0 if grad is None else grad.stride(0),
-        )
-    )
+    """Fills `grad`, which may be the logits, in one read and one write; see `ltkernels.losses._two_phase`."""
+    part = class_part(logits, labels, row_scale, shift, scale, weight)
+    to = (terms.data_ptr(), grad.data_ptr(), grad.stride(0))
+    _raise(library.cuda_gradient_from_statistics(*current_stream(logits.device), *part, *to))
 
 
-def scale_gradient(grad: Tensor, upstream: Tensor) -> Tensor:
-    """`grad` times the one number of `upstream`, in place, in the loss' precision. The number stays on the device; where it is 1, the
-    launch reads nothing else. grad contiguous; upstream one element, float64 for a float64 gradient, else float32."""
+def scale_gradient(grad: Tensor, upstream: Tensor, expected: Tensor | None = None) -> Tensor:
+    """`grad` times upstream / expected (None: 1), in place, in the loss' precision. The numbers stay on the device; where they are equal,
+    the launch reads nothing else. grad contiguous; upstream and expected one element, float64 for a float64 gradient, else float32."""
     if not grad.is_contiguous():
         raise ValueError(f"grad has strides {grad.stride()}; it must be contiguous")
-    if upstream.numel() != 1 or upstream.dtype != real_dtype(grad.dtype):
-        raise ValueError(
-            f"upstream has shape {tuple(upstream.shape)} and dtype {upstream.dtype}; it must be one {real_dtype(grad.dtype)}"
-        )
+    for name, value in (("upstream", upstream), ("expected", expected)):
+        if value is not None and (value.numel() != 1 or value.dtype != real_dtype(grad.dtype)):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; it must be one {real_dtype(grad.dtype)}"
+            )
     _raise(
         library.cuda_scale(
             *current_stream(grad.device),
-            _DTYPE_CODES[grad.dtype],
+            DTYPE_CODES[grad.dtype],
             grad.data_ptr(),
             grad.numel(),
             upstream.data_ptr(),
+            _address(expected),
         )
     )
     return grad
@@ -246,7 +185,7 @@ def logdet(matrices: Tensor) -> Tensor:
     _raise(
         library.cuda_logdet(
             *current_stream(matrices.device),
-            _DTYPE_CODES[matrices.dtype],
+            DTYPE_CODES[matrices.dtype],
             matrices.data_ptr(),
             matrices.shape[0],
             matrices.shape[1],
@@ -268,7 +207,7 @@ def plan(
     """The plan for a row of `classes` logits on `device`; `aligned`: every row starts at a multiple of 16 bytes."""
     index = current_stream(torch.device("cuda") if device is None else device)[0]
     out = torch.zeros(4, dtype=torch.int64)
-    code = _DTYPE_CODES[dtype]
+    code = DTYPE_CODES[dtype]
     _raise(library.cuda_plan(index, PATHS.index(path), code, classes, int(aligned), int(closed), out.data_ptr()))
     registers, threads, block, cluster = out.tolist()
     return Plan("memory" if not registers else "cluster" if cluster > 1 else "registers", threads, block, cluster)

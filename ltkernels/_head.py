@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _checks, _ops
-from .losses import _core, _reference, _terms
+from .losses import _core, _reference, _terms, _upstream
 
 EPS = 1e-12  # of both norms, as torch.nn.functional.normalize
 # Elements of a block of class weights that is converted or projected while it sits in the second-level cache.
@@ -333,7 +333,7 @@ class LinearAdjustedCrossEntropy(torch.autograd.Function):
             if grads is None:  # a second backward over a retained graph
                 _, *grads = operator(*arguments, None, *settings)
             for grad in grads:
-                _core.multiply(grad, upstream, backend)
+                _upstream.multiply_(grad, upstream, backend)
         # One rounding, after the upstream factor: float16 gradients under a loss scale would otherwise underflow first.
         of_inputs = [grad.to(given.dtype) if need else None for grad, given, need in zip(grads, inputs, needs)]
         return *of_inputs[:3], None, None, None, None, None, None, *_ops.spread(grads[3], needs[3:])

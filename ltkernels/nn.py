@@ -56,7 +56,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
     if TYPE_CHECKING:  # torch declares that a Module takes and returns anything
 
-        def __call__(self, logits: Tensor, target: Target) -> Tensor: ...
+        def __call__(self, logits: Tensor, target: Target, *, grad_scale: Tensor | float | None = None) -> Tensor: ...
 
     def __init__(
         self,
@@ -96,14 +96,14 @@ class AdjustedCrossEntropy(torch.nn.Module):
         self.inplace = inplace
         self.backend = backend
 
-    def forward(self, logits: Tensor, target: Target) -> Tensor:
-        """The loss; logits and target as in `ltkernels.functional.adjusted_cross_entropy`."""
-        return self._loss(logits, target, self._closed_form())
+    def forward(self, logits: Tensor, target: Target, *, grad_scale: Tensor | float | None = None) -> Tensor:
+        """The loss; the arguments are those of `ltkernels.functional.adjusted_cross_entropy`."""
+        return self._loss(logits, target, grad_scale, self._closed_form())
 
     def _closed_form(self) -> Term | None:
         return None if self._term is None else Term(self._term[0], self.term_table, self.term_seed, self._term[1])
 
-    def _loss(self, logits: Tensor, target: Target, term: Term | None) -> Tensor:
+    def _loss(self, logits: Tensor, target: Target, grad_scale: Tensor | float | None, term: Term | None) -> Tensor:
         tables = self._buffers  # attribute access would search three dictionaries for each table
         if self._learns:
             tables = {**tables, **self._parameters}
@@ -121,6 +121,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
             reduction=self.reduction,
             inplace=self.inplace,
             backend=self.backend,
+            grad_scale=grad_scale,
             term=term,
         )
 
@@ -310,9 +311,9 @@ class Seesaw(AdjustedCrossEntropy):
         self._seesaw = own
         self.options = {"p": p, "q": q, "eps": eps}
 
-    def forward(self, logits: Tensor, target: Target) -> Tensor:
-        """The loss; logits and target as in `ltkernels.functional.adjusted_cross_entropy`, class indices only."""
-        return self._counting(target, lambda term: self._loss(logits, target, term))
+    def forward(self, logits: Tensor, target: Target, *, grad_scale: Tensor | float | None = None) -> Tensor:
+        """The loss; the arguments are those of `ltkernels.functional.adjusted_cross_entropy`, class indices only."""
+        return self._counting(target, lambda term: self._loss(logits, target, grad_scale, term))
 
     def _from_features(
         self, features: Tensor, weight: Tensor, target: Target, term: Term | None, **options: Any

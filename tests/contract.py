@@ -66,8 +66,8 @@ def check_values(
     reduction: str,
     weight: Tensor | None = None,
 ) -> None:
-    """Loss and gradient against the reference; the upstream gradient is not 1. For a scalar loss it multiplies a gradient that was
-    rounded to 16 bits already: so it is a power of two, and 1 for float16, whose smallest numbers it would round again."""
+    """Loss and gradient against the reference; the upstream gradient is not 1. For a scalar loss of bfloat16 logits it multiplies a
+    gradient that was rounded already: so it is a power of two."""
     z = z.to(dtype)
     valid = y != -100
     losses, grads, size = reference(z.double(), torch.where(valid, y, 0))
@@ -75,11 +75,7 @@ def check_values(
     row = torch.where(valid, alpha[torch.where(valid, y, 0)], 0.0)
     losses, grads = torch.where(valid, row * losses, 0.0), torch.where(valid[:, None], row[:, None] * grads, 0.0)
     denominator = {"mean": row.sum(), "batch_mean": valid.sum(), "sum": 1.0, "none": 1.0}[reduction]
-    upstream = (
-        torch.linspace(0.5, 2.0, len(y))
-        if reduction == "none"
-        else torch.tensor(1.0 if dtype == torch.float16 else 0.25)
-    )
+    upstream = torch.linspace(0.5, 2.0, len(y)) if reduction == "none" else torch.tensor(0.25)
     expected = grads / denominator * upstream.double().expand(len(y))[:, None]
     expected_loss = losses if reduction == "none" else losses.sum() / denominator
     loss, grad = gradient(call, z, y, upstream, reduction=reduction)

@@ -149,46 +149,6 @@ def check_term(
     oracle.assert_gradient(grad, exact.grad * row_coef.double()[:, None], size, None, cond)
 
 
-def check_statistics(device: str, dtype: torch.dtype, shards: int, classes: int = 301) -> None:
-    """Shards of the classes combine to the whole: loss and gradient against the oracle."""
-    z, y = hostile_logits(9, classes, dtype), labels_of(9, classes)
-    tables = tables_of(classes, dtype, *oracle.TABLES)
-    on = {name: table.to(device) for name, table in tables.items()}
-    parts = [part.contiguous().to(device) for part in z.chunk(shards, dim=1)]
-    starts = [sum(part.shape[1] for part in parts[:k]) for k in range(len(parts))]
-    label_free = {name: on[name] for name in ("shift", "scale", "margin", "row_scale")}
-    found = [
-        _cuda.row_statistics(part, y.to(device), **label_free, first_class=start, all_classes=classes)
-        for part, start in zip(parts, starts)
-    ]
-    maxima = torch.stack([each[0] for each in found])
-    top = maxima.amax(0)
-    total = sum(each[1] * torch.exp((each[0] - top).nan_to_num(nan=0.0)) for each in found)
-    target = torch.stack([each[2] for each in found]).amax(0)
-    coef = torch.linspace(0.5, 2.0, 9, dtype=real_dtype(dtype)).to(device)
-    losses, grads = [], []
-    for part, start in zip(parts, starts):
-        loss = torch.empty(9, dtype=real_dtype(dtype), device=device)
-        grads.append(
-            _cuda.gradient_from_statistics(
-                part,
-                y.to(device),
-                (top, total, target),
-                **on,
-                row_coef=coef,
-                first_class=start,
-                all_classes=classes,
-                loss=loss,
-            ).cpu()
-        )
-        losses.append(loss.cpu())
-    expected_loss, expected, size = oracle.adjusted_cross_entropy(z, y, reduction="none", upstream=coef.cpu(), **tables)
-    for loss in losses:
-        # The sum and the label's logit were rounded on their way between the shards.
-        oracle.assert_loss(loss, expected_loss, 2 * size, dtype)
-    oracle.assert_gradient(torch.cat(grads, 1), expected, 2 * size, y)
-
-
 def check_special_rows(device: str, dtype: torch.dtype, classes: int, path: str) -> None:
     """The truth table: all -inf, -inf at the label, -inf elsewhere, +inf, NaN, bad labels, ignored rows; each beside a good row."""
     inf, nan = math.inf, math.nan

@@ -218,21 +218,6 @@ def test_masked_stretches(path: str) -> None:
     cases.check("cpu", z, torch.tensor([1200, 1299]), path=path, **cases.tables_of(1300, z.dtype, "scale"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shards", [1, 3])
-def test_statistics_of_shards(shards: int, dtype: torch.dtype) -> None:
-    cases.check_statistics("cpu", dtype, shards)
-
-
-def test_statistics_of_special_rows() -> None:
-    z = torch.tensor([[-torch.inf, -torch.inf, -torch.inf], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [0.0, torch.nan, 0.0]])
-    top, total, target = _cuda.row_statistics(z, torch.tensor([0, -100, 7, 0]))
-    assert top[:3].tolist() == [-torch.inf] * 3
-    assert total[:2].tolist() == [0.0, 0.0]
-    assert total[2:].isnan().all()
-    assert target.tolist() == [-torch.inf, -torch.inf, -torch.inf, 0.0]
-
-
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_scale_gradient(dtype: torch.dtype) -> None:
     real = torch.float64 if dtype == torch.float64 else torch.float32
@@ -249,10 +234,27 @@ def test_scale_gradient(dtype: torch.dtype) -> None:
             assert torch.equal(there, expected)
     ones = torch.tensor([torch.nan, 1.0]).to(dtype)
     assert _cuda.scale_gradient(ones, torch.ones((), dtype=real))[1] == 1.0
+    known = torch.tensor(0.3, dtype=real)
+    assert _cuda.scale_gradient(ones, known, known)[1] == 1.0
+    assert _cuda.scale_gradient(torch.ones(9).to(dtype), 4 * known, known).tolist() == [4.0] * 9
     with pytest.raises(ValueError, match="contiguous"):
         _cuda.scale_gradient(torch.ones(4, 4)[:, :2], torch.ones(()))
     with pytest.raises(ValueError, match=r"upstream has shape \(2,\)"):
         _cuda.scale_gradient(torch.ones(4), torch.ones(2))
+    with pytest.raises(ValueError, match=r"expected has shape \(2,\)"):
+        _cuda.scale_gradient(torch.ones(4), torch.ones(()), torch.ones(2))
+
+
+@pytest.mark.parametrize("path", ["registers", "cluster", "memory"])
+def test_one_factor_for_all_rows(path: str) -> None:
+    """An announced upstream gradient: one number that every row reads, with its tables and closed forms."""
+    z, y = torch.randn(5, 40), torch.tensor([3, 0, -100, 39, 7])
+    for term in (None, _terms.Term("sigmoid", torch.ones(40))):
+        given = {"path": path, "term": term}
+        _, one = cases.call("cpu", z, y, **given)
+        _, factor = cases.call("cpu", z, y, row_coef=torch.tensor(8.0).expand(5), **given)
+        assert one.abs().max() > 0
+        assert torch.equal(factor, 8 * one)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -18,16 +18,17 @@ LABELS = torch.repeat_interleave(torch.arange(4), torch.tensor(COUNTS))[
 
 
 class Recording(ltk.nn.CrossEntropy):
-    """Cross-entropy that keeps the labels of every step, and the weights that held."""
+    """Cross-entropy that keeps the labels of every step, the weights that held, and the factor that was announced."""
 
     def __init__(self, weight=None):
         super().__init__(weight=weight)
-        self.targets, self.weights = [], []
+        self.targets, self.weights, self.factors = [], [], []
 
-    def forward(self, logits, target):
+    def forward(self, logits, target, *, grad_scale=None):
         self.targets.append(target)
+        self.factors.append(None if grad_scale is None else float(grad_scale))
         self.weights.append(None if self.weight is None else self.weight.clone())
-        return super().forward(logits, target)
+        return super().forward(logits, target, grad_scale=grad_scale)
 
 
 class Seen(torch.nn.Module):
@@ -228,6 +229,17 @@ def test_reduced_precision_trains(precision):
     reduced = train.train(config.replace(precision=precision))["balanced_accuracy"]
     assert reduced > 0.5
     assert abs(full - reduced) < 0.1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_hears_of_the_scaler_before_it_rounds(accumulate):
+    """The gradients of float16 logits are formed with the loss scaler's factor, and the share of a part of the step."""
+    criterion = _fit(_recipe(precision="fp16", accumulate=accumulate, epochs=1), Recording())[1]
+    sizes = [len(target) for target in criterion.targets]
+    steps = [sum(sizes[i : i + accumulate]) for i in range(0, len(sizes), accumulate)]
+    first = 65536.0 / (1 if accumulate == 1 else steps[0])
+    assert criterion.factors[:accumulate] == pytest.approx([first] * accumulate)
+    assert _fit(_recipe(epochs=1), Recording())[1].factors[0] is None
 
 
 def test_memory_layout_changes_no_more_than_rounding():

@@ -2,69 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
+import shutil
 
-import oracle
 import pytest
 import torch
+from cuda_host import library
 from test_loss_values import DTYPES, counts_of, hostile_logits, labels_of, stairs
+from two_phase_cases import check, in_parts
 
 import ltkernels as ltk
-from ltkernels.losses import _two_phase
+from ltkernels import _backends, _cuda
 
 
-def in_parts(z: torch.Tensor, y: torch.Tensor, cuts: list[int], upstream: float, inplace: bool = False, **options):
-    """(loss, gradient) with "sum" reduction; the classes are cut at `cuts`."""
-    tables = {name: options.pop(name, None) for name in oracle.TABLES}
-    real = torch.float64 if z.dtype == torch.float64 else torch.float32
-    tables = {name: None if table is None else table.to(real) for name, table in tables.items()}
-    classes = z.shape[1]
-    sigma = torch.ones(len(z), dtype=torch.float64)
-    if tables["row_scale"] is not None:
-        sigma = tables["row_scale"].double()[torch.where(y == -100, 0, y)]
-    parts, edges = [], [0, *cuts, classes]
-    for begin, end in itertools.pairwise(edges):
-        mine = {
-            name: None if tables[name] is None else tables[name][begin:end].contiguous()
-            for name in ("shift", "scale", "weight")
-        }
-        parts.append((z[:, begin:end], _two_phase.local_labels(y, -100, begin, end - begin), mine))
-    smooth = options.get("label_smoothing", 0.0) != 0.0
-    rows = torch.stack(
-        [_two_phase.statistics(part, label, sigma, smooth=smooth, **mine) for part, label, mine in parts]
-    )
-    whole = {name: tables[name] for name in ("scale", "margin", "row_scale", "weight")}
-    loss, terms, valid = _two_phase.finish(_two_phase.merge(rows), y, classes=classes, **whole, **options)
-    assert valid.tolist() == (y != -100).tolist()
-    terms[:, 1:] *= upstream
-    grads = [
-        _two_phase.gradient(part, label, sigma, terms, out=part if inplace else None, **mine)
-        for part, label, mine in parts
-    ]
-    return loss, torch.cat(grads, dim=1)
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("the emulation is compiled by g++, which is not on PATH")
+    return library.build(tmp_path_factory.mktemp("emulation"))
 
 
-def check(z: torch.Tensor, y: torch.Tensor, cuts: list[int], cond: float = 1.0, **options) -> None:
-    loss, grad = in_parts(z, y, cuts, 0.7, **options)
-    expected_loss, expected, size = oracle.adjusted_cross_entropy(z, y, reduction="none", upstream=0.7, **options)
-    real = torch.float64 if z.dtype == torch.float64 else torch.float32
-    oracle.assert_loss(loss.to(real), expected_loss, size, z.dtype)
-    oracle.assert_gradient(grad, expected, size, y, cond)
-
-
-@pytest.fixture(params=["kernel", "torch"])
+@pytest.fixture(params=["cpu", "cuda on the host", "torch"])
 def _phases(request, monkeypatch) -> None:
     """The kernels of the two phases, and their form in plain torch."""
     if request.param == "torch":
-
-        def statistics(z, y, sigma, *, shift=None, scale=None, weight=None, smooth=False):
-            return _two_phase.torch_statistics(z, y, sigma, shift, scale, weight, smooth)
-
-        def gradient(z, y, sigma, terms, *, shift=None, scale=None, weight=None, out=None):
-            return _two_phase.torch_gradient(z, y, sigma, terms, shift, scale, weight)
-
-        monkeypatch.setattr(_two_phase, "statistics", statistics)
-        monkeypatch.setattr(_two_phase, "gradient", gradient)
+        monkeypatch.setattr(_backends, "two_phase_kernels", lambda device: None)
+    elif request.param != "cpu":
+        monkeypatch.setattr(_cuda, "library", request.getfixturevalue("emulated"))
+        monkeypatch.setattr(_cuda, "current_stream", lambda device: (0, 0))
+        kernels = (_cuda.row_statistics, _cuda.gradient_from_statistics)
+        monkeypatch.setattr(_backends, "two_phase_kernels", lambda device: kernels)
 
 
 @pytest.mark.usefixtures("_phases")
@@ -103,6 +69,7 @@ def test_references_that_differ_between_the_parts(kind: str, offset: float) -> N
     check(z.float(), y, [40, 2500])
 
 
+@pytest.mark.usefixtures("_phases")
 def test_special_values() -> None:
     """As the truth table of the fused kernel."""
     y = torch.tensor([0, 0, 1, 1])
@@ -117,6 +84,24 @@ def test_special_values() -> None:
     expected.backward(torch.ones(4))
     torch.testing.assert_close(loss.float(), expected.detach(), equal_nan=True)
     torch.testing.assert_close(grad, leaf.grad, equal_nan=True)
+
+
+@pytest.mark.usefixtures("_phases")
+@pytest.mark.parametrize("classes", [1, 2, 7, 31, 64, 257, 1203])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sizes_and_alignments(dtype: torch.dtype, classes: int) -> None:
+    """Views with any row stride and offset; nothing beside the gradient is written."""
+    wide = hostile_logits(5, classes + 9, dtype)
+    for offset in range(0, 9, 1 if classes < 100 else 4):
+        z, y = wide[:, offset : offset + classes], labels_of(5, classes)
+        check(z, y, [], shift=torch.linspace(-2, 0, classes), scale=torch.linspace(0.5, 1.5, classes))
+        memory = wide.clone()
+        part = memory[:, offset : offset + classes]
+        _, expected = in_parts(z, y, [], 1.0)
+        _, grad = in_parts(part, y, [], 1.0, inplace=True)
+        torch.testing.assert_close(grad, expected, rtol=0, atol=0, equal_nan=True)
+        memory[:, offset : offset + classes] = z
+        assert torch.equal(memory, wide)
 
 
 def test_in_place_and_threads_agree_bitwise() -> None:

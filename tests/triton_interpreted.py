@@ -328,6 +328,19 @@ def test_scale_gradient(dtype) -> None:
         assert torch.equal(view, before)
         adjusted_ce.scale_gradient(view, factor)
         assert torch.equal(view, (before.to(real_of(dtype)) * factor).to(dtype))
+        after = view.clone()
+        adjusted_ce.scale_gradient(view, factor, factor)
+        assert torch.equal(view, after)
+        adjusted_ce.scale_gradient(view, 4 * factor, factor)
+        assert torch.equal(view, (after.to(real_of(dtype)) * 4).to(dtype))
+
+
+def test_one_factor_for_all_rows(either_kernel) -> None:
+    """An announced upstream gradient: one number that every row reads."""
+    z, y = torch.randn(5, 40), torch.tensor([3, 0, -100, 39, 7])
+    one, other = run(z, y)[1], run(z, y, upstream=torch.tensor(8.0).expand(5))[1]
+    assert one.abs().max() > 0
+    assert torch.equal(other, 8 * one)
 
 
 def test_one_launch_more_for_each_sum(only_listed_kernels) -> None:

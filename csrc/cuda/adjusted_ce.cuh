@@ -70,9 +70,9 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                              ce.grad == nullptr ? nullptr : static_cast<T*>(ce.grad) + at_row * ce.grad_stride,
                              ce.classes, inside);
     const Index member = group.member(), members = group.members();
-    const Real* const scale = of_shard<Real>(ce.scale, job, kRegisters);
-    const Real* const shift = of_shard<Real>(ce.shift, job, kRegisters);
-    const Real* const weight = of_shard<Real>(ce.weight, job, kRegisters);
+    const Real* const scale = static_cast<const Real*>(ce.scale);
+    const Real* const shift = static_cast<const Real*>(ce.shift);
+    const Real* const weight = static_cast<const Real*>(ce.weight);
     const bool smooth = ce.label_smoothing != 0.0;
     const Real minus_infinity = -Real(INFINITY);
 
@@ -181,13 +181,14 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
         }
     }
     const auto closed_term = [&](const Term<Real, Index>& each) {
-        // No table and no margin: the target is the logit itself, and the shard is everything.
+        // No table and no margin: the target is the logit itself.
         return ClosedTerm<Real>(job, at_row, each.column < 0 ? 0 : each.column, static_cast<Real>(each.target), floor);
     };
     const bool closed = !kKeep && (ce.closed.form == Form::seesaw || ce.closed.form == Form::equalization);
 
     Real upstream = Real(1) / static_cast<Real>(denominator_of(job));
-    if (ce.row_coef != nullptr) upstream *= static_cast<const Real*>(ce.row_coef)[at_row];
+    if (ce.row_coef != nullptr)
+        upstream *= static_cast<const Real*>(ce.row_coef)[job.row_coef_stride == 0 ? 0 : at_row];
 
     Outcome<Real> outcome[kTerms];
     Real references[kTerms];  // what the exponentials of the gradient are relative to
@@ -214,7 +215,7 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
                 for (int k = 0; k < kN; ++k) a[k] = exp_real(a[k]);
                 sum += total_of(a);
             });
-        } else if (job.use_statistics != RowsJob::read) {
+        } else if (normal) {  // other rows need no sum, and without the branch ptxas spills
             const ClosedTerm<Real> d = closed_term(my);
             sweep([&](Index j, Real(&b)[kN]) {
                 Real a[kN], gap[kN];
@@ -230,30 +231,13 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
             });
         }
         const Real mine = top;
-        if (kKeep || job.use_statistics != RowsJob::read) group.max_sum(top, sum);
+        group.max_sum(top, sum);
         if (smooth) {
             // From the thread's own reference to the row's.
             below += ((mine == minus_infinity ? Real(0) : mine) - (top == minus_infinity ? Real(0) : top)) * weights;
             group.sum(below, weights);
         }
-        Real relative = kKeep ? mine : top;
-        if constexpr (!kRegisters) {
-            Real* const* statistics = reinterpret_cast<Real* const*>(job.statistics);
-            if (job.use_statistics == RowsJob::write) {
-                if (inside && member == 0) {
-                    statistics[0][row] = normal ? top : minus_infinity;
-                    statistics[1][row] = normal ? sum : labels.state == RowState::bad ? Real(NAN) : Real(0);
-                    statistics[2][row] = normal && my.column >= 0 ? static_cast<Real>(my.target) : minus_infinity;
-                }
-                return;
-            }
-            if (job.use_statistics == RowsJob::read) {
-                relative = top = statistics[0][at_row];
-                sum = statistics[1][at_row];
-                if (my.column < 0) term[t].target = static_cast<double>(statistics[2][at_row]);
-                group.fence();  // the label's logit has been read
-            }
-        }
+        const Real relative = kKeep ? mine : top;
         outcome[t] = finish(ce, my, top, sum, below, weights, upstream);
         outcome[t].factor *= exp_wide(static_cast<double>(relative) - outcome[t].highest, Real());
         references[t] = relative == minus_infinity ? Real(0) : relative;
@@ -309,7 +293,7 @@ __device__ __forceinline__ void adjusted_ce_row(const RowsJob& job) {
         });
     }
     group.leave();
-    if (job.loss != nullptr) write_loss(job, group, loss);
+    write_loss(job, group, loss);
 }
 
 template <class T>
@@ -321,7 +305,7 @@ template <class T>
 __global__ void __launch_bounds__(kMaxBlock) adjusted_ce_rows_terms(const RowsJob job) {
     adjusted_ce_row<T, true, false>(job);
 }
-// Rows of any length, and the statistics of rows.
+// Rows of any length.
 template <class T>
 __global__ void __maxnreg__(sizeof(T) == 8 ? 160 : 128) adjusted_ce_rows_memory(const RowsJob job) {
     adjusted_ce_row<T, false, false>(job);

@@ -6,6 +6,7 @@
 #include "logdet.cuh"
 #include "scale.cuh"
 #include "sigmoid_bce.cuh"
+#include "two_phase.cuh"
 
 namespace ltk {
 namespace cuda {
@@ -57,7 +58,7 @@ const char* launch_rows(RowsJob& job, Path path, Where where) {
     using Real = real_t<T>;
     const bool sigmoid = job.ce.closed.form == Form::sigmoid;
     void (*kernel)(RowsJob) = nullptr;
-    if (sigmoid || job.use_statistics != RowsJob::off) path = Path::memory;
+    if (sigmoid) path = Path::memory;
     job.plan = choose<T>(job.ce, path, aligned_rows<T>(job.ce), where.device);
     if (sigmoid)
         kernel = sigmoid_bce_rows<T>;
@@ -78,39 +79,40 @@ const char* launch_rows(RowsJob& job, Path path, Where where) {
     return launch(kernel, job.groups * job.plan.cluster, job.plan.block, job.plan.cluster, 0, where, job);
 }
 
-// What the loss and its two halves have in common. No reduction, the whole row.
-RowsJob rows_job(int64_t logits, int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
-                 int64_t scale, int64_t margin, int64_t row_scale, int64_t weight, int64_t row_coef, double focal_gamma,
-                 int64_t ignore_index, int64_t loss, int64_t grad, int64_t grad_stride) {
-    RowsJob job{};
-    AdjustedCe& ce = job.ce;
-    ce.logits = pointer(logits);
-    ce.logits_stride = logits_stride;
-    ce.rows = rows;
-    ce.classes = classes;
-    ce.target = pointer<const int64_t>(target);
-    ce.shift = pointer(shift);
-    ce.scale = pointer(scale);
-    ce.margin = pointer(margin);
-    ce.row_scale = pointer(row_scale);
-    ce.weight = pointer(weight);
-    ce.row_coef = pointer(row_coef);
-    ce.focal_gamma = focal_gamma;
-    ce.ignore_index = ignore_index;
-    ce.grad = pointer(grad);
-    ce.grad_stride = grad_stride;
-    job.reduction = Reduction::none;
-    job.all_classes = classes;
-    job.loss = pointer(loss);
+template <class T>
+const char* launch_part(void (*kernel)(PartJob), PartJob& job, Where where) {
+    const ClassPart& part = job.part;
+    if (part.classes > INT32_MAX / 2) return "a part of the classes has more than 2^30 of them";
+    const bool aligned = reinterpret_cast<uintptr_t>(part.logits) % 16 == 0 && part.logits_stride % kVec<T> == 0;
+    const Plan plan = plan_rows(kVec<T>, Traits<T>::kHeld, part.classes, aligned, Path::memory, 1);
+    job.threads = plan.threads;
+    const int64_t rows_per_block = plan.block / plan.threads;
+    return launch(kernel, (part.rows + rows_per_block - 1) / rows_per_block, plan.block, 1, 0, where, job);
+}
+
+PartJob part_job(int64_t logits, int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
+                 int64_t scale, int64_t weight, int64_t row_scale) {
+    PartJob job{};
+    job.part = {pointer<const void>(logits),
+                logits_stride,
+                pointer<const int64_t>(target),
+                pointer<const void>(shift),
+                pointer<const void>(scale),
+                pointer<const void>(weight),
+                pointer<const double>(row_scale),
+                rows,
+                classes};
     return job;
 }
 
-const char* run_rows(RowsJob& job, Path path, int64_t dtype, int64_t device, int64_t stream) {
-    if (job.ce.rows == 0) return nullptr;  // Python knows the loss of nothing
+// f(element, where) with the device current; nothing for an empty batch.
+template <class F>
+const char* on_device(int64_t batch, int64_t device, int64_t stream, int64_t dtype, F f) {
+    if (batch == 0) return nullptr;
     const DeviceGuard guard(static_cast<int>(device));
     if (guard.error != nullptr) return guard.error;
     const Where where{static_cast<int>(device), pointer(stream)};
-    return with_type(dtype, [&](auto element) { return launch_rows<decltype(element)>(job, path, where); });
+    return with_type(dtype, [&](auto element) { return f(element, where); });
 }
 
 }  // namespace
@@ -125,65 +127,86 @@ extern "C" {
 const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, int64_t dtype, int64_t logits,
                                  int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t target_b,
                                  int64_t lam, int64_t shift, int64_t scale, int64_t margin, int64_t row_scale,
-                                 int64_t weight, int64_t row_coef, double focal_gamma, double label_smoothing,
-                                 int64_t ignore_index, int64_t reduction, int64_t loss, int64_t grad,
-                                 int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
+                                 int64_t weight, int64_t row_coef, int64_t row_coef_stride, double focal_gamma,
+                                 double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t loss,
+                                 int64_t grad, int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
                                  int64_t form_seed, double option0, double option1, double option2) {
-    RowsJob job = rows_job(logits, logits_stride, rows, classes, target, shift, scale, margin, row_scale, weight,
-                           row_coef, focal_gamma, ignore_index, loss, grad, grad_stride);
+    RowsJob job{};
     AdjustedCe& ce = job.ce;
+    ce.logits = pointer(logits);
+    ce.logits_stride = logits_stride;
+    ce.rows = rows;
+    ce.classes = classes;
+    ce.target = pointer<const int64_t>(target);
     ce.target_b = pointer<const int64_t>(target_b);
     ce.lam = pointer(lam);
+    ce.shift = pointer(shift);
+    ce.scale = pointer(scale);
+    ce.margin = pointer(margin);
+    ce.row_scale = pointer(row_scale);
+    ce.weight = pointer(weight);
+    ce.row_coef = pointer(row_coef);
+    ce.focal_gamma = focal_gamma;
     ce.label_smoothing = label_smoothing;
+    ce.ignore_index = ignore_index;
     ce.closed = {
         static_cast<Form>(form), pointer(form_table), pointer<const int64_t>(form_seed), {option0, option1, option2}};
+    ce.grad = pointer(grad);
+    ce.grad_stride = grad_stride;
+    job.row_coef_stride = row_coef_stride;
     job.reduction = static_cast<Reduction>(reduction);
+    job.loss = pointer(loss);
     if (scratch != 0) {
         job.ticket = pointer<unsigned>(scratch);
         job.denominators = pointer<double>(scratch) + 1;
         job.group_loss = job.denominators + kMaxPartials;
     }
-    return run_rows(job, static_cast<Path>(path), dtype, device, stream);
+    // Without rows Python knows the loss.
+    return on_device(rows, device, stream, dtype, [&](auto element, Where where) {
+        return launch_rows<decltype(element)>(job, static_cast<Path>(path), where);
+    });
 }
 
-const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t write, int64_t dtype, int64_t logits,
-                                    int64_t logits_stride, int64_t rows, int64_t classes, int64_t first_class,
-                                    int64_t all_classes, int64_t target, int64_t shift, int64_t scale, int64_t margin,
-                                    int64_t row_scale, int64_t weight, int64_t row_coef, double focal_gamma,
-                                    int64_t ignore_index, int64_t maximum, int64_t sum, int64_t target_logit,
-                                    int64_t loss, int64_t grad, int64_t grad_stride) {
-    RowsJob job = rows_job(logits, logits_stride, rows, classes, target, shift, scale, margin, row_scale, weight,
-                           row_coef, focal_gamma, ignore_index, loss, grad, grad_stride);
-    job.first_class = first_class;
-    job.all_classes = all_classes;
-    job.use_statistics = write != 0 ? RowsJob::write : RowsJob::read;
-    job.statistics[0] = pointer(maximum);
-    job.statistics[1] = pointer(sum);
-    job.statistics[2] = pointer(target_logit);
-    return run_rows(job, Path::memory, dtype, device, stream);
+const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t dtype, int64_t logits,
+                                    int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
+                                    int64_t scale, int64_t weight, int64_t row_scale, int64_t smooth, int64_t out) {
+    PartJob job = part_job(logits, logits_stride, rows, classes, target, shift, scale, weight, row_scale);
+    job.smooth = smooth != 0;
+    job.out = pointer<double>(out);
+    return on_device(rows, device, stream, dtype, [&](auto element, Where where) {
+        using T = decltype(element);
+        return launch_part<T>(part_statistics<T>, job, where);
+    });
 }
 
-const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor) {
-    if (n == 0) return nullptr;
-    const DeviceGuard guard(static_cast<int>(device));
-    if (guard.error != nullptr) return guard.error;
-    const ScaleJob job{pointer(x), n, pointer(factor)};
-    const Where where{static_cast<int>(device), pointer(stream)};
-    return with_type(dtype, [&](auto element) {
+const char* ltk_cuda_gradient_from_statistics(int64_t device, int64_t stream, int64_t dtype, int64_t logits,
+                                              int64_t logits_stride, int64_t rows, int64_t classes, int64_t target,
+                                              int64_t shift, int64_t scale, int64_t weight, int64_t row_scale,
+                                              int64_t terms, int64_t grad, int64_t grad_stride) {
+    PartJob job = part_job(logits, logits_stride, rows, classes, target, shift, scale, weight, row_scale);
+    job.terms = pointer<const double>(terms);
+    job.grad = pointer(grad);
+    job.grad_stride = grad_stride;
+    return on_device(rows, device, stream, dtype, [&](auto element, Where where) {
+        using T = decltype(element);
+        return launch_part<T>(part_gradient<T>, job, where);
+    });
+}
+
+const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor,
+                           int64_t expected) {
+    const ScaleJob job{pointer(x), n, pointer(factor), pointer(expected)};
+    return on_device(n, device, stream, dtype, [&](auto element, Where where) {
         using T = decltype(element);
         const int64_t blocks = (n + 8 * 256 * kVec<T> - 1) / (8 * 256 * kVec<T>);
-        // Enough to fill a large device; where the factor is 1, few enough to be gone in a microsecond or two.
+        // Enough to fill a large device; where there is nothing to do, few enough to be gone in a microsecond or two.
         return launch(scale_elements<T>, blocks < 2048 ? blocks : 2048, 256, 1, 0, where, job);
     });
 }
 
 const char* ltk_cuda_logdet(int64_t device, int64_t stream, int64_t dtype, int64_t matrices, int64_t batch, int64_t n,
                             int64_t out) {
-    if (batch == 0) return nullptr;
-    const DeviceGuard guard(static_cast<int>(device));
-    if (guard.error != nullptr) return guard.error;
-    const Where where{static_cast<int>(device), pointer(stream)};
-    return with_type(dtype, [&](auto element) -> const char* {
+    return on_device(batch, device, stream, dtype, [&](auto element, Where where) -> const char* {
         using T = decltype(element);
         if constexpr (std::is_floating_point_v<T>) {
             const LogdetJob job{pointer(matrices), batch, static_cast<int>(n), pointer(out)};

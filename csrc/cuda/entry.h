@@ -11,22 +11,23 @@ extern "C" {
 const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, int64_t dtype, int64_t logits,
                                  int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t target_b,
                                  int64_t lam, int64_t shift, int64_t scale, int64_t margin, int64_t row_scale,
-                                 int64_t weight, int64_t row_coef, double focal_gamma, double label_smoothing,
-                                 int64_t ignore_index, int64_t reduction, int64_t loss, int64_t grad,
-                                 int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
+                                 int64_t weight, int64_t row_coef, int64_t row_coef_stride, double focal_gamma,
+                                 double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t loss,
+                                 int64_t grad, int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
                                  int64_t form_seed, double option0, double option1, double option2);
 
-// Statistics of the rows of a shard of classes (write != 0), or loss and gradient from those of the whole row. Tables
-// hold all_classes entries; logits column j is class first_class + j. No reduction: `loss` is (rows,) or null.
-const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t write, int64_t dtype, int64_t logits,
-                                    int64_t logits_stride, int64_t rows, int64_t classes, int64_t first_class,
-                                    int64_t all_classes, int64_t target, int64_t shift, int64_t scale, int64_t margin,
-                                    int64_t row_scale, int64_t weight, int64_t row_coef, double focal_gamma,
-                                    int64_t ignore_index, int64_t maximum, int64_t sum, int64_t target_logit,
-                                    int64_t loss, int64_t grad, int64_t grad_stride);
+// The loss in two phases on a part of the classes; cpu/row_statistics.h has the fields, `out` and `terms` are doubles.
+const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t dtype, int64_t logits,
+                                    int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
+                                    int64_t scale, int64_t weight, int64_t row_scale, int64_t smooth, int64_t out);
+const char* ltk_cuda_gradient_from_statistics(int64_t device, int64_t stream, int64_t dtype, int64_t logits,
+                                              int64_t logits_stride, int64_t rows, int64_t classes, int64_t target,
+                                              int64_t shift, int64_t scale, int64_t weight, int64_t row_scale,
+                                              int64_t terms, int64_t grad, int64_t grad_stride);
 
-// x *= *factor over n contiguous elements; nothing is read or written where the factor is 1.
-const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor);
+// x *= *factor / *expected (1 where null) over n contiguous elements; nothing is read or written where they are equal.
+const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor,
+                           int64_t expected);
 
 // out[i] = log det of the i-th symmetric positive definite n x n matrix (n <= 64, lower triangle read), NaN where a
 // pivot is not positive. dtype: float32 or float64, for both.

@@ -28,16 +28,13 @@ struct RowsJob {
     AdjustedCe ce;
     Reduction reduction;
     Plan plan;
-    int64_t groups;        // of rows: one partial loss each
-    int partials;          // of the denominator; 0 where the reduction divides by nothing
-    double* denominators;  // (kMaxPartials,)
-    unsigned* ticket;      // blocks that are done
-    double* group_loss;    // (groups,)
-    void* loss;            // (rows,) real, or one
-    int64_t first_class;   // of a shard: logits column j is class first_class + j; the tables hold every class
-    int64_t all_classes;   // labels lie in [0, all_classes)
-    void* statistics[3];   // (rows,) real: maximum and sum without the label, and the label's adjusted logit
-    enum { off, write, read } use_statistics;
+    int64_t groups;           // of rows: one partial loss each
+    int partials;             // of the denominator; 0 where the reduction divides by nothing
+    double* denominators;     // (kMaxPartials,)
+    unsigned* ticket;         // blocks that are done
+    double* group_loss;       // (groups,)
+    void* loss;               // (rows,) real, or one
+    int64_t row_coef_stride;  // of ce.row_coef: 1, or 0 for one number
 };
 
 constexpr int kMaxPartials = 32;

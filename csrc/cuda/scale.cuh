@@ -1,5 +1,5 @@
-// A gradient times the upstream factor, in place. The factor stays on the device; where it is 1, as nearly always,
-// every block returns at once, so that no host has to look.
+// A gradient times its upstream factor over the one that it was formed for, in place. Both stay on the device; where
+// they are equal, as nearly always, every block returns at once, so that no host has to look.
 #pragma once
 #include "row.cuh"
 
@@ -9,14 +9,17 @@ namespace cuda {
 struct ScaleJob {
     void* x;
     int64_t n;
-    const void* factor;  // one real
+    const void* factor;    // one real
+    const void* expected;  // one real, or null: 1
 };
 
 template <class T>
 __global__ void __launch_bounds__(256) scale_elements(const ScaleJob job) {
     using Real = real_t<T>;
-    const Real factor = *static_cast<const Real*>(job.factor);
-    if (factor == Real(1)) return;
+    const Real expected = job.expected == nullptr ? Real(1) : *static_cast<const Real*>(job.expected);
+    Real factor = *static_cast<const Real*>(job.factor);
+    if (factor == expected) return;
+    factor /= expected;
     const Row<T, int64_t> view(job.x, job.x, job.n, true);
     for (int64_t v = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; v < view.vectors;
          v += static_cast<int64_t>(gridDim.x) * blockDim.x) {

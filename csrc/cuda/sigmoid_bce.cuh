@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kMemoryBlock) sigmoid_bce_rows(const RowsJob j
     const Real gamma = static_cast<Real>(ce.focal_gamma);
     const Real* const negative = static_cast<const Real*>(ce.closed.table);
     Real upstream = Real(1) / static_cast<Real>(denominator_of(job));
-    if (ce.row_coef != nullptr) upstream *= static_cast<const Real*>(ce.row_coef)[at_row];
+    if (ce.row_coef != nullptr)
+        upstream *= static_cast<const Real*>(ce.row_coef)[job.row_coef_stride == 0 ? 0 : at_row];
 
     const int terms = ce.target_b == nullptr ? 1 : 2;
     Index label[2] = {kNowhere, kNowhere};

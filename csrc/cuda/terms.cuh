@@ -15,13 +15,6 @@ __device__ __forceinline__ Real at(const void* table, int64_t i, Real neutral) {
     return table == nullptr ? neutral : __ldg(static_cast<const Real*>(table) + i);
 }
 
-// A table from the first class of the shard on. `whole`: there are no shards.
-template <class Real>
-__device__ __forceinline__ const Real* of_shard(const void* table, const RowsJob& job, bool whole) {
-    return table == nullptr || whole ? static_cast<const Real*>(table)
-                                     : static_cast<const Real*>(table) + job.first_class;
-}
-
 template <class Real>
 struct Labels {
     int64_t label[2];
@@ -36,11 +29,11 @@ __device__ __forceinline__ Labels<Real> labels_of(const RowsJob& job, int64_t ro
     if (!inside) return out;
     const int64_t a = ce.target[row];
     if (a == ce.ignore_index) return out;
-    bool good = a >= 0 && a < job.all_classes;
+    bool good = a >= 0 && a < ce.classes;
     out.label[0] = a;
     if (ce.target_b != nullptr) {
         const int64_t b = ce.target_b[row];
-        good = good && b >= 0 && b < job.all_classes;
+        good = good && b >= 0 && b < ce.classes;
         out.label[1] = b;
         out.share[0] = static_cast<const Real*>(ce.lam)[row];
         out.share[1] = Real(1) - out.share[0];
@@ -52,7 +45,7 @@ __device__ __forceinline__ Labels<Real> labels_of(const RowsJob& job, int64_t ro
 
 template <class Real, class Index>
 struct Term {
-    Index column;   // of the label; kNowhere where the shard does not hold it
+    Index column;   // of the label; kNowhere where the row has no loss
     double target;  // its adjusted logit, margin included
     Real sigma, weight, share;
     Real slope;  // of the adjusted logit in the logit, without sigma
@@ -83,10 +76,8 @@ __device__ __forceinline__ Term<real_t<T>, Index> make_term(const RowsJob& job, 
     if (!normal) return term;
     term.sigma = at(ce.row_scale, label, Real(1));
     term.weight = at(ce.weight, label, Real(1));
-    const int64_t column = label - job.first_class;
-    if (column < 0 || column >= ce.classes) return term;
-    term.column = static_cast<Index>(column);
-    const double own = get_element(row.z + column);
+    term.column = static_cast<Index>(label);
+    const double own = get_element(row.z + label);
     term.slope = at(ce.scale, label, Real(1));
     double value = own, slope = 1.0;
     if (ce.closed.form == Form::arcface) {

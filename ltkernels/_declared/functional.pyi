@@ -19,6 +19,7 @@ def arcface(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """ArcFace, Deng et al. 2019 (arXiv:1801.07698), equation 3: the label's logit is ``s cos(theta + m)``, the others ``s cos``.
 
@@ -33,7 +34,7 @@ def arcface(
             ``s``, the gradient of the cosine itself.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
 
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
@@ -55,6 +56,7 @@ def class_balanced(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Class-balanced softmax loss, Cui et al. 2019 (arXiv:1901.05555), equation 10: weight ``(1 - beta) / (1 - beta^n)``.
 
@@ -66,7 +68,7 @@ def class_balanced(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it weight 0.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -86,11 +88,12 @@ def cross_entropy(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Softmax cross-entropy: every vector at its neutral value.
 
     Shared arguments:
-        logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+        logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
 
         weight: (C,) class weights, where the loss has none of its own.
         label_smoothing, ignore_index, reduction, inplace, backend: as in
@@ -110,6 +113,7 @@ def focal(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Softmax focal loss, Lin et al. 2017 (arXiv:1708.02002), equation 4: ``(1 - p_y)^gamma * -log p_y``.
 
@@ -117,7 +121,7 @@ def focal(
         gamma: focusing parameter, at least 0; 0 is cross-entropy. The gradient is exact for gamma < 1 and p_y = 1 too.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
 
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
@@ -141,6 +145,7 @@ def kps(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """KPS, Li, Cheung and Hu 2022 (doi:10.1109/TPAMI.2022.3196044): scale ``s r``, margin ``s m`` with
     ``r = log(50 n / n_min) / log 50`` and ``m = max_margin * log(50 n_max / n) / log(50 n_max / n_min)``.
@@ -158,7 +163,7 @@ def kps(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it the rarest class' scale and margin.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -182,11 +187,12 @@ def kps_ga(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """`kps` with ``gradient_adjustment=True``: the second stage of the published schedule. Arguments as there.
 
     Shared arguments:
-        logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+        logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
         class_counts: (C,) training samples per class, integers.
 
         weight: (C,) class weights, where the loss has none of its own.
@@ -209,6 +215,7 @@ def logit_adjusted_cross_entropy(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Logit-adjusted cross-entropy, Menon et al. 2021 (arXiv:2007.07314), equation 10: shift ``tau * log(n / N)``.
 
@@ -217,7 +224,7 @@ def logit_adjusted_cross_entropy(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it probability 0.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -239,6 +246,7 @@ def balanced_softmax(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Balanced softmax, Ren et al. 2020 (arXiv:2007.10740), equation 3: shift ``log n``. Equals logit adjustment with tau = 1.
 
@@ -246,7 +254,7 @@ def balanced_softmax(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it probability 0.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -268,6 +276,7 @@ def logit_adjusted_adaptive_margin(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Logit adjustment with an adaptive margin: shift ``log(n / N)``, margin ``(n / N)^(-1/4)``.
 
@@ -275,7 +284,7 @@ def logit_adjusted_adaptive_margin(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it probability 0 and the rarest class' margin.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -299,6 +308,7 @@ def ldam(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """LDAM, Cao et al. 2019 (arXiv:1906.07413), equation 13: margin ``max_margin * (n_min / n)^(1/4)``, row scale ``s``.
 
@@ -310,7 +320,7 @@ def ldam(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it the rarest class' margin.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -332,6 +342,7 @@ def cosface(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """CosFace, Wang et al. 2018 (arXiv:1801.09414), equation 4: one margin for every class, row scale ``s``.
 
@@ -342,7 +353,7 @@ def cosface(
         s: temperature, above 0.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
 
             weight: (C,) class weights, where the loss has none of its own.
             label_smoothing, ignore_index, reduction, inplace, backend: as in
@@ -366,6 +377,7 @@ def seesaw(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Seesaw loss, Wang et al. 2021 (arXiv:2008.10032): softmax cross-entropy of ``z + D`` with
     ``D_ij = p min(0, log n_j - log n_y) + q max(0, log P_ij - log max(P_iy, eps))``, ``P = softmax(z)`` held constant.
@@ -379,7 +391,7 @@ def seesaw(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` counts it as 1, as the authors' code.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -402,6 +414,7 @@ def class_balanced_sigmoid(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Class-balanced sigmoid cross-entropy, Cui et al. 2019 (arXiv:1901.05555), sigmoid form: the row's sum of binary
     cross-entropies times the label's weight ``(1 - beta) / (1 - beta^n)``, as in `class_balanced`.
@@ -413,7 +426,7 @@ def class_balanced_sigmoid(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it weight 0.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -437,6 +450,7 @@ def class_balanced_focal(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Class-balanced focal loss, Cui et al. 2019 (arXiv:1901.05555), focal form: `class_balanced_sigmoid` with each binary
     cross-entropy times ``(1 - p_t)^gamma``, p_t the probability of what is true of that class.
@@ -447,7 +461,7 @@ def class_balanced_focal(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it weight 0.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -470,6 +484,7 @@ def eql(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Equalization loss, Tan et al. 2020 (arXiv:2003.05176): sigmoid cross-entropy without the negative terms of
     tail classes, so that head samples do not discourage them. Every row counts as foreground.
@@ -479,7 +494,7 @@ def eql(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` makes it a tail class.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -504,6 +519,7 @@ def softmax_equalization(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Softmax equalization loss, Tan et al. 2020 (arXiv:2003.05176), softmax form: each tail class but the label is
     removed from a row's softmax with probability `gamma`. The label is never removed.
@@ -520,7 +536,7 @@ def softmax_equalization(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` makes it a tail class.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -543,6 +559,7 @@ def cdt(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """Class-dependent temperatures, Ye et al. 2020 (arXiv:2001.01385): scale ``(n / n_max)^gamma``.
 
@@ -551,7 +568,7 @@ def cdt(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it the rarest class' scale.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.
@@ -575,6 +592,7 @@ def vector_scaling(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
 ) -> Tensor:
     """VS loss, Kini et al. 2021 (arXiv:2103.01550): scale ``(n / n_max)^gamma``, shift ``tau * log(n / N)``.
 
@@ -584,7 +602,7 @@ def vector_scaling(
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it probability 0.
 
         Shared arguments:
-            logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.
+            logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.
             class_counts: (C,) training samples per class, integers.
 
             weight: (C,) class weights, where the loss has none of its own.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks, _ops
-from . import _learnable, _reference, _terms
+from . import _learnable, _reference, _terms, _upstream
 
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
 
@@ -17,80 +17,71 @@ _NONE = _checks.REDUCTIONS.index("none")
 
 
 class _AdjustedCrossEntropy(torch.autograd.Function):
-    """Scalar reductions compute the gradient together with the loss, one exp a logit; backward multiplies it by the upstream
-    gradient. Unreduced losses know their upstream gradient in backward only, so they compute the gradient there."""
+    """Scalar reductions compute the gradient together with the loss, one exp a logit, for the upstream gradient that the caller
+    expects; where `_upstream.in_backward` says so, backward computes it."""
 
     # The labels and tables travel as one tuple: no gradient flows to them, and torch looks at every argument it is given.
     # A closed form appends its table and seed to them, and `closed` is the rest of it: (code, options), or ().
     @staticmethod
-    def forward(ctx, logits, labels_and_tables, options, inplace, backend, closed=()):
+    def forward(ctx, logits, labels_and_tables, options, inplace, backend, closed=(), expected=None):
         ctx.options = options
         ctx.backend = backend
         ctx.inplace = inplace
         ctx.closed = closed
         ctx.grad = None
+        ctx.given = False
+        coefficients = _upstream.row_factors(expected, len(logits))
         if inplace:
             run = _ops.closed_ce_ if closed else _ops.adjusted_ce_
-            loss = run(logits, *labels_and_tables, None, *options, *closed, backend)
+            loss = run(logits, *labels_and_tables, coefficients, *options, *closed, backend)
             # The operator wrote through the address; autograd must see that anyone who saved the logits holds the wrong values.
             torch.autograd.graph.increment_version(logits)
-            ctx.save_for_backward(logits)
+            ctx.save_for_backward(expected, logits)
             return loss
+        ctx.later = _upstream.in_backward(options[-1], logits.dtype, expected)
         run = _ops.closed_ce if closed else _ops.run_adjusted_ce
-        loss, grad = run(logits, *labels_and_tables, None, *options, *closed, options[-1] != _NONE, backend)
-        if options[-1] == _NONE:
-            ctx.save_for_backward(logits, *labels_and_tables)
-        elif torch.compiler.is_compiling():
-            ctx.save_for_backward(logits, *labels_and_tables, grad)
+        loss, grad = run(logits, *labels_and_tables, coefficients, *options, *closed, not ctx.later, backend)
+        if torch.compiler.is_compiling() and not ctx.later:
+            ctx.save_for_backward(expected, logits, *labels_and_tables, grad)
         else:
             # Not saved but owned: the first backward gives it away, so that the upstream factor and `.grad` need no copy of it.
-            ctx.save_for_backward(logits, *labels_and_tables)
-            ctx.grad = grad
+            ctx.save_for_backward(expected, logits, *labels_and_tables)
+            ctx.grad = None if ctx.later else grad
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
         if torch.is_grad_enabled():
             grad = _differentiable_gradient(ctx, upstream)
-        elif ctx.options[-1] == _NONE:
-            grad = _recomputed(ctx, upstream.contiguous())
-        elif ctx.inplace or torch.compiler.is_compiling():
-            grad = ctx.saved_tensors[-1]
-            # In the loss' precision, rounded once: a 16-bit upstream factor would be rounded itself.
-            grad = (grad.to(upstream.dtype) * upstream).to(grad.dtype)
+        elif torch.compiler.is_compiling() and (ctx.inplace or not ctx.later):
+            grad = _upstream.multiplied(ctx.saved_tensors[-1], upstream, ctx.saved_tensors[0])
+        elif ctx.inplace:
+            grad = _upstream.overwritten(ctx, upstream)
+        elif ctx.later:
+            grad = _recomputed(ctx, upstream)
         else:
+            expected = ctx.saved_tensors[0]
             grad, ctx.grad = ctx.grad, None
             if grad is None:  # a second backward over a retained graph; the kernel gives the same bits again
-                grad = _recomputed(ctx, None)
-            multiply(grad, upstream, ctx.backend)
-        return grad, None, None, None, None, None
-
-
-def multiply(grad: Tensor, upstream: Tensor, backend: str) -> None:
-    """In place; free where the upstream gradient is 1, without a wait for a GPU."""
-    if backend in _backends.ON_DEVICE:
-        if grad.numel() > 0:
-            _backends.scale_kernel(backend)(grad, upstream)
-    elif not grad.is_cpu or upstream.item() != 1.0:
-        grad.mul_(upstream)  # torch multiplies 16-bit numbers by a float32 scalar in float32
+                grad = _recomputed(ctx, expected)
+            _upstream.multiply_(grad, upstream, ctx.backend, expected)
+        return grad, None, None, None, None, None, None
 
 
 _apply = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
 
 
-def _recomputed(ctx, row_coef: Tensor | None) -> Tensor:
-    logits, *labels_and_tables = ctx.saved_tensors
+def _recomputed(ctx, upstream: Tensor | None) -> Tensor:
+    _, logits, *labels_and_tables = ctx.saved_tensors
     run = _ops.closed_ce if ctx.closed else _ops.run_adjusted_ce
-    return run(logits, *labels_and_tables, row_coef, *ctx.options, *ctx.closed, True, ctx.backend)[1]
+    coefficients = _upstream.row_factors(upstream, len(logits))
+    return run(logits, *labels_and_tables, coefficients, *ctx.options, *ctx.closed, True, ctx.backend)[1]
 
 
 def _differentiable_gradient(ctx, upstream: Tensor) -> Tensor:
     """The gradient as a differentiable function of logits and upstream, for backward(create_graph=True)."""
-    if ctx.inplace:
-        raise RuntimeError(
-            "double backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
-        )
-    saved = ctx.saved_tensors
+    _upstream.check_second_derivative(ctx.inplace)
+    saved = ctx.saved_tensors[1:]
     logits, *labels_and_tables = saved[:9]  # a closed form's table and seed follow
     term = (
         None if not ctx.closed else _terms.Term(_terms.FORMS[ctx.closed[0]], saved[9], saved[10], tuple(ctx.closed[1]))
@@ -118,6 +109,7 @@ def adjusted_cross_entropy(
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
     term: _terms.Term | None = None,
 ) -> Tensor:
     r"""Softmax cross-entropy with per-class scale, shift, margin, row scale and weight: the whole long-tail family.
@@ -147,8 +139,15 @@ def adjusted_cross_entropy(
         reduction: ``"mean"`` divides by the sum of the weights of the rows, as torch; ``"batch_mean"`` by the number of rows;
             ``"sum"``; ``"none"`` keeps the target's shape. Ignored rows do not count.
         inplace: let the gradient overwrite the logits' memory (saves one array). The logits are garbage afterwards, and their
-            version counter says so to autograd. Not with ``reduction="none"``.
+            version counter says so to autograd; backward runs once. Not with ``reduction="none"``. Under a loss scaler float16 logits
+            need `grad_scale` then.
         backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``; see `ltkernels.explain`.
+        grad_scale: what the loss will be multiplied by before its backward (a loss scaler's factor, 1 / accumulation steps, its share
+            of a total): a number above 0, or a tensor of one element on the logits' device, where no host waits for it. The gradient
+            is formed with it in the forward pass, so that backward needs no pass of its own over the gradient, and is rounded to
+            16 bits after it. It changes neither the loss nor, beyond rounding, the gradient: where another upstream gradient comes,
+            backward multiplies by the quotient. None expects 1, or, for float16 logits, leaves the gradient to backward: a third
+            pass over the logits, for rounding it before the scaler's factor would make its small entries 0.
         term: closed form of Seesaw, softmax equalization, ArcFace or the sigmoid family, from their builders in
             `ltkernels.adjustments`; not together with shift, scale, margin, class probabilities, or `row_scale` but for ArcFace.
 
@@ -205,6 +204,8 @@ def adjusted_cross_entropy(
     if probabilities:
         _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
     learned = require_grad(tables)
+    if grad_scale is not None:
+        grad_scale = _checks.grad_scale(grad_scale, device, real)
     needs_torch = _needs_torch(probabilities, lam)
     if learned and not needs_torch:
         needs_torch = _learnable.needs_torch(tables, label_smoothing, term is not None, backend, device)
@@ -230,13 +231,13 @@ def adjusted_cross_entropy(
             target = target.contiguous()
         if learned:
             apply = _learnable.apply if _ops.unwatched(logits) else _learnable.LearnableCrossEntropy.apply
-            loss = apply(logits, *tables, (target, target_b, lam), options, inplace)
+            loss = apply(logits, *tables, (target, target_b, lam), options, inplace, grad_scale)
         elif term is not None:
-            loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, backend, term)
+            loss = _closed_form(logits, (target, target_b, lam, *tables), options, inplace, backend, term, grad_scale)
         elif logits.requires_grad and torch.is_grad_enabled():
             # Function.apply unwraps function transforms first; without any, that is a tenth of a small loss' time.
             apply = _apply if _ops.unwatched(logits) else _AdjustedCrossEntropy.apply
-            loss = apply(logits, (target, target_b, lam, *tables), options, inplace, backend)
+            loss = apply(logits, (target, target_b, lam, *tables), options, inplace, backend, (), grad_scale)
         else:
             loss, _ = _ops.run_adjusted_ce(logits, target, target_b, lam, *tables, None, *options, False, backend)
     if dim != 2 and reduction_code == _NONE:
@@ -251,11 +252,12 @@ def _closed_form(
     inplace: bool,
     backend: str,
     term: _terms.Term,
+    grad_scale: Tensor | None,
 ) -> Tensor:
     labels_and_tables = (*labels_and_tables, term.table, term.seed)
     closed = (_terms.FORMS.index(term.form), list(term.options))
     if logits.requires_grad and torch.is_grad_enabled():
-        return _AdjustedCrossEntropy.apply(logits, labels_and_tables, options, inplace, backend, closed)
+        return _AdjustedCrossEntropy.apply(logits, labels_and_tables, options, inplace, backend, closed, grad_scale)
     loss, _ = _ops.closed_ce(logits, *labels_and_tables, None, *options, *closed, False, backend)
     return loss
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _checks, _ops
-from . import _reference
-
-_NONE = _checks.REDUCTIONS.index("none")
+from .. import _ops
+from . import _reference, _upstream
 
 
 def needs_torch(
@@ -31,67 +29,68 @@ def needs_torch(
 
 
 class LearnableCrossEntropy(torch.autograd.Function):
-    """As ``_core._AdjustedCrossEntropy``: scalar reductions compute all gradients with the loss, unreduced losses in backward."""
+    """As ``_core._AdjustedCrossEntropy``: all gradients are formed with the loss, or in backward where `_upstream.in_backward` says so."""
 
     @staticmethod
-    def forward(ctx, logits, shift, scale, margin, row_scale, weight, labels, options, inplace):
-        tables = (shift, scale, margin, row_scale, weight)
-        ctx.options, ctx.inplace = options, inplace
+    def forward(ctx, logits, shift, scale, margin, row_scale, weight, labels, options, inplace, expected=None):
+        inputs = (logits, *labels, shift, scale, margin, row_scale, weight)
+        ctx.options, ctx.inplace, ctx.backend = options, inplace, "cpu"
         need_logits, *needs = ctx.needs_input_grad[:6]
-        ctx.grads = None
+        ctx.grads, ctx.given = None, False
+        coefficients = _upstream.row_factors(expected, len(logits))
+        ctx.later = _upstream.in_backward(options[-1], logits.dtype, expected, inplace)
         if inplace:
-            loss, grad_tables = _ops.learnable_ce_(logits, *labels, *tables, None, *options, needs)
+            loss, grad_tables = _ops.learnable_ce_(*inputs, coefficients, *options, needs)
             torch.autograd.graph.increment_version(logits)
-            ctx.save_for_backward(logits, grad_tables)
-            return loss
-        if options[-1] == _NONE:
-            loss, _ = _ops.run_adjusted_ce(logits, *labels, *tables, None, *options, False, "cpu")
-            ctx.save_for_backward(logits, *labels, *tables)
-            return loss
-        loss, *grads = _ops.run_learnable_ce(logits, *labels, *tables, None, *options, need_logits, needs)
-        if torch.compiler.is_compiling():
-            ctx.save_for_backward(logits, *labels, *tables, *grads)
-        else:  # owned and given away by the first backward, as in _core
-            ctx.save_for_backward(logits, *labels, *tables)
-            ctx.grads = grads
+            ctx.save_for_backward(expected, grad_tables, logits)
+        elif ctx.later:
+            loss, _ = _ops.run_adjusted_ce(*inputs, None, *options, False, "cpu")
+            ctx.save_for_backward(expected, *inputs)
+        else:
+            loss, *grads = _ops.run_learnable_ce(*inputs, coefficients, *options, need_logits, needs)
+            if torch.compiler.is_compiling():
+                ctx.save_for_backward(expected, *inputs, *reversed(grads))
+            else:  # owned and given away by the first backward, as in _core
+                ctx.save_for_backward(expected, *inputs)
+                ctx.grads = grads
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
         need_logits, *needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
-            return *_differentiable_gradients(ctx, upstream), None, None, None
-        if ctx.options[-1] == _NONE:
-            grad, grad_tables = _recomputed(ctx, upstream.contiguous())
-        elif ctx.inplace or torch.compiler.is_compiling():
-            grad, grad_tables = ctx.saved_tensors[-2:]
-            grad, grad_tables = (grad.to(upstream.dtype) * upstream).to(grad.dtype), grad_tables * upstream
+            return *_differentiable_gradients(ctx, upstream), None, None, None, None
+        expected = ctx.saved_tensors[0]
+        if torch.compiler.is_compiling() and (ctx.inplace or not ctx.later):
+            grad_tables, grad = (_upstream.multiplied(each, upstream, expected) for each in ctx.saved_tensors[-2:])
+        elif ctx.inplace:
+            grad_tables = _upstream.multiplied(ctx.saved_tensors[-2], upstream, expected)
+            grad = _upstream.overwritten(ctx, upstream)
+        elif ctx.later:
+            grad, grad_tables = _recomputed(ctx, upstream)
         else:
             grads, ctx.grads = ctx.grads, None
-            grad, grad_tables = _recomputed(ctx, None) if grads is None else grads
-            if upstream.item() != 1.0:
-                grad.mul_(upstream)
-                grad_tables.mul_(upstream)
-        return grad if need_logits else None, *_ops.spread(grad_tables, needs), None, None, None
+            grad, grad_tables = grads = _recomputed(ctx, expected) if grads is None else grads
+            for each in grads:
+                _upstream.multiply_(each, upstream, "cpu", expected)
+        return grad if need_logits else None, *_ops.spread(grad_tables, needs), None, None, None, None
 
 
 apply = super(torch.autograd.Function, LearnableCrossEntropy).apply  # without the way through function transforms
 
 
-def _recomputed(ctx, row_coef: Tensor | None) -> tuple[Tensor, Tensor]:
+def _recomputed(ctx, upstream: Tensor | None) -> tuple[Tensor, Tensor]:
     need_logits, *needs = ctx.needs_input_grad[:6]
-    saved = ctx.saved_tensors[:9]
-    return _ops.run_learnable_ce(*saved, row_coef, *ctx.options, need_logits, needs)[1:]
+    saved = ctx.saved_tensors[1:10]
+    coefficients = _upstream.row_factors(upstream, len(saved[0]))
+    return _ops.run_learnable_ce(*saved, coefficients, *ctx.options, need_logits, needs)[1:]
 
 
 def _differentiable_gradients(ctx, upstream: Tensor) -> list[Tensor | None]:
     """The gradients as differentiable functions of all inputs, for backward(create_graph=True)."""
-    if ctx.inplace:
-        raise RuntimeError(
-            "double backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
-        )
-    logits, *labels = ctx.saved_tensors[:4]
-    inputs = (logits, *ctx.saved_tensors[4:9])
+    _upstream.check_second_derivative(ctx.inplace)
+    logits, *labels = ctx.saved_tensors[1:5]
+    inputs = (logits, *ctx.saved_tensors[5:10])
     needs = ctx.needs_input_grad[:6]
     with torch.enable_grad():
         # Views: the gradients stay connected to whatever the inputs came from.

@@ -53,6 +53,8 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "inplace": False,
     "backend": None,
 }
+# What a call of a loss takes, a function's as well as a Module's.
+_CALL_DEFAULTS: dict[str, Any] = {"grad_scale": None}
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,12 @@ class Loss:
         """The function ``(logits, target, [class_counts,] *, options, common) -> loss``."""
         takes_counts = self.first == "class_counts"
         own = set(self.options)
+        shared = {**_COMMON_DEFAULTS, **_CALL_DEFAULTS}
 
         def function(logits: Tensor, target: _core.Target, *args: Any, **kwargs: Any) -> Tensor:
             bound = signature.bind(logits, target, *args, **kwargs).arguments
             options = {name: value for name, value in bound.items() if name in own}
-            common = {name: value for name, value in bound.items() if name in _COMMON_DEFAULTS}
+            common = {name: value for name, value in bound.items() if name in shared}
             if not isinstance(logits, Tensor) or logits.dim() == 0:
                 return _core.adjusted_cross_entropy(logits, target, **common)  # says what is wrong with the logits
             classes = logits.shape[1 if logits.dim() > 1 else 0]
@@ -135,7 +138,7 @@ class Loss:
         if takes_counts:
             parameters.append(inspect.Parameter("class_counts", positional))
         parameters += [parameter.replace(kind=keyword) for parameter in self.options.values()]
-        parameters += [inspect.Parameter(name, keyword, default=value) for name, value in _COMMON_DEFAULTS.items()]
+        parameters += [inspect.Parameter(name, keyword, default=value) for name, value in shared.items()]
         signature = inspect.Signature(parameters, return_annotation=Tensor)
         function.__signature__ = signature  # type: ignore[attr-defined]
         built = inspect.signature(self.build).return_annotation
@@ -143,7 +146,7 @@ class Loss:
         function.__name__ = function.__qualname__ = self.function
         function.__module__ = "ltkernels.functional"
         function.__doc__ = self.doc(
-            "logits, target: as in `ltkernels.functional.adjusted_cross_entropy`.\n"
+            "logits, target, grad_scale: as in `ltkernels.functional.adjusted_cross_entropy`.\n"
             + ("        class_counts: (C,) training samples per class, integers.\n" if takes_counts else "")
         )
         return function

@@ -51,10 +51,11 @@ def statistics(
         (N, 4) float64: a reference r near the largest a_j but the label's; the sum of exp(a_j - r) over them; the label's own a
         without its margin, -inf where it is elsewhere; the smoothing sum.
     """
-    if not logits.is_cpu:
+    kernels = _backends.two_phase_kernels(logits.device)
+    if kernels is None:
         return torch_statistics(logits, labels, row_scale, shift, scale, weight, smooth)
-    out = torch.empty(len(logits), 4, dtype=torch.float64)
-    _backends.cpu_row_statistics(logits, labels, row_scale, shift, scale, weight, smooth, out)
+    out = torch.empty(len(logits), 4, dtype=torch.float64, device=logits.device)
+    kernels[0](logits, labels, row_scale, shift, scale, weight, smooth, out)
     return out
 
 
@@ -139,10 +140,11 @@ def gradient(
     `terms` (N, 4) float64 from `finish`, columns 1 to 3 times each row's upstream factor; the rest as in `statistics`. `out` may be the
     logits themselves.
     """
-    if not logits.is_cpu:
+    kernels = _backends.two_phase_kernels(logits.device)
+    if kernels is None:
         return torch_gradient(logits, labels, row_scale, terms, shift, scale, weight)
-    out = torch.empty(logits.shape, dtype=logits.dtype) if out is None else out
-    _backends.cpu_gradient_from_statistics(logits, labels, row_scale, shift, scale, weight, terms.contiguous(), out)
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if out is None else out
+    kernels[1](logits, labels, row_scale, shift, scale, weight, terms.contiguous(), out)
     return out
 
 

@@ -228,23 +228,28 @@ class _Loop:
         """One step of SGD; the loss of the rows of this process, divided by what the whole step divides by."""
         recipe, world, criterion = self.recipe, self.world, self.criterion
         self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
         if recipe.accumulate == 1 and world.size == 1:
-            loss = criterion(self._forward(trained, x), target)
+            # Said ahead, so that float16 gradients are rounded after the scaler's factor.
+            said = {"grad_scale": self.scaler.scale(total + 1)} if self.scaler.is_enabled() else {}
+            loss = criterion(self._forward(trained, x), target, **said)
             self.scaler.scale(loss).backward()
-            total = loss.detach()
+            total += loss.detach()
         else:
-            total = torch.zeros((), device=self.device)
             divisor = denominator(criterion.weight if criterion.reduction == "mean" else None, target)
             # Parts first, then this process's rows of each: batch normalisation sees the parts of a single process.
             parts = torch.arange(len(x), device=self.device).tensor_split(recipe.accumulate)
             for i, whole in enumerate(parts):
                 part = whole[world.rows()]
+                # DistributedDataParallel averages over the processes; the divisor is of all of them already.
+                factor = self.scaler.scale(
+                    torch.as_tensor(world.size / divisor, dtype=torch.float64, device=self.device)
+                )
                 last = i == len(parts) - 1
                 with nullcontext() if last or world.size == 1 else trained.no_sync():
-                    loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part)) / divisor
-                    # DistributedDataParallel averages over the processes; the divisor is of all of them already.
-                    self.scaler.scale(loss * world.size).backward()
-                total += loss.detach()
+                    loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part), factor)
+                    (loss * factor).backward()
+                total += loss.detach() / divisor
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return total
@@ -299,10 +304,10 @@ class _Loop:
         return bool(self.world.any(int(store is not None and store.due())))
 
 
-def _summed(criterion: nn.Module, logits: Tensor, target: Target) -> Tensor:
+def _summed(criterion: nn.Module, logits: Tensor, target: Target, grad_scale: Tensor) -> Tensor:
     """The sum of the rows' losses, whatever the criterion's own reduction."""
     reduction, criterion.reduction = criterion.reduction, "sum"
     try:
-        return criterion(logits, target)
+        return criterion(logits, target, grad_scale=grad_scale)
     finally:
         criterion.reduction = reduction

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ._row import (
+    ONE_COEF,
     ROW_COEF,
     SCALE,
     SHIFT,
@@ -83,10 +84,14 @@ def reduce_by(parts, count, REAL: tl.constexpr):
 
 
 @kernel
-def scale_gradient(grad, upstream, classes: tl.int64, stride: tl.int64, blocks: tl.int64, BLOCK: tl.constexpr):
-    """grad *= upstream, in place, rounded once; nothing is read where the factor is 1."""
+def scale_gradient(
+    grad, upstream, expected, divides: tl.int32, classes: tl.int64, stride: tl.int64, blocks: tl.int64, BLOCK: tl.constexpr
+):  # fmt: skip
+    """grad *= upstream / expected (1 without `divides`), in place, rounded once; nothing is read where they are equal."""
     factor = tl.load(upstream)
-    if factor != 1.0:
+    known = tl.where(divides != 0, tl.load(expected), 1.0)
+    if factor != known:
+        factor /= known
         row = tl.program_id(0).to(tl.int64) // blocks
         col = (tl.program_id(0) - row * blocks) * BLOCK + tl.arange(0, BLOCK)
         at = grad + row * stride + col
@@ -113,7 +118,8 @@ def labels(target, target_b, lam, row, n, classes, ignore_index, MIXED: tl.const
 @triton.jit
 def upstream_of(row, n, row_coef, parts, count, present, REAL: tl.constexpr):
     """The factor on a row's gradient: its upstream gradient over the denominator of the reduction."""
-    coefficient = tl.load(row_coef + row, mask=(row < n) & has(present, ROW_COEF), other=1.0).to(REAL)
+    at = tl.where(has(present, ONE_COEF), 0, row)
+    coefficient = tl.load(row_coef + at, mask=(row < n) & has(present, ROW_COEF), other=1.0).to(REAL)
     return coefficient / reduce_by(parts, count, REAL)
 
 

@@ -28,6 +28,7 @@ TABLE = tl.constexpr(64)
 BIAS = tl.constexpr(128)
 FEATURE_NORM = tl.constexpr(256)
 WEIGHT_NORM = tl.constexpr(512)
+ONE_COEF = tl.constexpr(1024)  # row_coef is one number for all rows
 
 # csrc/cpu/adjusted_ce.h: enum Form
 SEESAW = tl.constexpr(1)

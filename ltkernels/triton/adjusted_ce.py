@@ -128,8 +128,9 @@ def adjusted_ce(
     `ltkernels._ops` and csrc/cpu/adjusted_ce.h.
 
     logits and grad (N, C), classes contiguous; target, target_b (N,) int64, contiguous; tables (C,), lam and row_coef
-    (N,), contiguous; loss (N,) for reduction 0, else (); loss, tables, lam and row_coef float64 for float64 logits, else
-    float32. `closed` is a closed form's (code, table, seed, options). Arguments were checked by the caller.
+    (N,), contiguous, but row_coef may be one number, expanded; loss (N,) for reduction 0, else (); loss, tables, lam and
+    row_coef float64 for float64 logits, else float32. `closed` is a closed form's (code, table, seed, options). Arguments
+    were checked by the caller.
     """
     rows, classes = logits.shape
     form, table, seed, options = _options(closed)
@@ -148,6 +149,8 @@ def adjusted_ce(
     if rows:
         tables = tuple(_or(each, real) for each in (shift, scale, margin, row_scale, weight, row_coef))
         present = _present(shift, scale, margin, row_scale, weight, row_coef, table)
+        if row_coef is not None and row_coef.stride(0) == 0:
+            present |= _row.ONE_COEF.value
         aligned = _aligned(classes, logits, grad, shift, scale, weight, table)
         mixed, smooth, streamed = target_b is not None, label_smoothing != 0.0, shift is not None or scale is not None
         held = None
@@ -189,12 +192,16 @@ def adjusted_ce(
         _reduce(real, row_loss, parts, count)
 
 
-def scale_gradient(grad: Tensor, upstream: Tensor) -> None:
-    """`grad` (N, C) times the one-element float32 or float64 tensor `upstream`, in place, rounded once. The factor is
-    read on the device: a factor of 1 costs a launch and no pass."""
+def scale_gradient(grad: Tensor, upstream: Tensor, expected: Tensor | None = None) -> None:
+    """`grad` (N, C) times upstream / expected (None: 1), one-element float32 or float64 tensors, in place, rounded once. Both are
+    read on the device: where they are equal, the call costs a launch and no pass."""
     if grad.numel() == 0:
         return
     rows, classes = (1, grad.numel()) if grad.is_contiguous() else grad.shape
     upstream = upstream.to(real_dtype(grad.dtype))
     blocks = -(-classes // _configs.SCALE_BLOCK)
-    _launch(_configs.scale_gradient(grad.dtype), (rows * blocks,), grad, upstream, classes, grad.stride(0), blocks)
+    known = upstream if expected is None else expected.to(upstream.dtype)
+    _launch(
+        _configs.scale_gradient(grad.dtype), (rows * blocks,),
+        grad, upstream, known, int(expected is not None), classes, grad.stride(0), blocks,
+    )  # fmt: skip

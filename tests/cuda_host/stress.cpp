@@ -47,7 +47,7 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
         const int64_t tables = plain ? table.address() : 0;
         const char* error = ltk_cuda_adjusted_ce(
             0, 0, static_cast<int64_t>(path), dtype, in, classes, rows, classes, a.address(), mixed ? b.address() : 0,
-            mixed ? lam.address() : 0, tables, tables, tables, tables, table.address(), 0, 1.5,
+            mixed ? lam.address() : 0, tables, tables, tables, tables, table.address(), 0, 0, 1.5,
             form == Form::sigmoid || form == Form::equalization ? 0.0 : 0.1, -100, static_cast<int64_t>(reduction),
             pass == 0 ? out.address() : again.address(), to, classes,
             reduction == Reduction::none ? 0 : scratch.address(), static_cast<int64_t>(form), table.address(),
@@ -60,21 +60,25 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
     if (!(out[0] == out[0])) emulation::fail("the loss is NaN");
 }
 
-void statistics(int64_t rows, int64_t classes) {
-    Buffer<float> logits(rows * classes), table(classes + 3), top(rows), sum(rows), own(rows), out(rows),
-        grad(rows * classes);
+void two_phases(int64_t rows, int64_t classes) {
+    Buffer<float> logits(rows * classes), table(classes);
+    Buffer<double> sigma(rows), out(4 * rows);
     Buffer<int64_t> labels(rows);
     for (int64_t i = 0; i < rows * classes; ++i) logits[i] = value(i);
-    for (int64_t j = 0; j < classes + 3; ++j) table[j] = 1.0f;
-    for (int64_t i = 0; i < rows; ++i) labels[i] = (2 * i) % (classes + 3);
-    for (int64_t write = 1; write >= 0; --write) {
-        const char* error = ltk_cuda_row_statistics(
-            0, 0, write, 0, logits.address(), classes, rows, classes, 2, classes + 3, labels.address(), table.address(),
-            table.address(), table.address(), table.address(), table.address(), 0, 0.0, -100, top.address(),
-            sum.address(), own.address(), write != 0 ? 0 : out.address(), write != 0 ? 0 : grad.address(), classes);
-        if (error != nullptr) emulation::fail(error);
-        ++calls;
+    for (int64_t j = 0; j < classes; ++j) table[j] = 1.0f;
+    for (int64_t i = 0; i < rows; ++i) {
+        labels[i] = i - 2;
+        sigma[i] = 1.0;
     }
+    const char* error =
+        ltk_cuda_row_statistics(0, 0, 0, logits.address(), classes, rows, classes, labels.address(), table.address(),
+                                table.address(), table.address(), sigma.address(), 1, out.address());
+    if (error != nullptr) emulation::fail(error);
+    error = ltk_cuda_gradient_from_statistics(0, 0, 0, logits.address(), classes, rows, classes, labels.address(),
+                                              table.address(), table.address(), table.address(), sigma.address(),
+                                              out.address(), logits.address(), classes);
+    if (error != nullptr) emulation::fail(error);
+    calls += 2;
 }
 
 template <class T>
@@ -94,7 +98,7 @@ void scale(int64_t n) {
     Buffer<float> factor(1);
     for (int64_t i = 0; i < n; ++i) put(&x[i], 1.0f);
     factor[0] = 0.5f;
-    if (ltk_cuda_scale(0, 0, 2, x.address(), n, factor.address()) != nullptr) emulation::fail("scale");
+    if (ltk_cuda_scale(0, 0, 2, x.address(), n, factor.address(), 0) != nullptr) emulation::fail("scale");
     ++calls;
 }
 
@@ -112,7 +116,8 @@ int main(int count, char**) {
                     loss<float>(0, 2, classes, path, mixed, form, Reduction::mean);
                     if (all) loss<bf16>(2, 3, classes, path, mixed, form, Reduction::none);
                 }
-    statistics(3, 37);
+    two_phases(4, 37);
+    two_phases(3, 1100);
     logdet<double>(1, 9, 5);
     logdet<float>(0, 2, 33);
     scale(1003);

@@ -6,6 +6,7 @@ import cuda_cases as cases
 import oracle
 import pytest
 import torch
+import two_phase_cases
 from torch.nn import functional as F
 
 from ltkernels import _cuda, adjustments
@@ -116,10 +117,14 @@ def test_memory_safety_of_special_rows(path: str, dtype: torch.dtype) -> None:
     cases.check_nothing("cuda", path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shards", [1, 3])
-def test_statistics_of_shards(shards: int, dtype: torch.dtype) -> None:
-    cases.check_statistics("cuda", dtype, shards, classes=1203)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("cuts", [[], [5, 401], [0, 1000]])
+def test_two_phases_of_parts(cuts: list[int], dtype: torch.dtype) -> None:
+    z, y = cases.hostile_logits(9, 1203, dtype), cases.labels_of(9, 1203)
+    tables = cases.tables_of(1203, dtype, *oracle.TABLES)
+    two_phase_cases.check(z, y, cuts, device="cuda", **tables)
+    z[2, 1] = -1.0
+    two_phase_cases.check(z, y, cuts, device="cuda", cond=2.0, label_smoothing=0.1, **tables)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -129,6 +134,9 @@ def test_scale_gradient(dtype: torch.dtype) -> None:
     expected = (x.to(real) * 0.3).to(dtype)
     assert torch.equal(_cuda.scale_gradient(x.clone(), torch.full((), 0.3, dtype=real, device="cuda")), expected)
     assert torch.equal(_cuda.scale_gradient(x.clone(), torch.ones((), dtype=real, device="cuda")), x)
+    known = torch.full((), 0.3, dtype=real, device="cuda")
+    assert torch.equal(_cuda.scale_gradient(x.clone(), known, known), x)
+    assert torch.equal(_cuda.scale_gradient(x.clone(), 4 * known, known), (x.to(real) * 4).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -205,7 +213,12 @@ def test_no_call_waits_for_the_device() -> None:
     try:
         _cuda.adjusted_ce(z, loss, grad, y, None, None, *[None] * 6, 0.0, 0.0, -100, 1)
         _cuda.scale_gradient(grad, loss)
-        _cuda.gradient_from_statistics(z, y, _cuda.row_statistics(z, y))
+        ones, rows = (
+            torch.ones(512, dtype=torch.float64, device="cuda"),
+            torch.empty(512, 4, dtype=torch.float64, device="cuda"),
+        )
+        _cuda.row_statistics(z, y, ones, None, None, None, False, rows)
+        _cuda.gradient_from_statistics(z, y, ones, None, None, None, rows, grad)
     finally:
         torch.cuda.set_sync_debug_mode(before)
 
