@@ -11,7 +11,8 @@ processor; its numbers mean nothing.
 Protocol: an answer is compared with float64 before it is timed; inputs rotate past the second-level cache; implementations take turns;
 medians with 20th and 80th percentiles of CUDA events. `pct_of_copy`: ideal bytes (each logit read once, each gradient written once) in
 per cent of the copy bandwidth measured in the same process. Mode "graph" replays one CUDA graph, "eager" includes what the host costs;
-"upstream" has an upstream gradient that is not 1; "host ..." are calls that cost the device next to nothing (`gpu_cells.host_cell`).
+"upstream" has an upstream gradient that is not 1, which ours are told (`grad_scale`); "host ..." are calls that cost the device next to
+nothing (`gpu_cells.host_cell`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import ltkernels as ltk
 from ltkernels import _backends
 from ltkernels._checks import REDUCTIONS, real_dtype
-from ltkernels.losses._core import multiply
+from ltkernels.losses import _upstream
 
 LOSSES = ("ce", "logit_adjusted", "ldam", "kps")
 Step = Callable[..., Tensor]
@@ -60,10 +60,13 @@ def eager(name: str, tables: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Te
     return margins
 
 
-def differentiated(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
+def differentiated(loss: Callable[..., Tensor], announces: bool = False) -> Step:
+    """`announces`: `loss` takes the upstream gradient ahead, as ``grad_scale``."""
+
     def step(z: Tensor, y: Tensor, upstream: Upstream = None) -> Tensor:
         leaf = z.detach().requires_grad_()
-        value = loss(leaf, y)
+        said = {"grad_scale": upstream[real_dtype(z.dtype)]} if announces and upstream is not None else {}
+        value = loss(leaf, y, **said)
         return torch.autograd.grad(value, leaf, None if upstream is None else upstream[value.dtype])[0]
 
     return step
@@ -76,10 +79,11 @@ def _kernel(tables: dict[str, Tensor], backend: str) -> Step:
     def step(z: Tensor, y: Tensor, upstream: Upstream = None) -> Tensor:
         loss = torch.empty((), dtype=real_dtype(z.dtype), device=z.device)
         grad = torch.empty_like(z)
-        arguments = [tables.get(name) for name in _TABLES]
-        run(z, loss, grad, y, None, None, *arguments, None, 0.0, 0.0, -100, REDUCTIONS.index("mean"))
-        if upstream is not None:
-            multiply(grad, upstream[loss.dtype], backend)
+        expected = None if upstream is None else upstream[loss.dtype]
+        arguments = [*(tables.get(name) for name in _TABLES), _upstream.row_factors(expected, len(z))]
+        run(z, loss, grad, y, None, None, *arguments, 0.0, 0.0, -100, REDUCTIONS.index("mean"))
+        if expected is not None:
+            _upstream.multiply_(grad, expected, backend, expected)
         return grad
 
     return step
@@ -110,7 +114,9 @@ def steps(name: str, counts: list[int], device: str, compiler: str | None) -> di
     loss = ltk.functional.adjusted_cross_entropy
     ours = backends(device)
     for backend in ours:
-        found[backend] = differentiated(lambda z, y, b=backend: loss(z, y, **tables, backend=b))
+        found[backend] = differentiated(
+            lambda z, y, b=backend, **said: loss(z, y, **tables, backend=b, **said), announces=True
+        )
     if ours:
         found[f"{ours[0]}-kernel"] = _kernel(tables, ours[0])
     plain = eager(name, tables)

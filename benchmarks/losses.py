@@ -43,10 +43,15 @@ def inputs(
     return batches
 
 
-def step(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], upstream: torch.Tensor | None = None) -> None:
+def step(
+    loss: baselines.Loss,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    upstream: torch.Tensor | None = None,
+    **said: torch.Tensor,
+) -> None:
     z, y = batch
     z.grad = None
-    loss(z, y).backward(upstream)
+    loss(z, y, **said).backward(upstream)
 
 
 def learning_step(loss: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -89,7 +94,8 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
         return None
     batches = inputs(cell["B"], classes, dtype, ltk.LOSSES[name].logits == "cosine", "warm" in cell["mode"])
     upstream = torch.tensor(0.37) if "upstream" in cell["mode"] else None
-    calls = [lambda batch=batch: step(loss, batch, upstream) for batch in batches]
+    said = {"grad_scale": upstream} if "announced" in cell["mode"] and backend == "ours" else {}
+    calls = [lambda batch=batch: step(loss, batch, upstream, **said) for batch in batches]
     if learned:
         calls = [lambda batch=batch: learning_step(loss, batch) for batch in batches]
     served = ltk.explain(loss, *batches[0]).backend if backend == "ours" else backend
@@ -99,7 +105,7 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
 
 def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What is timed: every loss at every shape; logit adjustment also at 2 x 2, which is nothing but the way to the kernel and back, with
-    an upstream gradient that is not 1, and with its log prior learned."""
+    an upstream gradient that is not 1, ours told of it (`grad_scale`) or not, and with its log prior learned."""
     found = []
     mode = "forward+backward, warm" if options.warm else "forward+backward"
     for dtype in ("float32",) if options.quick else ("float32", "bfloat16"):
@@ -110,7 +116,7 @@ def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
         own = {"op": "logit_adjusted", "dtype": "float32", "D": None}
         found.append({**own, "B": 2, "C": 2, "mode": "forward+backward"})
         if not options.quick:
-            for mode in ("upstream 0.37", "learnable shift"):
+            for mode in ("upstream 0.37", "announced upstream 0.37", "learnable shift"):
                 found += [{**own, "B": b, "C": c, "mode": f"forward+backward, {mode}"} for b, c in SHAPES]
     return found
 

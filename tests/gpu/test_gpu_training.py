@@ -178,3 +178,24 @@ def test_the_head_is_the_reference(backend: str, case: str, normalize: bool, dty
             assert got.grad is None
         else:
             assert float((got.grad.cpu().double() - exact.grad).norm()) <= limit * float(exact.grad.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_an_announced_factor_stays_on_the_device(backend: str, dtype: torch.dtype) -> None:
+    """A loss scaler's factor, announced or not: the CPU kernel's gradient, the small float16 entries too, and no wait."""
+    torch.manual_seed(0)
+    z, y = torch.randn(ROWS, CLASSES).to(dtype), torch.randint(0, CLASSES, (ROWS,))
+    on_cpu = z.clone().requires_grad_()
+    (ltk.nn.LogitAdjustedCrossEntropy(COUNTS)(on_cpu, y, grad_scale=4096.0) * 4096.0).backward()
+    loss = ltk.nn.LogitAdjustedCrossEntropy(COUNTS, backend=backend).cuda()
+    factor, labels = torch.full((), 4096.0, device="cuda"), y.cuda()
+    for said in ({}, {"grad_scale": factor}, {"grad_scale": 2 * factor}, {"grad_scale": factor.view(1)}):
+        leaf = z.cuda().requires_grad_()
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            (loss(leaf, labels, **said) * factor).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        rtol = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+        assert torch.allclose(leaf.grad.cpu().float(), on_cpu.grad.float(), rtol=rtol, atol=1e-6), said
