@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ltkernels import train
-from ltkernels.train import rundir, signals
+from ltkernels.train import checkpoint, rundir, signals
 from ltkernels.train.checkpoint import PhaseStore, capture_random, restore_random
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
@@ -186,6 +186,27 @@ def test_a_checkpoint_is_plain_data(tmp_path):
     assert PhaseStore(tmp_path / "state", "train/a b-c", "print", 0.0).load() is None
     with pytest.raises(ValueError, match="other data or settings"):
         PhaseStore(tmp_path / "state", "train/a b:c", "other", 0.0).load()
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
+    out = _unfinished(tmp_path)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    with pytest.raises(
+        ValueError, match=r"another version of ltkernels wrote this checkpoint \(format 2, this one reads 3\)"
+    ):
+        train.train(Config(**BUSY), out=out, resume="auto")
+    assert rundir.is_unfinished(out)
+
+
+def test_the_format_number_follows_the_state(tmp_path):
+    """Keys that come or go need a new `FORMAT`: a run of the old one would end in a KeyError."""
+    out = _unfinished(tmp_path)
+    state = torch.load(next((out / "state").iterdir()), weights_only=True)["state"]
+    assert checkpoint.FORMAT == 2
+    assert set(state) == {
+        "model", "optimizer", "scaler", "criterion", "schedules", "random", "order", "batches", "epoch", "step", "total", "history",
+        "confusion", "seconds", "evaluation_seconds",
+    }  # fmt: skip
 
 
 def test_random_states_come_back():

@@ -21,6 +21,8 @@ from ltkernels._files import replacing
 
 _log = logging.getLogger(__name__)
 
+# Of what a training's state holds (`_Loop.state` of engine.py): another number where a key comes or goes.
+FORMAT = 2
 # The newest may be the damaged one; the one before it is then read.
 _KEEP = 2
 _NAME = re.compile(r"(?P<slug>.+)\.(?P<serial>\d{8})\.(?P<digest>[0-9a-f]{32})\.pt")
@@ -67,7 +69,7 @@ class PhaseStore:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` as the newest checkpoint and drop all but the one before it. Raises OSError naming the file."""
-        content = dump({"format": 1, "phase": self._phase, "fingerprint": self._fingerprint, "state": state})
+        content = dump({"format": FORMAT, "phase": self._phase, "fingerprint": self._fingerprint, "state": state})
         files = self._files()
         serial = files[-1][0] + 1 if files else 0
         digest = hashlib.sha256(content).hexdigest()[:32]
@@ -96,6 +98,11 @@ class PhaseStore:
             saved = undump(content, path)
             if saved.get("fingerprint") != self._fingerprint:
                 raise ValueError(f"{path}: the checkpoint is of other data or settings; --force starts anew")
+            if saved.get("format") != FORMAT:
+                raise ValueError(
+                    f"{path}: another version of ltkernels wrote this checkpoint (format {saved.get('format')!r}, this one reads "
+                    f"{FORMAT}); go on with that version, or start anew with --force"
+                )
             if not isinstance(saved.get("state"), dict):
                 raise ValueError(f"{path}: not a checkpoint: it holds no state")
             return saved["state"]

@@ -26,7 +26,7 @@ from ltkernels import selection, train  # noqa: F401
 from ltkernels.diversity import FeatureStatistics
 from ltkernels.selection.checkpoint import read_checkpoint
 from ltkernels.train import rundir
-from ltkernels.train.checkpoint import PhaseStore, capture_random
+from ltkernels.train.checkpoint import FORMAT, PhaseStore, capture_random
 from ltkernels.train.config import Config, from_mapping, read_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.data._pickle import load_plain
@@ -439,7 +439,7 @@ def phase_checkpoint() -> Files:
         "random": capture_random(torch.device("cpu"))["python"][:1],
     }
     buffer = io.BytesIO()
-    torch.save({"format": 1, "phase": "train/ce", "fingerprint": "print", "state": state}, buffer)
+    torch.save({"format": FORMAT, "phase": "train/ce", "fingerprint": "print", "state": state}, buffer)
     return {"content.pt": buffer.getvalue()}
 
 
@@ -456,8 +456,8 @@ def _load_phase(folder: Path) -> Any:
 def _forge_checkpoint(files: Files, secret: str, rng: random.Random) -> Files:
     (name,) = files
     values = (
-        Trap(secret + ".trap"), [1, 2], {"format": 1}, {"fingerprint": "print"}, {"fingerprint": "print", "state": Trap(secret + ".trap")},
-        {"fingerprint": 3, "state": 4}, "text", None, torch.zeros(3),
+        Trap(secret + ".trap"), [1, 2], {"format": 1}, {"fingerprint": "print"},
+        {"format": FORMAT, "fingerprint": "print", "state": Trap(secret + ".trap")}, {"fingerprint": 3, "state": 4}, "text", None, torch.zeros(3),
     )  # fmt: skip
     buffer = io.BytesIO()
     torch.save(rng.choice(values), buffer, _use_new_zipfile_serialization=rng.random() < 0.7)
