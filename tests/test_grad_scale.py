@@ -174,6 +174,23 @@ def test_compiled() -> None:
         assert torch.equal(one.grad, other.grad)
 
 
+def test_compiled_with_a_learned_vector() -> None:
+    z, y = batch()
+
+    def step(leaf: torch.Tensor, shift: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return CE(leaf, y, shift=shift, grad_scale=factor) * 3.0
+
+    for factor in (3.0, 2.0):
+        found = []
+        for call in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+            inputs = z.float().requires_grad_(), torch.zeros(len(COUNTS)).requires_grad_()
+            call(*inputs, torch.tensor(factor)).backward()
+            found.append([each.grad for each in inputs])
+        for a, b in zip(*found):
+            assert a.abs().max() > 0
+            assert torch.allclose(a, b, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -41,12 +41,14 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         ctx.later = _upstream.in_backward(options[-1], logits.dtype, expected)
         run = _ops.closed_ce if closed else _ops.run_adjusted_ce
         loss, grad = run(logits, *labels_and_tables, coefficients, *options, *closed, not ctx.later, backend)
-        if torch.compiler.is_compiling() and not ctx.later:
-            ctx.save_for_backward(expected, logits, *labels_and_tables, grad)
+        if ctx.later:
+            ctx.save_for_backward(logits, *labels_and_tables)
+        elif torch.compiler.is_compiling():
+            ctx.save_for_backward(logits, *labels_and_tables, expected, grad)
         else:
             # Not saved but owned: the first backward gives it away, so that the upstream factor and `.grad` need no copy of it.
-            ctx.save_for_backward(expected, logits, *labels_and_tables)
-            ctx.grad = None if ctx.later else grad
+            ctx.save_for_backward(logits, *labels_and_tables)
+            ctx.grad, ctx.expected = grad, expected
         return loss
 
     @staticmethod
@@ -54,17 +56,17 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             grad = _differentiable_gradient(ctx, upstream)
         elif torch.compiler.is_compiling() and (ctx.inplace or not ctx.later):
-            grad = _upstream.multiplied(ctx.saved_tensors[-1], upstream, ctx.saved_tensors[0])
+            expected, grad = ctx.saved_tensors[-2:]
+            grad = _upstream.multiplied(grad, upstream, expected)
         elif ctx.inplace:
             grad = _upstream.overwritten(ctx, upstream)
         elif ctx.later:
             grad = _recomputed(ctx, upstream)
         else:
-            expected = ctx.saved_tensors[0]
             grad, ctx.grad = ctx.grad, None
             if grad is None:  # a second backward over a retained graph; the kernel gives the same bits again
-                grad = _recomputed(ctx, expected)
-            _upstream.multiply_(grad, upstream, ctx.backend, expected)
+                grad = _recomputed(ctx, ctx.expected)
+            _upstream.multiply_(grad, upstream, ctx.backend, ctx.expected)
         return grad, None, None, None, None, None, None
 
 
@@ -72,7 +74,7 @@ _apply = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
 
 
 def _recomputed(ctx, upstream: Tensor | None) -> Tensor:
-    _, logits, *labels_and_tables = ctx.saved_tensors
+    logits, *labels_and_tables = ctx.saved_tensors
     run = _ops.closed_ce if ctx.closed else _ops.run_adjusted_ce
     coefficients = _upstream.row_factors(upstream, len(logits))
     return run(logits, *labels_and_tables, coefficients, *ctx.options, *ctx.closed, True, ctx.backend)[1]
@@ -81,7 +83,7 @@ def _recomputed(ctx, upstream: Tensor | None) -> Tensor:
 def _differentiable_gradient(ctx, upstream: Tensor) -> Tensor:
     """The gradient as a differentiable function of logits and upstream, for backward(create_graph=True)."""
     _upstream.check_second_derivative(ctx.inplace)
-    saved = ctx.saved_tensors[1:]
+    saved = ctx.saved_tensors
     logits, *labels_and_tables = saved[:9]  # a closed form's table and seed follow
     term = (
         None if not ctx.closed else _terms.Term(_terms.FORMS[ctx.closed[0]], saved[9], saved[10], tuple(ctx.closed[1]))

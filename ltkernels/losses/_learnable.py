@@ -45,14 +45,14 @@ class LearnableCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(expected, grad_tables, logits)
         elif ctx.later:
             loss, _ = _ops.run_adjusted_ce(*inputs, None, *options, False, "cpu")
-            ctx.save_for_backward(expected, *inputs)
+            ctx.save_for_backward(*inputs)
         else:
             loss, *grads = _ops.run_learnable_ce(*inputs, coefficients, *options, need_logits, needs)
             if torch.compiler.is_compiling():
-                ctx.save_for_backward(expected, *inputs, *reversed(grads))
+                ctx.save_for_backward(*inputs, expected, *reversed(grads))
             else:  # owned and given away by the first backward, as in _core
-                ctx.save_for_backward(expected, *inputs)
-                ctx.grads = grads
+                ctx.save_for_backward(*inputs)
+                ctx.grads, ctx.expected = grads, expected
         return loss
 
     @staticmethod
@@ -60,19 +60,20 @@ class LearnableCrossEntropy(torch.autograd.Function):
         need_logits, *needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, upstream), None, None, None, None
-        expected = ctx.saved_tensors[0]
         if torch.compiler.is_compiling() and (ctx.inplace or not ctx.later):
-            grad_tables, grad = (_upstream.multiplied(each, upstream, expected) for each in ctx.saved_tensors[-2:])
+            expected, *grads = ctx.saved_tensors[-3:]
+            grad_tables, grad = (_upstream.multiplied(each, upstream, expected) for each in grads)
         elif ctx.inplace:
-            grad_tables = _upstream.multiplied(ctx.saved_tensors[-2], upstream, expected)
+            expected, grad_tables, _ = ctx.saved_tensors
+            grad_tables = _upstream.multiplied(grad_tables, upstream, expected)
             grad = _upstream.overwritten(ctx, upstream)
         elif ctx.later:
             grad, grad_tables = _recomputed(ctx, upstream)
         else:
             grads, ctx.grads = ctx.grads, None
-            grad, grad_tables = grads = _recomputed(ctx, expected) if grads is None else grads
+            grad, grad_tables = grads = _recomputed(ctx, ctx.expected) if grads is None else grads
             for each in grads:
-                _upstream.multiply_(each, upstream, "cpu", expected)
+                _upstream.multiply_(each, upstream, "cpu", ctx.expected)
         return grad if need_logits else None, *_ops.spread(grad_tables, needs), None, None, None, None
 
 
@@ -81,7 +82,7 @@ apply = super(torch.autograd.Function, LearnableCrossEntropy).apply  # without t
 
 def _recomputed(ctx, upstream: Tensor | None) -> tuple[Tensor, Tensor]:
     need_logits, *needs = ctx.needs_input_grad[:6]
-    saved = ctx.saved_tensors[1:10]
+    saved = ctx.saved_tensors[:9]
     coefficients = _upstream.row_factors(upstream, len(saved[0]))
     return _ops.run_learnable_ce(*saved, coefficients, *ctx.options, need_logits, needs)[1:]
 
@@ -89,8 +90,8 @@ def _recomputed(ctx, upstream: Tensor | None) -> tuple[Tensor, Tensor]:
 def _differentiable_gradients(ctx, upstream: Tensor) -> list[Tensor | None]:
     """The gradients as differentiable functions of all inputs, for backward(create_graph=True)."""
     _upstream.check_second_derivative(ctx.inplace)
-    logits, *labels = ctx.saved_tensors[1:5]
-    inputs = (logits, *ctx.saved_tensors[5:10])
+    logits, *labels = ctx.saved_tensors[:4]
+    inputs = (logits, *ctx.saved_tensors[4:9])
     needs = ctx.needs_input_grad[:6]
     with torch.enable_grad():
         # Views: the gradients stay connected to whatever the inputs came from.

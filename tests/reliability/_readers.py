@@ -457,7 +457,8 @@ def _forge_checkpoint(files: Files, secret: str, rng: random.Random) -> Files:
     (name,) = files
     values = (
         Trap(secret + ".trap"), [1, 2], {"format": 1}, {"fingerprint": "print"},
-        {"format": FORMAT, "fingerprint": "print", "state": Trap(secret + ".trap")}, {"fingerprint": 3, "state": 4}, "text", None, torch.zeros(3),
+        {"format": FORMAT, "fingerprint": "print", "state": Trap(secret + ".trap")},
+        {"fingerprint": 3, "state": 4}, "text", None, torch.zeros(3),
     )  # fmt: skip
     buffer = io.BytesIO()
     torch.save(rng.choice(values), buffer, _use_new_zipfile_serialization=rng.random() < 0.7)
