@@ -21,7 +21,7 @@ ASKED = {"methods": ["fdc", "cmo"], "levels": 3, "sets": 3, "processes": 1}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("experiment") / "run"
-    return fdg_experiment(QUICK, out=out, **ASKED), out
+    return fdg_experiment(QUICK.replace(data="fashion-mnist-lt"), out=out, **ASKED), out
 
 
 def test_the_folder_holds_table_figure_and_verdicts(finished):
@@ -34,6 +34,7 @@ def test_the_folder_holds_table_figure_and_verdicts(finished):
     assert [float(row["balanced_accuracy"]) for row in table] == [row["balanced_accuracy"] for row in rows]
     assert (out / "scatter.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["config"]["data"] == "digits-lt"  # what ran, not what the settings held
     assert len(summary["verdicts"]) == 2 * 4 + 1
     assert any("against random samples" in line and "95 % interval" in line for line in summary["verdicts"])
 

@@ -150,7 +150,8 @@ def fdg_experiment(
     rundir.check_free(out, force, resume == "auto")
     # Plain cross-entropy, and post-hoc adjustment for the samples that it holds out: here they choose the level.
     config = config.replace(loss="ce", schedule="none", sampler="instance", stage2="none", post_hoc="tau", mix="none")
-    head = f"# ltkernels experiment fdg: data {','.join(data)}; methods {','.join(methods)}; levels {levels}; sets {sets}\n"
+    config = config.replace(data=",".join(data))  # in what is written; each piece of work names its own
+    head = f"# ltkernels experiment fdg: methods {','.join(methods)}; levels {levels}; sets {sets}\n"
     begun = out / rundir.CONFIG
     if resume == "auto" and begun.is_file() and begun.read_text(encoding="utf-8") != head + to_toml(config):
         raise ValueError(f"--resume: {out} was begun with other settings; --force starts anew")
