@@ -89,11 +89,16 @@ def inputs(rows: int, classes: int, dtype: torch.dtype, cosine: bool, meter: Gpu
     return [one() for _ in range(number)]
 
 
-def agrees(step: gpu_peers.Step, exact: gpu_peers.Step, z: Tensor, y: Tensor, dtype: torch.dtype) -> bool:
-    few = z[:64].clone()
-    truth = exact(few.double(), y[:64])
-    error = (step(few, y[:64]).double() - truth).norm() / truth.norm()
-    return bool(error <= (2e-2 if dtype == torch.bfloat16 else 1e-4))
+def agrees(
+    step: gpu_peers.Step, exact: gpu_peers.Step, z: Tensor, y: Tensor, dtype: torch.dtype, upstream: gpu_peers.Upstream
+) -> bool:
+    """With the upstream gradient 1, and with `upstream`."""
+    errors = []
+    for each in (None, upstream):
+        few = z[:64].clone()  # some peers overwrite it
+        truth = exact(few.double(), y[:64], each)
+        errors.append((step(few, y[:64], each).double() - truth).norm() / truth.norm())
+    return bool(max(errors) <= (2e-2 if dtype == torch.bfloat16 else 1e-4))
 
 
 def facts_of(call: Call, ok: bool, meter: Gpu, what: str) -> Row:
@@ -128,15 +133,15 @@ def loss_cell(name: str, dtype: str, classes: int, meter: Gpu, bandwidth: float,
     dry = isinstance(meter, Dry)
     compiler = ("eager" if dry else "inductor") if dry or classes in COMPILED else None
     found = gpu_peers.steps(name, counts_of(classes), meter.device, compiler)
+    half = {each: torch.tensor(0.5, device=meter.device, dtype=each) for each in (*DTYPES.values(), torch.float64)}
     facts: dict[str, Row] = {}
     for backend, step in list(found.items()):
         try:
-            ok = agrees(step, exact, *batches[0], DTYPES[dtype])
+            ok = agrees(step, exact, *batches[0], DTYPES[dtype], half)
             facts[backend] = facts_of(lambda step=step: step(*batches[0]), ok, meter, f"{what} {backend}")
         except Exception as error:
             report(f"{what} {backend}", error)
             del found[backend]
-    half = {each: torch.tensor(0.5, device=meter.device, dtype=each) for each in (*DTYPES.values(), torch.float64)}
     ideal = 2 * rows * classes * DTYPES[dtype].itemsize
     results = []
     for mode in ("eager", "graph", "upstream")[: 3 if dry or classes == UPSTREAM else 2]:

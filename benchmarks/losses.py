@@ -70,13 +70,20 @@ def learns(loss: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor], coun
     return bool((found - expected).norm() <= 1e-4 * expected.norm()) and agrees(loss, batch, "logit_adjusted", counts)
 
 
-def agrees(loss: baselines.Loss, batch: tuple[torch.Tensor, torch.Tensor], name: str, counts: list[int]) -> bool:
+def agrees(
+    loss: baselines.Loss,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    name: str,
+    counts: list[int],
+    upstream: torch.Tensor | None = None,
+    **said: torch.Tensor,
+) -> bool:
     """Loss and gradient against the eager form in float64."""
     z, y = batch
     exact = z.detach().double().requires_grad_()
     expected = baselines.eager(name, counts)(exact, y)
-    expected.backward()
-    step(loss, batch)
+    expected.backward(None if upstream is None else upstream.double())
+    step(loss, batch, upstream, **said)
     value = loss(z, y).detach().double()
     tolerance = 1e-4 if z.dtype == torch.float32 else 2e-2
     close = (z.grad.double() - exact.grad).norm() <= tolerance * exact.grad.norm()
@@ -99,7 +106,7 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
     if learned:
         calls = [lambda batch=batch: learning_step(loss, batch) for batch in batches]
     served = ltk.explain(loss, *batches[0]).backend if backend == "ours" else backend
-    ok = learns(loss, batches[0], counts) if learned else agrees(loss, batches[0], name, counts)
+    ok = learns(loss, batches[0], counts) if learned else agrees(loss, batches[0], name, counts, upstream, **said)
     return harness.Prepared(calls, ok, {"backend": served})
 
 

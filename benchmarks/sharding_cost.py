@@ -98,8 +98,8 @@ def memory_bytes(world: int, rows: int, width: int, classes: int) -> float:
 # crosses once, 80 % of both. A hop of the ring: 1 us within a node, 5 us between nodes (trees have fewer, where the library takes them).
 # The host: 0.5 ms a call.
 FLOPS, MEMORY, NODE, HOST = 0.8 * 67e12, 0.8 * 3.35e12, 8, 0.5e-3
-# The two phases on a GPU are plain torch today: 14 and 20 reads or writes of 4 bytes a logit, counted in
-# ltkernels/losses/_two_phase.py (with scale and shift). A kernel for each would make 1 and 2.
+# The two phases in plain torch, without the CUDA part of the build: 14 and 20 reads or writes of 4 bytes a logit, counted in
+# ltkernels/losses/_two_phase.py (with scale and shift). The CUDA kernels make 1 and 2.
 PLAIN, FUSED = (14, 20), (1, 2)
 
 
@@ -319,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nMODEL, not measured: {options.classes} classes, D {options.width}, {title}")
         print_model(options.classes, options.width, rows_of)
     print(
-        "\nstep: with the two phases in plain torch, as on GPUs today. fused: with a kernel for each. Assumptions: see GPU constants."
+        "\nstep: with the two phases in plain torch, without the CUDA part. fused: with its kernels. Assumptions: see GPU constants."
     )
     if not options.measure:
         return 0

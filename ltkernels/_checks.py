@@ -100,18 +100,32 @@ def number(
 
 
 def grad_scale(value: Tensor | float, device: torch.device, real: torch.dtype) -> Tensor:
-    """A factor above 0 as a tensor () in the loss' dtype; what a tensor on an accelerator holds is not looked at."""
+    """A factor above 0 as a tensor () in the loss' dtype, the caller's memory where that is possible; what a tensor on an accelerator
+    holds is not looked at."""
     if not isinstance(value, Tensor):
-        return torch.full((), number("grad_scale", value, above=0.0), dtype=real, device=device)
+        return torch.full((), _factor(value, real), dtype=real, device=device)
     if value.numel() != 1 or not value.is_floating_point():
         raise ValueError(
             f"grad_scale has shape {tuple(value.shape)} and dtype {value.dtype}; it must be one floating-point number"
         )
     if value.device != device:
         raise ValueError(f"grad_scale is on {value.device}, logits on {device}; both must be on one device")
-    if value.is_cpu and not torch.compiler.is_compiling():
-        number("grad_scale", value.item(), above=0.0)
+    if not torch.compiler.is_compiling():
+        if value.is_cpu:
+            _factor(value.item(), real)
+        if value.is_inference():  # which has no version to see a change by
+            value = value.clone()
+    if value.dim() == 0 and value.dtype == real and not value.requires_grad:
+        return value
     return value.detach().reshape(()).to(real)
+
+
+def _factor(value: float, real: torch.dtype) -> float:
+    result = number("grad_scale", value, above=0.0)
+    limits = torch.finfo(real)
+    if not limits.tiny <= result <= limits.max:
+        raise ValueError(f"grad_scale is {value!r}; it must lie in [{limits.tiny}, {limits.max}], the range of {real}")
+    return result
 
 
 def reduction(value: str) -> int:

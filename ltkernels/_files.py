@@ -25,15 +25,16 @@ def replacing(path: Path, *, parents: bool = False) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        # The rename itself is durable once the folder is.
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        # Where the folder went read-only, the error above says so.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    # The rename itself is durable once the folder is; not every file system can say so of a folder, and the file is there.
+    with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        raise OSError(error.errno, f"{path} could not be written: {os.strerror(error.errno or 0)}") from error
-    finally:
-        # Where the folder went read-only, the error above says so.
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

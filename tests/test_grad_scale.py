@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import ltkernels as ltk
 
@@ -80,10 +81,10 @@ def test_an_announced_factor_costs_no_pass() -> None:
 def test_small_float16_gradients_survive_a_loss_scaler() -> None:
     """1e-8 is 0 in float16; 65536 times as much is not. Rounding before the scaler's factor would lose it."""
     z = torch.zeros(256, 1000, dtype=torch.float16)
-    z[:, 0] = 8.0
+    z[:, 0] = 14.0
     y = torch.zeros(256, dtype=torch.int64)
     exact = torch.autograd.functional.jacobian(lambda x: F.cross_entropy(x, y), z.double())
-    assert (exact.to(torch.float16)[:, 1:] == 0).sum() > 0 or exact[:, 1:].abs().max() < 6e-5  # what is at stake
+    assert (exact.to(torch.float16)[:, 1:] == 0).all()  # what is at stake
     expected = (exact * 65536).to(torch.float16)
     assert (expected[:, 1:] > 0).all()
     for options in ({}, {"grad_scale": 65536.0}, {"grad_scale": 65536.0, "inplace": True}):
@@ -191,6 +192,50 @@ def test_compiled_with_a_learned_vector() -> None:
             assert torch.allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_activation_checkpointing(dtype: torch.dtype, learned: bool) -> None:
+    """It lets backward unpack each saved tensor once."""
+    z, y = batch()
+    found = []
+    for options in ({}, {"inplace": True}, {"grad_scale": 3.0}, {"grad_scale": 3.0, "inplace": True}):
+        if dtype == torch.float16 and options == {"inplace": True}:
+            continue  # rounds before the factor
+        shift = torch.zeros(len(COUNTS), requires_grad=learned)
+        leaf = z.to(dtype).requires_grad_()
+        run = lambda x: CE(x * 1.0, y, shift=shift, **options)  # noqa: B023, E731
+        (checkpoint(run, leaf, use_reentrant=False) * 3.0).backward()
+        found.append(leaf.grad)
+    for grad in found[1:]:
+        assert torch.allclose(grad, found[0], rtol=2 * torch.finfo(dtype).eps)
+
+
+def test_a_factor_that_changes_before_backward_is_refused() -> None:
+    z, y = batch()
+    for shift in (None, torch.zeros(len(COUNTS), requires_grad=True)):
+        factor = torch.tensor(2.0)
+        loss = CE(z.float().requires_grad_(), y, shift=shift, grad_scale=factor)
+        factor.mul_(0.5)  # as a loss scaler's update does
+        with pytest.raises(RuntimeError, match="grad_scale was changed in place"):
+            loss.backward()
+    with torch.inference_mode():
+        factor = torch.tensor(2.0)
+    leaf = z.float().requires_grad_()
+    (CE(leaf, y, grad_scale=factor) * 2.0).backward()
+    assert torch.equal(leaf.grad, gradient(CE, z.float(), y, 2.0))
+
+
+def test_inplace_leaves_a_leafs_gradient_memory_of_its_own() -> None:
+    z, y = batch()
+    for view in (lambda x: x, lambda x: x.view(x.shape)):
+        leaf = z.float().requires_grad_()
+        for _ in range(2):
+            leaf.data.copy_(z)
+            CE(view(leaf), y, inplace=True).backward()
+        assert leaf.grad.data_ptr() != leaf.data_ptr()
+        assert torch.allclose(leaf.grad, gradient(CE, z.float(), y, 2.0), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -199,6 +244,9 @@ def test_compiled_with_a_learned_vector() -> None:
         (float("nan"), "grad_scale is nan; it must be finite"),
         (torch.tensor(0.0), "grad_scale is 0.0; it must be above 0.0"),
         (torch.tensor([torch.inf]), "grad_scale is inf; it must be finite"),
+        (1e-46, r"grad_scale is 1e-46; it must lie in \[1.17"),
+        (1e39, r"grad_scale is 1e\+39; it must lie in"),
+        (torch.tensor(1e300, dtype=torch.float64), r"grad_scale is 1e\+300; it must lie in"),
         (torch.ones(2), r"grad_scale has shape \(2,\)"),
         (torch.tensor(3), "dtype torch.int64; it must be one floating-point number"),
         (torch.ones((), device="meta"), "grad_scale is on meta, logits on cpu"),
@@ -208,4 +256,4 @@ def test_compiled_with_a_learned_vector() -> None:
 def test_bad_values(value, words: str) -> None:
     z, y = batch()
     with pytest.raises((ValueError, TypeError), match=words):
-        ltk.functional.logit_adjusted_cross_entropy(z, y, COUNTS, grad_scale=value)
+        ltk.functional.logit_adjusted_cross_entropy(z.float(), y, COUNTS, grad_scale=value)

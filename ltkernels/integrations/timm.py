@@ -34,10 +34,10 @@ class Criterion(torch.nn.Module):
             raise TypeError(f"loss is {type(loss).__name__}; it must be a Module of ltkernels.nn")
         self.loss = loss
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (N, C) and target (N,) or (N, C)."""
+    def forward(self, logits: Tensor, target: Tensor, *, grad_scale: Tensor | float | None = None) -> Tensor:
+        """The loss of logits (N, C) and target (N,) or (N, C); `grad_scale` as in `ltkernels.functional.adjusted_cross_entropy`."""
         if not target.is_floating_point() or target.dim() < 2 or target.shape[1] == 1:
-            return self.loss(logits, target)
+            return self.loss(logits, target, grad_scale=grad_scale)
         share, labels = target.float().topk(2, dim=1)
         total = share.sum(dim=1)
         if total.device.type == "cpu" and not torch.allclose(total, target.float().sum(dim=1), atol=1e-4):
@@ -47,4 +47,5 @@ class Criterion(torch.nn.Module):
                 "label smoothing to the loss, and smoothing=0 to Mixup"
             )
         real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        return self.loss(logits, (labels[:, 0], labels[:, 1], (share[:, 0] / total).to(real)))
+        mixed = (labels[:, 0], labels[:, 1], (share[:, 0] / total).to(real))
+        return self.loss(logits, mixed, grad_scale=grad_scale)

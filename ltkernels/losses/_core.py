@@ -37,6 +37,7 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
             # The operator wrote through the address; autograd must see that anyone who saved the logits holds the wrong values.
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(expected, logits)
+            ctx.leaf = _upstream.is_leaf(logits)
             return loss
         ctx.later = _upstream.in_backward(options[-1], logits.dtype, expected)
         run = _ops.closed_ce if closed else _ops.run_adjusted_ce
@@ -48,7 +49,8 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         else:
             # Not saved but owned: the first backward gives it away, so that the upstream factor and `.grad` need no copy of it.
             ctx.save_for_backward(logits, *labels_and_tables)
-            ctx.grad, ctx.expected = grad, expected
+            ctx.grad = grad
+            _upstream.remember(ctx, expected)
         return loss
 
     @staticmethod
@@ -59,14 +61,17 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
             expected, grad = ctx.saved_tensors[-2:]
             grad = _upstream.multiplied(grad, upstream, expected)
         elif ctx.inplace:
-            grad = _upstream.overwritten(ctx, upstream)
+            _upstream.give_once(ctx)
+            expected, logits = ctx.saved_tensors
+            grad = _upstream.overwritten(ctx, logits, upstream, expected)
         elif ctx.later:
             grad = _recomputed(ctx, upstream)
         else:
+            expected = _upstream.remembered(ctx)
             grad, ctx.grad = ctx.grad, None
             if grad is None:  # a second backward over a retained graph; the kernel gives the same bits again
-                grad = _recomputed(ctx, ctx.expected)
-            _upstream.multiply_(grad, upstream, ctx.backend, ctx.expected)
+                grad = _recomputed(ctx, expected)
+            _upstream.multiply_(grad, upstream, ctx.backend, expected)
         return grad, None, None, None, None, None, None
 
 
@@ -147,9 +152,10 @@ def adjusted_cross_entropy(
         grad_scale: what the loss will be multiplied by before its backward (a loss scaler's factor, 1 / accumulation steps, its share
             of a total): a number above 0, or a tensor of one element on the logits' device, where no host waits for it. The gradient
             is formed with it in the forward pass, so that backward needs no pass of its own over the gradient, and is rounded to
-            16 bits after it. It changes neither the loss nor, beyond rounding, the gradient: where another upstream gradient comes,
-            backward multiplies by the quotient. None expects 1, or, for float16 logits, leaves the gradient to backward: a third
-            pass over the logits, for rounding it before the scaler's factor would make its small entries 0.
+            16 bits after it. The loss does not change. Where another upstream gradient comes, backward multiplies by the quotient,
+            which rounds a second time and cannot bring back what left float16's range. None expects 1, or, for float16 logits, leaves
+            the gradient to backward, for rounding it before the scaler's factor would make its small entries 0: a third pass, over
+            logits and tables that must still be what they were.
         term: closed form of Seesaw, softmax equalization, ArcFace or the sigmoid family, from their builders in
             `ltkernels.adjustments`; not together with shift, scale, margin, class probabilities, or `row_scale` but for ArcFace.
 

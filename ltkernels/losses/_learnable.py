@@ -43,6 +43,7 @@ class LearnableCrossEntropy(torch.autograd.Function):
             loss, grad_tables = _ops.learnable_ce_(*inputs, coefficients, *options, needs)
             torch.autograd.graph.increment_version(logits)
             ctx.save_for_backward(expected, grad_tables, logits)
+            ctx.leaf = _upstream.is_leaf(logits)
         elif ctx.later:
             loss, _ = _ops.run_adjusted_ce(*inputs, None, *options, False, "cpu")
             ctx.save_for_backward(*inputs)
@@ -52,7 +53,8 @@ class LearnableCrossEntropy(torch.autograd.Function):
                 ctx.save_for_backward(*inputs, expected, *reversed(grads))
             else:  # owned and given away by the first backward, as in _core
                 ctx.save_for_backward(*inputs)
-                ctx.grads, ctx.expected = grads, expected
+                ctx.grads = grads
+                _upstream.remember(ctx, expected)
         return loss
 
     @staticmethod
@@ -64,16 +66,18 @@ class LearnableCrossEntropy(torch.autograd.Function):
             expected, *grads = ctx.saved_tensors[-3:]
             grad_tables, grad = (_upstream.multiplied(each, upstream, expected) for each in grads)
         elif ctx.inplace:
-            expected, grad_tables, _ = ctx.saved_tensors
+            _upstream.give_once(ctx)
+            expected, grad_tables, logits = ctx.saved_tensors
             grad_tables = _upstream.multiplied(grad_tables, upstream, expected)
-            grad = _upstream.overwritten(ctx, upstream)
+            grad = _upstream.overwritten(ctx, logits, upstream, expected)
         elif ctx.later:
             grad, grad_tables = _recomputed(ctx, upstream)
         else:
+            expected = _upstream.remembered(ctx)
             grads, ctx.grads = ctx.grads, None
-            grad, grad_tables = grads = _recomputed(ctx, ctx.expected) if grads is None else grads
+            grad, grad_tables = grads = _recomputed(ctx, expected) if grads is None else grads
             for each in grads:
-                _upstream.multiply_(each, upstream, "cpu", ctx.expected)
+                _upstream.multiply_(each, upstream, "cpu", expected)
         return grad if need_logits else None, *_ops.spread(grad_tables, needs), None, None, None, None
 
 
@@ -90,8 +94,9 @@ def _recomputed(ctx, upstream: Tensor | None) -> tuple[Tensor, Tensor]:
 def _differentiable_gradients(ctx, upstream: Tensor) -> list[Tensor | None]:
     """The gradients as differentiable functions of all inputs, for backward(create_graph=True)."""
     _upstream.check_second_derivative(ctx.inplace)
-    logits, *labels = ctx.saved_tensors[:4]
-    inputs = (logits, *ctx.saved_tensors[4:9])
+    saved = ctx.saved_tensors[:9]
+    logits, labels, tables = saved[0], saved[1:4], saved[4:]
+    inputs = (logits, *tables)
     needs = ctx.needs_input_grad[:6]
     with torch.enable_grad():
         # Views: the gradients stay connected to whatever the inputs came from.

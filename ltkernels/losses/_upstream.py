@@ -48,19 +48,42 @@ def multiply_(grad: Tensor, upstream: Tensor, backend: str, expected: Tensor | N
         grad.mul_(remaining(upstream, expected))  # torch multiplies 16-bit numbers by a float32 scalar in float32
 
 
-def overwritten(ctx: Any, upstream: Tensor) -> Tensor:
-    """The gradient of a loss whose logits' memory holds it: that memory itself, once.
+def remember(ctx: Any, expected: Tensor | None) -> None:
+    """For `remembered` in backward. Not among the saved tensors, whose unpacking costs a small loss microseconds."""
+    ctx.expected = expected
+    ctx.expected_version = None if expected is None else expected._version
 
-    `ctx` saved (expected, logits) and says `given` and `backend`.
-    """
+
+def remembered(ctx: Any) -> Tensor | None:
+    """What forward formed the gradient for. Raises RuntimeError where its memory holds something else by now."""
+    expected: Tensor | None = ctx.expected
+    if expected is not None and expected._version != ctx.expected_version:
+        raise RuntimeError("grad_scale was changed in place between the loss and its backward; pass a clone of it")
+    return expected
+
+
+def give_once(ctx: Any) -> None:
+    """Before the gradient of ``inplace=True`` is read. Raises RuntimeError in a second backward."""
     if ctx.given:
         raise RuntimeError(
             "a second backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
         )
-    expected: Tensor | None = ctx.saved_tensors[0]
-    grad: Tensor = ctx.saved_tensors[-1].detach()
     ctx.given = True
-    if not grad.is_contiguous() and ctx.backend in _backends.ON_DEVICE:  # whose kernels multiply consecutive elements
+
+
+def is_leaf(logits: Tensor) -> bool:
+    """Whether autograd may keep a gradient that it is given for `logits`, as the ``.grad`` of them or of what they are a view of."""
+    return logits.is_leaf or (logits._base is not None and logits._base.is_leaf)
+
+
+def overwritten(ctx: Any, logits: Tensor, upstream: Tensor, expected: Tensor | None) -> Tensor:
+    """The gradient that lies in the logits' memory: that memory itself.
+
+    Not where it would become the ``.grad`` of a leaf, whose memory it is; nor where a GPU's kernel, which multiplies consecutive
+    elements, would meet gaps.
+    """
+    grad = logits.detach()
+    if ctx.leaf or (not grad.is_contiguous() and ctx.backend in _backends.ON_DEVICE):
         return multiplied(grad, upstream, expected)
     multiply_(grad, upstream, ctx.backend, expected)
     return grad

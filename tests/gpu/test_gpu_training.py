@@ -199,3 +199,18 @@ def test_an_announced_factor_stays_on_the_device(backend: str, dtype: torch.dtyp
             torch.cuda.set_sync_debug_mode(before)
         rtol = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
         assert torch.allclose(leaf.grad.cpu().float(), on_cpu.grad.float(), rtol=rtol, atol=1e-6), said
+
+
+@pytest.mark.parametrize("columns", [CLASSES, CLASSES + 3])
+def test_inplace_gradient(backend: str, columns: int) -> None:
+    """The logits' own memory where their rows follow each other; a view with gaps gets memory of its own."""
+    torch.manual_seed(0)
+    base, y = (
+        torch.randn(ROWS, columns, device="cuda", requires_grad=True),
+        torch.randint(0, CLASSES, (ROWS,), device="cuda"),
+    )
+    loss = ltk.nn.LogitAdjustedCrossEntropy(COUNTS, backend=backend).cuda()
+    (expected,) = torch.autograd.grad(loss(base[:, :CLASSES], y) * 3.0, base)
+    loss.inplace = True
+    (found,) = torch.autograd.grad(loss((base * 1.0)[:, :CLASSES], y) * 3.0, base)
+    assert torch.allclose(found, expected, rtol=1e-6)
