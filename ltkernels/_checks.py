@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 REDUCTIONS = ("none", "mean", "batch_mean", "sum")  # the index is the code of csrc/cpu/adjusted_ce.h
+_LIMITS = {real: torch.finfo(real) for real in (torch.float32, torch.float64)}
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -111,8 +112,8 @@ def grad_scale(value: Tensor | float, device: torch.device, real: torch.dtype) -
     if value.device != device:
         raise ValueError(f"grad_scale is on {value.device}, logits on {device}; both must be on one device")
     if not torch.compiler.is_compiling():
-        if value.is_cpu:
-            _factor(value.item(), real)
+        if value.is_cpu and not _LIMITS[real].tiny <= value.item() <= _LIMITS[real].max:
+            _factor(value.item(), real)  # says what is wrong
         if value.is_inference():  # which has no version to see a change by
             value = value.clone()
     if value.dim() == 0 and value.dtype == real and not value.requires_grad:
@@ -122,7 +123,7 @@ def grad_scale(value: Tensor | float, device: torch.device, real: torch.dtype) -
 
 def _factor(value: float, real: torch.dtype) -> float:
     result = number("grad_scale", value, above=0.0)
-    limits = torch.finfo(real)
+    limits = _LIMITS[real]
     if not limits.tiny <= result <= limits.max:
         raise ValueError(f"grad_scale is {value!r}; it must lie in [{limits.tiny}, {limits.max}], the range of {real}")
     return result
