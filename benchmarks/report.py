@@ -89,7 +89,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
             if points:
                 axis.plot(*zip(*sorted(points), strict=True), marker=marker, color=colours[backend], label=backend)
         axis.axhline(1.0, color="0.4", linewidth=1, linestyle="--")
-        axis.set(xscale="log", yscale="log", xlabel="classes", title=op)
+        axis.set(xscale="log", yscale="log", xlabel="classes", title=op.replace(", ", ",\n"))
         axis.grid(alpha=0.3)
     for line in axes:
         line[0].set_ylabel("peer's time / ours")
