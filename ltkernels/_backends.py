@@ -275,46 +275,32 @@ def _bad_shift(table: Tensor) -> int:
     return int((torch.isnan(table) | (table == torch.inf)).nonzero()[0])
 
 
-def cpu_row_statistics(
-    logits: Tensor,
-    labels: Tensor,
-    row_scale: Tensor,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    smooth: bool,
-    out: Tensor,
-) -> None:
-    """Fills `out` (N, 4); see `ltkernels.losses._two_phase`."""
-    _C.row_statistics(
-        *class_part(logits, labels, row_scale, shift, scale, weight), smooth, out.data_ptr(), torch.get_num_threads()
-    )
+class ClassPart(NamedTuple):
+    """A part of the classes of every row, as csrc/cpu/row_statistics.h has it; see `ltkernels.losses._two_phase`."""
+
+    logits: Tensor
+    labels: Tensor
+    row_scale: Tensor
+    shift: Tensor | None
+    scale: Tensor | None
+    weight: Tensor | None
+
+    def addresses(self) -> tuple[int, ...]:
+        """As the entry points of the kernels take it."""
+        rows = (self.logits.data_ptr(), self.logits.stride(0), *self.logits.shape, self.labels.data_ptr())
+        tables = map(_address, (self.shift, self.scale, self.weight))
+        return (DTYPE_CODES[self.logits.dtype], *rows, *tables, self.row_scale.data_ptr())
 
 
-def cpu_gradient_from_statistics(
-    logits: Tensor,
-    labels: Tensor,
-    row_scale: Tensor,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    terms: Tensor,
-    grad: Tensor,
-) -> None:
-    """Fills `grad`; see `ltkernels.losses._two_phase`."""
-    _C.gradient_from_statistics(
-        *class_part(logits, labels, row_scale, shift, scale, weight),
-        terms.data_ptr(),
-        grad.data_ptr(),
-        grad.stride(0),
-        torch.get_num_threads(),
-    )
+def cpu_row_statistics(part: ClassPart, smooth: bool, out: Tensor) -> None:
+    """Fills `out` (N, 4)."""
+    _C.row_statistics(*part.addresses(), smooth, out.data_ptr(), torch.get_num_threads())
 
 
-def class_part(logits: Tensor, labels: Tensor, row_scale: Tensor, *tables: Tensor | None) -> tuple[int, ...]:
-    """ClassPart of csrc/cpu/row_statistics.h, as the entry points take it."""
-    addresses = (logits.data_ptr(), logits.stride(0), *logits.shape, labels.data_ptr())
-    return (DTYPE_CODES[logits.dtype], *addresses, *map(_address, tables), row_scale.data_ptr())
+def cpu_gradient_from_statistics(part: ClassPart, terms: Tensor, grad: Tensor) -> None:
+    """Fills `grad`, which may be the logits."""
+    to = (terms.data_ptr(), grad.data_ptr(), grad.stride(0))
+    _C.gradient_from_statistics(*part.addresses(), *to, torch.get_num_threads())
 
 
 def doctor_report() -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from ._backends import DTYPE_CODES, LARGEST_LOG_DET, class_part
+from ._backends import DTYPE_CODES, LARGEST_LOG_DET, ClassPart
 from ._checks import REDUCTIONS, real_dtype
 
 library = _C  # has cuda_* functions where the module was built with LTKERNELS_CUDA=ON
@@ -72,9 +72,8 @@ def adjusted_ce(
 ) -> None:
     """Fills `loss` and, where it is given, `grad`; the arguments are those of ``_backends.cpu_adjusted_ce``.
 
-    logits (N, C) with unit class stride, any row stride; grad likewise, may be the logits themselves. row_coef (N,) may be one number,
-    expanded. One launch for
-    ``reduction="none"``, else two. `path` forces a kernel, for tests and benchmarks.
+    logits (N, C) with unit class stride, any row stride; grad likewise, may be the logits themselves. row_coef (N,) may be one
+    number, expanded. One launch for ``reduction="none"``, else two. `path` forces a kernel, for tests and benchmarks.
 
     Raises RuntimeError where CUDA refuses a launch; ValueError for labels and tables with ``LTKERNELS_CUDA_DEBUG=1``.
     """
@@ -117,35 +116,16 @@ def adjusted_ce(
     )
 
 
-def row_statistics(
-    logits: Tensor,
-    labels: Tensor,
-    row_scale: Tensor,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    smooth: bool,
-    out: Tensor,
-) -> None:
-    """Fills `out` (N, 4) in one read of the logits; see `ltkernels.losses._two_phase`."""
-    part = class_part(logits, labels, row_scale, shift, scale, weight)
-    _raise(library.cuda_row_statistics(*current_stream(logits.device), *part, int(smooth), out.data_ptr()))
+def row_statistics(part: ClassPart, smooth: bool, out: Tensor) -> None:
+    """Fills `out` (N, 4) in one read of the logits."""
+    stream = current_stream(part.logits.device)
+    _raise(library.cuda_row_statistics(*stream, *part.addresses(), int(smooth), out.data_ptr()))
 
 
-def gradient_from_statistics(
-    logits: Tensor,
-    labels: Tensor,
-    row_scale: Tensor,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    terms: Tensor,
-    grad: Tensor,
-) -> None:
-    """Fills `grad`, which may be the logits, in one read and one write; see `ltkernels.losses._two_phase`."""
-    part = class_part(logits, labels, row_scale, shift, scale, weight)
+def gradient_from_statistics(part: ClassPart, terms: Tensor, grad: Tensor) -> None:
+    """Fills `grad`, which may be the logits, in one read and one write."""
     to = (terms.data_ptr(), grad.data_ptr(), grad.stride(0))
-    _raise(library.cuda_gradient_from_statistics(*current_stream(logits.device), *part, *to))
+    _raise(library.cuda_gradient_from_statistics(*current_stream(part.logits.device), *part.addresses(), *to))
 
 
 def scale_gradient(grad: Tensor, upstream: Tensor, expected: Tensor | None = None) -> Tensor:

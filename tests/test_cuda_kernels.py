@@ -10,8 +10,6 @@ that clusters of 16 blocks are granted; streams, CUDA graphs, devices; offsets p
 
 from __future__ import annotations
 
-import shutil
-
 import cuda_cases as cases
 import oracle
 import pytest
@@ -21,22 +19,13 @@ from cuda_host import library
 from ltkernels import _cuda, adjustments
 from ltkernels.losses import _terms
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None, reason="the emulation is compiled by g++, which is not on PATH"
-)
 # One class, tails around a vector of 16 bytes and a warp's worth, odd sizes of real data sets.
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 255, 257, 365, 1000, 1203]
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    return library.build(tmp_path_factory.mktemp("emulation"))
-
-
 @pytest.fixture(autouse=True)
-def _emulation(emulated, monkeypatch):
-    monkeypatch.setattr(_cuda, "library", emulated)
-    monkeypatch.setattr(_cuda, "current_stream", lambda device: (0, 0))
+def _emulation(monkeypatch):
+    library.emulate(monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -328,7 +317,7 @@ def test_debug_switch_raises(monkeypatch) -> None:
     cases.call("cpu", z, good, ignore_index=5, shift=torch.tensor([0.0, -torch.inf, 0, 0, 0]))
 
 
-def test_a_refused_launch_is_an_error(monkeypatch, emulated) -> None:
-    monkeypatch.setattr(emulated, "cuda_adjusted_ce", lambda *arguments: "no kernel image is available")
+def test_a_refused_launch_is_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(_cuda.library, "cuda_adjusted_ce", lambda *arguments: "no kernel image is available")
     with pytest.raises(RuntimeError, match="not launched: no kernel image is available"):
         cases.call("cpu", torch.randn(2, 3), torch.tensor([0, 1]))

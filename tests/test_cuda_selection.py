@@ -52,17 +52,11 @@ def test_which_batches_the_kernel_gets(monkeypatch) -> None:
     assert gets(OnGpu(torch.empty(3, 4, 4))) is None
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    return library.build(tmp_path_factory.mktemp("emulation"))
-
-
 @pytest.fixture
-def calls(emulated, monkeypatch) -> list[tuple[int, ...]]:
+def calls(monkeypatch) -> list[tuple[int, ...]]:
     """Batches on the processor go to the emulated kernel; their shapes."""
     shapes: list[tuple[int, ...]] = []
-    monkeypatch.setattr(_cuda, "library", emulated)
-    monkeypatch.setattr(_cuda, "current_stream", lambda device: (0, 0))
+    library.emulate(monkeypatch)
 
     def logdet(matrices):
         shapes.append(tuple(matrices.shape))

@@ -6,7 +6,6 @@ in tests/gpu: that a captured step replays, and follows its schedule.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from cuda_host import library
 
 import ltkernels as ltk
-from ltkernels import _backends, _cuda
+from ltkernels import _backends
 
 COUNTS = [50, 3, 20, 7, 1]
 READS = (
@@ -32,18 +31,10 @@ READS = (
 )
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("the emulation is compiled by g++, which is not on PATH")
-    return library.build(tmp_path_factory.mktemp("emulation"))
-
-
 @pytest.fixture
-def without_waiting(emulated, monkeypatch) -> Callable[[Callable[[], object]], None]:
+def without_waiting(monkeypatch) -> Callable[[Callable[[], object]], None]:
     """Calls something while no tensor can be read."""
-    monkeypatch.setattr(_cuda, "library", emulated)
-    monkeypatch.setattr(_cuda, "current_stream", lambda device: (0, 0))
+    library.emulate(monkeypatch)
     monkeypatch.setattr(_backends, "_cannot_serve", lambda backend, kind: "")
 
     def refuse(name):

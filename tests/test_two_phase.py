@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from cuda_host import library
@@ -14,21 +12,13 @@ import ltkernels as ltk
 from ltkernels import _backends, _cuda
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("the emulation is compiled by g++, which is not on PATH")
-    return library.build(tmp_path_factory.mktemp("emulation"))
-
-
 @pytest.fixture(params=["cpu", "cuda on the host", "torch"])
 def _phases(request, monkeypatch) -> None:
     """The kernels of the two phases, and their form in plain torch."""
     if request.param == "torch":
         monkeypatch.setattr(_backends, "two_phase_kernels", lambda device: None)
     elif request.param != "cpu":
-        monkeypatch.setattr(_cuda, "library", request.getfixturevalue("emulated"))
-        monkeypatch.setattr(_cuda, "current_stream", lambda device: (0, 0))
+        library.emulate(monkeypatch)
         kernels = (_cuda.row_statistics, _cuda.gradient_from_statistics)
         monkeypatch.setattr(_backends, "two_phase_kernels", lambda device: kernels)
 

@@ -38,7 +38,7 @@ class LearnableCrossEntropy(torch.autograd.Function):
         need_logits, *needs = ctx.needs_input_grad[:6]
         ctx.grads, ctx.given = None, False
         coefficients = _upstream.row_factors(expected, len(logits))
-        ctx.later = _upstream.in_backward(options[-1], logits.dtype, expected, inplace)
+        ctx.later = _upstream.in_backward(options[-1], logits.dtype, expected)
         if inplace:
             loss, grad_tables = _ops.learnable_ce_(*inputs, coefficients, *options, needs)
             torch.autograd.graph.increment_version(logits)

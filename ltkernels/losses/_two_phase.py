@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends
+from .._checks import real_dtype
 
 IGNORED = -2  # the label of an ignored row, as the kernels take it
 
@@ -51,11 +52,12 @@ def statistics(
         (N, 4) float64: a reference r near the largest a_j but the label's; the sum of exp(a_j - r) over them; the label's own a
         without its margin, -inf where it is elsewhere; the smoothing sum.
     """
+    part = _backends.ClassPart(logits, labels, row_scale, shift, scale, weight)
     kernels = _backends.two_phase_kernels(logits.device)
     if kernels is None:
-        return torch_statistics(logits, labels, row_scale, shift, scale, weight, smooth)
+        return _torch_statistics(part, smooth)
     out = torch.empty(len(logits), 4, dtype=torch.float64, device=logits.device)
-    kernels[0](logits, labels, row_scale, shift, scale, weight, smooth, out)
+    kernels[0](part, smooth, out)
     return out
 
 
@@ -140,39 +142,33 @@ def gradient(
     `terms` (N, 4) float64 from `finish`, columns 1 to 3 times each row's upstream factor; the rest as in `statistics`. `out` may be the
     logits themselves.
     """
+    part = _backends.ClassPart(logits, labels, row_scale, shift, scale, weight)
     kernels = _backends.two_phase_kernels(logits.device)
     if kernels is None:
-        return torch_gradient(logits, labels, row_scale, terms, shift, scale, weight)
+        return _torch_gradient(part, terms)
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if out is None else out
-    kernels[1](logits, labels, row_scale, shift, scale, weight, terms.contiguous(), out)
+    kernels[1](part, terms.contiguous(), out)
     return out
 
 
 # ---- the same in plain torch, for devices whose kernels have no two phases -------------------------------------------
 
 
-def _adjusted(logits: Tensor, row_scale: Tensor, shift: Tensor | None, scale: Tensor | None) -> Tensor:
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    a = logits.to(real)
-    a = a if scale is None else a * scale
-    a = a if shift is None else a + shift
-    return a * row_scale.to(real)[:, None]
+def _adjusted(part: _backends.ClassPart) -> Tensor:
+    real = real_dtype(part.logits.dtype)
+    a = part.logits.to(real)
+    a = a if part.scale is None else a * part.scale
+    a = a if part.shift is None else a + part.shift
+    return a * part.row_scale.to(real)[:, None]
 
 
-def torch_statistics(
-    logits: Tensor,
-    labels: Tensor,
-    row_scale: Tensor,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    smooth: bool,
-) -> Tensor:
+def _torch_statistics(part: _backends.ClassPart, smooth: bool) -> Tensor:
     """`statistics`; the reference is the maximum."""
+    logits, labels, weight = part.logits, part.labels, part.weight
     if logits.shape[1] == 0:  # as a row that is masked whole
         rows = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0], dtype=torch.float64, device=logits.device)
         return torch.where((labels == IGNORED)[:, None], 0.0, rows)
-    a = _adjusted(logits, row_scale, shift, scale)
+    a = _adjusted(part)
     here = (labels >= 0)[:, None]
     at = labels.clamp_min(0)[:, None]
     label_a = torch.where(here, a.gather(1, at), -torch.inf)[:, 0]
@@ -192,19 +188,12 @@ def torch_statistics(
     return torch.where((labels == IGNORED)[:, None], 0.0, torch.stack(columns, dim=1))
 
 
-def torch_gradient(
-    logits: Tensor,
-    labels: Tensor,
-    row_scale: Tensor,
-    terms: Tensor,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor | None,
-) -> Tensor:
+def _torch_gradient(part: _backends.ClassPart, terms: Tensor) -> Tensor:
     """`gradient`."""
+    logits, labels, scale, weight = part.logits, part.labels, part.scale, part.weight
     if logits.shape[1] == 0:
         return torch.empty_like(logits)
-    a = _adjusted(logits, row_scale, shift, scale)
+    a = _adjusted(part)
     reference, factor, smooth, label_grad = (column.to(a.dtype)[:, None] for column in terms.unbind(1))
     grad = factor * torch.exp(a - torch.where(reference == -torch.inf, 0.0, reference))
     grad = grad + (smooth if weight is None else smooth * weight)

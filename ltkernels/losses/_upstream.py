@@ -13,13 +13,13 @@ from .. import _backends, _checks
 _NONE = _checks.REDUCTIONS.index("none")
 
 
-def in_backward(reduction: int, dtype: torch.dtype, expected: Tensor | None, inplace: bool = False) -> bool:
+def in_backward(reduction: int, dtype: torch.dtype, expected: Tensor | None) -> bool:
     """Whether the gradient is formed in backward, where the upstream gradient is known.
 
     It is for unreduced losses, and for float16 logits where nothing was said of it: rounded to float16 before a loss scaler's factor,
     the small gradients would be the zeros that the scaler is there to prevent.
     """
-    return reduction == _NONE or (dtype is torch.float16 and expected is None and not inplace)
+    return reduction == _NONE or (dtype is torch.float16 and expected is None)
 
 
 def row_factors(upstream: Tensor | None, rows: int) -> Tensor | None:
@@ -42,9 +42,7 @@ def multiply_(grad: Tensor, upstream: Tensor, backend: str, expected: Tensor | N
     if backend in _backends.ON_DEVICE:
         if grad.numel() > 0:
             _backends.scale_kernel(backend)(grad, upstream, expected)
-    elif not grad.is_cpu:
-        grad.mul_(remaining(upstream, expected))
-    elif upstream.item() != (1.0 if expected is None else expected.item()):
+    elif not grad.is_cpu or upstream.item() != (1.0 if expected is None else expected.item()):
         grad.mul_(remaining(upstream, expected))  # torch multiplies 16-bit numbers by a float32 scalar in float32
 
 

@@ -228,23 +228,22 @@ class _Loop:
         """One step of SGD; the loss of the rows of this process, divided by what the whole step divides by."""
         recipe, world, criterion = self.recipe, self.world, self.criterion
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
         if recipe.accumulate == 1 and world.size == 1:
             # Said ahead, so that float16 gradients are rounded after the scaler's factor.
-            said = {"grad_scale": self.scaler.scale(total + 1)} if self.scaler.is_enabled() else {}
+            one = torch.ones((), device=self.device)
+            said = {"grad_scale": self.scaler.scale(one)} if self.scaler.is_enabled() else {}
             loss = criterion(self._forward(trained, x), target, **said)
             self.scaler.scale(loss).backward()
-            total += loss.detach()
+            total = loss.detach()
         else:
+            total = torch.zeros((), device=self.device)
             divisor = denominator(criterion.weight if criterion.reduction == "mean" else None, target)
+            # DistributedDataParallel averages over the processes; the divisor is of all of them already.
+            factor = self.scaler.scale(torch.as_tensor(world.size / divisor, dtype=torch.float64, device=self.device))
             # Parts first, then this process's rows of each: batch normalisation sees the parts of a single process.
             parts = torch.arange(len(x), device=self.device).tensor_split(recipe.accumulate)
             for i, whole in enumerate(parts):
                 part = whole[world.rows()]
-                # DistributedDataParallel averages over the processes; the divisor is of all of them already.
-                factor = self.scaler.scale(
-                    torch.as_tensor(world.size / divisor, dtype=torch.float64, device=self.device)
-                )
                 last = i == len(parts) - 1
                 with nullcontext() if last or world.size == 1 else trained.no_sync():
                     loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part), factor)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
+
+from ltkernels import _cuda
 
 HERE = Path(__file__).parent
 CUDA = HERE.parent.parent / "csrc" / "cuda"
@@ -24,12 +31,22 @@ FLAGS = [
 _TYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "const char*": ctypes.c_char_p}
 
 
-def build(folder: Path) -> SimpleNamespace:
-    """The entry points of csrc/cuda/entry.h under their names without ``ltk_``; a few seconds of compilation."""
-    path = folder / "emulated.so"
-    command = ["g++", *FLAGS, "-O1", "-shared", "-fPIC", str(CUDA / "entry.cu"), "-o", str(path)]
-    subprocess.run(command, check=True)
-    native = ctypes.CDLL(str(path))
+def emulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends `ltkernels._cuda` to the emulation. Skips where there is no compiler for it."""
+    if shutil.which("g++") is None:
+        pytest.skip("the emulation is compiled by g++, which is not on PATH")
+    monkeypatch.setattr(_cuda, "library", emulated())
+    monkeypatch.setattr(_cuda, "current_stream", lambda device: (0, 0))
+
+
+@functools.cache
+def emulated() -> SimpleNamespace:
+    """The entry points of csrc/cuda/entry.h under their names without ``ltk_``; a few seconds of compilation, once a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "emulated.so"
+        command = ["g++", *FLAGS, "-O1", "-shared", "-fPIC", str(CUDA / "entry.cu"), "-o", str(path)]
+        subprocess.run(command, check=True)
+        native = ctypes.CDLL(str(path))  # which outlives its file
     found = SimpleNamespace()
     # Argument types come from the header: a changed signature cannot be called with the old one.
     for result, name, arguments in re.findall(

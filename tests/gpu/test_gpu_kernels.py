@@ -10,6 +10,7 @@ import two_phase_cases
 from torch.nn import functional as F
 
 from ltkernels import _cuda, adjustments
+from ltkernels._backends import ClassPart
 from ltkernels.losses import _terms
 
 READY, REASON = _cuda.available()
@@ -217,8 +218,9 @@ def test_no_call_waits_for_the_device() -> None:
             torch.ones(512, dtype=torch.float64, device="cuda"),
             torch.empty(512, 4, dtype=torch.float64, device="cuda"),
         )
-        _cuda.row_statistics(z, y, ones, None, None, None, False, rows)
-        _cuda.gradient_from_statistics(z, y, ones, None, None, None, rows, grad)
+        part = ClassPart(z, y, ones, None, None, None)
+        _cuda.row_statistics(part, False, rows)
+        _cuda.gradient_from_statistics(part, rows, grad)
     finally:
         torch.cuda.set_sync_debug_mode(before)
 
