@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 import ltkernels as ltk
 from ltkernels import _backends
-from ltkernels._checks import REDUCTIONS, real_dtype
-from ltkernels.losses import _upstream
+from ltkernels._call import Call, Out
+from ltkernels._checks import real_dtype
+from ltkernels.losses import _autograd
 
 LOSSES = ("ce", "logit_adjusted", "ldam", "kps")
 Step = Callable[..., Tensor]
@@ -80,10 +81,9 @@ def _kernel(tables: dict[str, Tensor], backend: str) -> Step:
         loss = torch.empty((), dtype=real_dtype(z.dtype), device=z.device)
         grad = torch.empty_like(z)
         expected = None if upstream is None else upstream[loss.dtype]
-        arguments = [*(tables.get(name) for name in _TABLES), _upstream.row_factors(expected, len(z))]
-        run(z, loss, grad, y, None, None, *arguments, 0.0, 0.0, -100, REDUCTIONS.index("mean"))
+        run(z, Call(y, **tables, grad_scale=expected, backend=backend), Out(loss, grad))
         if expected is not None:
-            _upstream.multiply_(grad, expected, backend, expected)
+            _autograd.multiply_(grad, expected, backend, expected)
         return grad
 
     return step

@@ -30,16 +30,12 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// () or (form, table, seed, option, option, option).
-ltk::ClosedForm closed_form(const py::tuple& closed) {
-    ltk::ClosedForm out{};
-    if (closed.empty()) return out;
-    out.form = static_cast<ltk::Form>(closed[0].cast<int>());
-    out.table = pointer(closed[1].cast<Address>());
-    out.seed = pointer<const int64_t>(closed[2].cast<Address>());
-    for (size_t i = 0; i < 3; ++i) out.options[i] = closed[3 + i].cast<double>();
-    return out;
-}
+// One call of the loss: the kernel's record, and what the caller of the kernel keeps beside it.
+struct LossCall {
+    ltk::AdjustedCe job{};
+    int dtype = 0;
+    ltk::VectorGradients gradients{};
+};
 
 py::dict info() {
     int count = 0;
@@ -82,47 +78,68 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("adjusted_ce_scratch", &ltk::adjusted_ce_scratch, "Reals of scratch that one thread needs.");
     m.def("vector_gradients_scratch", &ltk::vector_gradients_scratch,
           "Doubles of scratch for the tables' gradients of one call.");
-    m.def(
-        "adjusted_ce",
-        [](int dtype, Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
-           Address target_b, Address lam, Address shift, Address scale, Address margin, Address row_scale,
-           Address weight, Address row_coef, double focal_gamma, double label_smoothing, int64_t ignore_index,
-           int reduction, Address row_loss, Address loss, Address grad, int64_t grad_stride, Address scratch,
-           int threads, const py::tuple& closed, const py::tuple& vectors) {
-            ltk::AdjustedCe job{};
-            job.logits = pointer(logits);
-            job.logits_stride = logits_stride;
-            job.target = pointer<const int64_t>(target);
-            job.target_b = pointer<const int64_t>(target_b);
-            job.lam = pointer(lam);
-            job.shift = pointer(shift);
-            job.scale = pointer(scale);
-            job.margin = pointer(margin);
-            job.row_scale = pointer(row_scale);
-            job.weight = pointer(weight);
-            job.row_coef = pointer(row_coef);
-            job.focal_gamma = focal_gamma;
-            job.label_smoothing = label_smoothing;
-            job.ignore_index = ignore_index;
-            job.rows = rows;
-            job.classes = classes;
-            job.row_loss = pointer(row_loss);
-            job.grad = pointer(grad);
-            job.grad_stride = grad_stride;
-            job.closed = closed_form(closed);
-            ltk::VectorGradients gradients;
-            if (!vectors.empty()) {  // (scratch, address of each table's gradient)
-                void* out[ltk::kTables];
-                for (size_t t = 0; t < ltk::kTables; ++t) out[t] = pointer(vectors[1 + t].cast<Address>());
-                gradients = ltk::vector_gradients(job, out, pointer<double>(vectors[0].cast<Address>()),
-                                                  dtype == static_cast<int>(ltk::DType::f64));
-                job.vectors = &gradients;
-            }
-            py::gil_scoped_release release;
-            return ltk::adjusted_ce(job, dtype, static_cast<ltk::Reduction>(reduction), pointer(loss), pointer(scratch),
-                                    threads);
-        },
-        "Loss and gradient; -1, or the first row with a bad label.");
+    py::class_<LossCall>(m, "AdjustedCe",
+                         "One call of the loss: addresses, sizes and options (csrc/cpu/adjusted_ce.h).")
+        .def(py::init([](int dtype, Address logits, int64_t stride, int64_t rows, int64_t classes) {
+            LossCall call;
+            call.dtype = dtype;
+            call.job.logits = pointer(logits);
+            call.job.logits_stride = stride;
+            call.job.rows = rows;
+            call.job.classes = classes;
+            return call;
+        }))
+        .def("labels",
+             [](LossCall& call, Address target, int64_t ignore_index) {
+                 call.job.target = pointer<const int64_t>(target);
+                 call.job.ignore_index = ignore_index;
+             })
+        .def("mixed",
+             [](LossCall& call, Address target_b, Address lam) {
+                 call.job.target_b = pointer<const int64_t>(target_b);
+                 call.job.lam = pointer(lam);
+             })
+        .def("tables",
+             [](LossCall& call, Address shift, Address scale, Address margin, Address row_scale, Address weight) {
+                 call.job.shift = pointer(shift);
+                 call.job.scale = pointer(scale);
+                 call.job.margin = pointer(margin);
+                 call.job.row_scale = pointer(row_scale);
+                 call.job.weight = pointer(weight);
+             })
+        .def("options",
+             [](LossCall& call, double focal_gamma, double label_smoothing) {
+                 call.job.focal_gamma = focal_gamma;
+                 call.job.label_smoothing = label_smoothing;
+             })
+        .def("closed",
+             [](LossCall& call, int form, Address table, Address seed, double a, double b, double c) {
+                 call.job.closed = {
+                     static_cast<ltk::Form>(form), pointer(table), pointer<const int64_t>(seed), {a, b, c}};
+             })
+        .def("gradient",
+             [](LossCall& call, Address grad, int64_t stride, Address row_coef) {
+                 call.job.grad = pointer(grad);
+                 call.job.grad_stride = stride;
+                 call.job.row_coef = pointer(row_coef);
+             })
+        .def("gradients_of_tables",
+             [](LossCall& call, Address scratch, Address shift, Address scale, Address margin, Address row_scale,
+                Address weight) {
+                 void* out[ltk::kTables] = {pointer(shift), pointer(scale), pointer(margin), pointer(row_scale),
+                                            pointer(weight)};
+                 call.gradients = ltk::vector_gradients(call.job, out, pointer<double>(scratch),
+                                                        call.dtype == static_cast<int>(ltk::DType::f64));
+                 call.job.vectors = &call.gradients;
+             })
+        .def(
+            "run",
+            [](LossCall& call, int reduction, Address row_loss, Address loss, Address scratch, int threads) {
+                call.job.row_loss = pointer(row_loss);
+                return ltk::adjusted_ce(call.job, call.dtype, static_cast<ltk::Reduction>(reduction), pointer(loss),
+                                        pointer(scratch), threads);
+            },
+            py::call_guard<py::gil_scoped_release>(), "Loss and gradient; -1, or the first row with a bad label.");
 
     const auto part = [](Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
                          Address shift, Address scale, Address weight, Address row_scale) {

@@ -13,7 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._errors import ArgumentError, DTypeError
+
 REDUCTIONS = ("none", "mean", "batch_mean", "sum")  # the index is the code of csrc/cpu/adjusted_ce.h
+_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 _LIMITS = {real: torch.finfo(real) for real in (torch.float32, torch.float64)}
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -87,31 +90,38 @@ def number(
 ) -> float:
     """A finite real number within [low, high], or strictly above `above`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}; it must be a number")
+        raise DTypeError(f"{name} is {value!r}; it must be a number")
     result = float(value)
     if not -math.inf < result < math.inf:  # math.isfinite would break a torch.compile graph
-        raise ValueError(f"{name} is {value!r}; it must be finite")
+        raise ArgumentError(f"{name} is {value!r}; it must be finite")
     if low is not None and result < low:
-        raise ValueError(f"{name} is {value!r}; it must be at least {low}")
+        raise ArgumentError(f"{name} is {value!r}; it must be at least {low}")
     if high is not None and result > high:
-        raise ValueError(f"{name} is {value!r}; it must be at most {high}")
+        raise ArgumentError(f"{name} is {value!r}; it must be at most {high}")
     if above is not None and result <= above:
-        raise ValueError(f"{name} is {value!r}; it must be above {above}")
+        raise ArgumentError(f"{name} is {value!r}; it must be above {above}")
     return result
+
+
+def integer(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise DTypeError(f"{name} is {value!r}; it must be an integer")
+    return int(value)
 
 
 def grad_scale(value: Tensor | float, device: torch.device, real: torch.dtype) -> Tensor:
     """A factor above 0 as a tensor () in the loss' dtype, the caller's memory where that is possible; what a tensor on an accelerator
     holds is not looked at."""
     if not isinstance(value, Tensor):
-        return torch.full((), _factor(value, real), dtype=real, device=device)
+        # Not torch.full: its number would be a constant of a compiled graph, and every other number a graph of its own.
+        return torch.ones((), dtype=real, device=device) * _factor(value, real)
     if value.numel() != 1 or not value.is_floating_point():
-        raise ValueError(
+        raise ArgumentError(
             f"grad_scale has shape {tuple(value.shape)} and dtype {value.dtype}; it must be one floating-point number"
         )
     if value.device != device:
-        raise ValueError(f"grad_scale is on {value.device}, logits on {device}; both must be on one device")
-    if not torch.compiler.is_compiling():
+        raise ArgumentError(f"grad_scale is on {value.device}, logits on {device}; both must be on one device")
+    if not torch.compiler.is_compiling() and type(value) is Tensor:
         if value.is_cpu and not _LIMITS[real].tiny <= value.item() <= _LIMITS[real].max:
             _factor(value.item(), real)  # says what is wrong
         if value.is_inference():  # which has no version to see a change by
@@ -125,58 +135,60 @@ def _factor(value: float, real: torch.dtype) -> float:
     result = number("grad_scale", value, above=0.0)
     limits = _LIMITS[real]
     if not limits.tiny <= result <= limits.max:
-        raise ValueError(f"grad_scale is {value!r}; it must lie in [{limits.tiny}, {limits.max}], the range of {real}")
+        raise ArgumentError(
+            f"grad_scale is {value!r}; it must lie in [{limits.tiny}, {limits.max}], the range of {real}"
+        )
     return result
 
 
 def reduction(value: str) -> int:
     """The kernel's code of a reduction."""
-    try:
-        return REDUCTIONS.index(value)
-    except ValueError:
-        raise ValueError(f"reduction is {value!r}; it must be one of {', '.join(map(repr, REDUCTIONS))}") from None
+    code = _CODES.get(value) if isinstance(value, str) else None
+    if code is None:
+        raise ArgumentError(f"reduction is {value!r}; it must be one of {', '.join(map(repr, REDUCTIONS))}")
+    return code
 
 
 def logits(value: Tensor) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"logits is {type(value).__name__}; it must be a tensor")
+        raise DTypeError(f"logits is {type(value).__name__}; it must be a tensor")
     if value.dtype not in FLOATING:
-        raise TypeError(f"logits has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
+        raise DTypeError(f"logits has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
+    if value.layout is not torch.strided:
+        raise DTypeError(f"logits has layout {value.layout}; it must be strided")
     if value.dim() == 0:
-        raise ValueError("logits has no dimensions; it must be (N, C), (C,) or (N, C, d1, ...)")
+        raise ArgumentError("logits has no dimensions; it must be (N, C), (C,) or (N, C, d1, ...)")
 
 
 def target(value: Tensor, logits: Tensor, name: str = "target") -> bool:
     """Checks a target against its logits. True for class probabilities, False for class indices."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor")
+        raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor")
     if value.device != logits.device:
-        raise ValueError(f"{name} is on {value.device}, logits on {logits.device}; both must be on one device")
+        raise ArgumentError(f"{name} is on {value.device}, logits on {logits.device}; both must be on one device")
+    if value.layout is not torch.strided:
+        raise DTypeError(f"{name} has layout {value.layout}; it must be strided")
     shape = logits.shape
-    if value.dtype is torch.int64 and len(shape) == 2 and value.dim() == 1 and len(value) == shape[0]:
-        return False
     if value.is_floating_point():
         if value.shape != shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; class probabilities must have the "
                 f"logits' shape {tuple(shape)}, class indices an integer dtype"
             )
         return True
     if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} has dtype {value.dtype}; it must hold class indices (int64) or class probabilities")
+        raise DTypeError(f"{name} has dtype {value.dtype}; it must hold class indices (int64) or class probabilities")
     wanted = shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
     if value.shape != wanted:
-        raise ValueError(
+        raise ArgumentError(
             f"{name} has shape {tuple(value.shape)}; logits of shape {tuple(shape)} need class indices of shape "
             f"{tuple(wanted)}"
         )
     return False
 
 
-def table(name: str, value: Tensor | None, classes: int, device: torch.device, real: torch.dtype) -> Tensor | None:
+def table(name: str, value: Tensor, classes: int, device: torch.device, real: torch.dtype) -> Tensor:
     """A per-class vector, contiguous and in the kernel's dtype."""
-    if value is None:
-        return None
     if (  # the usual case first: building shapes to compare takes a microsecond a table
         type(value) is Tensor
         and value.dtype is real
@@ -187,13 +199,15 @@ def table(name: str, value: Tensor | None, classes: int, device: torch.device, r
     ):
         return value
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor of shape ({classes},)")
+        raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor of shape ({classes},)")
     if value.shape != (classes,):
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be ({classes},), one entry per class")
+        raise ArgumentError(f"{name} has shape {tuple(value.shape)}; it must be ({classes},), one entry per class")
     if value.device != device:
-        raise ValueError(f"{name} is on {value.device}, logits on {device}; both must be on one device")
+        raise ArgumentError(f"{name} is on {value.device}, logits on {device}; both must be on one device")
+    if value.layout is not torch.strided:
+        raise DTypeError(f"{name} has layout {value.layout}; it must be strided")
     if value.dtype != real:
         if not value.is_floating_point():
-            raise TypeError(f"{name} has dtype {value.dtype}; it must be a floating-point tensor")
+            raise DTypeError(f"{name} has dtype {value.dtype}; it must be a floating-point tensor")
         return value.to(real)
     return value if value.is_contiguous() else value.contiguous()

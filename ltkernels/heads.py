@@ -13,10 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _backends, _checks
-from ._head import EPS, LinearAdjustedCrossEntropy, check_class_weight, logits_of, operator
-from .losses import _core, _learnable, _terms
-from .losses._core import Target
-from .losses._record import TABLES
+from ._call import NONE
+from ._errors import ArgumentError, DTypeError
+from ._head import EPS, check_tables, logits_of, loss_in_chunks
+from ._watch import is_dtensor, wants_gradient
+from .losses import _autograd, _reference, _terms
+from .losses._door import Checked, Options, Target, check_options, checked, takes_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Rows of a chunk. The weight gradient is read and written once a chunk, so short chunks are slow whatever C is: at B =
 # 1024, D = 256, C = 21841 on two AVX-512 cores forward + backward take 211 / 168 / 139 / 139 / 138 / 130 ms with 32 /
@@ -49,7 +54,7 @@ class CosineLinear(torch.nn.Module):
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
         if in_features < 1:
-            raise ValueError(f"in_features is {in_features}; it must be at least 1")
+            raise ArgumentError(f"in_features is {in_features}; it must be at least 1")
         self.in_features = in_features
         self.num_classes = _checks.num_classes(num_classes)
         self.weight = torch.nn.Parameter(torch.empty(num_classes, in_features))
@@ -65,21 +70,19 @@ class CosineLinear(torch.nn.Module):
         return f"in_features={self.in_features}, num_classes={self.num_classes}"
 
 
-class _Call(NamedTuple):
-    """A checked call: two-dimensional inputs in one dtype, and who serves it."""
+class _Path(NamedTuple):
+    """A checked call of the head: two-dimensional inputs in one dtype, the loss' record, and how it is computed."""
 
     features: Tensor
     weight: Tensor
     bias: Tensor | None
-    target: Target
-    tables: tuple[Tensor | None, ...]
+    loss: Checked
     shape: torch.Size  # of the unreduced loss
-    backend: str
-    needs_torch: str  # why no kernel serves the call; empty where one can
     chunk_rows: int  # 0: the logits are held
     reason: str  # of chunk_rows
 
 
+@takes_options
 def linear_adjusted_cross_entropy(
     features: Tensor,
     weight: Tensor,
@@ -87,18 +90,9 @@ def linear_adjusted_cross_entropy(
     *,
     bias: Tensor | None = None,
     normalize: bool = False,
-    shift: Tensor | None = None,
-    scale: Tensor | None = None,
-    margin: Tensor | None = None,
-    row_scale: Tensor | None = None,
     class_weight: Tensor | None = None,
-    focal_gamma: float = 0.0,
-    label_smoothing: float = 0.0,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    term: _terms.Term | None = None,
     chunk_rows: int | None = None,
-    backend: str | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     """``adjusted_cross_entropy(F.linear(features, weight, bias), target, ...)`` without the B x C logits.
 
@@ -117,8 +111,10 @@ def linear_adjusted_cross_entropy(
             norms of at least 1e-12. Gradients go through both norms.
         shift, scale, margin, row_scale: (C,) each, as in `ltkernels.functional.adjusted_cross_entropy`.
         class_weight: (C,), that function's ``weight``; here `weight` is the classifier's.
-        focal_gamma, label_smoothing, ignore_index, reduction, term: as in that function. The random numbers of softmax
+        focal_gamma, label_smoothing, ignore_index, reduction, grad_scale, term: as in that function. The random numbers of softmax
             equalization are counted by row: it holds all logits.
+        inplace: as in that function, for the logits that are held where they are not computed in chunks, whose gradient always takes
+            their place.
         chunk_rows: rows whose logits are held at a time; 0 holds all of them; None chooses.
         backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, as in that function; ``"torch"`` holds the logits.
 
@@ -136,154 +132,108 @@ def linear_adjusted_cross_entropy(
             finite.
         TypeError: a dtype that does not fit.
     """
-    call = _prepare(
-        features,
-        weight,
-        target,
-        bias=bias,
-        tables=(shift, scale, margin, row_scale, class_weight),
-        chunk_rows=chunk_rows,
-        backend=backend,
-        term=term,
-        label_smoothing=label_smoothing,
-    )
-    features, weight, bias = call.features, call.weight, call.bias
-    if call.chunk_rows == 0:
-        check_class_weight(call.tables[-1])
-        loss = _core.adjusted_cross_entropy(
-            logits_of(features, weight, bias, normalize),
-            call.target,
-            **dict(zip(TABLES, call.tables)),
-            focal_gamma=focal_gamma,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            backend=call.backend,
-            term=term,
-        )
-        return loss.reshape(call.shape) if reduction == "none" else loss
-
-    code = _checks.reduction(reduction)
-    focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
-    label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    first, second, lam = _core._split_target(call.target, _stand_in(features, weight))
-    form, table, seed, form_options = 0, None, None, ()
-    if term is not None:
-        real = _checks.real_dtype(features.dtype)
-        term = _core._checked_term(term, len(weight), features.device, real, call.tables, label_smoothing, False)
-        form, table, seed, form_options = _terms.FORMS.index(term.form), term.table, term.seed, term.options
-    labels_and_tables = (
-        first.contiguous(),
-        second,
-        lam,
-        *call.tables,
-        table,
-        seed,
-    )  # the kernel reads consecutive labels
-    options = (focal_gamma, label_smoothing, ignore_index, code, form, list(form_options))
-    inputs = (features, weight, bias)
-    learned = call.tables if _core.require_grad(call.tables) else ()
-    needs = tuple(given is not None and given.requires_grad for given in (*inputs, *learned))
-    if torch.is_grad_enabled() and any(needs):
-        loss = LinearAdjustedCrossEntropy.apply(
-            *inputs, labels_and_tables, options, bool(normalize), call.chunk_rows, needs, call.backend, *learned
-        )
+    check_options("linear_adjusted_cross_entropy", options)
+    path = _prepare(features, weight, target, bias, class_weight, chunk_rows, options)
+    features, weight, bias = path.features, path.weight, path.bias
+    call = path.loss.call
+    if path.chunk_rows:
+        loss = loss_in_chunks(features, weight, bias, call, bool(normalize), path.chunk_rows)
     else:
-        settings = (*options, bool(normalize), call.chunk_rows, False, False, False, [], call.backend)
-        loss = operator(*inputs, *labels_and_tables, None, *settings)[0]
-    return loss.reshape(call.shape) if reduction == "none" else loss
-
-
-def _stand_in(features: Tensor, weight: Tensor) -> Tensor:
-    """The logits' shape, dtype and device without their memory, for the checks that ask for logits."""
-    return features.new_empty(()).expand(features.shape[0], weight.shape[0])
+        check_tables(call)
+        logits = logits_of(features, weight, bias, normalize)
+        if call.backend == "torch":
+            loss = _reference.adjusted_cross_entropy(logits, call)
+        else:
+            loss = _autograd.loss(logits, call, path.loss.inplace)
+    return loss.reshape(path.shape) if call.reduction == NONE else loss
 
 
 def _prepare(
     features: Tensor,
     weight: Tensor,
     target: Target,
-    *,
     bias: Tensor | None,
-    tables: tuple[Tensor | None, ...],
+    class_weight: Tensor | None,
     chunk_rows: int | None,
-    backend: str | None,
-    term: _terms.Term | None = None,
-    label_smoothing: float = 0.0,
-) -> _Call:
-    """Checks what the logits' loss cannot check, flattens the batch, casts for autocast and chooses the path."""
+    options: Options,
+) -> _Path:
+    """Checks what the loss cannot check, flattens the batch, casts for autocast and chooses the path."""
+    if "weight" in options:  # the classifier's is positional
+        raise TypeError("linear_adjusted_cross_entropy() takes the class weights as class_weight")
     for name, value in (("features", features), ("weight", weight), ("bias", bias)):
         if value is None and name == "bias":
             continue
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor")
+            raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor")
         if value.dtype not in _checks.FLOATING:
-            raise TypeError(f"{name} has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
+            raise DTypeError(f"{name} has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
         if value.device != features.device:
-            raise ValueError(f"{name} is on {value.device}, features on {features.device}; both must be on one device")
+            raise ArgumentError(
+                f"{name} is on {value.device}, features on {features.device}; both must be on one device"
+            )
+        if type(value) is not Tensor and is_dtensor(value):
+            raise DTypeError(
+                f"{name} is a DTensor; a classifier sharded by classes goes to "
+                "ltkernels.distributed.sharded_linear_adjusted_cross_entropy, others as plain tensors, such as their to_local()"
+            )
     if features.dim() == 0:
-        raise ValueError("features has no dimensions; it must be (..., D)")
+        raise ArgumentError("features has no dimensions; it must be (..., D)")
     if weight.dim() != 2 or weight.shape[1] != features.shape[-1]:
-        raise ValueError(
+        raise ArgumentError(
             f"weight has shape {tuple(weight.shape)}; features of shape {tuple(features.shape)} need a weight of shape "
             f"(C, {features.shape[-1]})"
         )
     classes = weight.shape[0]
     if classes == 0:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; there must be at least one class")
+        raise ArgumentError(f"weight has shape {tuple(weight.shape)}; there must be at least one class")
     if bias is not None and bias.shape != (classes,):
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({classes},), one entry per class")
+        raise ArgumentError(f"bias has shape {tuple(bias.shape)}; it must be ({classes},), one entry per class")
     device = features.device
     if torch.is_autocast_enabled(device.type):
         lower = torch.get_autocast_dtype(device.type)
-        features, weight, bias = (
-            value if value is None or value.dtype == torch.float64 else value.to(lower)
-            for value in (features, weight, bias)
-        )
+        features, weight = (value if value.dtype == torch.float64 else value.to(lower) for value in (features, weight))
+        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(lower)
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.dtype != features.dtype:
-            raise TypeError(f"{name} has dtype {value.dtype}, features {features.dtype}; both must have one dtype")
+            raise DTypeError(f"{name} has dtype {value.dtype}, features {features.dtype}; both must have one dtype")
     if chunk_rows is not None and (isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 0):
-        raise ValueError(f"chunk_rows is {chunk_rows!r}; it must be None or an integer of at least 0")
+        raise ArgumentError(f"chunk_rows is {chunk_rows!r}; it must be None or an integer of at least 0")
 
-    names = (*TABLES[:-1], "class_weight")
-    real = _checks.real_dtype(features.dtype)
-    tables = tuple(_checks.table(name, table, classes, device, real) for name, table in zip(names, tables))
     batch = features.shape[:-1]
     target = _flatten_target(target, features, classes)
-    features = features.reshape(-1, features.shape[-1])
-    first = target[0] if isinstance(target, tuple) else target
-    lam = target[2] if isinstance(target, tuple) and isinstance(target[2], Tensor) else None
-    needs_torch = _core._needs_torch(first.is_floating_point(), lam)
-    if _core.require_grad(tables) and not needs_torch:
-        needs_torch = _learnable.needs_torch(tables, label_smoothing, term is not None, backend, device)
-    served = _backends.choose(backend, device, needs_torch)
-    if backend is None and served == "cuda" and not _backends.triton_problem("cuda"):
-        served = "triton"  # its head forms tiles of logits; the compiled kernels would need them whole, or float32 chunks of them
-    if served == "torch":
+    if len(batch) != 1:
+        features = features.reshape(-1, features.shape[-1])
+    # The logits' shape, dtype and device without their memory, for the checks that ask for logits.
+    stand_in = features.new_empty(()).expand(features.shape[0], classes)
+    loss = checked(stand_in, target, weight=class_weight, weight_name="class_weight", **options)
+    call, backend = loss.call, options.get("backend")
+    if backend is None and call.backend == "cuda" and not _backends.triton_problem("cuda"):
+        # its head forms tiles of logits; the compiled kernels would need them whole, or float32 chunks of them
+        loss = loss._replace(call=call._replace(backend="triton"))
+    held = _holds_logits(loss, backend, device)
+    if held:
         if chunk_rows:
-            reason = needs_torch or ("backend='torch'" if backend else f"there is no kernel for {device.type} tensors")
-            raise ValueError(f"chunk_rows={chunk_rows} is not possible: {reason}, which holds the logits")
-        return _Call(
-            features, weight, bias, target, tables, batch, served, needs_torch, 0, "the torch backend has no chunks"
-        )
-    if term is not None and term.form == "equalization":
-        if chunk_rows:
-            raise ValueError(
-                f"chunk_rows={chunk_rows} is not possible: softmax equalization counts its random numbers by row"
-            )
-        chunk_rows, reason = 0, "softmax equalization counts its random numbers by row"
-    elif tables[-1] is not None and _core.require_grad(tables[-1:]):
-        if chunk_rows:
-            raise ValueError(
-                f"chunk_rows={chunk_rows} is not possible: the gradient of class_weight needs the loss of all rows"
-            )
-        chunk_rows, reason = 0, "the gradient of class_weight needs the loss of all rows"
-    elif chunk_rows is None:
+            raise ArgumentError(f"chunk_rows={chunk_rows} is not possible: {held[1]}")
+        return _Path(features, weight, bias, loss, batch, 0, held[0])
+    reason = "asked for"
+    if chunk_rows is None:
         chunk_rows, reason = _choose_chunk(features.shape[0], features.shape[1], classes)
-    else:
-        reason = "asked for"
-    return _Call(features, weight, bias, target, tables, batch, served, needs_torch, chunk_rows, reason)
+    return _Path(features, weight, bias, loss, batch, chunk_rows, reason)
+
+
+def _holds_logits(loss: Checked, backend: str | None, device: torch.device) -> tuple[str, str] | None:
+    """Why a call needs all logits at once: as `ltkernels.explain` says it, and as the refusal of `chunk_rows` does."""
+    call = loss.call
+    if call.backend == "torch":
+        reason = loss.needs_torch or ("backend='torch'" if backend else f"there is no kernel for {device.type} tensors")
+        return "the torch backend has no chunks", f"{reason}, which holds the logits"
+    if call.form == _terms.FORMS.index("equalization"):
+        reason = "softmax equalization counts its random numbers by row"
+        return reason, reason
+    if wants_gradient((call.weight,)):
+        reason = "the gradient of class_weight needs the loss of all rows"
+        return reason, reason
+    return None
 
 
 def _choose_chunk(rows: int, width: int, classes: int) -> tuple[int, str]:
@@ -301,12 +251,12 @@ def _flatten_target(target: Target, features: Tensor, classes: int) -> Target:
     batch = features.shape[:-1]
     if isinstance(target, tuple):
         if len(target) != 3:
-            raise ValueError(f"target is a tuple of {len(target)}; mixed targets are (y_a, y_b, lam)")
+            raise ArgumentError(f"target is a tuple of {len(target)}; mixed targets are (y_a, y_b, lam)")
         first, second, lam = target
         labels = [_flatten_labels(f"target[{i}]", each, features, classes) for i, each in enumerate((first, second))]
         if isinstance(lam, Tensor) and lam.dim() > 0:
             if lam.shape != batch:
-                raise ValueError(f"target[2] (lam) has shape {tuple(lam.shape)}; it must be () or {tuple(batch)}")
+                raise ArgumentError(f"target[2] (lam) has shape {tuple(lam.shape)}; it must be () or {tuple(batch)}")
             lam = lam.reshape(-1)
         return labels[0], labels[1], lam
     return _flatten_labels("target", target, features, classes)
@@ -314,12 +264,12 @@ def _flatten_target(target: Target, features: Tensor, classes: int) -> Target:
 
 def _flatten_labels(name: str, value: Tensor, features: Tensor, classes: int) -> Tensor:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor")
+        raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor")
     batch = tuple(features.shape[:-1])
     wanted = (*batch, classes) if value.is_floating_point() else batch
     if value.shape != wanted:
         kind = "class probabilities" if value.is_floating_point() else "class indices"
-        raise ValueError(
+        raise ArgumentError(
             f"{name} has shape {tuple(value.shape)}; features of shape {tuple(features.shape)} need {kind} of shape {wanted}"
         )
     return value.reshape(-1, classes) if value.is_floating_point() else value.reshape(-1)
@@ -331,26 +281,16 @@ def _explain(
     target: Target,
     *,
     bias: Tensor | None = None,
+    normalize: bool = False,
+    class_weight: Tensor | None = None,
     chunk_rows: int | None = None,
-    backend: str | None = None,
-    **kwargs: object,
+    **options: Unpack[Options],
 ) -> _backends.Explanation:
     """`ltkernels.explain` of the head."""
-    tables = tuple(kwargs.get(name) for name in (*TABLES[:-1], "class_weight"))
-    call = _prepare(
-        features,
-        weight,
-        target,
-        bias=bias,
-        tables=tables,
-        chunk_rows=chunk_rows,
-        backend=backend,
-        term=kwargs.get("term"),
-        label_smoothing=kwargs.get("label_smoothing", 0.0),
-    )
-    kernel = _backends.explain(backend, features.device, call.needs_torch)
-    path = "logits held" if call.chunk_rows == 0 else "logits in chunks"
-    return kernel._replace(reason=f"{kernel.reason}; {path}: {call.reason}")
+    path = _prepare(features, weight, target, bias, class_weight, chunk_rows, options)
+    kernel = _backends.explain(options.get("backend"), features.device, path.loss.needs_torch)
+    how = "logits held" if path.chunk_rows == 0 else "logits in chunks"
+    return kernel._replace(reason=f"{kernel.reason}; {how}: {path.reason}")
 
 
 linear_adjusted_cross_entropy.explain = _explain  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _checks
 from .heads import CosineLinear, linear_adjusted_cross_entropy
 from .losses import LOSSES, Adjustment, Loss, adjusted_cross_entropy
-from .losses._core import Target
+from .losses._door import Options, Target
 from .losses._record import _COMMON_DEFAULTS, TABLES, built_classes, merge_weight
 from .losses._terms import ClosedForm, Term
 from .losses.seesaw import seesaw_options
@@ -104,26 +104,29 @@ class AdjustedCrossEntropy(torch.nn.Module):
         return None if self._term is None else Term(self._term[0], self.term_table, self.term_seed, self._term[1])
 
     def _loss(self, logits: Tensor, target: Target, grad_scale: Tensor | float | None, term: Term | None) -> Tensor:
-        tables = self._buffers  # attribute access would search three dictionaries for each table
+        options = self.call_options()
+        options["term"] = term
+        return adjusted_cross_entropy(logits, target, **options, grad_scale=grad_scale)
+
+    def call_options(self) -> Options:
+        """What this loss says of a call, as keywords of `ltkernels.functional.adjusted_cross_entropy`."""
+        tables: dict[str, Any] = self._buffers  # attribute access would search three dictionaries for each table
         if self._learns:
             tables = {**tables, **self._parameters}
-        return adjusted_cross_entropy(
-            logits,
-            target,
-            shift=tables["shift"],
-            scale=tables["scale"],
-            margin=tables["margin"],
-            row_scale=tables["row_scale"],
-            weight=tables["weight"],
-            focal_gamma=self.focal_gamma,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            inplace=self.inplace,
-            backend=self.backend,
-            grad_scale=grad_scale,
-            term=term,
-        )
+        return {
+            "shift": tables["shift"],
+            "scale": tables["scale"],
+            "margin": tables["margin"],
+            "row_scale": tables["row_scale"],
+            "weight": tables["weight"],
+            "focal_gamma": self.focal_gamma,
+            "label_smoothing": self.label_smoothing,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "inplace": self.inplace,
+            "backend": self.backend,
+            "term": self._closed_form(),
+        }
 
     def from_features(
         self,
@@ -134,32 +137,20 @@ class AdjustedCrossEntropy(torch.nn.Module):
         bias: Tensor | None = None,
         normalize: bool = False,
         chunk_rows: int | None = None,
+        grad_scale: Tensor | float | None = None,
     ) -> Tensor:
         """This loss of a linear or cosine classifier, without its logits; the arguments are those of
         `ltkernels.functional.linear_adjusted_cross_entropy`."""
-        options = {"bias": bias, "normalize": normalize, "chunk_rows": chunk_rows}
+        options = {"bias": bias, "normalize": normalize, "chunk_rows": chunk_rows, "grad_scale": grad_scale}
         return self._from_features(features, weight, target, self._closed_form(), **options)
 
     def _from_features(
         self, features: Tensor, weight: Tensor, target: Target, term: Term | None, **options: Any
     ) -> Tensor:
-        return linear_adjusted_cross_entropy(
-            features,
-            weight,
-            target,
-            shift=self.shift,
-            scale=self.scale,
-            margin=self.margin,
-            row_scale=self.row_scale,
-            class_weight=self.weight,
-            focal_gamma=self.focal_gamma,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            backend=self.backend,
-            term=term,
-            **options,
-        )
+        own = self.call_options()
+        class_weight = own.pop("weight")
+        own["term"] = term
+        return linear_adjusted_cross_entropy(features, weight, target, class_weight=class_weight, **own, **options)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Module.half() and friends would round the tables: they follow the device only.

@@ -1,6 +1,6 @@
 """What the CUDA kernels promise, as functions of a device: ``cpu`` under the host emulation, ``cuda`` on a GPU.
 
-Every case calls `ltkernels._cuda` and compares with the float64 oracle on the CPU.
+Every case calls `ltkernels._backends.cuda` and compares with the float64 oracle on the CPU.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import oracle
 import torch
 from torch import Tensor
 
-from ltkernels import _cuda
+from ltkernels._backends import cuda as _cuda
+from ltkernels._call import Call, Out
 from ltkernels._checks import REDUCTIONS, real_dtype
 from ltkernels.losses import _reference, _terms
 
@@ -49,6 +50,19 @@ def tables_of(classes: int, dtype: torch.dtype, *names: str) -> dict[str, Tensor
     }
 
 
+def closed_fields(term: _terms.Term | None, there=lambda tensor: tensor) -> dict:
+    """A closed form as fields of `Call`."""
+    if term is None:
+        return {}
+    options = tuple(map(float, term.options))
+    return {
+        "table": there(term.table),
+        "seed": there(term.seed),
+        "form": _terms.FORMS.index(term.form),
+        "form_options": options,
+    }
+
+
 def call(
     device: str,
     z: Tensor,
@@ -80,27 +94,19 @@ def call(
         grad = z
     elif need_grad and grad is None:
         grad = torch.full((rows + 1, z.shape[1]), -7.0, dtype=z.dtype, device=device)[:rows]
-    closed = (
-        None
-        if term is None
-        else (_terms.FORMS.index(term.form), there(term.table), there(term.seed), tuple(map(float, term.options)))
-    )
-    _cuda.adjusted_ce(
-        z,
-        loss[:-1] if reduction == "none" else loss[0],
-        grad,
+    record = Call(
         there(first),
         there(second),
         None if lam is None else there(lam.to(real).expand(rows).contiguous()),
-        *(there(tables.get(name)) for name in oracle.TABLES),
-        None if row_coef is None else there(row_coef.to(real)),
-        focal_gamma,
-        label_smoothing,
-        ignore_index,
-        REDUCTIONS.index(reduction),
-        closed,
-        path=path,
+        **{name: there(tables.get(name)) for name in oracle.TABLES},
+        grad_scale=None if row_coef is None else there(row_coef.to(real)),
+        focal_gamma=focal_gamma,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=REDUCTIONS.index(reduction),
+        **closed_fields(term, there),
     )
+    _cuda.adjusted_ce(z, record, Out(loss[:-1] if reduction == "none" else loss[0], grad), path=path)
     assert loss[-1] == -7.0, "a loss too many was written"
     loss = loss[:-1] if reduction == "none" else loss[0]
     return loss.cpu(), None if grad is None else grad.cpu()
@@ -129,12 +135,14 @@ def check_term(
     exact = z.detach().cpu().double().requires_grad_()
     double = term._replace(table=None if term.table is None else term.table.double())
     first, second, lam = y if isinstance(y, tuple) else (y, None, None)
-    tables = [None if options.get(n) is None else options[n].double() for n in oracle.TABLES]
+    tables = {n: options[n].double() for n in oracle.TABLES if options.get(n) is not None}
     lam = None if lam is None else lam.double().expand(len(first))
-    gamma, smoothing = options.get("focal_gamma", 0.0), options.get("label_smoothing", 0.0)
-    expected_loss = _reference.adjusted_cross_entropy(
-        exact, first, second, lam, *tables, gamma, smoothing, -100, REDUCTIONS.index(reduction), double
-    )
+    smoothing = options.get("label_smoothing", 0.0)
+    record = Call(
+        first, second, lam, **tables, focal_gamma=options.get("focal_gamma", 0.0), label_smoothing=smoothing,
+        reduction=REDUCTIONS.index(reduction), **closed_fields(double),
+    )  # fmt: skip
+    expected_loss = _reference.adjusted_cross_entropy(exact, record)
     row_coef = torch.linspace(0.5, 2.0, len(first), dtype=torch.float64).to(real_dtype(z.dtype))
     expected_loss.sum().backward()
     loss, grad = call(device, z.to(device), y, path=path, reduction=reduction, term=term, row_coef=row_coef, **options)

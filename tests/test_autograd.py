@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import ltkernels as ltk
+from ltkernels._call import Call
 
 CE = ltk.functional.adjusted_cross_entropy
 ROWS, CLASSES = 7, 13
@@ -187,15 +188,16 @@ def test_inplace_layouts() -> None:
     assert torch.equal(grad, z.grad)
 
 
-def test_func_transforms_raise_clearly(data) -> None:
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_func_transforms(data, backend) -> None:
     z, y = data
-    with pytest.raises(RuntimeError, match="torch.func|functorch|setup_context"):
-        torch.func.grad(lambda z: CE(z, y))(z.detach())
     assert torch.allclose(
-        torch.func.grad(lambda z: CE(z, y, backend="torch"))(z.detach()),
+        torch.func.grad(lambda z: CE(z, y, backend=backend))(z.detach()),
         torch.autograd.grad(CE(z, y), z)[0],
         rtol=1e-12,
     )
+    with pytest.raises(ValueError, match="backend='cpu' cannot serve this call: a function transform"):
+        torch.func.grad(lambda z: CE(z, y, backend="cpu"))(z.detach())
 
 
 def test_autocast_gives_a_float32_loss() -> None:
@@ -214,7 +216,8 @@ def test_opcheck() -> None:
     """torch's own checks of schema, fake implementation and dispatch, on layouts that give them something to find."""
     op = torch.ops.ltkernels.adjusted_ce.default
     y = torch.tensor([0, 2, -100, 4])
-    none = (None,) * 8
+    call = Call(y, label_smoothing=0.1)
+    no_tables = [False] * 5
     for z in (
         torch.randn(4, 5),
         torch.randn(5, 4).t(),  # dense, permuted
@@ -225,10 +228,10 @@ def test_opcheck() -> None:
     ):
         for reduction in (0, 1):
             for need_grad in (True, False):
-                torch.library.opcheck(op, (z, y, *none, 0.0, 0.1, -100, reduction, need_grad, "cpu"))
-        torch.library.opcheck(torch.ops.ltkernels.adjusted_ce_.default, (z.clone(), y, *none, 0.0, 0.1, -100, 1, "cpu"))
+                reduced = call._replace(reduction=reduction)
+                torch.library.opcheck(op, (z, *reduced, need_grad, no_tables))
+            torch.library.opcheck(op, (z.clone().requires_grad_(), *reduced, False, no_tables))  # keeps the gradient
+        torch.library.opcheck(torch.ops.ltkernels.adjusted_ce_.default, (z.clone(), *call, no_tables))
     for rows, classes in ((0, 5), (1, 1)):  # "sum": the mean of no rows is NaN, which opcheck finds unequal to itself
-        torch.library.opcheck(
-            op,
-            (torch.randn(rows, classes), torch.zeros(rows, dtype=torch.int64), *none, 0.0, 0.0, -100, 3, True, "cpu"),
-        )
+        zeros = Call(torch.zeros(rows, dtype=torch.int64), reduction=3)
+        torch.library.opcheck(op, (torch.randn(rows, classes), *zeros, True, no_tables))

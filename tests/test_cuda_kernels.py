@@ -16,7 +16,8 @@ import pytest
 import torch
 from cuda_host import library
 
-from ltkernels import _cuda, adjustments
+from ltkernels import adjustments
+from ltkernels._backends import cuda as _cuda
 from ltkernels.losses import _terms
 
 # One class, tails around a vector of 16 bytes and a warp's worth, odd sizes of real data sets.

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import ltkernels as ltk
 from ltkernels import _head
+from ltkernels._call import Call
 
 HEAD = ltk.functional.linear_adjusted_cross_entropy
 ROWS, WIDTH, CLASSES = 11, 5, 17  # no multiple of a chunk, a vector or each other
@@ -507,22 +508,14 @@ def test_compiled_with_changing_batches() -> None:
 def test_opcheck(needs, reduction) -> None:
     features, weight, bias = (value.detach() for value in inputs(torch.float32))
     upstream = torch.rand(ROWS) if reduction == 0 else None
-    tables = (*TABLES.values(), upstream)
     for w, rows in ((weight, ROWS), (weight.t().contiguous().t(), ROWS), (weight, 0), (weight, 1)):
         if rows == 0 and reduction == 1:
             continue  # the mean of nothing is NaN, which opcheck cannot compare
-        arguments = (
-            features[:rows],
-            w,
-            bias,
-            LABELS[:rows],
-            None,
-            None,
-            *tables[:5],
-            None,
-            None,
-            None if upstream is None else upstream[:rows],
+        tables_learned = [needs[0], True, needs[1], True, False] if needs[2] else [False] * 5
+        factor = None if upstream is None else upstream[:rows]
+        call = Call(
+            LABELS[:rows], None, None, *TABLES.values(), grad_scale=factor, label_smoothing=0.1, reduction=reduction
         )
-        tables_learned = [needs[0], True, needs[1], True, False] if needs[2] else []
-        settings = (0.0, 0.1, -100, reduction, 0, [], True, 4, *needs, tables_learned, "cpu")
-        torch.library.opcheck(_head.operator, (*arguments, *settings))
+        for learned in (False, True):  # training through the operator keeps the gradient
+            inputs_of = (features[:rows], w.requires_grad_(learned), bias)
+            torch.library.opcheck(_head.operator, (*inputs_of, *call, True, 4, [*needs, *tables_learned]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ltkernels as ltk
+from ltkernels._call import Call
 
 CE = ltk.functional.adjusted_cross_entropy
 HEAD = ltk.functional.linear_adjusted_cross_entropy
@@ -449,11 +450,12 @@ def test_a_temperature_is_learned() -> None:
 def test_opcheck() -> None:
     y = torch.tensor([0, 2, -100, 4])
     tables = tables_of(5, torch.float32)
-    arguments = (y, None, None, *tables.values(), None, 0.0, 0.0, -100)
+    call = Call(y).with_tables(tuple(tables.values()))
     some, every = [False, True, False, False, True], [True] * 5
     for z in (torch.randn(4, 5), torch.randn(5, 4).t(), torch.randn(4, 9)[:, 2:7].bfloat16()):
         for reduction, need_grad, needs in ((0, True, some), (1, False, some), (1, True, every)):
-            torch.library.opcheck(
-                torch.ops.ltkernels.learnable_ce.default, (z, *arguments, reduction, need_grad, needs)
-            )
-        torch.library.opcheck(torch.ops.ltkernels.learnable_ce_.default, (z.clone(), *arguments, 1, every))
+            operands = call._replace(reduction=reduction)
+            torch.library.opcheck(torch.ops.ltkernels.adjusted_ce.default, (z, *operands, need_grad, needs))
+        learned = call._replace(scale=tables["scale"].clone().requires_grad_())  # keeps the gradient
+        torch.library.opcheck(torch.ops.ltkernels.adjusted_ce.default, (z, *learned, False, [False] * 5))
+        torch.library.opcheck(torch.ops.ltkernels.adjusted_ce_.default, (z.clone(), *call, every))

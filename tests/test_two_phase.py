@@ -9,7 +9,8 @@ from test_loss_values import DTYPES, counts_of, hostile_logits, labels_of, stair
 from two_phase_cases import check, in_parts
 
 import ltkernels as ltk
-from ltkernels import _backends, _cuda
+from ltkernels import _backends
+from ltkernels._backends import cuda as _cuda
 
 
 @pytest.fixture(params=["cpu", "cuda on the host", "torch"])

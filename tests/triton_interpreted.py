@@ -17,6 +17,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 import ltkernels as ltk
+from ltkernels._call import Call, Out
 from ltkernels.losses import _reference, _terms
 from ltkernels.triton import _autotune, _configs, adjusted_ce, linear_adjusted_ce
 from ltkernels.triton._configs import Tile
@@ -97,7 +98,16 @@ def run(z, y, *, reduction="mean", upstream=None, closed=None, need_grad=True, i
     grad = z if inplace else torch.full(z.shape, 77.0, dtype=z.dtype) if need_grad else None
     labels = (first, second, lam)
     loss = torch.full((len(first),) if code == 0 else (), 77.0, dtype=real)
-    adjusted_ce.adjusted_ce(z, loss, grad, *labels, *tables, upstream, gamma, smoothing, -100, code, closed)
+    call = Call(
+        *labels,
+        *tables,
+        grad_scale=upstream,
+        focal_gamma=gamma,
+        label_smoothing=smoothing,
+        reduction=code,
+        **(closed or {}),
+    )
+    adjusted_ce.adjusted_ce(z, call, Out(loss, grad))
     return loss, grad
 
 
@@ -210,16 +220,23 @@ def test_closed_forms(form, how, request) -> None:
     first, second, lam = target if isinstance(target, tuple) else (target, None, None)
     double = [None if options.get(name) is None else options[name].double() for name in oracle.TABLES]
     leaf = z.double().requires_grad_()
-    wanted_loss = _reference.adjusted_cross_entropy(
-        leaf, first, second, None if lam is None else lam.double(), *double, options.get("focal_gamma", 0.0),
-        options.get("label_smoothing", 0.0), -100, 0, term._replace(table=None if term.table is None else term.table.double()),
+    closed = {"seed": term.seed, "form": _terms.FORMS.index(term.form), "form_options": tuple(term.options)}
+    call = Call(
+        first, second, None if lam is None else lam.double(), *double, None if term.table is None else term.table.double(),
+        focal_gamma=options.get("focal_gamma", 0.0), label_smoothing=options.get("label_smoothing", 0.0), reduction=0, **closed,
     )  # fmt: skip
+    wanted_loss = _reference.adjusted_cross_entropy(leaf, call)
     upstream = torch.linspace(0.5, 2.0, 7, dtype=real_of(dtype))
     (wanted,) = torch.autograd.grad(wanted_loss, leaf, upstream.double())
     table = None if term.table is None else term.table.to(real_of(dtype))
-    closed = (_terms.FORMS.index(term.form), table, term.seed, list(term.options))
     loss, grad = run(
-        z, target, reduction="none", upstream=upstream, closed=closed, saved=how == "saved statistics", **options
+        z,
+        target,
+        reduction="none",
+        upstream=upstream,
+        closed={**closed, "table": table},
+        saved=how == "saved statistics",
+        **options,
     )
     size = torch.where(z.isfinite(), z, 0).abs().amax(dim=1).double() * (16 if "arcface" in form else 3) + 8
     oracle.assert_loss(loss, wanted_loss.detach(), size, dtype)
@@ -378,10 +395,12 @@ def run_head(given, target, normalize, reduction, upstream, wants=WANT_ALL, **op
     real = real_of(given[0].dtype)
     first, second, lam = target if isinstance(target, tuple) else (target, None, None)
     tables = [None if options.get(name) is None else options[name].to(real) for name in oracle.TABLES]
-    return linear_adjusted_ce.linear_adjusted_ce(
-        *given, first, second, None if lam is None else lam.to(real), *tables, upstream, options.get("focal_gamma", 0.0),
-        options.get("label_smoothing", 0.0), -100, REDUCTIONS.index(reduction), normalize, 256, *wants,
+    call = Call(
+        first, second, None if lam is None else lam.to(real), *tables, grad_scale=upstream,
+        focal_gamma=options.get("focal_gamma", 0.0), label_smoothing=options.get("label_smoothing", 0.0),
+        reduction=REDUCTIONS.index(reduction),
     )  # fmt: skip
+    return linear_adjusted_ce.linear_adjusted_ce(*given, call, normalize, wants)
 
 
 def check_head(dtype, case, normalize, reduction, width=WIDTH) -> None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._call import NONE, Call
 from .._head import before_unit_length, inverse_norms, off_the_ray
+from .._watch import hooks_active
 from ..losses import _two_phase
 from . import _exchange
 from ._exchange import Rows
@@ -20,7 +22,9 @@ _HELD = 1 << 26
 IGNORED = -100
 
 
-class Options(NamedTuple):
+class Part(NamedTuple):
+    """The classes of this rank, and who holds the others."""
+
     start: int
     part: int
     classes: int
@@ -29,9 +33,7 @@ class Options(NamedTuple):
     rows: Rows | None  # of a batch that is sharded too
     kept: Kept | None  # where negatives are sampled
     normalize: bool
-    focal_gamma: float
-    label_smoothing: float
-    reduction: int
+    smooth: bool  # whether the labels are smoothed
 
 
 class _Shard(NamedTuple):
@@ -50,7 +52,8 @@ class Sharded(torch.autograd.Function):
     few, and are computed again where they are many or a first backward has used them up."""
 
     @staticmethod
-    def forward(ctx, features, weight, bias, pairs, denominator, tables, options):
+    def forward(ctx, features, weight, bias, pairs, denominator, call, options):
+        tables = call.tables
         real = _checks.real_dtype(features.dtype)
         if options.rows is not None:
             features = _exchange.gather_rows(features, options.rows, options.group)
@@ -68,8 +71,8 @@ class Sharded(torch.autograd.Function):
         merged = _exchange.merged(local_rows.flatten(0, 1), options.group, options.world).view_as(local_rows)
         loss, terms = 0.0, []
         whole = {"margin": tables[2], "row_scale": tables[3], "weight": tables[4]}
-        settings = {"classes": options.classes, "focal_gamma": options.focal_gamma}
-        settings |= {"label_smoothing": options.label_smoothing, "ignore_index": IGNORED}
+        settings = {"classes": options.classes, "focal_gamma": call.focal_gamma}
+        settings |= {"label_smoothing": call.label_smoothing, "ignore_index": IGNORED}
         for k, (y, share) in enumerate(pairs):
             finished = _two_phase.finish(merged[k], y, **whole, **settings)
             loss = loss + finished.loss * share
@@ -81,8 +84,9 @@ class Sharded(torch.autograd.Function):
                 own[:, 3] *= shard.tables["scale"].double()[local[k].clamp_min(0)]
             terms.append(own)
         ctx.save_for_backward(features, weight, bias, *local, *sigmas, *terms)
-        ctx.tables, ctx.options, ctx.denominator, ctx.logits = tables, options, denominator, logits
-        if _checks.REDUCTIONS[options.reduction] == "none":
+        ctx.tables, ctx.options, ctx.denominator = tables, options, denominator
+        ctx.logits = None if hooks_active() else logits  # who packs what is saved expects nothing beside it
+        if call.reduction == NONE:
             return (loss if options.rows is None else loss[options.rows.slice_own()]).to(real)
         return (loss.sum() / denominator).to(real)
 
@@ -141,17 +145,17 @@ def _gradients(ctx, upstream: Tensor) -> list[Tensor | None]:
     return [None if grad is None else grad.to(features.dtype) for grad in grads]
 
 
-def label_pairs(labels: tuple[Tensor, Tensor | None, Tensor | None], ignore_index: int) -> list[tuple[Tensor, Tensor]]:
+def label_pairs(call: Call) -> list[tuple[Tensor, Tensor]]:
     """(labels, share) of each; a row whose first label is `ignore_index` has the label `IGNORED` in both."""
-    first, second, lam = labels
-    valid = first != ignore_index
+    first, second, lam = call[:3]
+    valid = first != call.ignore_index
     if second is None:
         ones = torch.ones(len(first), dtype=torch.float64, device=first.device)
         return [(torch.where(valid, first, IGNORED), ones)]
     return [(torch.where(valid, y, IGNORED), s) for y, s in ((first, lam.double()), (second, 1 - lam.double()))]
 
 
-def _local_labels(target: Tensor, options: Options) -> Tensor:
+def _local_labels(target: Tensor, options: Part) -> Tensor:
     local = _two_phase.local_labels(target, IGNORED, options.start, options.part)
     if options.kept is None:
         return local
@@ -165,7 +169,7 @@ def _row_scale(target: Tensor, row_scale: Tensor | None) -> Tensor:
 
 
 def _shard(
-    features: Tensor, weight: Tensor, bias: Tensor | None, tables: tuple[Tensor | None, ...], options: Options
+    features: Tensor, weight: Tensor, bias: Tensor | None, tables: tuple[Tensor | None, ...], options: Part
 ) -> _Shard:
     real = _checks.real_dtype(features.dtype)
     at = slice(options.start, options.start + options.part)
@@ -197,14 +201,14 @@ def _chunks(shard: _Shard):
         yield at, shard.x[at] @ shard.weight.t()
 
 
-def _statistics(z: Tensor, labels: Tensor, row_scale: Tensor, shard: _Shard, options: Options) -> Tensor:
+def _statistics(z: Tensor, labels: Tensor, row_scale: Tensor, shard: _Shard, options: Part) -> Tensor:
     """(rows, 4) of this rank's classes; a drawn class counts as many times as the classes it stands for."""
     parts = []
     for at, y, factor, tables in _runs(labels, shard, options.kept):
         if at.stop == at.start:
             part = z.new_tensor([-torch.inf, 0.0, -torch.inf, 0.0], dtype=torch.float64).expand(len(z), 4)
         else:
-            part = _two_phase.statistics(z[:, at], y, row_scale, smooth=options.label_smoothing != 0.0, **tables)
+            part = _two_phase.statistics(z[:, at], y, row_scale, smooth=options.smooth, **tables)
         if factor != 1.0:
             part = part * part.new_tensor([1.0, factor, 1.0, factor])
         parts.append(part)
@@ -245,7 +249,7 @@ def _runs(
     return runs
 
 
-def _all_classes(grad: Tensor | None, options: Options) -> Tensor | None:
+def _all_classes(grad: Tensor | None, options: Part) -> Tensor | None:
     """The gradient of all classes of the part from that of the kept ones."""
     if grad is None:
         return None

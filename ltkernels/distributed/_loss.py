@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .. import _checks
-from .._head import check_class_weight, denominator_of
-from ..losses import _core
-from ..losses._core import Target
+from .. import _backends, _checks
+from .._call import TABLES, Call
+from .._errors import ArgumentError, DTypeError
+from .._head import check_tables, denominator_of
+from .._watch import is_dtensor, transforms, wants_gradient
+from ..losses._door import Options, Target, check_labels, check_options, checked, takes_options
 from . import _autograd, _exchange, _placement, _sampling
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _BATCHES = ("replicated", "sharded")
 
 
+@takes_options
 def sharded_linear_adjusted_cross_entropy(
     features: Tensor,
     weight_shard: Tensor,
@@ -29,15 +35,8 @@ def sharded_linear_adjusted_cross_entropy(
     sampling: _sampling.NegativeSampling | None = None,
     bias: Tensor | None = None,
     normalize: bool = False,
-    shift: Tensor | None = None,
-    scale: Tensor | None = None,
-    margin: Tensor | None = None,
-    row_scale: Tensor | None = None,
     class_weight: Tensor | None = None,
-    focal_gamma: float = 0.0,
-    label_smoothing: float = 0.0,
-    ignore_index: int = -100,
-    reduction: str = "mean",
+    **options: Unpack[Options],
 ) -> Tensor:
     """`ltkernels.functional.linear_adjusted_cross_entropy` with the classifier's rows split over the ranks.
 
@@ -57,6 +56,10 @@ def sharded_linear_adjusted_cross_entropy(
         normalize: cosine classifier, as in the unsharded function.
         shift, scale, margin, row_scale, class_weight: (C,), whole on every rank.
         focal_gamma, label_smoothing, ignore_index, reduction: as in the unsharded function. Denominators are those of the whole batch.
+        inplace, grad_scale: accepted, without effect: the gradient always replaces the rank's own logits, in backward, where the upstream
+            gradient is known.
+        backend: None, or the name of the one that would be chosen.
+        term: refused; so are tables that require a gradient.
 
     Returns:
         The loss over all classes and all rows, the same on every rank (``"none"`` with a sharded batch: of the rank's own rows); float64
@@ -80,34 +83,22 @@ def sharded_linear_adjusted_cross_entropy(
     weight, bias, classes = place.weight, place.bias, _checks.num_classes(place.classes)
     features, weight, bias = _checked_inputs(features, weight, bias, place.start, classes)
     if batch not in _BATCHES:
-        raise ValueError(f"batch is {batch!r}; it must be one of {', '.join(map(repr, _BATCHES))}")
-    code = _checks.reduction(reduction)
-    focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
-    label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    sampling = _sampling.checked(sampling, label_smoothing)
-    real, device = _checks.real_dtype(features.dtype), features.device
-    given = {"shift": shift, "scale": scale, "margin": margin, "row_scale": row_scale, "class_weight": class_weight}
-    tables = tuple(_checks.table(name, table, classes, device, real) for name, table in given.items())
-    for name, table in zip(given, tables):
-        if table is not None and table.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} requires a gradient; the sharded loss has none with respect to tables")
-    check_class_weight(tables[-1])
-    labels = _core._split_target(target, features.new_empty(()).expand(len(features), classes))
-    if labels[0].is_floating_point():
-        raise TypeError(f"target has dtype {labels[0].dtype}; the sharded loss takes class indices")
-    _core._check_labels(*labels[:2], classes, ignore_index)
+        raise ArgumentError(f"batch is {batch!r}; it must be one of {', '.join(map(repr, _BATCHES))}")
+    call = _checked_call(features, target, classes, class_weight, options)
+    device = features.device
+    sampling = _sampling.checked(sampling, call.label_smoothing)
 
     rows = None
     if device.type == "cpu" or batch == "sharded":
-        settings = (batch, bool(normalize), focal_gamma, label_smoothing, ignore_index, code, sampling)
-        rows = _agreed_rows(place, features, labels, tables, settings, batch == "sharded")
+        rows = _agreed_rows(place, features, call, (batch, bool(normalize), sampling), batch == "sharded")
     if rows is not None:
-        labels = _exchange.gather_labels(labels, rows, place.group, ignore_index)
-    denominator = denominator_of(*labels, tables[-1], ignore_index, code)
-    pairs = _autograd.label_pairs(labels, ignore_index)
+        labels = _exchange.gather_labels(call[:3], rows, place.group, call.ignore_index)
+        call = call._replace(target=labels[0], target_b=labels[1], lam=labels[2])
+    denominator = denominator_of(call)
+    pairs = _autograd.label_pairs(call)
     drawn_from = [y for y, _ in pairs]
     kept = None if sampling is None else _sampling.draw(sampling, drawn_from, place.start, len(weight))
-    options = _autograd.Options(
+    part = _autograd.Part(
         place.start,
         len(weight),
         classes,
@@ -116,24 +107,58 @@ def sharded_linear_adjusted_cross_entropy(
         rows,
         kept,
         bool(normalize),
-        focal_gamma,
-        label_smoothing,
-        code,
+        call.label_smoothing != 0.0,
     )
     with torch.autocast(device.type, enabled=False):  # it would cast the working dtype down
-        return _autograd.Sharded.apply(features, weight, bias, pairs, denominator, tables, options)
+        loss: Tensor = _autograd.Sharded.apply(features, weight, bias, pairs, denominator, call, part)
+    return loss
+
+
+def _checked_call(
+    features: Tensor, target: Target, classes: int, class_weight: Tensor | None, options: Options
+) -> Call:
+    """The loss' record; raises where the sharded loss has not what the others have."""
+    check_options("sharded_linear_adjusted_cross_entropy", options)
+    if transforms():
+        raise ArgumentError(
+            f"the sharded loss has no derivatives for {transforms()}; its backward is reverse-mode alone"
+        )
+    term = options.get("term")
+    if term is not None:
+        raise ArgumentError(
+            f"term is the closed form {term.form!r}; the sharded loss has none: it exchanges the statistics of a softmax"
+        )
+    tables = {name: options.get(name) for name in TABLES[:-1]} | {"class_weight": class_weight}
+    for name, table in tables.items():
+        if isinstance(table, Tensor) and wants_gradient((table,)):
+            raise ArgumentError(f"{name} requires a gradient; the sharded loss has none with respect to tables")
+    lam = target[2] if isinstance(target, tuple) and len(target) == 3 else None
+    if isinstance(lam, Tensor) and wants_gradient((lam,)):
+        raise ArgumentError("target[2] (lam) requires a gradient; the sharded loss has none with respect to it")
+    if isinstance(target, Tensor) and target.is_floating_point():
+        raise DTypeError(f"target has dtype {target.dtype}; the sharded loss takes class indices")
+    # The logits' shape, dtype and device without their memory; their kernels are others, and nothing of theirs is in place.
+    stand_in = features.new_empty(()).expand(len(features), classes)
+    rest: Options = {**options, "inplace": False}
+    call = checked(stand_in, target, weight=class_weight, weight_name="class_weight", **rest).call
+    served = "torch" if _backends.two_phase_kernels(features.device) is None else features.device.type
+    if options.get("backend") not in (None, served):
+        raise ArgumentError(
+            f"backend={call.backend!r} cannot serve this call: the sharded loss is computed by {served} kernels here"
+        )
+    check_tables(call)
+    check_labels(call, classes)
+    return call
 
 
 def _agreed_rows(
-    place: _placement.Placement,
-    features: Tensor,
-    labels: tuple[Tensor, Tensor | None, Tensor | None],
-    tables: tuple[Tensor | None, ...],
-    settings: tuple[object, ...],
-    sharded: bool,
+    place: _placement.Placement, features: Tensor, call: Call, more: tuple[object, ...], sharded: bool
 ) -> _exchange.Rows | None:
     """Who has which rows of a sharded batch; None for a replicated one. Raises ValueError where the ranks do not agree."""
-    settings += (
+    labels, tables = call[:3], call.tables
+    settings = (
+        *more,
+        *(call.focal_gamma, call.label_smoothing, call.ignore_index, call.reduction),
         features.dtype,
         features.shape[1],
         features.requires_grad and torch.is_grad_enabled(),
@@ -162,16 +187,18 @@ def _checked_inputs(
         if value is None and name == "bias":
             continue
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor")
-        if _placement.is_dtensor(value):
-            raise TypeError(f"{name} is a DTensor; give the rank's rows: a plain tensor, such as its to_local()")
+            raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor")
+        if is_dtensor(value):
+            raise DTypeError(f"{name} is a DTensor; give the rank's rows: a plain tensor, such as its to_local()")
         if value.dtype not in _checks.FLOATING:
-            raise TypeError(f"{name} has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
+            raise DTypeError(f"{name} has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
         if value.device != features.device:
-            raise ValueError(f"{name} is on {value.device}, features on {features.device}; both must be on one device")
+            raise ArgumentError(
+                f"{name} is on {value.device}, features on {features.device}; both must be on one device"
+            )
         dims = 1 if name == "bias" else 2
         if value.dim() != dims:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have {dims} dimensions")
+            raise ArgumentError(f"{name} has shape {tuple(value.shape)}; it must have {dims} dimensions")
     if torch.is_autocast_enabled(features.device.type):
         lower = torch.get_autocast_dtype(features.device.type)
         for name, value in inputs.items():
@@ -179,15 +206,15 @@ def _checked_inputs(
     features, weight, bias = inputs.values()
     for name in ("weight_shard", "bias"):
         if inputs[name] is not None and inputs[name].dtype != features.dtype:
-            raise TypeError(
+            raise DTypeError(
                 f"{name} has dtype {inputs[name].dtype}, features {features.dtype}; all must have one floating dtype"
             )
     if weight.shape[1] != features.shape[1]:
-        raise ValueError(f"weight_shard has shape {tuple(weight.shape)}; features have {features.shape[1]} columns")
+        raise ArgumentError(f"weight_shard has shape {tuple(weight.shape)}; features have {features.shape[1]} columns")
     if bias is not None and len(bias) != len(weight):
-        raise ValueError(f"bias has {len(bias)} entries; the shard has {len(weight)} classes")
+        raise ArgumentError(f"bias has {len(bias)} entries; the shard has {len(weight)} classes")
     if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start <= classes - len(weight):
-        raise ValueError(
+        raise ArgumentError(
             f"class_start is {start!r}; with {len(weight)} classes here and num_classes {classes} it must lie in "
             f"[0, {classes - len(weight)}]"
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
+
+from .._watch import is_dtensor
 
 
 class Placement(NamedTuple):
@@ -60,12 +61,6 @@ def resolve(
     return Placement(weight, bias, class_start, num_classes, group, rank, dist.get_world_size(group))
 
 
-def is_dtensor(value: object) -> bool:
-    # A DTensor exists only where its module, which takes long to import, is there already. Until torch 2.5 it was private.
-    modules = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "_tensor"))
-    return any(module is not None and isinstance(value, module.DTensor) for module in modules)
-
-
 def _group_of(group: Any, mesh_dim: str | int | None) -> Any:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -115,4 +110,4 @@ def _shard_of(weight: Any, group: Any) -> tuple[int, Any]:
     return start, own
 
 
-__all__ = ["Placement", "is_dtensor", "resolve"]
+__all__ = ["Placement", "resolve"]

@@ -9,41 +9,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import REDUCTIONS, real_dtype
+from .._call import BATCH_MEAN, NONE, SUM, Call
+from .._checks import real_dtype
 from . import _terms
 
+Number = float | Tensor  # a tensor where a compiler must not know the value
 
-def adjusted_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    margin: Tensor | None,
-    row_scale: Tensor | None,
-    weight: Tensor | None,
-    focal_gamma: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
-    term: _terms.Term | None = None,
-) -> Tensor:
-    """logits (N, C); target (N,) class indices or (N, C) probabilities; see `ltkernels.functional.adjusted_cross_entropy`."""
+
+def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
+    """The loss of logits (N, C); see `ltkernels.functional.adjusted_cross_entropy`. `Call.grad_scale` has no part in it."""
     z = logits.to(real_dtype(logits.dtype))
+    _, scale, margin, row_scale, weight = call.tables
     a = z if scale is None else z * scale
-    a = a if shift is None else a + shift
+    a = a if call.shift is None else a + call.shift
+    target, target_b = call.target, call.target_b
+    focal_gamma: Number = call.focal_gamma
+    label_smoothing: Number = call.label_smoothing
+    if call.numbers is not None:
+        focal_gamma, label_smoothing = call.numbers.to(z).unbind()
     if target.is_floating_point():
         log_p = torch.log_softmax(a, dim=1)
-        q = target.to(z.dtype) * (1 - label_smoothing) + label_smoothing / z.shape[1]
+        q = target.to(z.dtype) * (1 - label_smoothing) + label_smoothing / max(z.shape[1], 1)
         weighted = q if weight is None else q * weight
         row = -(weighted * log_p).sum(dim=1)
-        denominator = torch.tensor(z.shape[0], dtype=z.dtype, device=z.device)
-        return _reduce(row, denominator, denominator, reduction)
+        denominator = torch.ones((), dtype=z.dtype, device=z.device) * z.shape[0]
+        return _reduce(row, denominator, denominator, call.reduction)
 
-    valid = target != ignore_index
+    valid = target != call.ignore_index
     labels = torch.where(valid, target, 0)
-    share = torch.ones_like(z[:, 0]) if lam is None else lam
+    share = torch.ones_like(z[:, 0]) if call.lam is None else call.lam
+    term = _terms.of(call)
 
     def one_label(each: Tensor) -> Tensor:
         if term is None:
@@ -63,7 +58,7 @@ def adjusted_cross_entropy(
         row = row + (1 - share) * one_label(target_b)
         row_weight = row_weight + (1 - share) * _take(weight, target_b, z)
     row = torch.where(valid, row, 0)
-    return _reduce(row, torch.where(valid, row_weight, 0).sum(), valid.sum(), reduction)
+    return _reduce(row, torch.where(valid, row_weight, 0).sum(), valid.sum(), call.reduction)
 
 
 def _one_label(
@@ -72,8 +67,8 @@ def _one_label(
     margin: Tensor | None,
     row_scale: Tensor | None,
     weight: Tensor | None,
-    focal_gamma: float,
-    label_smoothing: float,
+    focal_gamma: Number,
+    label_smoothing: Number,
 ) -> Tensor:
     """Row losses (N,) for one label a row."""
     at = labels.unsqueeze(1)
@@ -84,15 +79,18 @@ def _one_label(
     log_p = torch.log_softmax(a, dim=1)
     nll = -log_p.gather(1, at).squeeze(1)
     modulated = nll
-    if focal_gamma != 0.0:
+    if isinstance(focal_gamma, Tensor) or focal_gamma != 0.0:
         # phi(l) = (1 - e^-l)^gamma l. At l = 0 its slope is 0, and pow's would be infinite for gamma < 1.
         positive = nll > 0
         q = -torch.expm1(-torch.where(positive, nll, 1.0))
         modulated = torch.where(positive, q**focal_gamma * nll, nll * 0)
     row = (1 - label_smoothing) * _take(weight, labels, a) * modulated
-    if label_smoothing != 0.0:
+    if isinstance(label_smoothing, Tensor) or label_smoothing != 0.0:
         every = log_p if weight is None else log_p * weight
-        row = row - label_smoothing / a.shape[1] * every.sum(dim=1)
+        smooth = label_smoothing / a.shape[1] * every.sum(dim=1)
+        if isinstance(label_smoothing, Tensor):  # a class that is removed has log p = -inf
+            smooth = torch.where(label_smoothing != 0, smooth, 0)
+        row = row - smooth
     return row
 
 
@@ -101,9 +99,8 @@ def _take(table: Tensor | None, labels: Tensor, like: Tensor) -> Tensor:
 
 
 def _reduce(row: Tensor, weights: Tensor, rows: Tensor, reduction: int) -> Tensor:
-    name = REDUCTIONS[reduction]
-    if name == "none":
+    if reduction == NONE:
         return row
-    if name == "sum":
+    if reduction == SUM:
         return row.sum()
-    return row.sum() / (weights if name == "mean" else rows)
+    return row.sum() / (rows if reduction == BATCH_MEAN else weights)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._call import Call
+
 FORMS = ("none", "seesaw", "equalization", "arcface", "sigmoid")  # the index is the code of csrc/cpu/adjusted_ce.h
 NO_LABEL_SMOOTHING = {
     "equalization": "a masked class has probability 0, and a smoothed label would make the loss infinite",
@@ -31,7 +33,7 @@ class Term(NamedTuple):
     form: str
     table: Tensor | None = None
     seed: Tensor | None = None
-    options: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    options: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 class ClosedForm(NamedTuple):
@@ -41,6 +43,11 @@ class ClosedForm(NamedTuple):
     row_scale: Tensor | None = None
     weight: Tensor | None = None
     focal_gamma: float = 0.0
+
+
+def of(call: Call) -> Term | None:
+    """The closed form of a checked call; None where it has none."""
+    return Term(FORMS[call.form], call.table, call.seed, call.form_options) if call.form else None
 
 
 def mix32(x: Tensor) -> Tensor:
@@ -90,12 +97,12 @@ def arcface_logit(c: Tensor, term: Term) -> Tensor:
     return c + (value - c).detach() if straight else value
 
 
-def sigmoid_rows(z: Tensor, labels: Tensor, weight: Tensor | None, focal_gamma: float, term: Term) -> Tensor:
+def sigmoid_rows(z: Tensor, labels: Tensor, weight: Tensor | None, focal_gamma: float | Tensor, term: Term) -> Tensor:
     """Row losses (N,) of the sigmoid family for one label a row."""
     at = labels.unsqueeze(1)
     x = z * torch.ones_like(z).scatter(1, at, -1.0)
     each = -F.logsigmoid(-x)  # softplus(x): the class' binary cross-entropy
-    if focal_gamma != 0.0:
+    if isinstance(focal_gamma, Tensor) or focal_gamma != 0.0:
         each = torch.exp(focal_gamma * F.logsigmoid(x)) * each
     if term.table is not None:
         each = each * term.table.expand_as(z).scatter(1, at, 1.0)

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from .._call import Call, Out
 from .._checks import real_dtype
 from . import _autotune, _configs, _row
 from ._configs import FP_FUSION, Specialisation
@@ -41,18 +42,17 @@ def _aligned(classes: int, *tensors: Tensor | None) -> bool:
     )
 
 
-def _options(closed: tuple | None) -> tuple[int, Tensor | None, Tensor | None, tuple[float, float, float, float]]:
-    """(form, table, seed, four numbers) of a closed form: `o0..o3` of `_row`."""
-    if closed is None:
-        return 0, None, None, (0.0, 0.0, 0.0, 0.0)
-    form, table, seed, options = closed
-    o0, o1, o2 = (float(value) for value in options)
+def _options(call: Call) -> tuple[float, float, float, float]:
+    """Four numbers of a closed form: `o0..o3` of `_row`."""
+    if not call.form:
+        return 0.0, 0.0, 0.0, 0.0
+    o0, o1, o2 = (float(value) for value in call.form_options)
     o3 = 0.0
-    if form == _row.EQUALIZATION.value:
+    if call.form == _row.EQUALIZATION.value:
         o0 = float(round(o0 * 2**24))
-    elif form == _row.ARCFACE.value:
+    elif call.form == _row.ARCFACE.value:
         o3 = math.atan2(o1, o0) * o1
-    return form, table, seed, (o0, o1, o2, o3)
+    return o0, o1, o2, o3
 
 
 def _present(*tables: Tensor | None) -> int:
@@ -105,42 +105,24 @@ def _reduce(loss: Tensor, row_loss: Tensor, parts: Tensor, count: int) -> None:
     _launch(_configs.loss_sum(loss.dtype), (1,), loss, row_loss, parts, len(row_loss), count)
 
 
-def adjusted_ce(
-    logits: Tensor,
-    loss: Tensor,
-    grad: Tensor | None,
-    target: Tensor,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    margin: Tensor | None,
-    row_scale: Tensor | None,
-    weight: Tensor | None,
-    row_coef: Tensor | None,
-    focal_gamma: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
-    closed: tuple | None = None,
-) -> None:
-    """Fills `loss` and, where it is given, `grad` (which may be the logits themselves); see ``adjusted_ce`` in
-    `ltkernels._ops` and csrc/cpu/adjusted_ce.h.
+def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
+    """Fills `out`, without gradients of tables; see `ltkernels._call` and csrc/cpu/adjusted_ce.h.
 
-    logits and grad (N, C), classes contiguous; target, target_b (N,) int64, contiguous; tables (C,), lam and row_coef
-    (N,), contiguous, but row_coef may be one number, expanded; loss (N,) for reduction 0, else (); loss, tables, lam and
-    row_coef float64 for float64 logits, else float32. `closed` is a closed form's (code, table, seed, options). Arguments
-    were checked by the caller.
+    logits and grad (N, C), classes contiguous. Arguments were checked by the caller.
     """
     rows, classes = logits.shape
-    form, table, seed, options = _options(closed)
+    loss, grad, _, _ = out
+    target, target_b, lam = call.target, call.target_b, call.lam
+    shift, scale, margin, row_scale, weight = call.tables
+    table, seed, row_coef = call.table, call.seed, call.factor(rows)
+    focal_gamma, label_smoothing, ignore_index, reduction = (
+        call.focal_gamma, call.label_smoothing, call.ignore_index, call.reduction,
+    )  # fmt: skip
+    form, options = call.form, _options(call)
     real = loss if loss.dim() else loss.view(1)
     if form and target_b is not None and real.dtype != logits.dtype:  # rare, and not compiled for 16-bit dtypes
         wide = logits.to(real.dtype)
-        adjusted_ce(
-            wide, loss, None if grad is None else wide, target, target_b, lam, shift, scale, margin, row_scale, weight,
-            row_coef, focal_gamma, label_smoothing, ignore_index, reduction, closed,
-        )  # fmt: skip
+        adjusted_ce(wide, call, out._replace(grad=None if grad is None else wide))
         if grad is not None:
             grad.copy_(wide)
         return

@@ -7,9 +7,12 @@ wants a gradient: 10 B C D multiply-adds against the 6 of held logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from .._call import Call
 from .._checks import real_dtype
 from . import _configs, _row
 from ._kernels import VECTOR
@@ -52,36 +55,14 @@ def unsupported(dtype: torch.dtype) -> str:
 
 
 def linear_adjusted_ce(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    margin: Tensor | None,
-    row_scale: Tensor | None,
-    class_weight: Tensor | None,
-    row_coef: Tensor | None,
-    focal_gamma: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
-    normalize: bool,
-    chunk_rows: int,
-    need_features: bool,
-    need_weight: bool,
-    need_bias: bool,
+    features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, normalize: bool, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, grad_features, grad_weight, grad_bias), with the arguments, shapes and dtypes of the operator
-    ``ltkernels::linear_adjusted_ce`` (`ltkernels.heads`), as whose CUDA kernel it can be registered.
+    """(loss, grad_features, grad_weight, grad_bias) of a call without closed form and learned tables, whose weight is the class weight;
+    see the operator ``ltkernels::linear_adjusted_ce`` (`ltkernels._head`).
 
     features (N, D), weight (C, D), bias (C,) in one dtype; loss and gradients float64 for float64 features, else
-    float32; a gradient that is not needed is an empty tensor. target, target_b (N,) int64; tables (C,), lam and row_coef
-    (N,) in the loss' dtype, contiguous. row_coef is the upstream gradient of reduction 0. `chunk_rows` is not used:
-    the tiles are `_configs`'s. Arguments were checked by the caller; a label out of range makes its row's loss and every
-    gradient it takes part in NaN. ValueError for a dtype that is `unsupported`.
+    float32; a gradient that is not needed is an empty tensor. Arguments were checked by the caller; a label out of range makes its row's
+    loss and every gradient it takes part in NaN. ValueError for a dtype that is `unsupported`.
 
     float32 products follow torch.set_float32_matmul_precision: full float32 unless it says otherwise. 16-bit logits are
     float32 sums of exact products; their gradient is rounded once, to bfloat16 (bfloat16 features) or TF32 (float16), for
@@ -90,6 +71,14 @@ def linear_adjusted_ce(
     if reason := unsupported(features.dtype):
         raise ValueError(f"features has dtype {features.dtype}: {reason}")
     real, precision = real_dtype(features.dtype), _configs.precision(features.dtype)
+    target, target_b, lam = call.target, call.target_b, call.lam
+    shift, scale, margin, row_scale, class_weight = call.tables
+    focal_gamma, label_smoothing, ignore_index, reduction = (
+        call.focal_gamma, call.label_smoothing, call.ignore_index, call.reduction,
+    )  # fmt: skip
+    row_coef = call.factor(features.shape[0])
+    row_coef = None if row_coef is None else row_coef.contiguous()
+    need_features, need_weight, need_bias = needs
     mixed = target_b is not None
     if mixed and real != features.dtype:  # rare, and not compiled for 16-bit dtypes
         features, weight, bias = (x if x is None else x.to(real) for x in (features, weight, bias))

@@ -1,4 +1,4 @@
-"""Builds csrc/cuda with g++ and the emulation, and looks like the part of the compiled module that `ltkernels._cuda` calls."""
+"""Builds csrc/cuda with g++ and the emulation, and looks like the part of the compiled module that `ltkernels._backends.cuda` calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ltkernels import _cuda
+from ltkernels._backends import cuda as _cuda
 
 HERE = Path(__file__).parent
 CUDA = HERE.parent.parent / "csrc" / "cuda"
@@ -32,7 +32,7 @@ _TYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "const char*": c
 
 
 def emulate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends `ltkernels._cuda` to the emulation. Skips where there is no compiler for it."""
+    """Sends `ltkernels._backends.cuda` to the emulation. Skips where there is no compiler for it."""
     if shutil.which("g++") is None:
         pytest.skip("the emulation is compiled by g++, which is not on PATH")
     monkeypatch.setattr(_cuda, "library", emulated())

@@ -9,8 +9,10 @@ import torch
 import two_phase_cases
 from torch.nn import functional as F
 
-from ltkernels import _cuda, adjustments
+from ltkernels import adjustments
 from ltkernels._backends import ClassPart
+from ltkernels._backends import cuda as _cuda
+from ltkernels._call import Call, Out
 from ltkernels.losses import _terms
 
 READY, REASON = _cuda.available()
@@ -174,7 +176,7 @@ def test_more_than_2_to_the_31_elements() -> None:
     z[-4:] = tail.cuda()
     y = torch.arange(rows, device="cuda") * 7 % classes
     loss = torch.empty(rows, device="cuda")
-    _cuda.adjusted_ce(z, loss, z, y, None, None, *[None] * 6, 0.0, 0.0, -100, 0)
+    _cuda.adjusted_ce(z, Call(y, reduction=0), Out(loss, z))
     expected_loss, expected, size = oracle.adjusted_cross_entropy(tail, y[-4:].cpu(), reduction="none")
     oracle.assert_loss(loss[-4:].cpu(), expected_loss, size, torch.bfloat16)
     oracle.assert_gradient(z[-4:].cpu(), expected, size, y[-4:].cpu())
@@ -191,7 +193,7 @@ def test_current_stream_is_used() -> None:
     with torch.cuda.stream(side):
         torch.cuda._sleep(200_000_000)
         z.copy_(source)
-        _cuda.adjusted_ce(z, loss, grad, y, None, None, *[None] * 6, 0.0, 0.0, -100, 1)
+        _cuda.adjusted_ce(z, Call(y), Out(loss, grad))
     side.synchronize()
     assert torch.allclose(loss, F.cross_entropy(source, y), rtol=1e-5)
 
@@ -201,7 +203,7 @@ def test_other_device_is_used() -> None:
         pytest.skip("needs two GPUs")
     z, y = torch.randn(4, 100, device="cuda:1"), torch.arange(4, device="cuda:1")
     loss, grad = torch.empty((), device="cuda:1"), torch.empty_like(z)
-    _cuda.adjusted_ce(z, loss, grad, y, None, None, *[None] * 6, 0.0, 0.0, -100, 1)
+    _cuda.adjusted_ce(z, Call(y), Out(loss, grad))
     assert torch.allclose(loss, F.cross_entropy(z, y), rtol=1e-5)
     assert torch.cuda.current_device() == 0
 
@@ -212,7 +214,7 @@ def test_no_call_waits_for_the_device() -> None:
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        _cuda.adjusted_ce(z, loss, grad, y, None, None, *[None] * 6, 0.0, 0.0, -100, 1)
+        _cuda.adjusted_ce(z, Call(y), Out(loss, grad))
         _cuda.scale_gradient(grad, loss)
         ones, rows = (
             torch.ones(512, dtype=torch.float64, device="cuda"),
@@ -238,9 +240,7 @@ def test_a_training_step_in_a_graph_follows_its_schedule() -> None:
     def step() -> None:
         logits = x @ weight.T
         grad = torch.empty_like(logits)
-        _cuda.adjusted_ce(
-            logits, loss, grad, y, None, None, *(tables[n] for n in oracle.TABLES), None, 0.0, 0.0, -100, 1
-        )
+        _cuda.adjusted_ce(logits, Call(y).with_tables(tuple(tables[n] for n in oracle.TABLES)), Out(loss, grad))
         weight.sub_(grad.T @ x, alpha=0.5)
 
     side = torch.cuda.Stream()
@@ -276,5 +276,5 @@ def test_a_bad_launch_is_a_runtime_error() -> None:
     loss, y = torch.empty((), device="cuda"), torch.tensor([0, 1], device="cuda")
     with pytest.raises(RuntimeError, match="not launched"):
         _cuda._raise(_cuda.library.cuda_scale(99, 0, 0, z.data_ptr(), 6, loss.data_ptr()))
-    _cuda.adjusted_ce(z, loss, torch.empty_like(z), y, None, None, *[None] * 6, 0.0, 0.0, -100, 1)
+    _cuda.adjusted_ce(z, Call(y), Out(loss, torch.empty_like(z)))
     assert loss.isfinite()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ltkernels as ltk
-from ltkernels import _backends, _cuda
+from ltkernels import _backends
+from ltkernels._backends import cuda as _cuda
 from ltkernels.diversity import cholesky_log_det, start_state
 from ltkernels.selection.batched import BatchedEngine
 from ltkernels.selection.problem import Problem

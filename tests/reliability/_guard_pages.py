@@ -33,26 +33,6 @@ def _rows(rows: int, stride: int, columns: int, item: int) -> int:
     return 0 if rows == 0 or columns == 0 else ((rows - 1) * stride + columns) * item
 
 
-def _adjusted_ce(a: tuple[Any, ...]) -> Extents:
-    item, real, rows, classes, threads = _ITEM[a[0]], _REAL[a[0]], a[3], a[4], a[23]
-    out: Extents = {
-        1: (_rows(rows, a[2], classes, item), False),
-        5: (8 * rows, False),
-        6: (8 * rows, False),
-        7: (real * rows, False),
-    }
-    out |= dict.fromkeys(range(8, 13), (real * classes, False))
-    out |= {13: (real * rows, False), 18: (real * rows, True), 19: (real * (rows if a[17] == 0 else 1), True)}
-    out |= {20: (_rows(rows, a[21], classes, item), True), 22: (real * threads * _C.adjusted_ce_scratch(classes), True)}
-    if a[24]:
-        out |= {(24, 1): (real * classes, False), (24, 2): (8, False)}
-    if a[25]:
-        needs = [address != 0 for address in a[25][1:]]
-        scratch = 8 * _C.vector_gradients_scratch(rows, classes, needs[0] + needs[1], 2 if a[6] else 1, a[0] == 1)
-        out |= {(25, 0): (scratch, True)} | {(25, k): (real * classes, True) for k in range(1, 6)}
-    return out
-
-
 def _part(a: tuple[Any, ...]) -> Extents:
     item, real, rows, classes = _ITEM[a[0]], _REAL[a[0]], a[3], a[4]
     out: Extents = {1: (_rows(rows, a[2], classes, item), False), 5: (8 * rows, False), 9: (8 * rows, False)}
@@ -74,7 +54,6 @@ def _subset_scores(a: tuple[Any, ...]) -> Extents:
 
 EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
     "exp_f32": lambda a: {0: (4 * a[2], False), 1: (4 * a[2], True)},
-    "adjusted_ce": _adjusted_ce,
     "row_statistics": lambda a: _part(a) | {11: (32 * a[3], True)},
     "gradient_from_statistics": lambda a: _part(a) | {10: (32 * a[3], False), 11: (_rows(a[3], a[12], a[4], _ITEM[a[0]]), True)},
     "logdet_batch": lambda a: {
@@ -89,7 +68,7 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
 # What takes no buffers, and what has a class of its own below.
 HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
             "vector_gradients_scratch"}  # fmt: skip
-OWN = {"Greedy", "greedy_runs"}
+OWN = {"AdjustedCe", "Greedy", "greedy_runs"}
 
 
 def _numbers(address: int, count: int) -> list[int]:
@@ -162,6 +141,79 @@ def _wrapped(
             guarded.close()
 
     return call
+
+
+def _adjusted_ce(dice: random.Random) -> type:
+    real_class = _C.AdjustedCe
+
+    class AdjustedCe:
+        """The real one on copies: what its methods are told is kept until `run`, which knows all extents."""
+
+        def __init__(self, dtype: int, logits: int, stride: int, rows: int, classes: int) -> None:
+            self.told: dict[str, tuple[Any, ...]] = {}
+            self.shape = (dtype, stride, rows, classes)
+            item, self.real = _ITEM[dtype], _REAL[dtype]
+            self.wanted = [(logits, _rows(rows, stride, classes, item), False)]
+            self.logits = logits
+
+        def _tell(self, name: str, arguments: tuple[Any, ...], *wanted: tuple[int, int, bool]) -> None:
+            self.told[name] = arguments
+            self.wanted += wanted
+
+        def labels(self, target: int, ignore_index: int) -> None:
+            self._tell("labels", (target, ignore_index), (target, 8 * self.shape[2], False))
+
+        def mixed(self, target_b: int, lam: int) -> None:
+            rows = self.shape[2]
+            self._tell("mixed", (target_b, lam), (target_b, 8 * rows, False), (lam, self.real * rows, False))
+
+        def tables(self, *tables: int) -> None:
+            self._tell("tables", tables, *((table, self.real * self.shape[3], False) for table in tables))
+
+        def options(self, *numbers: float) -> None:
+            self._tell("options", numbers)
+
+        def closed(self, form: int, table: int, seed: int, *options: float) -> None:
+            self._tell(
+                "closed", (form, table, seed, *options), (table, self.real * self.shape[3], False), (seed, 8, False)
+            )
+
+        def gradient(self, grad: int, stride: int, row_coef: int) -> None:
+            dtype, _, rows, classes = self.shape
+            grads = (grad, _rows(rows, stride, classes, _ITEM[dtype]), True)
+            self._tell("gradient", (grad, stride, row_coef), grads, (row_coef, self.real * rows, False))
+
+        def gradients_of_tables(self, scratch: int, *tables: int) -> None:
+            dtype, _, rows, classes = self.shape
+            columns = (tables[0] != 0) + (tables[1] != 0)
+            doubles = _C.vector_gradients_scratch(rows, classes, columns, 2 if "mixed" in self.told else 1, dtype == 1)
+            every = ((table, self.real * classes, True) for table in tables)
+            self._tell("gradients_of_tables", (scratch, *tables), (scratch, 8 * doubles, True), *every)
+
+        def run(self, reduction: int, row_loss: int, loss: int, scratch: int, threads: int) -> int:
+            dtype, stride, rows, classes = self.shape
+            guarded = Guarded(dice)
+            moved = guarded.all(
+                [
+                    *self.wanted,
+                    (row_loss, self.real * rows, True),
+                    (loss, self.real * (rows if reduction == 0 else 1), True),
+                    (scratch, self.real * threads * _C.adjusted_ce_scratch(classes), True),
+                ]
+            )
+            job = real_class(dtype, moved.get(self.logits, 0), stride, rows, classes)
+            addresses = {"labels": (0,), "mixed": (0, 1), "tables": range(5), "options": (), "closed": (1, 2),
+                         "gradient": (0, 2), "gradients_of_tables": range(6)}  # fmt: skip
+            for name, arguments in self.told.items():
+                getattr(job, name)(*(moved.get(a, 0) if k in addresses[name] else a for k, a in enumerate(arguments)))
+            try:
+                return int(
+                    job.run(reduction, moved.get(row_loss, 0), moved.get(loss, 0), moved.get(scratch, 0), threads)
+                )
+            finally:
+                guarded.close()
+
+    return AdjustedCe
 
 
 def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
@@ -244,4 +296,5 @@ def install(seed: int) -> None:
     dice = random.Random(seed)
     for name, extents in EXTENTS.items():
         setattr(_C, name, _wrapped(getattr(_C, name), extents, dice))
+    _C.AdjustedCe = _adjusted_ce(dice)
     _C.Greedy, _C.greedy_runs = _greedy(dice)

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _C
-from ._backends import DTYPE_CODES, LARGEST_LOG_DET, ClassPart
-from ._checks import REDUCTIONS, real_dtype
+from .. import _C
+from .._call import TABLES, Call, Out
+from .._checks import REDUCTIONS, real_dtype
+from .._watch import address
+from ._shared import DTYPE_CODES, LARGEST_LOG_DET, ClassPart, find_bad_label, find_bad_table
 
 library = _C  # has cuda_* functions where the module was built with LTKERNELS_CUDA=ON
 
@@ -49,69 +51,55 @@ def current_stream(device: torch.device) -> tuple[int, int]:
     return index, torch.cuda.current_stream(index).cuda_stream
 
 
-def adjusted_ce(
-    logits: Tensor,
-    loss: Tensor,
-    grad: Tensor | None,
-    target: Tensor,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    margin: Tensor | None,
-    row_scale: Tensor | None,
-    weight: Tensor | None,
-    row_coef: Tensor | None,
-    focal_gamma: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: int,
-    closed: tuple | None = None,
-    *,
-    path: str = "any",
-) -> None:
-    """Fills `loss` and, where it is given, `grad`; the arguments are those of ``_backends.cpu_adjusted_ce``.
+def adjusted_ce(logits: Tensor, call: Call, out: Out, *, path: str = "any") -> None:
+    """Fills `out`, without gradients of tables.
 
-    logits (N, C) with unit class stride, any row stride; grad likewise, may be the logits themselves. row_coef (N,) may be one
-    number, expanded. One launch for ``reduction="none"``, else two. `path` forces a kernel, for tests and benchmarks.
+    logits (N, C) with unit class stride, any row stride; the gradient likewise. One launch for ``reduction="none"``, else two. `path`
+    forces a kernel, for tests and benchmarks.
 
     Raises RuntimeError where CUDA refuses a launch; ValueError for labels and tables with ``LTKERNELS_CUDA_DEBUG=1``.
     """
     rows, classes = logits.shape
     if os.environ.get("LTKERNELS_CUDA_DEBUG") == "1":
-        _check(classes, target, target_b, ignore_index, (shift, scale, margin, row_scale, weight))
+        problem = find_bad_label(call, classes) or find_bad_table(call)
+        if problem is not None:
+            raise problem
+    loss, grad = out.loss, out.grad
     if rows == 0:
-        if reduction != _NONE:
-            loss.fill_(0.0 if reduction == _SUM else torch.nan)
+        if call.reduction != _NONE:
+            loss.fill_(0.0 if call.reduction == _SUM else torch.nan)
         return
     scratch = None
-    if reduction != _NONE:
+    if call.reduction != _NONE:
         scratch = torch.empty(library.cuda_scratch(rows), dtype=torch.float64, device=logits.device)
-    form, table, seed, options = (0, None, None, (0.0, 0.0, 0.0)) if closed is None else closed
+    factor = call.factor(rows)
     _raise(
         library.cuda_adjusted_ce(
             *current_stream(logits.device),
             PATHS.index(path),
             DTYPE_CODES[logits.dtype],
-            logits.data_ptr(),
+            address(logits, "logits"),
             logits.stride(0),
             rows,
             classes,
-            target.data_ptr(),
-            *map(_address, (target_b, lam, shift, scale, margin, row_scale, weight, row_coef)),
-            0 if row_coef is None else row_coef.stride(0),
-            focal_gamma,
-            label_smoothing,
-            ignore_index,
-            reduction,
+            address(call.target, "target"),
+            address(call.target_b, "target[1]"),
+            address(call.lam, "lam"),
+            *(address(table, name) for name, table in zip(TABLES, call.tables, strict=True)),
+            address(factor, "grad_scale"),
+            0 if factor is None else factor.stride(0),
+            call.focal_gamma,
+            call.label_smoothing,
+            call.ignore_index,
+            call.reduction,
             loss.data_ptr(),
-            _address(grad),
+            address(grad, "the gradient"),
             0 if grad is None else grad.stride(0),
-            _address(scratch),
-            form,
-            _address(table),
-            _address(seed),
-            *options,
+            address(scratch, "scratch"),
+            call.form,
+            address(call.table, "the loss' table"),
+            address(call.seed, "seed"),
+            *(call.form_options or (0.0, 0.0, 0.0)),
         )
     )
 
@@ -145,7 +133,7 @@ def scale_gradient(grad: Tensor, upstream: Tensor, expected: Tensor | None = Non
             grad.data_ptr(),
             grad.numel(),
             upstream.data_ptr(),
-            _address(expected),
+            address(expected, "expected"),
         )
     )
     return grad
@@ -193,35 +181,6 @@ def plan(
     return Plan("memory" if not registers else "cluster" if cluster > 1 else "registers", threads, block, cluster)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _raise(error: str | None) -> None:
     if error is not None:
         raise RuntimeError(f"ltkernels: a CUDA kernel was not launched: {error}")
-
-
-def _check(
-    classes: int, target: Tensor, target_b: Tensor | None, ignore_index: int, tables: tuple[Tensor | None, ...]
-) -> None:
-    """The checks of the CPU kernel, with its messages; waits for the device."""
-    active = target != ignore_index
-    for name, labels in (("target", target), ("the second target", target_b)):
-        if labels is None:
-            continue
-        bad = active & ((labels < 0) | (labels >= classes))
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            raise ValueError(
-                f"{name} has label {int(labels[row])} in row {row}; labels must lie in [0, {classes}) or equal "
-                f"ignore_index ({ignore_index})"
-            )
-    for name, table in zip(("shift", "scale", "margin", "row_scale", "weight"), tables, strict=True):
-        if table is None:
-            continue
-        bad = ~torch.isfinite(table) if name != "shift" else torch.isnan(table) | (table == torch.inf)
-        if bad.any():
-            index = int(bad.nonzero()[0])
-            allowed = "finite or -inf" if name == "shift" else "finite"
-            raise ValueError(f"{name}[{index}] is {table[index].item()}; it must be {allowed}")

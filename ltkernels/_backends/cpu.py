@@ -1,0 +1,93 @@
+"""The compiled CPU kernels: from tensors to addresses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from .._call import Call, Out
+from .._watch import address
+from ._shared import DTYPE_CODES, ClassPart, bad_label, bad_table
+
+
+def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
+    """Fills `out`. logits (N, C) with unit class stride, any row stride.
+
+    Raises ValueError for a label out of range and for a table with an entry that is not finite; nothing is written then.
+    """
+    rows, classes = logits.shape
+    dtype = logits.dtype
+    loss, grad, grad_tables, needs = out
+    real = loss.dtype
+    threads = torch.get_num_threads()
+    job = _C.AdjustedCe(DTYPE_CODES[dtype], address(logits, "logits"), logits.stride(0), rows, classes)
+    job.labels(address(call.target, "target"), call.ignore_index)
+    if call.target_b is not None:
+        job.mixed(address(call.target_b, "target[1]"), address(call.lam, "lam"))
+    shift, scale, margin, row_scale, weight = call[3:8]
+    if grad_tables is not None and shift is None:  # their kernel has no instances without it
+        shift = torch.zeros(classes, dtype=real, device=logits.device)
+    if shift is not None or scale is not None or margin is not None or row_scale is not None or weight is not None:
+        job.tables(
+            address(shift, "shift"),
+            address(scale, "scale"),
+            address(margin, "margin"),
+            address(row_scale, "row_scale"),
+            address(weight, "weight"),
+        )
+    if call.focal_gamma != 0.0 or call.label_smoothing != 0.0:
+        job.options(call.focal_gamma, call.label_smoothing)
+    if call.form:
+        job.closed(call.form, address(call.table, "the loss' table"), address(call.seed, "seed"), *call.form_options)
+    if grad is not None or grad_tables is not None:
+        factor = call.factor(rows)
+        if factor is not None:
+            factor = factor.contiguous()  # one number for all rows comes expanded
+        job.gradient(
+            address(grad, "the gradient"), 0 if grad is None else grad.stride(0), address(factor, "grad_scale")
+        )
+    # One allocation: the threads' scratch, then the row losses where the caller does not want them. Small calls live on the
+    # kernel's own stack.
+    per_thread = _C.adjusted_ce_scratch(classes)
+    scratch_address = row_loss = 0
+    if threads * per_thread + rows > _C.ADJUSTED_CE_STACK:
+        scratch = torch.empty(threads * per_thread + rows, dtype=real, device=logits.device)
+        scratch_address = scratch.data_ptr()
+        row_loss = scratch_address + threads * per_thread * scratch.element_size()
+    loss_address = loss.data_ptr()
+    if call.reduction == 0:
+        row_loss = loss_address
+    if grad_tables is not None:
+        labels = 1 if call.target_b is None else 2
+        doubles = _C.vector_gradients_scratch(rows, classes, needs[0] + needs[1], labels, dtype == torch.float64)
+        sums = torch.empty(doubles, dtype=torch.float64, device=logits.device)
+        row, size, addresses = grad_tables.data_ptr(), classes * grad_tables.element_size(), []
+        for need in needs:
+            addresses.append(row if need else 0)
+            row += size if need else 0
+        job.gradients_of_tables(sums.data_ptr(), *addresses)
+    status = job.run(call.reduction, row_loss, loss_address, scratch_address, threads)
+    if status != -1:
+        _refuse(status, call.with_tables((shift, scale, margin, row_scale, weight)), classes)
+
+
+def _refuse(status: int, call: Call, classes: int) -> None:
+    """Says what the kernel found: -2 - t, a bad entry of table t; or the row of a bad label."""
+    if status < -1:
+        raise bad_table(-2 - status, call)
+    label, name = int(call.target[status]), "target"
+    if call.target_b is not None and 0 <= label < classes:
+        label, name = int(call.target_b[status]), "the second target"
+    raise bad_label(name, label, status, classes, call.ignore_index)
+
+
+def row_statistics(part: ClassPart, smooth: bool, out: Tensor) -> None:
+    """Fills `out` (N, 4)."""
+    _C.row_statistics(*part.addresses(), smooth, out.data_ptr(), torch.get_num_threads())
+
+
+def gradient_from_statistics(part: ClassPart, terms: Tensor, grad: Tensor) -> None:
+    """Fills `grad`, which may be the logits."""
+    to = (terms.data_ptr(), grad.data_ptr(), grad.stride(0))
+    _C.gradient_from_statistics(*part.addresses(), *to, torch.get_num_threads())

@@ -1,0 +1,86 @@
+"""A call of a loss as one value: everything from the checked arguments to the kernels hands this record on.
+
+The operators' schemas are read from its fields (`ltkernels._ops.operands`), and every back end takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+Tables = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+NONE, MEAN, BATCH_MEAN, SUM = range(4)  # the codes of `ltkernels._checks.REDUCTIONS`
+
+
+class Call(NamedTuple):
+    """A checked call of a loss on logits (N, C). The names are those of the public functions; ``real`` is float64 for float64 logits and
+    float32 for all others.
+
+    target: (N,) int64 class indices, contiguous; or (N, C) class probabilities, which the reference alone serves.
+    target_b, lam: (N,) second labels, and (N,) real shares of the first, of mixed samples.
+    shift, scale, margin, row_scale, weight: (C,) real, contiguous; None is the neutral value.
+    table, seed: (C,) real and (1,) int64 of a closed form (`ltkernels.losses._terms`).
+    grad_scale: () or (N,) real: the factor that gradients are formed with, the announced or the real upstream gradient; None is 1.
+    numbers: (2,) float64 on the CPU, in place of focal_gamma and label_smoothing: see `losses._autograd`.
+    reduction, form: codes of `ltkernels._checks.REDUCTIONS` and `ltkernels.losses._terms.FORMS`.
+    """
+
+    target: Tensor
+    target_b: Tensor | None = None
+    lam: Tensor | None = None
+    shift: Tensor | None = None
+    scale: Tensor | None = None
+    margin: Tensor | None = None
+    row_scale: Tensor | None = None
+    weight: Tensor | None = None
+    table: Tensor | None = None
+    seed: Tensor | None = None
+    grad_scale: Tensor | None = None
+    numbers: Tensor | None = None
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+    reduction: int = MEAN
+    form: int = 0
+    form_options: tuple[float, ...] = ()
+    backend: str = "cpu"
+
+    @property
+    def tables(self) -> Tables:
+        return self[3:8]
+
+    def factor(self, rows: int) -> Tensor | None:
+        """`grad_scale`, one number a row; one number for all of them comes expanded."""
+        scale = self.grad_scale
+        return None if scale is None else scale.expand(rows) if scale.dim() == 0 else scale.contiguous()
+
+    def with_tables(self, tables: tuple[Tensor | None, ...]) -> Call:
+        return self._replace(**dict(zip(TABLES, tables, strict=True)))
+
+    def with_numbers(self) -> Call:
+        """With `numbers` as Python's, which waits for nothing: they are on the CPU."""
+        if self.numbers is None:
+            return self
+        focal_gamma, label_smoothing = self.numbers.tolist()
+        return self._replace(numbers=None, focal_gamma=focal_gamma, label_smoothing=label_smoothing)
+
+
+TENSORS = Call._fields.index("numbers")  # the first fields: tensors or None, all but `numbers`
+TABLES = Call._fields[3:8]
+
+
+class Out(NamedTuple):
+    """What a back end fills: its signature is ``adjusted_ce(logits, call, out)``.
+
+    loss: () real, or (N,) for the reduction "none".
+    grad: (N, C) in the logits' dtype, times `Call.grad_scale`; None where it is not wanted. It may be the logits themselves.
+    grad_tables: (K, C) real, a row for each of the K tables that `needs` says.
+    """
+
+    loss: Tensor
+    grad: Tensor | None = None
+    grad_tables: Tensor | None = None
+    needs: Sequence[bool] = ()

@@ -1,0 +1,301 @@
+"""The door that every form of the loss (op, head, shards) goes through: arguments in, a checked `ltkernels._call.Call` out.
+
+An option of the loss is a field of `Call`, a keyword of `checked` and `Options`, and what a kernel makes of it. Everything between them
+hands the record on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
+
+import torch
+from torch import Tensor
+
+from .. import _backends, _checks
+from .._call import NONE, Call, Tables
+from .._errors import ArgumentError, DTypeError
+from .._watch import direct, is_dtensor, transforms, wants_gradient
+from . import _terms
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
+
+
+class Options(TypedDict, total=False):
+    """The keywords that every form of the loss takes; `ltkernels.functional.adjusted_cross_entropy` describes them."""
+
+    shift: Tensor | None
+    scale: Tensor | None
+    margin: Tensor | None
+    row_scale: Tensor | None
+    weight: Tensor | None
+    focal_gamma: float
+    label_smoothing: float
+    ignore_index: int
+    reduction: str
+    inplace: bool
+    backend: str | None
+    grad_scale: Tensor | float | None
+    term: _terms.Term | None
+
+
+class Checked(NamedTuple):
+    """What `checked` makes of the arguments: logits (N, C), their call, whether the gradient may overwrite them, the shape that an
+    unreduced loss gets where it is not (N,), and why the torch reference serves the call, empty where a kernel does."""
+
+    logits: Tensor
+    call: Call
+    inplace: bool
+    shape: tuple[int, ...] | None
+    needs_torch: str
+
+
+def checked(
+    logits: Tensor,
+    target: Target,
+    *,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    margin: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace: bool = False,
+    backend: str | None = None,
+    grad_scale: Tensor | float | None = None,
+    term: _terms.Term | None = None,
+    weight_name: str = "weight",
+) -> Checked:
+    """The record of a call, with everything that its arguments allow to check checked; the messages name the arguments,
+    and the class weights as `weight_name`.
+
+    Raises `ltkernels._errors`: ArgumentError (a ValueError and RuntimeError), DTypeError (a TypeError and RuntimeError).
+    """
+    _checks.logits(logits)
+    code = _checks.reduction(reduction)
+    if type(focal_gamma) is not float or not 0.0 <= focal_gamma < 1e30:
+        focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
+    if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
+        label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
+    if type(ignore_index) is not int:
+        ignore_index = _checks.integer("ignore_index", ignore_index)
+    size = logits.shape
+    dim = len(size)
+    device = logits.device
+    real = _checks.real_dtype(logits.dtype)
+    target_b = lam = None
+    if (  # the usual case, without the calls
+        type(target) is Tensor
+        and dim == 2
+        and target.dtype is torch.int64
+        and target.dim() == 1
+        and target.shape[0] == size[0]
+        and target.device == device
+    ):
+        first = target
+        probabilities = False
+    else:
+        first, target_b, lam = split_target(target, logits)
+        probabilities = first.is_floating_point()
+    classes = size[1 if dim > 1 else 0]
+    if shift is not None:
+        shift = _checks.table("shift", shift, classes, device, real)
+    if scale is not None:
+        scale = _checks.table("scale", scale, classes, device, real)
+    if margin is not None:
+        margin = _checks.table("margin", margin, classes, device, real)
+    if row_scale is not None:
+        row_scale = _checks.table("row_scale", row_scale, classes, device, real)
+    if weight is not None:
+        weight = _checks.table(weight_name, weight, classes, device, real)
+    tables = (shift, scale, margin, row_scale, weight)
+    form, table, seed, form_options = 0, None, None, ()
+    if term is not None:
+        if probabilities:
+            raise ArgumentError(f"target holds class probabilities; the closed form {term.form!r} needs class indices")
+        term = _checked_term(term, classes, device, real, tables, label_smoothing)
+        form, table, seed, form_options = _terms.FORMS.index(term.form), term.table, term.seed, term.options
+    if probabilities:
+        _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
+    factor = None if grad_scale is None else _checks.grad_scale(grad_scale, device, real)
+    needs_torch = _needs_torch(first, lam, tables, label_smoothing, form, backend, logits)
+    served = "cpu"
+    if backend is not None or needs_torch or device.type != "cpu":
+        served = _backends.choose(backend, device, needs_torch)
+    if inplace and (code == NONE or served == "torch"):
+        reason = (
+            "reduction='none' needs the logits in backward"
+            if served != "torch"
+            else "the torch backend serves this call"
+        )
+        raise ArgumentError(f"inplace=True is not possible: {reason}")
+
+    shape = None
+    if dim != 2:
+        if code == NONE:
+            whole = first.shape
+            shape = whole[:1] + whole[2:] if probabilities and dim > 2 else whole[:0] if dim == 1 else whole
+        logits, first, target_b, lam = _as_rows(logits, first, target_b, lam, probabilities)
+    if not first.is_contiguous():
+        first = first.contiguous()  # kernels read consecutive labels
+    call = Call(
+        first, target_b, lam, *tables, table, seed, factor, None,
+        focal_gamma, label_smoothing, ignore_index, code, form, form_options, served,
+    )  # fmt: skip
+    if served == "torch" and not probabilities:
+        check_labels(call, classes)
+    return Checked(logits, call, inplace, shape, needs_torch)
+
+
+checked.__qualname__ = "adjusted_cross_entropy"  # as a wrong keyword is reported
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def takes_options(function: _Function) -> _Function:
+    """For a public function that hands ``**options`` on to `checked`: shows them in its signature."""
+    own = inspect.signature(function)
+    options = [p for p in inspect.signature(checked).parameters.values() if p.name in Options.__annotations__]
+    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = {p.name for p in named}
+    function.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*named, *(p for p in options if p.name not in taken)]
+    )
+    return function
+
+
+def check_options(name: str, options: dict[str, object]) -> None:
+    """Raises TypeError for a keyword that is no option, naming the public function that it was given to."""
+    for option in options:
+        if option not in Options.__annotations__:
+            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+
+
+def _needs_torch(
+    target: Tensor,
+    lam: Tensor | None,
+    tables: Tables,
+    label_smoothing: float,
+    form: int,
+    backend: str | None,
+    logits: Tensor,
+) -> str:
+    """Why no kernel can serve a call; empty when one can."""
+    if target.is_floating_point():
+        return "class probabilities as target"
+    if logits.shape[-1 if logits.dim() == 1 else 1] == 0:
+        return "there is no class"
+    reason = "" if torch.compiler.is_compiling() else transforms()
+    if reason:
+        return reason
+    if lam is not None and lam.requires_grad and torch.is_grad_enabled():
+        return "gradient with respect to lam"
+    if wants_gradient(tables):
+        if not logits.is_cpu or backend == "triton":
+            return "gradient with respect to a table, which the CPU kernel alone computes"
+        if form:
+            return "gradient with respect to a table of a closed form"
+        weight = tables[-1]
+        if label_smoothing != 0.0 and weight is not None and weight.requires_grad:
+            return "gradient with respect to the class weight under label smoothing"
+    return ""
+
+
+def _checked_term(
+    term: _terms.Term,
+    classes: int,
+    device: torch.device,
+    real: torch.dtype,
+    tables: Tables,
+    label_smoothing: float,
+) -> _terms.Term:
+    """The term with its table as the kernel wants it, and a seed where it needs one."""
+    if term.form not in _terms.FORMS[1:]:
+        raise ArgumentError(f"term.form is {term.form!r}; it must be one of {', '.join(map(repr, _terms.FORMS[1:]))}")
+    for name, table in zip(("shift", "scale", "margin", "row_scale"), tables, strict=False):
+        if table is not None and not (name == "row_scale" and term.form == "arcface"):
+            raise ArgumentError(f"{name} cannot be combined with the closed form {term.form!r}")
+    if label_smoothing != 0.0 and term.form in _terms.NO_LABEL_SMOOTHING:
+        reason = _terms.NO_LABEL_SMOOTHING[term.form]
+        raise ArgumentError(f"label_smoothing is {label_smoothing}; it has no meaning with {term.form}: {reason}")
+    table = None
+    if term.table is not None:
+        table = _checks.table("class_counts of the loss", term.table, classes, device, real)
+    seed = term.seed
+    if term.form == "equalization":
+        seed = torch.randint(2**62, (1,), device=device) if seed is None else seed.to(device)
+    return _terms.Term(term.form, table, seed, term.options)
+
+
+def split_target(target: Target, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Checked (target, target_b, lam); class indices become int64, lam a tensor in the targets' shape."""
+    if not isinstance(target, tuple):
+        if not _checks.target(target, logits) and target.dtype != torch.int64:
+            target = target.long()
+        return target, None, None
+    if len(target) != 3:
+        raise ArgumentError(f"target is a tuple of {len(target)}; mixed targets are (y_a, y_b, lam)")
+    first, second, lam = target
+    if _checks.target(first, logits, "target[0]") or _checks.target(second, logits, "target[1]"):
+        raise DTypeError("target[0] and target[1] of mixed targets must hold class indices, not probabilities")
+    real = _checks.real_dtype(logits.dtype)
+    if isinstance(lam, Tensor):
+        if lam.shape not in ((), first.shape):
+            raise ArgumentError(f"target[2] (lam) has shape {tuple(lam.shape)}; it must be () or {tuple(first.shape)}")
+        if is_dtensor(lam):
+            raise DTypeError("target[2] (lam) is a DTensor; it must be a plain tensor, such as its to_local()")
+        lam = lam.to(device=logits.device, dtype=real).expand(first.shape)
+    else:
+        share = _checks.number("target[2] (lam)", lam, low=0.0, high=1.0)
+        # Not torch.full, whose number would be a constant of a compiled graph: lam is another one at each step.
+        lam = torch.ones(first.shape, dtype=real, device=logits.device) * share
+    return first.long(), second.long().contiguous(), lam.contiguous()
+
+
+def _check_probabilities(
+    margin: Tensor | None, row_scale: Tensor | None, focal_gamma: float, ignore_index: int
+) -> None:
+    if margin is not None or row_scale is not None or focal_gamma != 0.0:
+        name = "margin" if margin is not None else "row_scale" if row_scale is not None else "focal_gamma"
+        raise ArgumentError(f"{name} is chosen by the label; it cannot be used with class probabilities as target")
+    if ignore_index >= 0:
+        raise ArgumentError(f"ignore_index is {ignore_index}; it has no meaning with class probabilities as target")
+
+
+def _as_rows(
+    logits: Tensor, target: Tensor, target_b: Tensor | None, lam: Tensor | None, probabilities: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(C,) and (N, C, d1, ...) to one row a sample; differentiable."""
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+    return (
+        rows(logits),
+        rows(target) if probabilities else target.reshape(-1),
+        None if target_b is None else target_b.reshape(-1),
+        None if lam is None else lam.reshape(-1),
+    )
+
+
+def check_labels(call: Call, classes: int) -> None:
+    """The kernel's label check for the reference. On the CPU only: reading labels back would make each call wait for a GPU. Traced and
+    transformed labels have no values to look at; torch's own gather raises IndexError for those."""
+    if torch.compiler.is_compiling() or not call.target.is_cpu or not direct((call.target, call.target_b)):
+        return
+    problem = _backends.find_bad_label(call, classes)
+    if problem is not None:
+        raise problem
+
+
+if TYPE_CHECKING:
+
+    def _options_are_those_of_checked(logits: Tensor, target: Target, **options: Unpack[Options]) -> Checked:
+        return checked(logits, target, **options)
