@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from . import _checks, _ops
 from ._call import BATCH_MEAN, MEAN, NONE, TENSORS, Call
 from ._errors import ArgumentError
-from ._watch import direct, hooks_active, transforms, wants_gradient
+from ._watch import batched, direct, hooks_active, transforms, wants_gradient
 from .losses import _reference
 from .losses._autograd import as_operands, differentiable, give, own, run, run_inplace
 from .losses._door import check_labels
@@ -281,7 +281,7 @@ def _operands_of(ctx: Any) -> tuple[tuple[Tensor, Tensor, Tensor | None], Call]:
 def _recomputed(ctx: Any, upstream: Tensor | None) -> Any:
     inputs, call = _operands_of(ctx)
     needs = ctx.needs_input_grad[:_INPUTS]
-    if transforms():  # a batch of upstream gradients
+    if transforms() or (upstream is not None and batched(upstream)):
         grads = _differentiable_gradients(ctx, upstream, create_graph=False)
         tables = [grad for grad in grads[3:] if grad is not None]
         none = inputs[0].new_empty(0, inputs[1].shape[0])
@@ -302,12 +302,18 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor | None, create_graph: b
 
 
 def _autograd(below: Any, features: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Any:
-    *operands, normalize, chunk_rows, _ = arguments
+    *operands, normalize, chunk_rows, needs = arguments
     call = Call(*operands)
     if transforms():
+        if any(needs):
+            raise RuntimeError(
+                f"the gradients that ltkernels::linear_adjusted_ce gives have no derivative for {transforms()}"
+            )
         loss = _reference.adjusted_cross_entropy(logits_of(features, weight, bias, normalize), call)
     elif wants_gradient((features, weight, bias, *call.tables)):
         loss = _apply(features, weight, bias, *call.tables, call, normalize, chunk_rows, below)
+        if any(needs):  # a graph that was traced with them in it is traced again under autograd
+            return loss, *below(features, weight, bias, *arguments)[1:]
     else:
         return below(features, weight, bias, *arguments)
     none = features.new_empty(0)

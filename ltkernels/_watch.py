@@ -19,6 +19,7 @@ PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_transforms = torch._C._are_functorch_transforms_active
 _jit_tracing = torch._C._get_tracing_state
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 _saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
@@ -52,6 +53,11 @@ def transforms() -> str:
     if _function_transforms():
         return "a function transform (torch.func)"
     return "forward-mode derivatives" if forward_ad._current_level >= 0 else ""
+
+
+def batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a batch of them in ``torch.autograd.grad(is_grads_batched=True)``, which is no function transform."""
+    return not torch.compiler.is_compiling() and _is_batched(tensor)
 
 
 def wants_gradient(tensors: Iterable[Tensor | None]) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 from .. import _backends, _ops
 from .._call import NONE, TENSORS, Call, Out
 from .._checks import real_dtype
-from .._watch import direct, hooks_active, transforms, wants_gradient, watched
+from .._watch import batched, direct, hooks_active, transforms, wants_gradient, watched
 from . import _reference
 
 Below = Callable[..., Any]
@@ -150,7 +150,7 @@ def _fake_inplace(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 class _AdjustedCrossEntropy(torch.autograd.Function):
-    """``(logits, *tables, call, inplace, below) -> loss``; `call` has the same tables. `below` is None for a direct call; else the
+    """``(logits, *tables, call, inplace, below) -> loss``; `call` has the same tables. `below` is None for a direct call; else it is the
     operator below autograd, which a watched call must go through."""
 
     @staticmethod
@@ -165,7 +165,7 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         call: Call,
         inplace: bool,
         below: Below | None,
-    ) -> Tensor:
+    ) -> Any:
         needs = ctx.needs_input_grad
         need_tables = needs[1:6]
         ctx.call = call
@@ -177,7 +177,10 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
             torch.autograd.graph.increment_version(logits)
             ctx.leaf = _is_leaf(logits)
             ctx.save_for_backward(logits, tables, call.grad_scale)
-            return loss
+            if below is None:
+                return loss
+            ctx.mark_non_differentiable(tables)
+            return loss, tables
         later = in_backward(call, logits.dtype)
         if below is None and (later or hooks_active()):
             loss = run(logits, call)[0]
@@ -198,7 +201,7 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
         need_tables = ctx.needs_input_grad[1:6]
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, upstream), None, None, None
@@ -226,18 +229,14 @@ def _operands_of(ctx: Any) -> tuple[Tensor, Call]:
 def _recomputed(ctx: Any, upstream: Tensor | None) -> Grads:
     logits, call = _operands_of(ctx)
     need_tables = ctx.needs_input_grad[1:6]
-    if not watched() and direct((logits, upstream)):
+    if transforms() or (upstream is not None and batched(upstream)):
+        grads = _differentiable_gradients(ctx, upstream, False)
+        wanted = [grad for grad in grads[1:] if grad is not None]
+        return grads[0], torch.stack(wanted) if wanted else None
+    if direct((logits, upstream)):
         return run(logits, call._replace(grad_scale=upstream), ctx.needs_input_grad[0], need_tables)[1:]
-    if transforms():  # a batch of upstream gradients
-        return _batched_gradients(ctx, upstream, need_tables)
     found = adjusted_ce(logits, *call._replace(grad_scale=upstream), ctx.needs_input_grad[0], need_tables)
     return found[1], found[2] if any(need_tables) else None
-
-
-def _batched_gradients(ctx: Any, upstream: Tensor | None, needs: Sequence[bool]) -> Grads:
-    grads = _differentiable_gradients(ctx, upstream, False)
-    wanted = [grad for grad in grads[1:] if grad is not None]
-    return grads[0], torch.stack(wanted) if wanted else None
 
 
 def _differentiable_gradients(ctx: Any, upstream: Tensor | None, create_graph: bool = True) -> list[Tensor | None]:
@@ -315,10 +314,11 @@ def give(ctx: Any, upstream: Tensor, form_again: Callable[[Any, Tensor | None], 
     if ctx.saved:
         saved = ctx.saved_tensors
         return [multiplied(each, upstream, expected) for each in saved[len(saved) - ctx.saved :]]
-    if expected is not None and expected._version != ctx.version:
+    traced = watched() or batched(upstream)  # who sees no Python numbers and no memory
+    if expected is not None and not traced and expected._version != ctx.version:
         raise RuntimeError("grad_scale was changed in place between the loss and its backward; pass a clone of it")
     grads = form_again(ctx, expected) if ctx.grads is None else ctx.grads
-    if watched():  # tracers and batched upstream gradients see no Python numbers and no memory
+    if traced:
         return [None if each is None else multiplied(each, upstream, expected) for each in grads]
     ctx.grads = None
     backend = ctx.call.backend
@@ -343,7 +343,7 @@ def _given(ctx: Any, upstream: Tensor) -> Grads:
         raise RuntimeError(
             "a second backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
         )
-    traced = watched()
+    traced = watched() or batched(upstream)
     ctx.given = not traced
     logits, tables, expected = ctx.saved_tensors
     backend = ctx.call.backend
@@ -359,31 +359,36 @@ def _given(ctx: Any, upstream: Tensor) -> Grads:
 
 
 def _autograd(below: Below, logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *operands, _, _ = arguments
+    *operands, need_grad, needs = arguments
     call = Call(*operands)
     if transforms():
+        if need_grad or any(needs):
+            raise RuntimeError(f"the gradients that ltkernels::adjusted_ce gives have no derivative for {transforms()}")
         return _reference.adjusted_cross_entropy(logits, call), logits.new_empty(0), _grad_tables(logits, _NO_TABLES)
     if not wants_gradient((logits, *call.tables)):
         unwatched: tuple[Tensor, Tensor, Tensor] = below(logits, *arguments)
         return unwatched
     found = _apply(logits, *call.tables, call, False, below)
+    if need_grad or any(needs):  # a graph that was traced with them in it is traced again under autograd
+        return found, *below(logits, *arguments)[1:]
     return found, logits.new_empty(0), _grad_tables(logits, _NO_TABLES)
 
 
 def _autograd_inplace(below: Below, logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    *operands, _ = arguments
+    *operands, needs = arguments
     call = Call(*operands)
     if transforms():
         raise RuntimeError("inplace=True is not possible: " + transforms() + " needs the logits as they were")
     if not wants_gradient((logits, *call.tables)):
         unwatched: tuple[Tensor, Tensor] = below(logits, *arguments)
         return unwatched
-    return _apply(logits, *call.tables, call, True, below), _grad_tables(logits, _NO_TABLES)
+    loss, tables = _apply(logits, *call.tables, call, True, below)
+    return loss, tables if any(needs) else _grad_tables(logits, _NO_TABLES)
 
 
 # Loss, gradient and gradients of tables: logits (N, C), and the fields of `Call`. A gradient that is not needed is an empty tensor; `needs`
-# says which of the five tables, whose gradients are the rows of grad_tables. `backend` is one that serves the logits' device. Under
-# autograd the loss alone is differentiable, in logits and tables, and nothing else is given.
+# says which of the five tables, whose gradients are the rows of grad_tables. `backend` is one that serves the logits' device. The loss
+# alone is differentiable, in logits and tables.
 adjusted_ce = _ops.define(
     f"adjusted_ce(Tensor logits, {_ops.operands(Call)}, bool need_grad, bool[] needs) -> (Tensor loss, Tensor grad, Tensor grad_tables)",
     _kernel,

@@ -32,12 +32,13 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
         q = target.to(z.dtype) * (1 - label_smoothing) + label_smoothing / max(z.shape[1], 1)
         weighted = q if weight is None else q * weight
         row = -(weighted * log_p).sum(dim=1)
-        denominator = torch.ones((), dtype=z.dtype, device=z.device) * z.shape[0]
+        rows = z.shape[0] if z.shape[1] else torch.nan  # of no classes, as torch
+        denominator = torch.ones((), dtype=z.dtype, device=z.device) * rows
         return _reduce(row, denominator, denominator, call.reduction)
 
     valid = target != call.ignore_index
     labels = torch.where(valid, target, 0)
-    share = torch.ones_like(z[:, 0]) if call.lam is None else call.lam
+    share = torch.ones_like(labels, dtype=z.dtype) if call.lam is None else call.lam
     term = _terms.of(call)
 
     def one_label(each: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def _one_label(
 
 
 def _take(table: Tensor | None, labels: Tensor, like: Tensor) -> Tensor:
-    return torch.ones_like(like[:, 0]) if table is None else table[labels]
+    return torch.ones_like(labels, dtype=like.dtype) if table is None else table[labels]
 
 
 def _reduce(row: Tensor, weights: Tensor, rows: Tensor, reduction: int) -> Tensor:
