@@ -12,6 +12,8 @@ import oracle
 import torch
 from torch import Tensor
 
+import ltkernels as ltk
+
 Call = Callable[..., Tensor]  # (logits, target, **common) -> loss
 Reference = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -47,6 +49,11 @@ def labels(rows: int, classes: int) -> Tensor:
     y[1] = y[4] = 0
     y[rows - 2] = -100
     return y
+
+
+def with_tables(built, z: Tensor, y, **common) -> Tensor:
+    """The functional form of a loss: the op with what its builder made."""
+    return ltk.functional.adjusted_cross_entropy(z, y, **{**built._asdict(), **common})
 
 
 def gradient(call: Call, z: Tensor, y, upstream: Tensor | float | None = None, **common) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ M, S = 0.5, 16.0
 
 
 def call(z, y, gradient="exact", m=M, s=S, **common):
-    return ltk.functional.arcface(z, y, m=m, s=s, gradient=gradient, **common)
+    classes = z.shape[1] if z.dim() > 1 else len(z)
+    return contract.with_tables(ltk.adjustments.arcface(classes, m=m, s=s, gradient=gradient), z, y, **common)
 
 
 def reference(z: torch.Tensor, y: torch.Tensor, gradient: str = "exact"):

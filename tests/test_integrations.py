@@ -203,13 +203,17 @@ def test_timm_classification_task() -> None:
 # ---- losses of other packages ----------------------------------------------------------------------------------------
 
 PLUGIN = """
-import ltkernels.losses._record as record
+import torch
+from ltkernels.losses import AdjustedCrossEntropy, Adjustment
 def halved_prior(class_counts):
     "Half the log prior."
-    import torch
     n = torch.tensor(class_counts, dtype=torch.float64)
-    return record.Adjustment(shift=record.float32(0.5 * torch.log(n / n.sum())))
-LOSSES = (record.Loss("halved", "Halved prior", "halved_prior", "HalvedPrior", halved_prior),)
+    return Adjustment(shift=(0.5 * torch.log(n / n.sum())).float())
+class HalvedPrior(AdjustedCrossEntropy):
+    name, title, build = "halved", "Halved prior", staticmethod(halved_prior)
+    def __init__(self, class_counts, **common):
+        super().__init__(class_counts=class_counts, options={}, **common)
+LOSSES = (HalvedPrior,)
 """
 
 
@@ -225,7 +229,8 @@ def plugin(tmp_path, entry: str, code: str = PLUGIN) -> subprocess.CompletedProc
         "import torch, ltkernels as ltk\n"
         "print(sorted(ltk.LOSSES))\n"
         "print(float(ltk.nn.HalvedPrior([9, 1])(torch.zeros(1, 2), torch.tensor([0]))))\n"
-        "print(float(ltk.functional.halved_prior(torch.zeros(1, 2), torch.tensor([0]), [9, 1])))\n"
+        "tables = ltk.adjustments.halved_prior([9, 1])._asdict()\n"
+        "print(float(ltk.functional.adjusted_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), **tables)))\n"
     )
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
 
