@@ -89,7 +89,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
     Predict with: the logits as they are.
 
     Example:
-        >>> loss = ltk.nn.AdjustedCrossEntropy(ltk.adjustments.Adjustment(shift=torch.tensor([0.0, -1.0])))
+        >>> adjustment = ltk.adjustments.Adjustment(shift=torch.tensor([0.0, -1.0]))
+        >>> loss = ltk.nn.AdjustedCrossEntropy(adjustment)
         >>> round(loss(torch.zeros(1, 2), torch.tensor([1])).item(), 4)
         1.3133
     """
@@ -170,7 +171,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
         self._start: dict[str, Tensor] = {}
         for name in TABLES:
             first = learned.get(name, getattr(adjustment, name, None))
-            self._own(name, None if first is None else torch.as_tensor(first), name in learned)
+            self._own(name, first, name in learned)
         self._own("term_table", None if term is None else term.table)
         self._own("term_seed", None if term is None else term.seed)
         self._own("class_counts", counts)
@@ -205,16 +206,19 @@ class AdjustedCrossEntropy(torch.nn.Module):
         return (class_counts,) if cls.first == "class_counts" else (len(_checks.count_list(class_counts)),)
 
     def _built(self, data: Any, options: Mapping[str, Any], table_dtype: torch.dtype | None) -> Adjustment | ClosedForm:
-        dtype = {} if table_dtype is None else {"table_dtype": table_dtype}
-        if dtype and "table_dtype" not in inspect.signature(self.build).parameters:
-            raise TypeError(f"table_dtype is given, but {self.build.__name__} builds its tables in float32")
-        return self.build(*(() if data is None else (data,)), **options, **dtype)
+        takes_dtype = "table_dtype" in inspect.signature(self.build).parameters
+        dtype = {"table_dtype": table_dtype} if takes_dtype and table_dtype is not None else {}
+        built = self.build(*(() if data is None else (data,)), **options, **dtype)
+        if table_dtype not in (None, torch.float32) and not takes_dtype and built_classes(built) is not None:
+            raise TypeError(f"table_dtype is {table_dtype}, but {self.build.__name__} builds its tables in float32")
+        return built
 
     def _own(self, name: str, value: Tensor | None, learned: bool = False) -> None:
         """Registers a table, on torch's default device where it is not on another than the CPU."""
         if value is None:
             self.register_buffer(name, None)
             return
+        value = _tensor(value)
         device = torch.get_default_device() if value.is_cpu else value.device
         self._start[name] = value.detach().cpu().clone()
         value = self._start[name].to(device, copy=True)
@@ -413,7 +417,7 @@ def _learned_tables(
             raise ValueError(f"learnable names {name}, which the closed form {adjustment.term.form!r} does not have")
         table = getattr(adjustment, name)
         if table is not None:
-            found[name] = torch.as_tensor(table).clone().to(dtype)
+            found[name] = _tensor(table).clone().to(dtype)
         elif classes is not None:
             found[name] = torch.full((classes,), NEUTRAL[name], dtype=dtype, device="cpu")
         else:
@@ -429,6 +433,11 @@ def _learned_tables(
 def _short(counts: Tensor) -> str:
     values = counts.tolist()
     return str(values) if len(values) <= 6 else f"[{', '.join(map(str, values[:5]))}, ...] ({len(values)} classes)"
+
+
+def _tensor(value: Any) -> Tensor:
+    """Where it is: torch.as_tensor would move a tensor to torch's default device."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
 
 
 def _plain(value: Any) -> Any:
