@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence, Set, ValuesView
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ REDUCTIONS = ("none", "mean", "batch_mean", "sum")  # the index is the code of c
 _CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 _LIMITS = {real: torch.finfo(real) for real in (torch.float32, torch.float64)}
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ClassCounts: TypeAlias = Sequence[int] | Mapping[int, int] | Tensor
 
 
 class Counts(NamedTuple):
@@ -35,10 +36,28 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def class_counts(counts: Sequence[int] | Tensor, empty: str = "error") -> Counts:
+def class_counts(counts: ClassCounts, empty: str = "error") -> Counts:
     """Checks integer class counts; see `Counts`. `empty` is ``"error"`` or ``"ignore"``."""
     if empty not in ("error", "ignore"):
         raise ValueError(f"empty is {empty!r}; it must be 'error' or 'ignore'")
+    values = count_list(counts)
+    zeros = [index for index, value in enumerate(values) if value == 0]
+    if len(zeros) == len(values):
+        raise ValueError("class_counts holds zeros only; at least one class must have samples")
+    if zeros and empty == "error":
+        shown = ", ".join(map(str, zeros[:10])) + (", ..." if len(zeros) > 10 else "")
+        raise ValueError(f"class_counts is 0 for class {shown}; pass empty='ignore' to give such classes probability 0")
+    rarest = min(value for value in values if value > 0)
+    # On the CPU whatever torch's default device is: on "meta" there would be nothing to compute with.
+    n = torch.tensor([value if value > 0 else rarest for value in values], dtype=torch.float64, device="cpu")
+    mask = torch.tensor([value == 0 for value in values], device="cpu")
+    return Counts(n, mask, float(sum(values)))
+
+
+def count_list(counts: ClassCounts) -> list[int]:
+    """The counts by class id as Python integers, at least one, none of them negative."""
+    if hasattr(counts, "keys"):  # a pandas Series is a mapping too: value_counts() sorts it by count
+        counts = _by_class_id(type(counts).__name__, dict(counts))
     if isinstance(counts, Tensor):
         if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
             raise TypeError(f"class_counts has dtype {counts.dtype}; counts must be integers")
@@ -48,6 +67,11 @@ def class_counts(counts: Sequence[int] | Tensor, empty: str = "error") -> Counts
     else:
         if isinstance(counts, str | numbers.Number) or not hasattr(counts, "__len__"):
             raise TypeError(f"class_counts is {counts!r}; it must be a sequence of C integers, one count per class")
+        if isinstance(counts, Set | ValuesView | bytes | bytearray):  # keys and items of a mapping are sets
+            raise TypeError(
+                f"class_counts is a {type(counts).__name__}, whose order is not that of the class ids; it must be a sequence of C "
+                "integers, or a mapping from every class id to its count"
+            )
         values = []
         for index, value in enumerate(counts):
             if isinstance(value, bool) or not (isinstance(value, numbers.Integral) or _is_integer_scalar(value)):
@@ -60,16 +84,19 @@ def class_counts(counts: Sequence[int] | Tensor, empty: str = "error") -> Counts
             raise ValueError(f"class_counts[{index}] is {value}; counts must not be negative")
         if value >= 2**63:
             raise ValueError(f"class_counts[{index}] has {len(str(value))} digits; counts must be below 2^63")
-    zeros = [index for index, value in enumerate(values) if value == 0]
-    if len(zeros) == len(values):
-        raise ValueError("class_counts holds zeros only; at least one class must have samples")
-    if zeros and empty == "error":
-        shown = ", ".join(map(str, zeros[:10])) + (", ..." if len(zeros) > 10 else "")
-        raise ValueError(f"class_counts is 0 for class {shown}; pass empty='ignore' to give such classes probability 0")
-    rarest = min(value for value in values if value > 0)
-    n = torch.tensor([value if value > 0 else rarest for value in values], dtype=torch.float64)
-    mask = torch.tensor([value == 0 for value in values])
-    return Counts(n, mask, float(sum(values)))
+    return values
+
+
+def _by_class_id(kind: str, counts: dict[int, int]) -> list[int]:
+    ids = range(len(counts))
+    if any(isinstance(key, bool) for key in counts) or set(counts) != set(ids):
+        missing = [str(key) for key in ids if key not in counts]
+        raise TypeError(
+            f"class_counts is a {kind} with keys {', '.join(map(repr, list(counts)[:6]))}"
+            f"{', ...' if len(counts) > 6 else ''}; a mapping must have the class ids 0 to C - 1 as its keys"
+            + (f" (missing: {', '.join(missing[:6])})" if missing else "")
+        )
+    return [counts[key] for key in ids]
 
 
 def _is_integer_scalar(value: object) -> bool:

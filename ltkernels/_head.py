@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from . import _checks, _ops
 from ._call import BATCH_MEAN, MEAN, NONE, TENSORS, Call
 from ._errors import ArgumentError
-from ._watch import batched, direct, hooks_active, transforms, wants_gradient
+from ._watch import batched, direct, hooks_active, refuse_dtensors, transforms, wants_gradient
 from .losses import _reference
 from .losses._autograd import as_operands, differentiable, give, own, run, run_inplace
 from .losses._door import check_labels
@@ -338,6 +338,7 @@ def loss_in_chunks(
     """The loss of a checked call without the logits; differentiable in features, weight, bias and tables."""
     inputs = (features, weight, bias)
     if not direct((*inputs, *call[:TENSORS])):
+        refuse_dtensors(call)
         loss: Tensor = operator(*inputs, *as_operands(call), normalize, chunk_rows, (False,) * _INPUTS)[0]
     elif wants_gradient((*inputs, *call.tables)):
         loss = _apply(*inputs, *call.tables, call, normalize, chunk_rows, None)

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ._call import TENSORS, Call
+from ._errors import DTypeError
+
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -78,6 +81,14 @@ def is_dtensor(value: object) -> bool:
     # A DTensor exists only where its module, which takes long to import, is there already. Until torch 2.5 it was private.
     modules = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "_tensor"))
     return any(module is not None and isinstance(value, module.DTensor) for module in modules)
+
+
+def refuse_dtensors(call: Call) -> None:
+    """Raises TypeError for a DTensor beside plain logits: whose part of it would count?"""
+    for name, value in zip(Call._fields[:TENSORS], call, strict=False):
+        if value is not None and type(value) is not Tensor and is_dtensor(value):
+            name = {"target_b": "target[1]", "lam": "target[2] (lam)"}.get(name, name)
+            raise DTypeError(f"{name} is a DTensor, logits a plain tensor; give plain tensors, such as its to_local()")
 
 
 def address(tensor: Tensor | None, name: str) -> int:

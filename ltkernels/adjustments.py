@@ -1,6 +1,6 @@
 """Parameter builders: from integer class counts to the per-class vectors of a loss.
 
-Tables are computed on the host in float64 and stored in float32. The builders are those of the records in `ltkernels.losses`.
+Tables are computed on the host in float64 and stored in float32, or in float64 on request (``table_dtype``).
 """
 
 from __future__ import annotations
@@ -8,10 +8,44 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .losses import LOSSES, Adjustment
+from .losses.arcface import arcface
+from .losses.class_balanced import class_balanced
+from .losses.cross_entropy import cross_entropy, focal
+from .losses.kps import kps, kps_ga
+from .losses.logit_adjustment import balanced_softmax, logit_adjusted_adaptive_margin, logit_adjustment
+from .losses.margins import cosface, ldam
+from .losses.seesaw import seesaw
+from .losses.sigmoid import class_balanced_focal, class_balanced_sigmoid, eql
+from .losses.softmax_equalization import softmax_equalization
+from .losses.vector_scaling import cdt, vector_scaling
 
-if TYPE_CHECKING:
-    from ._declared.adjustments import *
+__all__ = [
+    "Adjustment",
+    "arcface",
+    "balanced_softmax",
+    "cdt",
+    "class_balanced",
+    "class_balanced_focal",
+    "class_balanced_sigmoid",
+    "cosface",
+    "cross_entropy",
+    "eql",
+    "focal",
+    "kps",
+    "kps_ga",
+    "ldam",
+    "logit_adjusted_adaptive_margin",
+    "logit_adjustment",
+    "seesaw",
+    "softmax_equalization",
+    "vector_scaling",
+]
 
-globals().update({loss.build.__name__: loss.build for loss in LOSSES.values()})
 
-__all__ = ["Adjustment", *(loss.build.__name__ for loss in LOSSES.values())]
+if not TYPE_CHECKING:  # losses that have no line above: of other packages, or defined by the user
+
+    def __getattr__(name: str) -> object:
+        for loss in LOSSES.values():
+            if loss.build.__name__ == name:
+                return loss.build
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

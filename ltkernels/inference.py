@@ -11,7 +11,7 @@ from . import _checks
 
 
 def logit_adjust(
-    logits: Tensor, class_counts: Sequence[int] | Tensor, tau: float = 1.0, *, empty: str = "error"
+    logits: Tensor, class_counts: _checks.ClassCounts, tau: float = 1.0, *, empty: str = "error"
 ) -> Tensor:
     """Post-hoc logit adjustment, Menon et al. 2021 (arXiv:2007.07314), equation 9: ``logits - tau * log(n / N)``.
 

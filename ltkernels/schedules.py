@@ -13,15 +13,13 @@ the buffers go on working, without recompilation. Construct the schedule before 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _checks, adjustments, nn
-
-_NEUTRAL = {"scale": 1.0, "row_scale": 1.0, "weight": 1.0, "shift": 0.0, "margin": 0.0}
+from .losses._adjustment import NEUTRAL
 
 
 class Schedule:
@@ -39,7 +37,7 @@ class Schedule:
         self,
         loss: nn.AdjustedCrossEntropy,
         start: int,
-        class_counts: Sequence[int] | Tensor,
+        class_counts: _checks.ClassCounts,
         before: dict[str, Tensor],
         after: dict[str, Tensor],
         options: dict[str, Any],
@@ -47,7 +45,7 @@ class Schedule:
         self.loss = loss
         self.start = _epoch("start", start)
         self.options = options
-        self._class_counts = [int(count) for count in class_counts]
+        self._class_counts = _checks.count_list(class_counts)
         self._before, self._after = before, after
         device = next((buffer.device for buffer in loss.buffers()), torch.device("cpu"))
         for name, table in before.items():
@@ -55,7 +53,7 @@ class Schedule:
             if isinstance(buffer, torch.nn.Parameter):
                 raise ValueError(f"loss learns its {name} (learnable); {type(self).__name__} sets it itself")
             if buffer is None:
-                loss.register_buffer(name, torch.full_like(table, _NEUTRAL[name], dtype=torch.float32, device=device))
+                loss.register_buffer(name, torch.full_like(table, NEUTRAL[name], dtype=torch.float32, device=device))
             elif buffer.shape != table.shape:
                 raise ValueError(f"class_counts has {len(table)} entries; the loss' {name} has {len(buffer)}")
         self.step(0)
@@ -112,7 +110,7 @@ class DRW(Schedule):
         start: int = 160,
         beta: float | None = 0.9999,
         *,
-        class_counts: Sequence[int] | Tensor | None = None,
+        class_counts: _checks.ClassCounts | None = None,
         empty: str = "error",
     ) -> None:
         counts = _counts_of(loss, class_counts)
@@ -189,7 +187,7 @@ def _name(loss: object) -> str:
     return type(loss).__name__
 
 
-def _counts_of(loss: nn.AdjustedCrossEntropy, given: Sequence[int] | Tensor | None) -> list[int]:
+def _counts_of(loss: nn.AdjustedCrossEntropy, given: _checks.ClassCounts | None) -> list[int]:
     if not isinstance(loss, nn.AdjustedCrossEntropy):
         raise TypeError(f"loss is {_name(loss)}; it must be a Module of ltkernels.nn")
     own = None if loss.class_counts is None else loss.class_counts.tolist()
@@ -198,7 +196,7 @@ def _counts_of(loss: nn.AdjustedCrossEntropy, given: Sequence[int] | Tensor | No
             raise ValueError(f"class_counts is None, and {_name(loss)} was made without class counts")
         return own
     _checks.class_counts(given, "ignore")
-    counts = [int(count) for count in given]
+    counts = _checks.count_list(given)
     if own is not None and counts != own:
         raise ValueError(f"class_counts is {counts}; the loss was made with {own}")
     return counts

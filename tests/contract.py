@@ -12,6 +12,9 @@ import oracle
 import torch
 from torch import Tensor
 
+import ltkernels as ltk
+from ltkernels import _call as ltk_call
+
 Call = Callable[..., Tensor]  # (logits, target, **common) -> loss
 Reference = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -47,6 +50,11 @@ def labels(rows: int, classes: int) -> Tensor:
     y[1] = y[4] = 0
     y[rows - 2] = -100
     return y
+
+
+def with_tables(built, z: Tensor, y, **common) -> Tensor:
+    """The functional form of a loss: the op with what its builder made."""
+    return ltk.functional.adjusted_cross_entropy(z, y, **{**built._asdict(), **common})
 
 
 def gradient(call: Call, z: Tensor, y, upstream: Tensor | float | None = None, **common) -> tuple[Tensor, Tensor]:
@@ -198,5 +206,8 @@ def check_operator(form: int, table: Tensor | None, seed: Tensor | None, options
     """opcheck of the raw operator on dense, permuted, single and empty logits."""
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for z in (torch.rand(4, 5), torch.rand(5, 4).t(), torch.rand(1, 5), torch.rand(0, 5)):
-        arguments = (z, torch.arange(z.shape[0]), *[None] * 7, table, seed, None, 0.0, 0.0, -100, 3, form, options)
-        torch.library.opcheck(torch.ops.ltkernels.closed_ce.default, (*arguments, True, "cpu"), test_utils=tests)
+        record = ltk_call.Call(
+            torch.arange(z.shape[0]), table=table, seed=seed, reduction=3, form=form, form_options=tuple(options)
+        )
+        operands = (z, *record, True, [False] * 5)
+        torch.library.opcheck(torch.ops.ltkernels.adjusted_ce.default, operands, test_utils=tests)

@@ -15,7 +15,8 @@ M, S = 0.5, 16.0
 
 
 def call(z, y, gradient="exact", m=M, s=S, **common):
-    return ltk.functional.arcface(z, y, m=m, s=s, gradient=gradient, **common)
+    classes = z.shape[1] if z.dim() > 1 else len(z)
+    return contract.with_tables(ltk.adjustments.arcface(classes, m=m, s=s, gradient=gradient), z, y, **common)
 
 
 def reference(z: torch.Tensor, y: torch.Tensor, gradient: str = "exact"):
@@ -72,11 +73,26 @@ def test_ends(backend, dtype, cosine) -> None:
     c = float(z[0, 0])
     loss, grad = contract.gradient(call, z, torch.tensor([0]), backend=backend)
     own = c * math.cos(M) if c > 0 else c - M * math.sin(M)
-    slope = math.cos(M) + 1000 * c * math.sin(M) if c > 0 else 1.0
+    steep = 1e7 if dtype == torch.float64 else 1e3
+    slope = math.cos(M) + steep * c * math.sin(M) if c > 0 else 1.0
     others = 2 * math.exp(-S * own)
     assert loss.item() == pytest.approx(math.log1p(others), rel=1e-5)
     assert grad[0, 0].item() == pytest.approx(-S * slope * others / (1 + others), rel=1e-2)
     assert grad[0, 1].item() == pytest.approx(S * others / 2 / (1 + others), rel=1e-2)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("theta", [9e-4, 5e-4, 1e-5, 1e-6])
+def test_small_angles_are_exact_in_float64(theta: float, backend: str) -> None:
+    """sin(theta + m) / sin(theta); the cosine that is given has the angle 2 asin(sqrt((1 - c) / 2))."""
+    z = torch.tensor([[math.cos(theta), 0.3, -0.2]], dtype=torch.float64)
+    angle = 2 * math.asin(math.sqrt((1 - float(z[0, 0])) / 2))
+    loss, grad = contract.gradient(call, z, torch.tensor([0]), backend=backend)
+    own = S * math.cos(angle + M)
+    others = sum(math.exp(S * float(x)) for x in z[0, 1:])
+    assert loss.item() == pytest.approx(math.log1p(others / math.exp(own)), rel=1e-9)
+    share = others / (others + math.exp(own))
+    assert grad[0, 0].item() == pytest.approx(-S * share * math.sin(angle + M) / math.sin(angle), rel=1e-9)
 
 
 def test_gradient_through_a_cosine_head() -> None:

@@ -187,8 +187,9 @@ def test_targets_go_into_the_losses():
     counts = [30, 20, 10, 4]
     mixed, (first, second, lam) = remix(images, target, counts, generator=_seed())
     logits = mixed.flatten(1)[:, :4].float().requires_grad_()
-    loss = ltk.functional.ldam(logits, (first, second, lam), counts)
-    parts = [ltk.functional.ldam(logits, y, counts, reduction="none") for y in (first, second)]
+    tables, CE = ltk.adjustments.ldam(counts)._asdict(), ltk.functional.adjusted_cross_entropy
+    loss = CE(logits, (first, second, lam), **tables)
+    parts = [CE(logits, y, **tables, reduction="none") for y in (first, second)]
     assert float(loss.detach()) == pytest.approx(
         float((lam * parts[0] + (1 - lam) * parts[1]).mean().detach()), rel=1e-6
     )

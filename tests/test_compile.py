@@ -47,9 +47,8 @@ def test_every_module(name) -> None:
 @pytest.mark.parametrize("name", ["ce", "focal", "logit_adjusted", "ldam", "kps_ga", "class_balanced", "cosface"])
 def test_functional_forms(name) -> None:
     record = ltk.LOSSES[name]
-    function = getattr(ltk.functional, record.function)
-    args = (COUNTS,) if record.first == "class_counts" else ()
-    both(lambda z, y: function(z, y, *args), *data())
+    tables = record.adjustment(COUNTS)._asdict()
+    both(lambda z, y: ltk.functional.adjusted_cross_entropy(z, y, **tables), *data())
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "batch_mean", "sum"])

@@ -256,4 +256,4 @@ def test_inplace_leaves_a_leafs_gradient_memory_of_its_own() -> None:
 def test_bad_values(value, words: str) -> None:
     z, y = batch()
     with pytest.raises((ValueError, TypeError), match=words):
-        ltk.functional.logit_adjusted_cross_entropy(z.float(), y, COUNTS, grad_scale=value)
+        ltk.nn.LogitAdjustedCrossEntropy(COUNTS)(z.float(), y, grad_scale=value)

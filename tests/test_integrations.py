@@ -184,9 +184,65 @@ def test_timm_targets_of_mixup(share: float) -> None:
 def test_timm_bad_input() -> None:
     with pytest.raises(TypeError, match="MSELoss"):
         timm.Criterion(torch.nn.MSELoss())
+    three = mixed_targets(0.7)[2]
+    three[2] = torch.tensor([0.5, 0.3, 0.2])
+    with pytest.raises(ValueError, match=r"more than two classes in row 2 .*smoothing"):
+        timm.Criterion(ltk.nn.LDAM(COUNTS))(torch.randn(4, 3), three)
     smoothed = mixed_targets(0.7)[2] * 0.9 + 0.1 / 3
-    with pytest.raises(ValueError, match=r"more than two classes in row \d .*smoothing"):
-        timm.Criterion(ltk.nn.LDAM(COUNTS))(torch.randn(4, 3), smoothed)
+    with pytest.raises(ValueError, match=r"carries a smoothing of 0.1, and the loss has label_smoothing 0.05"):
+        timm.Criterion(ltk.nn.LDAM(COUNTS, label_smoothing=0.05))(torch.randn(4, 3), smoothed)
+    with pytest.raises(ValueError, match=r"more than two classes in row \d .*, 0.06667 for a smoothing of 0.2"):
+        timm.Criterion(ltk.nn.LDAM(COUNTS), smoothing=0.2)(torch.randn(4, 3), smoothed)
+    with pytest.raises(ValueError, match=r"smoothing is 1.0; it must be below 1"):
+        timm.Criterion(ltk.nn.LDAM(COUNTS), smoothing=1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1.0, 1.0, 0.0], "sums to 2 in row 1"),
+        ([0.0, 0.0, 0.0], "sums to 0 in row 1"),
+        ([0.25, 0.25, 0.0], "sums to 0.5"),
+        ([1.5, -0.5, 0.0], "sums to 1 in row 1, least -0.5"),
+        ([torch.nan, 0.0, 0.0], "sums to nan in row 1"),
+    ],
+)
+def test_timm_rows_that_are_no_shares(row, message: str) -> None:
+    dense = torch.eye(3)[[0, 1, 2, 0]]
+    dense[1] = torch.tensor(row)
+    with pytest.raises(ValueError, match=message):
+        timm.Criterion(ltk.nn.CrossEntropy())(torch.randn(4, 3), dense)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.4])
+@pytest.mark.parametrize("smoothing", [0.1, 0.02])
+def test_timm_targets_that_carry_smoothing(share: float, smoothing: float) -> None:
+    """on = 1 - s + s / C and off = s / C, mixed with the batch in reverse order, as timm's mixup_target."""
+    y, classes = torch.tensor([0, 1, 2, 2, 4, 2]), 6
+    one_hot = torch.nn.functional.one_hot(y, classes).float()
+    smooth = one_hot * (1 - smoothing) + smoothing / classes
+    dense = smooth * share + smooth.flip(0) * (1 - share)
+    z = torch.randn(6, classes).tanh().requires_grad_()
+    for make in (ltk.nn.LDAM, ltk.nn.LogitAdjustedCrossEntropy):
+        counts = [90, 40, 20, 9, 5, 2]
+        expected = make(counts, label_smoothing=smoothing)(z, (y, y.flip(0), share))
+        for criterion in (timm.Criterion(make(counts)), timm.Criterion(make(counts), smoothing=smoothing)):
+            ours = criterion(z, dense)
+            torch.testing.assert_close(ours, expected)
+            for one, two in zip(torch.autograd.grad(ours, z), torch.autograd.grad(expected, z, retain_graph=True)):
+                torch.testing.assert_close(one, two)
+            assert criterion.loss.label_smoothing == 0.0
+    # Against torch, for a loss without margins.
+    torch.testing.assert_close(
+        timm.Criterion(ltk.nn.CrossEntropy())(z, dense), torch.nn.functional.cross_entropy(z, dense)
+    )
+
+
+def test_timm_seesaw_counts_through_smoothing() -> None:
+    dense = torch.nn.functional.one_hot(torch.tensor([0, 2, 2, 3]), 4) * 0.9 + 0.1 / 4
+    loss = ltk.nn.Seesaw(4)
+    timm.Criterion(loss)(torch.randn(4, 4), dense)
+    assert loss.seen.tolist() == [1, 0, 2, 1]
 
 
 @needs("torchvision")
@@ -203,13 +259,17 @@ def test_timm_classification_task() -> None:
 # ---- losses of other packages ----------------------------------------------------------------------------------------
 
 PLUGIN = """
-import ltkernels.losses._record as record
+import torch
+from ltkernels.losses import AdjustedCrossEntropy, Adjustment
 def halved_prior(class_counts):
     "Half the log prior."
-    import torch
     n = torch.tensor(class_counts, dtype=torch.float64)
-    return record.Adjustment(shift=record.float32(0.5 * torch.log(n / n.sum())))
-LOSSES = (record.Loss("halved", "Halved prior", "halved_prior", "HalvedPrior", halved_prior),)
+    return Adjustment(shift=(0.5 * torch.log(n / n.sum())).float())
+class HalvedPrior(AdjustedCrossEntropy):
+    name, title, build = "halved", "Halved prior", staticmethod(halved_prior)
+    def __init__(self, class_counts, **common):
+        super().__init__(class_counts=class_counts, options={}, **common)
+LOSSES = (HalvedPrior,)
 """
 
 
@@ -225,7 +285,8 @@ def plugin(tmp_path, entry: str, code: str = PLUGIN) -> subprocess.CompletedProc
         "import torch, ltkernels as ltk\n"
         "print(sorted(ltk.LOSSES))\n"
         "print(float(ltk.nn.HalvedPrior([9, 1])(torch.zeros(1, 2), torch.tensor([0]))))\n"
-        "print(float(ltk.functional.halved_prior(torch.zeros(1, 2), torch.tensor([0]), [9, 1])))\n"
+        "tables = ltk.adjustments.halved_prior([9, 1])._asdict()\n"
+        "print(float(ltk.functional.adjusted_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), **tables)))\n"
     )
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
 

@@ -13,6 +13,7 @@ from ltkernels import adjustments as adj
 
 COUNTS = [500, 5, 50]  # class ids are not sorted by count
 N = 555
+CE = ltk.functional.adjusted_cross_entropy
 
 
 def close(table: torch.Tensor, values: list[float]) -> None:
@@ -32,8 +33,7 @@ def test_balanced_softmax() -> None:
 
 def test_balanced_softmax_equals_logit_adjustment() -> None:
     z, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
-    la = ltk.functional.logit_adjusted_cross_entropy(z, y, COUNTS)
-    bs = ltk.functional.balanced_softmax(z, y, COUNTS)
+    la, bs = (CE(z, y, **build(COUNTS)._asdict()) for build in (adj.logit_adjustment, adj.balanced_softmax))
     assert torch.allclose(la, bs, rtol=1e-6)
 
 
@@ -115,7 +115,7 @@ def test_numpy_counts() -> None:
     assert torch.equal(adj.ldam(numpy.array(COUNTS)).margin, adj.ldam(COUNTS).margin)
 
 
-COUNTED = [loss.build for loss in ltk.LOSSES.values() if loss.first == "class_counts" and "empty" in loss.options]
+COUNTED = [loss.build for loss in ltk.LOSSES.values() if loss.first == "class_counts" and "empty" in loss.own_options]
 
 
 @pytest.mark.parametrize("build", COUNTED, ids=lambda build: build.__name__)
@@ -177,13 +177,14 @@ def test_bad_options(call, message) -> None:
         call()
 
 
-def test_function_and_module_come_from_one_record() -> None:
+def test_function_and_module_come_from_one_builder() -> None:
     z, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
     module = ltk.nn.LDAM(COUNTS, 0.3, s=20.0, reduction="sum", label_smoothing=0.1)
-    function = ltk.functional.ldam(z, y, COUNTS, max_margin=0.3, s=20.0, reduction="sum", label_smoothing=0.1)
+    tables = adj.ldam(COUNTS, max_margin=0.3, s=20.0)._asdict()
+    function = CE(z, y, **tables, reduction="sum", label_smoothing=0.1)
     assert torch.equal(module(z, y), function)
-    assert ltk.nn.CosFace(3, m=0.1)(z, y) == ltk.functional.cosface(z, y, m=0.1)
-    assert ltk.nn.Focal(gamma=1.0)(z, y) == ltk.functional.focal(z, y, gamma=1.0)
+    assert ltk.nn.CosFace(3, m=0.1)(z, y) == CE(z, y, **adj.cosface(3, m=0.1)._asdict())
+    assert ltk.nn.Focal(gamma=1.0)(z, y) == CE(z, y, **adj.focal(gamma=1.0)._asdict())
     with pytest.raises(TypeError, match="margin"):
         ltk.nn.LDAM(COUNTS, margin=0.3)
 
@@ -192,31 +193,31 @@ def test_class_weights() -> None:
     z, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
     weight = torch.tensor([1.0, 2.0, 3.0])
     expected = ltk.functional.adjusted_cross_entropy(z, y, shift=adj.balanced_softmax(COUNTS).shift, weight=weight)
-    assert torch.equal(ltk.functional.balanced_softmax(z, y, COUNTS, weight=weight), expected)
     assert torch.equal(ltk.nn.BalancedSoftmax(COUNTS, weight=weight)(z, y), expected)
-    with pytest.raises(ValueError, match="class_balanced sets the class weights itself"):
-        ltk.functional.class_balanced(z, y, COUNTS, weight=weight)
+    with pytest.raises(ValueError, match="ClassBalanced sets the class weights itself"):
+        ltk.nn.ClassBalanced(COUNTS, weight=weight)
     with pytest.raises(ValueError, match="weight has 2 entries; the loss has 3 classes"):
         ltk.nn.BalancedSoftmax(COUNTS, weight=weight[:2])
 
 
 def test_number_of_classes_must_fit() -> None:
     z, y = torch.randn(2, 4), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"class_counts has 3 entries; the logits have 4 classes"):
-        ltk.functional.ldam(z, y, COUNTS)
+    with pytest.raises(ValueError, match=r"margin has shape \(3,\); it must be \(4,\)"):
+        CE(z, y, **adj.ldam(COUNTS)._asdict())
     with pytest.raises(ValueError, match=r"margin has shape \(3,\); it must be \(4,\)"):
         ltk.nn.LDAM(COUNTS)(z, y)
 
 
 def test_module_state() -> None:
     module = ltk.nn.KPS(COUNTS)
-    assert set(module.state_dict()) == {"scale", "margin", "class_counts"}
+    assert set(module.state_dict()) == {"scale", "margin", "class_counts", "_extra_state"}
     module.half()
     assert module.scale.dtype == torch.float32, "tables are float32 whatever the model's dtype"
     other = ltk.nn.KPS([500, 5, 51])
     with pytest.raises(ValueError, match=r"class_counts are \[500, 5, 50\].*made for \[500, 5, 51\]"):
         other.load_state_dict(module.state_dict())
-    same = ltk.nn.KPS(COUNTS, s=10.0)
+    same = ltk.nn.KPS(COUNTS)
+    same.scale.zero_()
     same.load_state_dict(module.state_dict())
     assert torch.equal(same.scale, module.scale)
     assert "tables=[scale, margin]" in repr(module)
@@ -224,8 +225,12 @@ def test_module_state() -> None:
 
 def test_every_record_is_complete() -> None:
     for loss in ltk.LOSSES.values():
-        assert callable(getattr(ltk.functional, loss.function))
-        assert issubclass(getattr(ltk.nn, loss.class_name), torch.nn.Module)
+        assert getattr(ltk.nn, loss.__name__) is loss
+        assert getattr(ltk.adjustments, loss.build.__name__) is loss.build
+        assert loss.__name__ in ltk.nn.__all__
+        assert loss.build.__name__ in ltk.adjustments.__all__
+        assert loss.title
+        assert issubclass(loss, ltk.nn.AdjustedCrossEntropy)
         assert loss.logits in ("linear", "cosine")
-        assert getattr(ltk.functional, loss.function).__doc__
+        assert loss.__doc__
         assert isinstance(loss.make(COUNTS), torch.nn.Module)

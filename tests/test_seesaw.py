@@ -15,8 +15,8 @@ import ltkernels as ltk
 P, Q, EPS = 0.8, 2.0, 1e-2
 
 
-def call(z, y, counts=COUNTS, **common):
-    return ltk.functional.seesaw(z, y, counts, **common)
+def call(z, y, counts=COUNTS, p=P, q=Q, eps=EPS, empty="error", **common):
+    return contract.with_tables(ltk.adjustments.seesaw(counts, p, q, eps, empty=empty), z, y, **common)
 
 
 def reference(z: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -57,11 +57,11 @@ def test_values(dtype, reduction) -> None:
 def test_both_factors_by_hand() -> None:
     """Label 0 of 100 samples at p = 0.2; class 1 has 1 sample and p = 0.8: mitigation 0.01^0.8, compensation 4^2."""
     z = torch.tensor([[0.2, 0.8]], dtype=torch.float64).log()
-    loss = ltk.functional.seesaw(z, torch.tensor([0]), [100, 1])
+    loss = call(z, torch.tensor([0]), [100, 1])
     assert loss.item() == pytest.approx(math.log(1 + 4 * 0.01**0.8 * 16), rel=1e-6)
     # The label's probability is taken as eps at least.
     z = torch.tensor([[1e-6, 1 - 1e-6]], dtype=torch.float64).log()
-    loss = ltk.functional.seesaw(z, torch.tensor([0]), [1, 1], eps=0.5)
+    loss = call(z, torch.tensor([0]), [1, 1], eps=0.5)
     assert loss.item() == pytest.approx(math.log(1 + (1 - 1e-6) / 1e-6 * (2 * (1 - 1e-6)) ** 2), rel=1e-9)
 
 
@@ -112,14 +112,14 @@ class TestModule:
         z, y = torch.randn(5, 3), torch.tensor([0, 2, 2, -100, 0])
         loss(z, y)
         assert loss.seen.tolist() == [2, 0, 2]
-        assert torch.equal(loss.eval()(z, y), ltk.functional.seesaw(z, y, [2, 0, 2], empty="ignore"))
+        assert torch.equal(loss.eval()(z, y), call(z, y, [2, 0, 2], empty="ignore"))
         assert loss.seen.tolist() == [2, 0, 2]
         loss.train()(z, (y, torch.tensor([1, 1, 1, 1, 1]), torch.tensor([0.9, 0.1, 0.5, 0.1, 0.1])))
         assert loss.seen.tolist() == [3, 2, 3]
 
     def test_the_batch_counts_before_its_own_loss(self) -> None:
         z, y = torch.randn(3, 3), torch.tensor([0, 0, 1])
-        assert torch.equal(ltk.nn.Seesaw([1, 1, 1])(z, y), ltk.functional.seesaw(z, y, [3, 2, 1]))
+        assert torch.equal(ltk.nn.Seesaw([1, 1, 1])(z, y), call(z, y, [3, 2, 1]))
 
     def test_a_call_that_raises_counts_nothing(self) -> None:
         loss = ltk.nn.Seesaw([5, 5])
@@ -183,7 +183,7 @@ def test_bad_input(options, message) -> None:
 
 
 def test_counts_of_another_length_and_empty_classes() -> None:
-    with pytest.raises(ValueError, match="class_counts has 2 entries; the logits have 3 classes"):
-        ltk.functional.seesaw(torch.zeros(1, 3), torch.tensor([0]), [1, 2])
+    with pytest.raises(ValueError, match=r"class_counts of the loss has shape \(2,\); it must be \(3,\)"):
+        call(torch.zeros(1, 3), torch.tensor([0]), [1, 2])
     with pytest.raises(ValueError, match="class_counts is 0 for class 1"):
-        ltk.functional.seesaw(torch.zeros(1, 2), torch.tensor([0]), [1, 0])
+        call(torch.zeros(1, 2), torch.tensor([0]), [1, 0])

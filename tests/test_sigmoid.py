@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import contract
@@ -13,16 +14,13 @@ from torch.nn import functional as F
 import ltkernels as ltk
 
 TAIL = 0.02
-CALLS = {
-    "cb_sigmoid": lambda z, y, **common: ltk.functional.class_balanced_sigmoid(z, y, COUNTS, beta=0.99, **common),
-    "cb_focal": lambda z, y, **common: ltk.functional.class_balanced_focal(
-        z, y, COUNTS, beta=0.99, gamma=2.0, **common
-    ),
-    "cb_focal_half": lambda z, y, **common: ltk.functional.class_balanced_focal(
-        z, y, COUNTS, beta=0.99, gamma=0.5, **common
-    ),
-    "eql": lambda z, y, **common: ltk.functional.eql(z, y, COUNTS, tail_frequency=TAIL, **common),
+BUILT = {
+    "cb_sigmoid": ltk.adjustments.class_balanced_sigmoid(COUNTS, beta=0.99),
+    "cb_focal": ltk.adjustments.class_balanced_focal(COUNTS, beta=0.99, gamma=2.0),
+    "cb_focal_half": ltk.adjustments.class_balanced_focal(COUNTS, beta=0.99, gamma=0.5),
+    "eql": ltk.adjustments.eql(COUNTS, tail_frequency=TAIL),
 }
+CALLS = {name: functools.partial(contract.with_tables, built) for name, built in BUILT.items()}
 GAMMAS = {"cb_sigmoid": 0.0, "cb_focal": 2.0, "cb_focal_half": 0.5, "eql": 0.0}
 
 
@@ -82,8 +80,8 @@ def test_batch_mean_is_the_papers() -> None:
 def test_sizes(classes, dtype) -> None:
     counts = (COUNTS * (classes // CLASSES + 1))[:classes]
     z, y = contract.hostile_logits(5, classes).to(dtype), contract.labels(5, classes)
-    for function in (ltk.functional.class_balanced_focal, ltk.functional.eql):
-        call = lambda z, y, function=function, **common: function(z, y, counts, **common)  # noqa: E731
+    for build in (ltk.adjustments.class_balanced_focal, ltk.adjustments.eql):
+        call = functools.partial(contract.with_tables, build(counts))
         (a, da), (b, db) = (contract.gradient(call, z, y, backend=x) for x in ("cpu", "torch"))
         assert torch.allclose(a, b, rtol=1e-5)
         assert torch.allclose(da.float(), db.float(), rtol=1e-5 if dtype == torch.float32 else 8e-3, atol=1e-20)
@@ -108,8 +106,8 @@ def test_operator() -> None:
 @pytest.mark.parametrize("name", ["class_balanced_sigmoid", "class_balanced_focal", "eql"])
 def test_permutation(name) -> None:
     z = torch.tensor([[0.5, -1.0, 2.0, 0.25], [1.0, 1.0, -0.5, 0.125]], dtype=torch.float64)
-    function = getattr(ltk.functional, name)
-    make = lambda counts: lambda z, y, **common: function(z, y, counts, **common)  # noqa: E731
+    build = getattr(ltk.adjustments, name)
+    make = lambda counts: functools.partial(contract.with_tables, build(counts))  # noqa: E731
     contract.check_permutation(make, z, [400, 100, 25, 6])
 
 
@@ -118,12 +116,14 @@ def test_confident_and_infinite_logits(dtype) -> None:
     """A sure and right row keeps its small loss and gradient; infinite logits on the right side cost nothing."""
     z = torch.full((1, 3), -12.0, dtype=dtype)
     z[0, 0] = 12.0
-    loss, grad = contract.gradient(ltk.functional.eql, z, torch.tensor([0]), class_counts=[9, 9, 9])
+    loss, grad = contract.gradient(
+        functools.partial(contract.with_tables, ltk.adjustments.eql([9, 9, 9])), z, torch.tensor([0])
+    )
     assert loss.item() == pytest.approx(3 * math.log1p(math.exp(-12)), rel=1e-5)
     assert grad.tolist()[0] == pytest.approx([-math.exp(-12), math.exp(-12), math.exp(-12)], rel=5e-3)
     z[0] = torch.tensor([torch.inf, -torch.inf, -torch.inf])
-    for function in (ltk.functional.eql, ltk.functional.class_balanced_focal):
-        loss, grad = contract.gradient(function, z, torch.tensor([0]), class_counts=[9, 9, 9])
+    for build in (ltk.adjustments.eql, ltk.adjustments.class_balanced_focal):
+        loss, grad = contract.gradient(functools.partial(contract.with_tables, build([9, 9, 9])), z, torch.tensor([0]))
         assert loss == 0
         assert grad.tolist() == [[0.0, 0.0, 0.0]]
 
@@ -146,6 +146,6 @@ def test_bad_input(name) -> None:
         CALLS[name](z, torch.tensor([21]))
     if name != "eql":
         with pytest.raises(ValueError, match="sets the class weights itself"):
-            CALLS[name](z, y, weight=torch.ones(CLASSES))
+            ltk.LOSSES[name.removesuffix("_half")](COUNTS, weight=torch.ones(CLASSES))
     with pytest.raises(ValueError, match="shift cannot be combined"):
         ltk.functional.adjusted_cross_entropy(z, y, shift=torch.zeros(CLASSES), term=ltk.adjustments.eql(COUNTS).term)

@@ -16,7 +16,8 @@ GAMMA = 0.6
 
 
 def call(z, y, counts=COUNTS, gamma=GAMMA, seed=SEED, **common):
-    return ltk.functional.softmax_equalization(z, y, counts, gamma=gamma, tail_frequency=0.02, seed=seed, **common)
+    built = ltk.adjustments.softmax_equalization(counts, gamma=gamma, tail_frequency=0.02, seed=seed)
+    return contract.with_tables(built, z, y, **common)
 
 
 def mix(x: int) -> int:

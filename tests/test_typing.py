@@ -9,15 +9,9 @@ import sys
 from pathlib import Path
 
 import ltkernels as ltk
-from ltkernels import _declared
-from ltkernels._declared.__main__ import outdated
 from ltkernels.losses import _core
 
 ROOT = Path(__file__).parent.parent
-
-
-def test_the_stubs_are_those_of_the_records() -> None:
-    assert not outdated(Path(_declared.__file__).parent), "run `python -m ltkernels._declared`"
 
 
 def test_the_package_says_that_it_is_typed() -> None:

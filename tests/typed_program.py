@@ -11,7 +11,7 @@ from typing_extensions import assert_type
 
 import ltkernels as ltk
 from ltkernels import adjustments, inference, nn, schedules, selection
-from ltkernels.functional import adjusted_cross_entropy, kps, linear_adjusted_cross_entropy
+from ltkernels.functional import adjusted_cross_entropy, linear_adjusted_cross_entropy
 
 COUNTS = [500, 5, 50]
 
@@ -19,7 +19,7 @@ COUNTS = [500, 5, 50]
 def losses(logits: Tensor, target: Tensor) -> Tensor:
     built = adjustments.ldam(COUNTS, max_margin=0.3)
     assert_type(built.margin, Tensor | None)
-    assert_type(ltk.functional.ldam(logits, target, COUNTS, s=20.0, reduction="sum"), Tensor)
+    assert_type(nn.LDAM(COUNTS, s=20.0, reduction="sum")(logits, target), Tensor)
     criterion = nn.LogitAdjustedCrossEntropy(class_counts=COUNTS, tau=1.5, label_smoothing=0.1)
     mixed = criterion(logits, (target, target.flip(0), 0.3))
     assert_type(mixed, Tensor)
@@ -27,7 +27,8 @@ def losses(logits: Tensor, target: Tensor) -> Tensor:
     assert_type(criterion.weight, Tensor | None)
     assert_type(nn.Seesaw(3).seen, Tensor)
     assert_type(ltk.LOSSES["kps"].make(COUNTS)(logits, target), Tensor)
-    return mixed + kps(logits, target, torch.tensor(COUNTS)) + adjusted_cross_entropy(logits, target, shift=built.shift)
+    kps = nn.KPS(torch.tensor(COUNTS), table_dtype=torch.float32)
+    return mixed + kps(logits, target) + adjusted_cross_entropy(logits, target, shift=built.shift)
 
 
 def head(features: Tensor, target: Tensor) -> Tensor:
@@ -58,10 +59,12 @@ def training() -> str:
 if TYPE_CHECKING:
 
     def mistakes(logits: Tensor, target: Tensor) -> None:
-        ltk.functional.ldam(logits, target)  # type: ignore[call-arg]
-        ltk.functional.ldam(logits, target, COUNTS, max_margn=0.3)  # type: ignore[call-arg]
-        ltk.functional.ldamm(logits, target, COUNTS)  # type: ignore[attr-defined]
-        ltk.functional.focal(logits, target, gamma="2")  # type: ignore[arg-type]
+        ltk.nn.LDAM()  # type: ignore[call-arg]
+        ltk.nn.LDAM(COUNTS, max_margn=0.3)  # type: ignore[call-arg]
+        ltk.nn.LDAMM(COUNTS)  # type: ignore[attr-defined]
+        ltk.adjustments.ldamm(COUNTS)  # type: ignore[attr-defined]
+        ltk.nn.Focal(gamma="2")  # type: ignore[arg-type]
+        ltk.nn.LDAM(COUNTS, reduction=1)  # type: ignore[arg-type]
         ltk.nn.LDAM(COUNTS, margin=0.3)  # type: ignore[call-arg]
         ltk.nn.CosFace(COUNTS)  # type: ignore[arg-type]
         ltk.nn.LDAM(COUNTS)(logits)  # type: ignore[call-arg]
@@ -70,7 +73,7 @@ if TYPE_CHECKING:
         _ = ltk.schedule  # type: ignore[attr-defined]
         ltk.train.Config(loss=3)  # type: ignore[arg-type]
         ltk.selection.select_subsets(logits, logits, [0, 1], mode="max")  # type: ignore[call-arg]
-        text: str = ltk.functional.ldam(logits, target, COUNTS)  # type: ignore[assignment]
+        text: str = ltk.nn.LDAM(COUNTS)(logits, target)  # type: ignore[assignment]
         print(text)
 
 

@@ -73,19 +73,22 @@ static inline void equalization_term(const AdjustedCe& job, int64_t row, int64_t
 
 // ArcFace, Deng et al. 2019, equation 3: cos(theta + m) = c cos m - sin theta sin m where theta + m <= pi, and beyond
 // that the line c - m sin m. Its slope sin(theta + m) / sin(theta) grows without bound towards c = 1: sin theta counts
-// as 1e-3 at least there.
+// as 1e-3 at least there, as 1e-7 in float64, whose cosines tell smaller angles apart.
 template <class V>
 static inline Term<typename V::Real> arcface(const AdjustedCe& job, double c, Term<typename V::Real> term) noexcept {
+    constexpr bool fine = sizeof(typename V::Real) == sizeof(double);
+    constexpr double floor = fine ? 1e-7 : 1e-3;
     const double cos_m = job.closed.options[0], sin_m = job.closed.options[1];
     double value, slope;
     if (c <= -cos_m) {
         value = c - std::atan2(sin_m, cos_m) * sin_m;
         slope = 1.0;
     } else {
-        const double square = 1.0 - c * c;
+        double square = 1.0 - c * c;
+        if (fine && square < 1e-6) square = (1.0 - c) * (1.0 + c);  // the difference would keep few digits
         const double sine = square > 0.0 ? std::sqrt(square) : 0.0;
         value = c * cos_m - sine * sin_m;  // NaN for NaN
-        slope = cos_m + c / (sine > 1e-3 ? sine : 1e-3) * sin_m;
+        slope = cos_m + c / (sine > floor ? sine : floor) * sin_m;
     }
     term.target_a = term.sigma * value;
     term.slope = job.closed.options[2] != 0.0 ? 1.0 : slope;

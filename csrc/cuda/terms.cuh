@@ -53,16 +53,20 @@ struct Term {
 constexpr int kNowhere = -64;
 
 // ArcFace, as in cpu/closed_forms.inl: cos(theta + m), and beyond theta + m = pi its line.
+template <class Real>
 __device__ __forceinline__ void arcface(const ClosedForm& closed, double c, double* value, double* slope) {
+    constexpr bool fine = sizeof(Real) == sizeof(double);
+    constexpr double floor = fine ? 1e-7 : 1e-3;
     const double cos_m = closed.options[0], sin_m = closed.options[1];
     if (c <= -cos_m) {
         *value = c - atan2(sin_m, cos_m) * sin_m;
         *slope = 1.0;
     } else {
-        const double square = 1.0 - c * c;
+        double square = 1.0 - c * c;
+        if (fine && square < 1e-6) square = (1.0 - c) * (1.0 + c);
         const double sine = square > 0.0 ? sqrt(square) : 0.0;
         *value = c * cos_m - sine * sin_m;
-        *slope = cos_m + c / (sine > 1e-3 ? sine : 1e-3) * sin_m;
+        *slope = cos_m + c / (sine > floor ? sine : floor) * sin_m;
     }
     if (closed.options[2] != 0.0) *slope = 1.0;
 }
@@ -81,7 +85,7 @@ __device__ __forceinline__ Term<real_t<T>, Index> make_term(const RowsJob& job, 
     term.slope = at(ce.scale, label, Real(1));
     double value = own, slope = 1.0;
     if (ce.closed.form == Form::arcface) {
-        arcface(ce.closed, own, &value, &slope);
+        arcface<Real>(ce.closed, own, &value, &slope);
         term.slope = static_cast<Real>(slope);
     } else {
         value = static_cast<double>(term.slope) * own + static_cast<double>(at(ce.shift, label, Real(0))) -

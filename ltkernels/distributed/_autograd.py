@@ -59,7 +59,7 @@ class Sharded(torch.autograd.Function):
             features = _exchange.gather_rows(features, options.rows, options.group)
         shard = _shard(features, weight, bias, tables, options)
         local = [_local_labels(y, options) for y, _ in pairs]
-        sigmas = [_row_scale(y, tables[3]) for y, _ in pairs]
+        sigmas = [row_scales(y, tables[3]) for y, _ in pairs]
         logits, statistics = None, [features.new_empty((len(pairs), 0, 4), dtype=torch.float64)]
         for at, z in _chunks(shard):
             statistics.append(
@@ -69,20 +69,7 @@ class Sharded(torch.autograd.Function):
             del z  # or the next chunk is computed while this one is still held
         local_rows = torch.cat(statistics, dim=1)
         merged = _exchange.merged(local_rows.flatten(0, 1), options.group, options.world).view_as(local_rows)
-        loss, terms = 0.0, []
-        whole = {"margin": tables[2], "row_scale": tables[3], "weight": tables[4]}
-        settings = {"classes": options.classes, "focal_gamma": call.focal_gamma}
-        settings |= {"label_smoothing": call.label_smoothing, "ignore_index": IGNORED}
-        for k, (y, share) in enumerate(pairs):
-            finished = _two_phase.finish(merged[k], y, **whole, **settings)
-            loss = loss + finished.loss * share
-            own = finished.terms
-            own[:, 1:] *= share[:, None]
-            if shard.tables["scale"] is not None and len(
-                shard.weight
-            ):  # known where the label is, and written there alone
-                own[:, 3] *= shard.tables["scale"].double()[local[k].clamp_min(0)]
-            terms.append(own)
+        loss, terms = finish(merged, pairs, local, call, options.classes, shard.tables["scale"])
         ctx.save_for_backward(features, weight, bias, *local, *sigmas, *terms)
         ctx.tables, ctx.options, ctx.denominator = tables, options, denominator
         ctx.logits = None if hooks_active() else logits  # who packs what is saved expects nothing beside it
@@ -145,6 +132,31 @@ def _gradients(ctx, upstream: Tensor) -> list[Tensor | None]:
     return [None if grad is None else grad.to(features.dtype) for grad in grads]
 
 
+def finish(
+    merged: Tensor,
+    pairs: list[tuple[Tensor, Tensor]],
+    local: list[Tensor],
+    call: Call,
+    classes: int,
+    scale: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Losses (N,) and, for each label of a row, the terms of its gradient, from the statistics of all classes. `scale` is this rank's: it
+    is known where the label is, and written there alone."""
+    loss, terms = merged.new_zeros(merged.shape[1]), []
+    whole = {"margin": call.margin, "row_scale": call.row_scale, "weight": call.weight}
+    settings = {"classes": classes, "focal_gamma": call.focal_gamma}
+    settings |= {"label_smoothing": call.label_smoothing, "ignore_index": IGNORED}
+    for k, (y, share) in enumerate(pairs):
+        finished = _two_phase.finish(merged[k], y, **whole, **settings)
+        loss = loss + finished.loss * share
+        own = finished.terms
+        own[:, 1:] *= share[:, None]
+        if scale is not None and len(scale):
+            own[:, 3] *= scale.double()[local[k].clamp_min(0)]
+        terms.append(own)
+    return loss, terms
+
+
 def label_pairs(call: Call) -> list[tuple[Tensor, Tensor]]:
     """(labels, share) of each; a row whose first label is `ignore_index` has the label `IGNORED` in both."""
     first, second, lam = call[:3]
@@ -162,7 +174,7 @@ def _local_labels(target: Tensor, options: Part) -> Tensor:
     return torch.where(local >= 0, options.kept.place[local.clamp_min(0)], local)
 
 
-def _row_scale(target: Tensor, row_scale: Tensor | None) -> Tensor:
+def row_scales(target: Tensor, row_scale: Tensor | None) -> Tensor:
     if row_scale is None:
         return torch.ones(len(target), dtype=torch.float64, device=target.device)
     return row_scale.double()[target.clamp_min(0)]

@@ -1,11 +1,12 @@
-"""Every loss, one file each. Adding a loss is adding a file here: a parameter builder and its record in ``LOSSES``.
+"""Every loss, one file each. Adding a loss is adding a file here: a builder from class counts to tables, and the class that uses it.
 
-The functional form, the Module, the entry in `ltkernels.adjustments`, the command line name and the tests come from the record.
+A class that sets `name` and `build` joins `LOSSES`, and with it the command line and the tests that go over every loss; `ltkernels.nn`
+and `ltkernels.adjustments` have class and builder under their own names (a line there is for readers and type checkers).
 
-Losses of other packages join them through the entry-point group ``ltkernels.losses``; an entry point is one `Loss` or a sequence of them:
+Losses of other packages join them through the entry-point group ``ltkernels.losses``; an entry point is one class or a sequence of them:
 
     [project.entry-points."ltkernels.losses"]
-    my_loss = "my_package.my_module:LOSSES"
+    my_loss = "my_package.my_module:MyLoss"
 """
 
 from __future__ import annotations
@@ -14,32 +15,47 @@ import importlib
 import importlib.metadata
 import pkgutil
 import warnings
+from typing import TypeAlias
 
+from ._adjustment import Adjustment, rounded
 from ._core import adjusted_cross_entropy
-from ._record import Adjustment, Loss
+from ._module import LOSSES, AdjustedCrossEntropy, Common
+from ._terms import ClosedForm, Term
 
-LOSSES: dict[str, Loss] = {}
-
-
-def _add(loss: Loss) -> None:
-    if not isinstance(loss, Loss):
-        raise TypeError(f"{loss!r} is no ltkernels.losses.Loss")
-    for attribute in ("name", "function", "class_name"):
-        if any(getattr(loss, attribute) == getattr(other, attribute) for other in LOSSES.values()):
-            raise ValueError(f"two losses have the {attribute} {getattr(loss, attribute)!r}")
-    LOSSES[loss.name] = loss
-
+Loss: TypeAlias = type[AdjustedCrossEntropy]
+"""What a loss is: a class with `name`, `title`, `logits`, `predict` and `build`."""
 
 for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")):
-    for _loss in importlib.import_module(f"{__name__}.{_module}").LOSSES:
-        _add(_loss)
+    importlib.import_module(f"{__name__}.{_module}")
+
+
+def _join(entry: importlib.metadata.EntryPoint) -> None:
+    """Loads the losses of another package: its classes join `LOSSES` as they are defined."""
+    before = dict(LOSSES)
+    try:
+        found = entry.load()
+        for loss in (found,) if isinstance(found, type) else found:
+            if not (isinstance(loss, type) and issubclass(loss, AdjustedCrossEntropy) and loss in LOSSES.values()):
+                raise TypeError(
+                    f"{loss!r} is no ltkernels.losses.Loss: no subclass of AdjustedCrossEntropy with a name"
+                )
+    except Exception as error:  # another package's fault: everything else must go on working
+        LOSSES.clear()
+        LOSSES.update(before)
+        warnings.warn(f"ltkernels: the losses of entry point {entry.value!r} are left out: {error}", stacklevel=2)
+
 
 for _entry in importlib.metadata.entry_points(group="ltkernels.losses"):
-    try:
-        _found = _entry.load()
-        for _loss in (_found,) if isinstance(_found, Loss) else _found:
-            _add(_loss)
-    except Exception as error:  # another package's fault: everything else must go on working
-        warnings.warn(f"ltkernels: the losses of entry point {_entry.value!r} are left out: {error}", stacklevel=2)
+    _join(_entry)
 
-__all__ = ["LOSSES", "Adjustment", "Loss", "adjusted_cross_entropy"]
+__all__ = [
+    "LOSSES",
+    "AdjustedCrossEntropy",
+    "Adjustment",
+    "ClosedForm",
+    "Common",
+    "Loss",
+    "Term",
+    "adjusted_cross_entropy",
+    "rounded",
+]

@@ -25,7 +25,7 @@ from torch import Tensor
 from .. import _backends, _ops
 from .._call import NONE, TENSORS, Call, Out
 from .._checks import real_dtype
-from .._watch import batched, direct, hooks_active, transforms, wants_gradient, watched
+from .._watch import batched, direct, hooks_active, refuse_dtensors, transforms, wants_gradient, watched
 from . import _reference
 
 Below = Callable[..., Any]
@@ -42,6 +42,7 @@ def loss(logits: Tensor, call: Call, inplace: bool = False) -> Tensor:
             found: Tensor = _apply(logits, *call[3:8], call, inplace, None)
             return found
         return run(logits, call)[0]
+    refuse_dtensors(call)
     operands = as_operands(call)
     if inplace:
         result: Tensor = adjusted_ce_(logits, *operands, _NO_TABLES)[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _backends, _checks
 from .._call import NONE, Call, Tables
 from .._errors import ArgumentError, DTypeError
-from .._watch import direct, is_dtensor, transforms, wants_gradient
+from .._watch import direct, is_dtensor, refuse_dtensors, transforms, wants_gradient
 from . import _terms
 
 if TYPE_CHECKING:
@@ -149,8 +149,10 @@ def checked(
         first, target_b, lam, *tables, table, seed, factor, None,
         focal_gamma, label_smoothing, ignore_index, code, form, form_options, served,
     )  # fmt: skip
-    if served == "torch" and not probabilities:
-        check_labels(call, classes)
+    if served == "torch":
+        refuse_dtensors(call)
+        if not probabilities:
+            check_labels(call, classes)
     return Checked(logits, call, inplace, shape, needs_torch)
 
 

@@ -87,13 +87,15 @@ def add_term(a: Tensor, z: Tensor, labels: Tensor, term: Term) -> Tensor:
 def arcface_logit(c: Tensor, term: Term) -> Tensor:
     """cos(theta + m) of cosines (N,), with the gradient that the term chooses."""
     cos_m, sin_m, straight = term.options
-    sine2 = 1 - c * c
-    safe = sine2.clamp(min=1e-6).sqrt()
+    sine2, floor = 1 - c * c, 1e-3
+    if c.dtype == torch.float64:  # tells smaller angles apart, where the difference above would keep few digits
+        sine2, floor = torch.where(sine2 < 1e-6, (1 - c) * (1 + c), sine2), 1e-7
+    safe = sine2.clamp(min=floor**2).sqrt()
     exact = c * cos_m - safe * sin_m
     at_tip = (c * cos_m - sine2.clamp(min=0).sqrt() * sin_m).detach()
-    tip = at_tip + (c - c.detach()) * (cos_m + c / 1e-3 * sin_m).detach()
+    tip = at_tip + (c - c.detach()) * (cos_m + c / floor * sin_m).detach()
     beyond = c - math.atan2(sin_m, cos_m) * sin_m
-    value = torch.where(c <= -cos_m, beyond, torch.where(sine2 > 1e-6, exact, tip))
+    value = torch.where(c <= -cos_m, beyond, torch.where(sine2 > floor**2, exact, tip))
     return c + (value - c).detach() if straight else value
 
 

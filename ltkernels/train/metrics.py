@@ -54,7 +54,7 @@ def summarize(confusion: Tensor, class_counts: list[int]) -> dict[str, Any]:
     f1 = 2 * hits.double() / (sizes + confusion.sum(0))
     worst = int(recall.argmin())
     return {
-        "top1": float(hits.sum() / confusion.sum()),
+        "top1": float(hits.sum().double() / confusion.sum()),
         "balanced_accuracy": float(recall.mean()),
         "balanced_accuracy_se": math.sqrt(float(variance.sum())) / len(recall),
         "per_class_accuracy": recall.tolist(),

@@ -61,7 +61,7 @@ def build_loss(
 
     Raises ValueError for an option that the loss does not have, TypeError for a schedule that does not fit the loss.
     """
-    known = [name for name in record.options if name not in ("empty",)]
+    known = [name for name in record.own_options if name not in ("empty",)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
@@ -80,4 +80,4 @@ def build_loss(
 
 def _typed(record: Loss, name: str, value: float) -> float | bool:
     """The value as the loss takes it: a flag is written as 0 or 1."""
-    return bool(value) if isinstance(record.options[name].default, bool) else value
+    return bool(value) if isinstance(record.own_options[name].default, bool) else value

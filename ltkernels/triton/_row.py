@@ -99,12 +99,13 @@ def equalization_mask(seed, row, col, probability24, REAL: tl.constexpr):
 @triton.jit
 def arcface(c, cos_m, sin_m, straight, m_sin_m):
     """cos(theta + m) of a cosine and its slope; beyond theta + m = pi the line c - m sin m. 1 - c^2 as a product, which
-    does not cancel near |c| = 1; sin theta counts as 1e-3 at least in the slope."""
+    does not cancel near |c| = 1; sin theta counts as 1e-3 at least in the slope, as 1e-7 in float64."""
     square = (1.0 - c) * (1.0 + c)
     sine = tl.sqrt(tl.maximum(square, 0.0))
+    floor: tl.constexpr = 1e-7 if c.dtype == tl.float64 else 1e-3
     beyond = c <= -cos_m
     value = tl.where(beyond, c - m_sin_m, c * cos_m - sine * sin_m)
-    slope = tl.where(beyond | true(straight != 0), 1.0, cos_m + c / tl.maximum(sine, 1e-3) * sin_m)
+    slope = tl.where(beyond | true(straight != 0), 1.0, cos_m + c / tl.maximum(sine, floor) * sin_m)
     return value, slope
 
 

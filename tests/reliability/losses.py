@@ -19,8 +19,7 @@ import ltkernels as ltk
 from ltkernels import _checks
 
 F, NN = ltk.functional, ltk.nn
-BY_FUNCTION = {loss.function: loss for loss in ltk.LOSSES.values()}
-BY_CLASS = {loss.class_name: loss for loss in ltk.LOSSES.values()}
+BY_CLASS = {loss.__name__: loss for loss in ltk.LOSSES.values()}
 
 
 def tables_of(draw: Draw, classes: int) -> dict[str, Any]:
@@ -124,8 +123,8 @@ def probabilities(draw: Draw) -> None:
 
 
 def named(draw: Draw, name: str, of_class: bool) -> None:
-    """A loss of the records, as a function or as a Module."""
-    record = (BY_CLASS if of_class else BY_FUNCTION)[name]
+    """A loss of the registry, as the op with its tables or as a Module."""
+    record = BY_CLASS[name]
     draw.say("loss", name)
     cosine = record.logits == "cosine"
     call, kind = loss_call(draw, cosine=cosine)
@@ -133,9 +132,9 @@ def named(draw: Draw, name: str, of_class: bool) -> None:
     if kind == "huge":
         return  # the options' tables would round what the reference does not
     counts = draw.counts(classes)
-    if "empty" in record.options and classes > 1 and draw.chance(0.2):
+    if "empty" in record.own_options and classes > 1 and draw.chance(0.2):
         counts[draw.randrange(classes)] = 0
-    chosen = options_of(draw, record.options, cosine)
+    chosen = options_of(draw, record.own_options, cosine)
     common = dict(call.common)
     built = lambda: record.adjustment(counts, **chosen)  # noqa: E731
     given = (
@@ -143,9 +142,9 @@ def named(draw: Draw, name: str, of_class: bool) -> None:
     )
 
     def run(z: Any, y: Any, **common: Any) -> Tensor:
-        if not of_class:
-            return getattr(F, name)(z, y, **given, **chosen, **common)
         first = (given["class_counts"],) if given else (classes,) if record.first == "num_classes" else ()
+        if not of_class:
+            return F.adjusted_cross_entropy(z, y, **{**record.build(*first, **chosen)._asdict(), **common})
         options = {key: value for key, value in chosen.items() if key not in ("empty",) or name != "Seesaw"}
         module = getattr(NN, name)(*first, **options, **common)
         if draw.chance(0.5):
@@ -224,10 +223,10 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
 
 
 def functions(seed: int, cases: int) -> Tally:
-    missing(set(F.__all__), {"adjusted_cross_entropy", "linear_adjusted_cross_entropy", *BY_FUNCTION})
-    names = [name for name in F.__all__ if name != "linear_adjusted_cross_entropy"]
+    missing(set(F.__all__), {"adjusted_cross_entropy", "linear_adjusted_cross_entropy"})
+    names = ["adjusted_cross_entropy", *BY_CLASS]
     for loss in ltk.LOSSES.values():
-        missing(set(loss.options) | set(OPTIONS), set(OPTIONS))
+        missing(set(loss.own_options) | set(OPTIONS), set(OPTIONS))
 
     def one(draw: Draw) -> None:
         name = names[draw.case % len(names)]

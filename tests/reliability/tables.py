@@ -43,11 +43,11 @@ def builder(draw: Draw) -> None:
     name = draw.say("builder", list(BUILDERS)[draw.case % len(BUILDERS)])
     record = BUILDERS[name]
     counts = draw.counts(draw.say("C", draw.size(300)))
-    chosen = draw.say("options", {key: OPTIONS[key](draw) for key in record.options if draw.chance(0.6)})
+    chosen = draw.say("options", {key: OPTIONS[key](draw) for key in record.own_options if draw.chance(0.6)})
     make = getattr(ltk.adjustments, name)
     first = (counts,) if record.first == "class_counts" else (len(counts),) if record.first == "num_classes" else ()
     if draw.chance(0.3):
-        key = draw.choice([None, *record.options])
+        key = draw.choice([None, *record.own_options])
         if key is None and record.first:
             bad = draw.choice(BAD_COUNTS) if record.first == "class_counts" else draw.choice([0, -1, 2.5, True, "3"])
             refused(lambda: make(draw.say("bad", bad), **chosen))
@@ -69,7 +69,7 @@ def builder(draw: Draw) -> None:
             for count in set(counts):
                 same = value[torch.tensor(counts) == count]
                 assert bool((same == same[0]).all()), f"{field} differs between classes of {count} samples"
-    if record.first == "class_counts" and len(counts) > 1 and "empty" in record.options:
+    if record.first == "class_counts" and len(counts) > 1 and "empty" in record.own_options:
         holes = [0, *counts[1:]]
         loud = {**chosen, "empty": "error"}
         refused(lambda: make(holes, **loud))

@@ -35,7 +35,7 @@ def loss(draw: Draw) -> Job:
         [one for one in ltk.LOSSES.values() if one.name != "seesaw"]
     )  # its table is torch's own parallel logarithm
     counts = draw.counts(classes)
-    module = record.make(counts, seed=3) if "seed" in record.options else record.make(counts)
+    module = record.make(counts, seed=3) if "seed" in record.own_options else record.make(counts)
     logits, y = (
         draw.normal(rows, classes).to(draw.choice([torch.float32, torch.bfloat16])),
         draw.integers(0, classes, rows),
