@@ -80,20 +80,18 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
           "Doubles of scratch for the tables' gradients of one call.");
     py::class_<LossCall>(m, "AdjustedCe",
                          "One call of the loss: addresses, sizes and options (csrc/cpu/adjusted_ce.h).")
-        .def(py::init([](int dtype, Address logits, int64_t stride, int64_t rows, int64_t classes) {
+        .def(py::init([](int dtype, Address logits, int64_t stride, int64_t rows, int64_t classes, Address target,
+                         int64_t ignore_index) {
             LossCall call;
             call.dtype = dtype;
             call.job.logits = pointer(logits);
             call.job.logits_stride = stride;
             call.job.rows = rows;
             call.job.classes = classes;
+            call.job.target = pointer<const int64_t>(target);
+            call.job.ignore_index = ignore_index;
             return call;
         }))
-        .def("labels",
-             [](LossCall& call, Address target, int64_t ignore_index) {
-                 call.job.target = pointer<const int64_t>(target);
-                 call.job.ignore_index = ignore_index;
-             })
         .def("mixed",
              [](LossCall& call, Address target_b, Address lam) {
                  call.job.target_b = pointer<const int64_t>(target_b);

@@ -16,7 +16,7 @@ from . import _backends, _checks
 from ._call import NONE
 from ._errors import ArgumentError, DTypeError
 from ._head import EPS, check_tables, logits_of, loss_in_chunks
-from ._watch import is_dtensor, wants_gradient
+from ._watch import direct_types, is_dtensor, wants_gradient
 from .losses import _autograd, _reference, _terms
 from .losses._door import Checked, Options, Target, check_options, checked, takes_options
 
@@ -144,7 +144,7 @@ def linear_adjusted_cross_entropy(
         if call.backend == "torch":
             loss = _reference.adjusted_cross_entropy(logits, call)
         else:
-            loss = _autograd.loss(logits, call, path.loss.inplace)
+            loss = _autograd.loss(logits, call, path.loss.inplace, path.loss.direct and direct_types((logits,)))
     return loss.reshape(path.shape) if call.reduction == NONE else loss
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from .. import _C
 from .._call import Call, Out
 from .._watch import address
 from ._shared import DTYPE_CODES, ClassPart, bad_label, bad_table
+
+_STACK: int = _C.ADJUSTED_CE_STACK
+_scratch = functools.cache(_C.adjusted_ce_scratch)
 
 
 def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
@@ -19,40 +24,48 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
     rows, classes = logits.shape
     dtype = logits.dtype
     loss, grad, grad_tables, needs = out
-    real = loss.dtype
-    threads = torch.get_num_threads()
-    job = _C.AdjustedCe(DTYPE_CODES[dtype], address(logits, "logits"), logits.stride(0), rows, classes)
-    job.labels(address(call.target, "target"), call.ignore_index)
+    target = call.target
+    job = _C.AdjustedCe(
+        DTYPE_CODES[dtype],
+        logits.data_ptr() or address(logits, "logits"),
+        logits.stride(0),
+        rows,
+        classes,
+        target.data_ptr() or address(target, "target"),
+        call.ignore_index,
+    )
     if call.target_b is not None:
         job.mixed(address(call.target_b, "target[1]"), address(call.lam, "lam"))
     shift, scale, margin, row_scale, weight = call[3:8]
     if grad_tables is not None and shift is None:  # their kernel has no instances without it
-        shift = torch.zeros(classes, dtype=real, device=logits.device)
-    if shift is not None or scale is not None or margin is not None or row_scale is not None or weight is not None:
+        shift = torch.zeros(classes, dtype=loss.dtype, device=logits.device)
+    if not (shift is scale is margin is row_scale is weight is None):
         job.tables(
-            address(shift, "shift"),
-            address(scale, "scale"),
-            address(margin, "margin"),
-            address(row_scale, "row_scale"),
-            address(weight, "weight"),
+            0 if shift is None else address(shift, "shift"),
+            0 if scale is None else address(scale, "scale"),
+            0 if margin is None else address(margin, "margin"),
+            0 if row_scale is None else address(row_scale, "row_scale"),
+            0 if weight is None else address(weight, "weight"),
         )
     if call.focal_gamma != 0.0 or call.label_smoothing != 0.0:
         job.options(call.focal_gamma, call.label_smoothing)
     if call.form:
         job.closed(call.form, address(call.table, "the loss' table"), address(call.seed, "seed"), *call.form_options)
     if grad is not None or grad_tables is not None:
-        factor = call.factor(rows)
-        if factor is not None:
-            factor = factor.contiguous()  # one number for all rows comes expanded
-        job.gradient(
-            address(grad, "the gradient"), 0 if grad is None else grad.stride(0), address(factor, "grad_scale")
-        )
+        factor = None
+        if call.grad_scale is not None:
+            factor = call.grad_scale.expand(rows).contiguous()
+        if grad is None:
+            job.gradient(0, 0, address(factor, "grad_scale"))
+        else:
+            job.gradient(grad.data_ptr(), grad.stride(0), 0 if factor is None else address(factor, "grad_scale"))
     # One allocation: the threads' scratch, then the row losses where the caller does not want them. Small calls live on the
     # kernel's own stack.
-    per_thread = _C.adjusted_ce_scratch(classes)
+    threads = torch.get_num_threads()
+    per_thread = _scratch(classes)
     scratch_address = row_loss = 0
-    if threads * per_thread + rows > _C.ADJUSTED_CE_STACK:
-        scratch = torch.empty(threads * per_thread + rows, dtype=real, device=logits.device)
+    if threads * per_thread + rows > _STACK:
+        scratch = torch.empty(threads * per_thread + rows, dtype=loss.dtype, device=logits.device)
         scratch_address = scratch.data_ptr()
         row_loss = scratch_address + threads * per_thread * scratch.element_size()
     loss_address = loss.data_ptr()
@@ -69,7 +82,7 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
         job.gradients_of_tables(sums.data_ptr(), *addresses)
     status = job.run(call.reduction, row_loss, loss_address, scratch_address, threads)
     if status != -1:
-        _refuse(status, call.with_tables((shift, scale, margin, row_scale, weight)), classes)
+        _refuse(status, call, classes)
 
 
 def _refuse(status: int, call: Call, classes: int) -> None:

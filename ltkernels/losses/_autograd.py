@@ -31,14 +31,16 @@ from . import _reference
 Below = Callable[..., Any]
 Grads = tuple[Tensor | None, Tensor | None]  # of the logits; of the wanted tables, a row each
 
+# Where the gradient is between forward and backward.
+_LATER, _OWNED, _SAVED, _INPLACE = range(4)
 _profiling = torch.autograd._profiler_enabled
 _NO_TABLES = (False, False, False, False, False)
 
 
-def loss(logits: Tensor, call: Call, inplace: bool = False) -> Tensor:
-    """The loss of a checked call that a kernel serves; differentiable in logits and tables."""
-    if direct((logits, *call[:TENSORS])):
-        if wants_gradient((logits, *call[3:8])):
+def loss(logits: Tensor, call: Call, inplace: bool, direct: bool) -> Tensor:
+    """The loss of a checked call that a kernel serves; differentiable in logits and tables. `direct`: see `_watch.direct`."""
+    if direct:
+        if (logits.requires_grad and torch.is_grad_enabled()) or wants_gradient(call[3:8]):
             found: Tensor = _apply(logits, *call[3:8], call, inplace, None)
             return found
         return run(logits, call)[0]
@@ -70,7 +72,8 @@ def as_operands(call: Call) -> Call:
 
 def _loss_like(logits: Tensor, reduction: int) -> Tensor:
     shape = (logits.shape[0],) if reduction == NONE else ()
-    return torch.empty(shape, dtype=real_dtype(logits.dtype), device=logits.device)
+    dtype = torch.float64 if logits.dtype is torch.float64 else torch.float32
+    return torch.empty(shape, dtype=dtype, device=logits.device)
 
 
 def _grad_tables(logits: Tensor, needs: Sequence[bool]) -> Tensor:
@@ -86,19 +89,19 @@ def run(
     logits: Tensor, call: Call, need_grad: bool = False, needs: Sequence[bool] = ()
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss, gradient and the wanted tables' gradients by the call's back end; None where not wanted."""
-    logits = _consecutive(logits)
-    grad = None
-    if need_grad:
-        # empty_like takes half the time, and keeps gaps between rows.
-        grad = (
-            torch.empty_like(logits)
-            if logits.is_contiguous()
-            else torch.empty_like(logits, memory_format=torch.contiguous_format)
-        )
-    tables = _grad_tables(logits, needs) if any(needs) else None
-    out = Out(_loss_like(logits, call.reduction), grad, tables, needs)
-    _compute(logits, call, out)
-    return out[:3]
+    grad = tables = None
+    if logits.is_contiguous():
+        if need_grad:
+            grad = torch.empty_like(logits)
+    else:
+        logits = _consecutive(logits)
+        if need_grad:
+            grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    if True in needs:
+        tables = _grad_tables(logits, needs)
+    loss = _loss_like(logits, call.reduction)
+    _compute(logits, call, Out(loss, grad, tables, needs))
+    return loss, grad, tables
 
 
 def run_inplace(logits: Tensor, call: Call, needs: Sequence[bool] = ()) -> tuple[Tensor, Tensor | None]:
@@ -168,53 +171,54 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         below: Below | None,
     ) -> Any:
         needs = ctx.needs_input_grad
-        need_tables = needs[1:6]
         ctx.call = call
-        ctx.inplace = inplace
         if inplace:
-            ctx.given = False
-            # The operator writes through the address; autograd must see that anyone who saved the logits holds the wrong values.
-            loss, tables = below(logits, *call, need_tables) if below else run_inplace(logits, call, need_tables)
-            torch.autograd.graph.increment_version(logits)
-            ctx.leaf = _is_leaf(logits)
-            ctx.save_for_backward(logits, tables, call.grad_scale)
-            if below is None:
-                return loss
-            ctx.mark_non_differentiable(tables)
-            return loss, tables
+            return _forward_inplace(ctx, logits, call, below)
+        if below is None:
+            later = in_backward(call, logits.dtype) or hooks_active()
+            if later:
+                loss = run(logits, call)[0]
+            else:
+                loss, *grads = run(logits, call, needs[0], needs[1:6])
+                own(ctx, grads, call)
+            ctx.state = _LATER if later else _OWNED
+            ctx.save_for_backward(logits, *call[:TENSORS])
+            return loss
         later = in_backward(call, logits.dtype)
-        if below is None and (later or hooks_active()):
-            loss = run(logits, call)[0]
-            ctx.later = True
-            ctx.save_for_backward(logits, *call[:TENSORS])
-        elif below is None:
-            loss, *grads = run(logits, call, needs[0], need_tables)
-            # Not saved but owned: the first backward gives them away, so that the upstream factor and `.grad` need no copy of them. A
-            # second backward over a retained graph forms them again, with the same bits.
-            ctx.later = False
-            own(ctx, grads, call)
-            ctx.save_for_backward(logits, *call[:TENSORS])
-        else:
-            ctx.later = later
-            loss, *grads = below(logits, *call, not later and needs[0], _NO_TABLES if later else need_tables)
-            ctx.saved = 0 if later else len(grads)
-            ctx.save_for_backward(logits, *call[:TENSORS], *([] if later else grads))
+        loss, *grads = below(logits, *call, not later and needs[0], _NO_TABLES if later else needs[1:6])
+        ctx.state = _LATER if later else _SAVED
+        ctx.saved = len(grads)
+        ctx.save_for_backward(logits, *call[:TENSORS], *([] if later else grads))
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
-        need_tables = ctx.needs_input_grad[1:6]
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, upstream), None, None, None
-        if ctx.inplace:
+        state = ctx.state
+        if state == _INPLACE:
             grad, tables = _given(ctx, upstream)
-        elif ctx.later:
+        elif state == _LATER:
             grad, tables = _recomputed(ctx, upstream)
         else:
             grad, tables = give(ctx, upstream, _recomputed)
         if tables is None:
             return grad, None, None, None, None, None, None, None, None
-        return grad if ctx.needs_input_grad[0] else None, *_ops.spread(tables, need_tables), None, None, None
+        needs = ctx.needs_input_grad
+        return grad if needs[0] else None, *_ops.spread(tables, needs[1:6]), None, None, None
+
+
+def _forward_inplace(ctx: Any, logits: Tensor, call: Call, below: Below | None) -> Any:
+    needs = ctx.needs_input_grad[1:6]
+    ctx.state, ctx.given, ctx.leaf = _INPLACE, False, _is_leaf(logits)
+    # The operator writes through the address; autograd must see that anyone who saved the logits holds the wrong values.
+    loss, tables = below(logits, *call, needs) if below else run_inplace(logits, call, needs)
+    torch.autograd.graph.increment_version(logits)
+    ctx.save_for_backward(logits, tables, call.grad_scale)
+    if below is None:
+        return loss
+    ctx.mark_non_differentiable(tables)
+    return loss, tables
 
 
 # Function.apply unwraps function transforms first; without any, that is a tenth of a small loss' time.
@@ -242,7 +246,7 @@ def _recomputed(ctx: Any, upstream: Tensor | None) -> Grads:
 
 def _differentiable_gradients(ctx: Any, upstream: Tensor | None, create_graph: bool = True) -> list[Tensor | None]:
     """The gradients as differentiable functions of all inputs, for backward(create_graph=True)."""
-    if ctx.inplace:
+    if ctx.state == _INPLACE:
         raise RuntimeError(
             "double backward needs the logits, and inplace=True has overwritten them; pass inplace=False"
         )
@@ -305,27 +309,32 @@ def own(ctx: Any, grads: Sequence[Tensor | None], call: Call) -> None:
     """Keeps what forward formed, for `give`. Not among the saved tensors: those would be copied to be given away."""
     ctx.grads = grads
     ctx.saved = 0
-    ctx.version = None if call.grad_scale is None else call.grad_scale._version
+    if call.grad_scale is not None:
+        ctx.version = call.grad_scale._version
 
 
 def give(ctx: Any, upstream: Tensor, form_again: Callable[[Any, Tensor | None], Any]) -> Any:
     """The gradients that forward formed, for the upstream gradient that came: the last `ctx.saved` of the saved tensors, or those of `own`,
     once; a second backward over a retained graph forms them again, with the same bits."""
-    expected: Tensor | None = ctx.call.grad_scale
+    call = ctx.call
+    expected: Tensor | None = call.grad_scale
     if ctx.saved:
         saved = ctx.saved_tensors
         return [multiplied(each, upstream, expected) for each in saved[len(saved) - ctx.saved :]]
     traced = watched() or batched(upstream)  # who sees no Python numbers and no memory
     if expected is not None and not traced and expected._version != ctx.version:
         raise RuntimeError("grad_scale was changed in place between the loss and its backward; pass a clone of it")
-    grads = form_again(ctx, expected) if ctx.grads is None else ctx.grads
+    grads = ctx.grads
+    if grads is None:
+        grads = form_again(ctx, expected)
     if traced:
         return [None if each is None else multiplied(each, upstream, expected) for each in grads]
     ctx.grads = None
-    backend = ctx.call.backend
+    if call.backend == "cpu" and upstream.item() == (1.0 if expected is None else expected.item()):
+        return grads
     for each in grads:
         if each is not None:
-            multiply_(each, upstream, backend, expected)
+            multiply_(each, upstream, call.backend, expected)
     return grads
 
 

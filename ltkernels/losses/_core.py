@@ -75,11 +75,11 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
         from ..distributed._dtensor import adjusted_cross_entropy as of_dtensor
 
         return of_dtensor(logits, target, **options)
-    logits, call, inplace, shape, _ = checked(logits, target, **options)
+    logits, call, inplace, shape, _, direct = checked(logits, target, **options)
     if call.backend == "torch":
         loss = _reference.adjusted_cross_entropy(logits, call)
     else:
-        loss = _autograd.loss(logits, call, inplace)
+        loss = _autograd.loss(logits, call, inplace, direct)
     return loss if shape is None else loss.reshape(shape)
 
 

@@ -14,15 +14,19 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from .._call import NONE, Call, Tables
+from .._call import NONE, TENSORS, Call, Tables
 from .._errors import ArgumentError, DTypeError
-from .._watch import direct, is_dtensor, refuse_dtensors, transforms, wants_gradient
+from .._watch import direct, direct_types, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
 from . import _terms
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
+
+
+_CODES = {name: code for code, name in enumerate(_checks.REDUCTIONS)}
+_REALS = {dtype: _checks.real_dtype(dtype) for dtype in _checks.FLOATING}
 
 
 class Options(TypedDict, total=False):
@@ -45,13 +49,15 @@ class Options(TypedDict, total=False):
 
 class Checked(NamedTuple):
     """What `checked` makes of the arguments: logits (N, C), their call, whether the gradient may overwrite them, the shape that an
-    unreduced loss gets where it is not (N,), and why the torch reference serves the call, empty where a kernel does."""
+    unreduced loss gets where it is not (N,), why the torch reference serves the call, empty where a kernel does, and `_watch.direct` of
+    its tensors."""
 
     logits: Tensor
     call: Call
     inplace: bool
     shape: tuple[int, ...] | None
     needs_torch: str
+    direct: bool
 
 
 def checked(
@@ -78,8 +84,11 @@ def checked(
 
     Raises `ltkernels._errors`: ArgumentError (a ValueError and RuntimeError), DTypeError (a TypeError and RuntimeError).
     """
-    _checks.logits(logits)
-    code = _checks.reduction(reduction)
+    if not isinstance(logits, Tensor) or logits.dtype not in _REALS or logits.layout is not torch.strided:
+        _checks.logits(logits)  # says what is wrong
+    code = _CODES.get(reduction) if isinstance(reduction, str) else None
+    if code is None:
+        code = _checks.reduction(reduction)
     if type(focal_gamma) is not float or not 0.0 <= focal_gamma < 1e30:
         focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
@@ -88,8 +97,10 @@ def checked(
         ignore_index = _checks.integer("ignore_index", ignore_index)
     size = logits.shape
     dim = len(size)
+    if dim == 0:
+        _checks.logits(logits)
     device = logits.device
-    real = _checks.real_dtype(logits.dtype)
+    real = _REALS[logits.dtype]
     target_b = lam = None
     if (  # the usual case, without the calls
         type(target) is Tensor
@@ -101,31 +112,45 @@ def checked(
     ):
         first = target
         probabilities = False
+        more = False  # whether there are other tensors than logits and labels
     else:
+        more = True
         first, target_b, lam = split_target(target, logits)
         probabilities = first.is_floating_point()
     classes = size[1 if dim > 1 else 0]
     if shift is not None:
+        more = True
         shift = _checks.table("shift", shift, classes, device, real)
     if scale is not None:
+        more = True
         scale = _checks.table("scale", scale, classes, device, real)
     if margin is not None:
+        more = True
         margin = _checks.table("margin", margin, classes, device, real)
     if row_scale is not None:
+        more = True
         row_scale = _checks.table("row_scale", row_scale, classes, device, real)
     if weight is not None:
+        more = True
         weight = _checks.table(weight_name, weight, classes, device, real)
     tables = (shift, scale, margin, row_scale, weight)
     form, table, seed, form_options = 0, None, None, ()
     if term is not None:
+        more = True
         if probabilities:
             raise ArgumentError(f"target holds class probabilities; the closed form {term.form!r} needs class indices")
         term = _checked_term(term, classes, device, real, tables, label_smoothing)
         form, table, seed, form_options = _terms.FORMS.index(term.form), term.table, term.seed, term.options
     if probabilities:
         _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
-    factor = None if grad_scale is None else _checks.grad_scale(grad_scale, device, real)
-    needs_torch = _needs_torch(first, lam, tables, label_smoothing, form, backend, logits)
+    factor = None
+    if grad_scale is not None:
+        more = True
+        factor = _checks.grad_scale(grad_scale, device, real)
+    seen = watched()
+    needs_torch = ""
+    if more or seen or classes == 0:
+        needs_torch = _needs_torch(first, lam, tables, label_smoothing, form, backend, logits)
     served = "cpu"
     if backend is not None or needs_torch or device.type != "cpu":
         served = _backends.choose(backend, device, needs_torch)
@@ -153,7 +178,8 @@ def checked(
         refuse_dtensors(call)
         if not probabilities:
             check_labels(call, classes)
-    return Checked(logits, call, inplace, shape, needs_torch)
+    plain = not seen and (direct_types((logits, *call[:TENSORS])) if more else direct_types((logits, first)))
+    return Checked(logits, call, inplace, shape, needs_torch, plain)
 
 
 checked.__qualname__ = "adjusted_cross_entropy"  # as a wrong keyword is reported

@@ -149,19 +149,19 @@ def _adjusted_ce(dice: random.Random) -> type:
     class AdjustedCe:
         """The real one on copies: what its methods are told is kept until `run`, which knows all extents."""
 
-        def __init__(self, dtype: int, logits: int, stride: int, rows: int, classes: int) -> None:
+        def __init__(
+            self, dtype: int, logits: int, stride: int, rows: int, classes: int, target: int, ignore_index: int
+        ) -> None:
             self.told: dict[str, tuple[Any, ...]] = {}
+            self.target, self.ignore_index = target, ignore_index
             self.shape = (dtype, stride, rows, classes)
             item, self.real = _ITEM[dtype], _REAL[dtype]
-            self.wanted = [(logits, _rows(rows, stride, classes, item), False)]
+            self.wanted = [(logits, _rows(rows, stride, classes, item), False), (target, 8 * rows, False)]
             self.logits = logits
 
         def _tell(self, name: str, arguments: tuple[Any, ...], *wanted: tuple[int, int, bool]) -> None:
             self.told[name] = arguments
             self.wanted += wanted
-
-        def labels(self, target: int, ignore_index: int) -> None:
-            self._tell("labels", (target, ignore_index), (target, 8 * self.shape[2], False))
 
         def mixed(self, target_b: int, lam: int) -> None:
             rows = self.shape[2]
@@ -201,8 +201,9 @@ def _adjusted_ce(dice: random.Random) -> type:
                     (scratch, self.real * threads * _C.adjusted_ce_scratch(classes), True),
                 ]
             )
-            job = real_class(dtype, moved.get(self.logits, 0), stride, rows, classes)
-            addresses = {"labels": (0,), "mixed": (0, 1), "tables": range(5), "options": (), "closed": (1, 2),
+            labels = moved.get(self.target, 0)
+            job = real_class(dtype, moved.get(self.logits, 0), stride, rows, classes, labels, self.ignore_index)
+            addresses = {"mixed": (0, 1), "tables": range(5), "options": (), "closed": (1, 2),
                          "gradient": (0, 2), "gradients_of_tables": range(6)}  # fmt: skip
             for name, arguments in self.told.items():
                 getattr(job, name)(*(moved.get(a, 0) if k in addresses[name] else a for k, a in enumerate(arguments)))
