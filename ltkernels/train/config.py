@@ -98,10 +98,10 @@ class Config:
     checkpoint_seconds: float = _setting(30.0, "time between the checkpoints that --resume reads", at_least=0)
     log: str = _setting("", "further logs besides metrics.jsonl: csv, tensorboard, or csv,tensorboard")
     select: str = _setting(
-        "match",
-        "which augmented samples complete the tail. match: at random, but with the mean of the real samples and at most the "
-        "FDG that real ones of a head class bring; match:X: with that FDG; mean: the mean alone; random. The paper's max, min "
-        "and quantile:Q, and target:X, pick clusters by FDG: they were not measured to beat random",
+        "mean",
+        "which augmented samples complete the tail. mean: at random, but with the mean of the real samples; match: also with at "
+        "most the FDG that real ones of a head class bring; match:X: with that FDG; random. The paper's max, min and quantile:Q, "
+        "and target:X, pick by FDG alone: max was measured to be worse than random",
     )
     share: float = _setting(
         0.5,
