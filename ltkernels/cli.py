@@ -77,10 +77,32 @@ def _parser() -> argparse.ArgumentParser:
     add_settings(experiment, _EXPERIMENT_SETTINGS)
     experiment.add_argument("--data", default="digits-lt", help="data sets, as digits-lt,fashion-mnist-lt")
     experiment.add_argument(
-        "--methods", default="remix,cmo,ofa,fdc", help="remix, cmo, ofa, fdc, smote (default: the first four)"
+        "--methods", default="remix,cmo,ofa,fdc", help="remix, cmo, ofa, fdc, smote, mixed (default: the first four)"
     )
-    experiment.add_argument("--levels", type=int, default=7, help="uniformly spaced FDG values (default: 7)")
-    experiment.add_argument("--sets", type=int, default=5, help="sets at every level (default: 5)")
+    experiment.add_argument(
+        "--classifier",
+        default="balanced",
+        help="balanced: every class weighs the same; literal: the completed counts do",
+    )
+    experiment.add_argument(
+        "--levels", type=int, default=5, help="uniformly spaced FDG values, 0 for none (default: 5)"
+    )
+    experiment.add_argument("--sets", type=int, default=5, help="pools for every method (default: 5)")
+    experiment.add_argument(
+        "--networks", type=int, default=1, help="networks that the sets take turns with (default: 1)"
+    )
+    experiment.add_argument(
+        "--shares", default="0.5,0.9", help="weights of synthetic samples in a tail class (default: 0.5,0.9)"
+    )
+    experiment.add_argument(
+        "--added", type=int, default=300, help="samples added to a tail class at most (default: 300)"
+    )
+    experiment.add_argument(
+        "--arms",
+        default="mean,match,match-uncapped,fdg,items,clusters-target,clusters-max,clusters-min",
+        help="what is compared with random draws (default: all)",
+    )
+    experiment.add_argument("--tail-divisor", type=int, default=1, help="few shots: real tail samples thinned by it")
     experiment.add_argument("--processes", type=int, help="sets worked on side by side (default: by the cores)")
     experiment.add_argument("--out", type=Path, default=Path("runs/experiment-fdg"), help="result folder")
     experiment.add_argument("--force", action="store_true", help="replace the results in an existing --out")
@@ -151,8 +173,22 @@ def _print_variants(variants: list[dict[str, Any]]) -> None:
 
 
 def _experiment(arguments: argparse.Namespace) -> None:
-    from ltkernels.train.experiment import fdg_experiment
+    from ltkernels.train.experiment import Protocol, fdg_experiment
 
+    try:
+        shares = tuple(float(share) for share in arguments.shares.split(","))
+    except ValueError:
+        raise ValueError(f"--shares must be numbers as 0.5,0.9, got {arguments.shares!r}") from None
+    protocol = Protocol(
+        levels=arguments.levels,
+        sets=arguments.sets,
+        networks=arguments.networks,
+        shares=shares,
+        added=arguments.added,
+        tail_divisor=arguments.tail_divisor,
+        arms=tuple(arguments.arms.split(",")),
+        classifier=arguments.classifier,
+    )
     names = arguments.data.split(",")
     del arguments.data
     progress = Progress(arguments.quiet)
@@ -161,8 +197,7 @@ def _experiment(arguments: argparse.Namespace) -> None:
             config_of(arguments),
             data=names,
             methods=arguments.methods.split(","),
-            levels=arguments.levels,
-            sets=arguments.sets,
+            protocol=protocol,
             processes=arguments.processes,
             out=arguments.out,
             force=arguments.force,

@@ -15,7 +15,11 @@ from ltkernels.train.pipeline import Job
 from ltkernels.train.recipe import parse_lr_schedule, rate_factor
 from ltkernels.train.schedules import build_loss, loss_record, start_epoch
 
-QUICK = Config(model="mlp", epochs=3, retrain_epochs=3, random_repeats=2, batch_size=64, lr=0.05, threads=1)
+# The paper's recipe: clusters of largest FDG, and nothing but synthetic samples on the way to the largest class.
+QUICK = Config(
+    model="mlp", epochs=3, retrain_epochs=3, random_repeats=2, batch_size=64, lr=0.05, threads=1, select="max", share=1.0,
+    subset_size=10,
+)  # fmt: skip
 
 
 def _numbers(value):

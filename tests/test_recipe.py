@@ -151,7 +151,21 @@ def run(*arguments: object) -> int:
 def test_select_writes_sets_and_picture(dtype, tmp_path, capsys) -> None:
     x, y = data()
     np.savez(tmp_path / "f.npz", features=x.astype(dtype), labels=y)
-    flags = ["--classes", 2, 3, "--sets", 5, "--random-repeats", 6, "--subset-size", 4, "--mode", "quantile:0.8"]
+    flags = [
+        "--classes",
+        2,
+        3,
+        "--sets",
+        5,
+        "--random-repeats",
+        6,
+        "--subset-size",
+        4,
+        "--mode",
+        "quantile:0.8",
+        "--share",
+        1,
+    ]
     assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", *flags) == 0
     assert "5 sets, FDG_Tail" in capsys.readouterr().out
     saved = np.load(tmp_path / "out" / "selection.npz")
@@ -230,7 +244,7 @@ def test_an_interrupted_select_goes_on(tmp_path, monkeypatch, capsys) -> None:
 def test_bad_files_and_flags_are_named(arrays, flags, words, tmp_path, capsys) -> None:
     x, y = data()
     np.savez(tmp_path / "f.npz", **{"features": x, "labels": y, **arrays})
-    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", *flags) == 2
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", "--share", 1, *flags) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1

@@ -7,7 +7,7 @@ from typing import Any
 from ltkernels.commands.parts import Progress, add_settings, config_of, is_first
 
 _SETTINGS = (
-    "seed", "select", "head_ratio", "pool_factor", "subset_size", "similarity", "shrinkage", "random_repeats",
+    "seed", "select", "head_ratio", "pool_factor", "subset_size", "share", "similarity", "shrinkage", "random_repeats",
 )  # fmt: skip
 
 
@@ -22,9 +22,7 @@ def add_parser(commands: Any) -> None:
     select.add_argument("--labels", type=Path, metavar="LABELS.npy", help="the labels of an .npy file of features")
     select.add_argument("--classes", type=int, nargs="+", metavar="C", help="complete these (default: the tail)")
     select.add_argument("--m", type=int, help="subsets to pick per class (default: up to the largest class)")
-    select.add_argument(
-        "--mode", help="max, min, quantile:Q, target:X, target:LOW:HIGH or random (default: what --select says)"
-    )
+    select.add_argument("--mode", help="as --select, and target:LOW:HIGH (default: what --select says)")
     select.add_argument("--sets", type=int, default=0, help="also this many sets of uniformly spaced FDG (default: 0)")
     add_settings(select, _SETTINGS)
     select.add_argument("--out", type=Path, default="selection", help="result folder")
@@ -61,8 +59,17 @@ def run(arguments: argparse.Namespace) -> None:
         source = "from its pool" if source is None else f"in the spread of class {source}"
         print(
             f"class {entry['label']}: {entry['need']} added {source}, "
-            f"FDG {arms[result['selected']]['fdg']:.3f} (at random {arms['random-0']['fdg']:.3f})"
+            f"FDG {arms[result['selected']]['fdg']:.3f} (at random {arms['random-0']['fdg']:.3f}), "
+            f"offset {arms[result['selected']]['offset']:.2f} (at random {arms['random-0']['offset']:.2f})"
         )
+        if arms[result["selected"]]["far"]:
+            print(
+                f"class {entry['label']}: the added samples lie far from the real ones (offset above 3); FDG does not see this"
+            )
+        if not entry["reached"] or entry["note"]:
+            print(
+                f"class {entry['label']}: {entry['note'] or 'what was asked for was not reached; this is the nearest set found'}"
+            )
     if arguments.sets:
         sets = result["sets"]
         print(

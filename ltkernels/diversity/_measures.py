@@ -11,6 +11,9 @@ from torch import Tensor
 from .. import _backends
 from ._checks import check_alpha, check_centering, check_features, check_original, check_same_width
 
+# A `standardized_offset` worth a warning.
+FAR = 3.0
+
 
 def cholesky_log_det(matrix: Tensor) -> Tensor:
     """log det of symmetric positive definite matrices (..., n, n) in nats, from their Cholesky factors; NaN where a
@@ -142,3 +145,21 @@ def fdg_infimum(original: Any, n_aug: int, alpha: float = 1.0, *, centering: str
     base = original_diversity(z, centering, alpha)
     diluted = _diversity_nats(_centred(z, centering), (z.shape[0] + n_aug) / alpha)
     return float(diluted / base - 1.0)
+
+
+def standardized_offset(original: Any, augmented: Any) -> float:
+    """How far the added samples lie from the originals, in standard errors of the originals' mean.
+
+    || mean(Z') - mean(Z) || / sqrt(tr(C_Z) / N), with C_Z the covariance of `original` (N, d) by 1/N; `augmented` (N', d)
+    has at least one row. Samples of the class itself lie at about sqrt(1 + N / N'). Above `FAR` the added samples stand
+    somewhere else, which FDG hardly sees where N' >> N and a classifier does. NaN where all originals are equal and the
+    added ones lie elsewhere. Errors as `feature_diversity_gain`.
+    """
+    z, extra = check_original(original), check_features(augmented, "augmented")
+    check_same_width(z, extra, "augmented")
+    if extra.shape[0] == 0:
+        raise ValueError("augmented is empty: it has no mean")
+    mean = z.mean(0)
+    error = math.sqrt(float((z - mean).square().sum())) / z.shape[0]
+    length = float(torch.linalg.vector_norm(extra.mean(0) - mean))
+    return length / error if error > 0.0 else math.nan if length else 0.0

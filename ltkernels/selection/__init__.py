@@ -3,6 +3,7 @@
 from .arms import ClassSets
 from .greedy import Selection, select_subsets, select_subsets_batched
 from .kmeans import Subsets, kmeans_subsets, kmeans_subsets_batched
+from .match import match_pool
 from .recipe import Recipe, fdg_recipe, head_tail_split
 from .sets import UniformSets, uniform_fdg_sets
 
@@ -16,6 +17,7 @@ __all__ = [
     "head_tail_split",
     "kmeans_subsets",
     "kmeans_subsets_batched",
+    "match_pool",
     "select_subsets",
     "select_subsets_batched",
     "uniform_fdg_sets",

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diversity import FeatureStatistics, check_features, feature_diversity_gain
-from .greedy import select_subsets
-from .kmeans import kmeans_subsets
+from ..diversity import FdgTarget, FeatureStatistics, check_features, feature_diversity_gain, standardized_offset
+from .greedy import Selection, select_subsets
+from .kmeans import Subsets, kmeans_subsets
+from .match import match_pool
 from .sets import uniform_fdg_sets
 
 # Points of a random arm's FDG path.
@@ -24,6 +25,8 @@ class Arm(NamedTuple):
 
     rows: Tensor
     path: list[tuple[int, float]]
+    offset: float
+    """`standardized_offset` of everything that the arm adds."""
 
     @property
     def fdg(self) -> float:
@@ -40,6 +43,9 @@ class ClassSets(NamedTuple):
         rows: (need,) rows of the pool that the arm `mode` adds; path: its FDG as (samples added, FDG) on the way.
         random_rows: (repeats, need), random_fdg (repeats,): the random arm; random_path: the first repeat's path.
         set_rows: (n_sets, need), set_fdg (n_sets,), FDG rising and uniformly spaced; spacing_error as in `UniformSets`.
+        target: the calibrated FDG that capped "match"; None where nothing did.
+        reached, note: whether `mode` got what it aims at, and what it has to say; offset, random_offsets: the
+            `standardized_offset` of the arm and of the random repeats.
     """
 
     label: int
@@ -55,6 +61,11 @@ class ClassSets(NamedTuple):
     set_rows: Tensor
     set_fdg: Tensor
     spacing_error: float
+    target: FdgTarget | None
+    reached: bool
+    note: str
+    offset: float
+    random_offsets: list[float]
 
     @property
     def fdg(self) -> float:
@@ -64,26 +75,83 @@ class ClassSets(NamedTuple):
     def arms(self) -> dict[str, Arm]:
         """The arm `mode`, and "random-0", "random-1", ...; of the random ones only the first has more than the end of its
         path."""
-        arms = {} if self.mode == "random" else {self.mode: Arm(self.rows, self.path)}
+        arms = {} if self.mode == "random" else {self.mode: Arm(self.rows, self.path, self.offset)}
         for i, (rows, fdg) in enumerate(zip(self.random_rows, self.random_fdg.tolist())):
-            arms[f"random-{i}"] = Arm(rows, self.random_path if i == 0 else [(self.need, fdg)])
+            path = self.random_path if i == 0 else [(self.need, fdg)]
+            arms[f"random-{i}"] = Arm(rows, path, self.random_offsets[i])
         return arms
 
 
 def parse_mode(mode: str) -> dict[str, Any]:
-    """ "max", "min", "quantile:0.3", "target:0.1" or "target:0.1:0.2" as keywords of `select_subsets`."""
+    """A way to choose, as keywords: "random", "mean", "match" or "match:0.1" of `match_pool`; "max", "min", "quantile:0.3",
+    "target:0.1" or "target:0.1:0.2" of `select_subsets`."""
     name, *numbers = mode.split(":")
     try:
         values = [float(number) for number in numbers]
     except ValueError:
         values = [math.nan]
-    if name in ("max", "min") and not values:
+    if name in ("max", "min", "random", "mean", "match") and not values:
         return {"mode": name}
+    if name == "match" and len(values) == 1 and math.isfinite(values[0]):
+        return {"mode": name, "fdg": values[0]}
     if name == "quantile" and len(values) == 1 and 0.0 <= values[0] <= 1.0:
         return {"mode": name, "q": values[0]}
     if name == "target" and len(values) in (1, 2) and all(map(math.isfinite, values)) and values == sorted(values):
         return {"mode": name, "target": values[0] if len(values) == 1 else (values[0], values[1])}
-    raise ValueError(f"mode must be max, min, quantile:Q with 0 <= Q <= 1, target:X or target:LOW:HIGH, got {mode!r}")
+    raise ValueError(
+        f"mode must be max, min, quantile:Q with 0 <= Q <= 1, target:X, target:LOW:HIGH, match, match:X, mean or random, got {mode!r}"
+    )
+
+
+def cut(
+    pool: Any, subset_size: int, seed: int, subsets: int | None = None, *, balanced: bool = True, **kmeans: Any
+) -> Subsets:
+    """The pool's clusters of about `subset_size` rows, or `subsets` of them; of single rows there is nothing to find."""
+    if subset_size == 1 and subsets is None:
+        rows = torch.arange(pool.shape[0])
+        return Subsets(rows, torch.arange(pool.shape[0] + 1), pool, 0.0)
+    count = subsets or max(1, -(-pool.shape[0] // subset_size))
+    return kmeans_subsets(pool, count, balanced=balanced, seed=seed % 2**31, **kmeans)
+
+
+def choose_rows(
+    original: Any,
+    pool: Any,
+    need: int,
+    mode: str,
+    *,
+    target: FdgTarget | None = None,
+    clusters: Subsets | None = None,
+    m: int | None = None,
+    seed: int = 0,
+    centering: str = "joint",
+    alpha: float = 1.0,
+    engine: str = "auto",
+) -> Selection:
+    """`need` rows of a pool by a mode (see `parse_mode`): the one place where run, select, experiment and stage 2 choose.
+
+    `target` is the cap of "match" without a number (None: the mean alone). `clusters` of the pool are needed by max, min,
+    quantile and target, m is how many of them are picked (default: until they hold `need` rows); the last one is cut where
+    `need` is reached. The indices are rows of `pool`.
+    """
+    parsed = parse_mode(mode)
+    name = parsed.pop("mode")
+    common = {"centering": centering, "alpha": alpha}
+    if name in ("random", "mean", "match"):
+        fdg = parsed.get("fdg", target if name == "match" else None)
+        mean = None if name == "random" else "original"
+        return match_pool(original, pool, need, fdg=fdg, mean=mean, seed=seed, **common)
+    if clusters is None:
+        raise ValueError(f"mode {mode} picks clusters: give them")
+    sizes = clusters.offsets.diff()
+    # Enough steps even if the smallest subsets are the ones picked; a greedy pick does not depend on how many follow.
+    steps = int(torch.searchsorted(sizes.sort().values.cumsum(0), need)) + 1 if m is None else m
+    order = clusters.order.to(pool.device)
+    found = select_subsets(
+        original, pool[order], clusters.offsets, m=min(steps, len(sizes)), mode=name, engine=engine, **parsed, **common
+    )
+    rows = clusters.order[found.indices[:need]]
+    return found._replace(indices=rows)
 
 
 def complete_class(
@@ -93,7 +161,8 @@ def complete_class(
     need: int,
     *,
     m: int | None = None,
-    mode: str = "max",
+    mode: str = "match",
+    target: FdgTarget | None = None,
     n_sets: int = 0,
     n_random: int = 100,
     subset_size: int = 10,
@@ -103,54 +172,53 @@ def complete_class(
     alpha: float = 1.0,
     engine: str = "auto",
     seed: int = 0,
-    random_seed: int | None = None,
     niter: int = 25,
     nredo: int = 1,
     spherical: bool = False,
     checkpoint: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ClassSets:
-    """Cuts the pool of one tail class into clusters and draws its arms.
+    """Draws the arms of one tail class from its pool.
 
     Args:
         label: of the class, for the result and for error messages.
-        original: (N, d) features of the class, N >= 2; pool: (P, d) augmented ones, P >= need.
+        original: (N, d) features of the class; pool: (P, d) augmented ones, P >= need.
         need: samples to add; the last subset picked is cut there.
-        m: subsets to pick instead; need is then at most what they hold.
-        mode: of the greedy arm, see `parse_mode`; "random" for none: the first random repeat takes its place.
+        m: subsets of `subset_size` to take instead; need is then at most what they hold.
+        mode: see `parse_mode`; target: the cap of "match".
         n_sets: uniformly spaced sets, 0 for none (else at least 2); n_random: repeats of the random arm.
         subset_size, subsets: size of the clusters, or their number (P / subset_size by default).
         balanced, niter, nredo, spherical: of `kmeans_subsets`.
-        seed: of the clustering, and of the random arm unless `random_seed` is that.
+        seed: of the clustering, of "match" and of the random arm, whose first repeat is the draw that "match" bends.
         checkpoint: file for the runs of the uniform sets.
         centering, alpha, engine, progress: as in `uniform_fdg_sets`.
     """
     z, x = check_features(original, "original"), check_features(pool, "pool")
+    sets, clusters = None, None
     try:
-        if z.shape[0] < 2:
+        greedy = parse_mode(mode)["mode"] not in ("random", "mean", "match")
+        if z.shape[0] < 2 and (greedy or n_sets):
             raise ValueError("has one sample: its feature diversity gain is undefined")
         if mode == "random" and n_random < 1:
             raise ValueError('mode "random" needs n_random of at least 1')
         if need < 1 or need > x.shape[0]:
             raise ValueError(f"needs {need} samples, its pool has {x.shape[0]}")
-        count = subsets or max(1, -(-x.shape[0] // subset_size))
-        clusters = kmeans_subsets(
-            x, count, balanced=balanced, niter=niter, nredo=nredo, spherical=spherical, seed=seed % 2**31
-        )
-        x = x[clusters.order.to(x.device)]
-        sizes = clusters.offsets.diff()
-        # Enough steps even if the smallest subsets are the ones picked; a greedy pick does not depend on how many follow.
-        steps = int(torch.searchsorted(sizes.sort().values.cumsum(0), need)) + 1 if m is None else m
+        if greedy or n_sets:
+            kmeans = {"balanced": balanced, "niter": niter, "nredo": nredo, "spherical": spherical}
+            clusters = cut(x, subset_size, seed, subsets, **kmeans)
+            x = x[clusters.order.to(x.device)]
+            clusters = clusters._replace(order=torch.arange(x.shape[0]))
         if m is not None:
-            need = min(need, int(sizes.sort().values[: min(m, count)].sum()))
-        keywords: dict[str, Any] = {"m": min(steps, count), "centering": centering, "alpha": alpha, "engine": engine}
-        greedy = None
-        if mode != "random":
-            greedy = select_subsets(z, x, clusters.offsets, **parse_mode(mode), **keywords)
-        sets = None
+            smallest = clusters.offsets.diff().sort().values if clusters else torch.full((m,), subset_size)
+            need = min(need, int(smallest[: min(m, len(smallest))].sum()))
+        keywords: dict[str, Any] = {"centering": centering, "alpha": alpha, "engine": engine}
+        chosen = choose_rows(z, x, need, mode, target=target, clusters=clusters, m=m, seed=seed, **keywords)
         if n_sets:
+            assert clusters is not None
+            sizes = clusters.offsets.diff().sort().values
+            steps = min(int(torch.searchsorted(sizes.cumsum(0), need)) + 1 if m is None else m, len(sizes))
             sets = uniform_fdg_sets(
-                z, x, clusters.offsets, n_sets=n_sets, checkpoint=checkpoint, progress=progress, **keywords
+                z, x, clusters.offsets, m=steps, n_sets=n_sets, checkpoint=checkpoint, progress=progress, **keywords
             )
     except ValueError as error:
         raise ValueError(
@@ -158,29 +226,32 @@ def complete_class(
         ) from None
     gain = _Gain(z, centering, alpha)
 
-    generator = torch.Generator().manual_seed(seed if random_seed is None else random_seed)
     random_rows = torch.empty(n_random, need, dtype=torch.int64)
-    for repeat in random_rows:
-        repeat.copy_(torch.randperm(x.shape[0], generator=generator)[:need])
+    for number, repeat in enumerate(random_rows):
+        repeat.copy_(match_pool(z, x, need, mean=None, seed=seed + number, centering=centering, alpha=alpha).indices)
     random_fdg = torch.tensor([gain(x[r.to(x.device)]) for r in random_rows], dtype=torch.float64)
     ends = sorted({-(-need * i // _POINTS) for i in range(1, _POINTS + 1)})
     random_path = [(end, gain(x[random_rows[0, :end].to(x.device)])) for end in ends] if n_random else []
-    if greedy is None:
-        rows, path = random_rows[0], random_path
-    else:
+    rows = chosen.indices
+    if mode == "random":
+        path = random_path
+    elif greedy:
+        assert clusters is not None
         # The last subset is cut where the class would outgrow the largest one; FDG is that of what is really added.
-        added = sizes[greedy.picked].cumsum(0).tolist()
-        rows = greedy.indices[:need]
-        path = [(n, fdg) for n, fdg in zip(added, greedy.fdg.tolist()) if n < need]
+        added = clusters.offsets.diff()[chosen.picked].cumsum(0).tolist()
+        path = [(n, fdg) for n, fdg in zip(added, chosen.fdg.tolist()) if n < need]
         path.append((need, gain(x[rows.to(x.device)])))
+    else:
+        path = [(need, float(chosen.fdg[-1]))]
     set_rows = torch.stack([s.indices[:need] for s in sets.selections]) if sets else rows[None, :][:0]
     set_fdg = torch.tensor([gain(x[r.to(x.device)]) for r in set_rows], dtype=torch.float64)
+    offsets = torch.arange(x.shape[0] + 1) if clusters is None else clusters.offsets
     return ClassSets(
         label,
         mode,
         need,
         x,
-        clusters.offsets,
+        offsets,
         rows,
         path,
         random_rows,
@@ -189,6 +260,11 @@ def complete_class(
         set_rows,
         set_fdg,
         sets.spacing_error if sets else math.nan,
+        target,
+        chosen.reached,
+        str(chosen.stats.get("note", "")),
+        gain.offset(x[rows.to(x.device)]),
+        [gain.offset(x[r.to(x.device)]) for r in random_rows],
     )
 
 
@@ -197,9 +273,15 @@ class _Gain:
 
     def __init__(self, original: Tensor, centering: str, alpha: float) -> None:
         self.original, self.centering, self.alpha = original, centering, alpha
+        self.defined = original.shape[0] > 1 and bool((original != original[:1]).any())
         self.statistics = FeatureStatistics(original.shape[1], device=original.device).update(original)
 
+    def offset(self, added: Tensor) -> float:
+        return standardized_offset(self.original, added)
+
     def __call__(self, added: Tensor) -> float:
+        if not self.defined:
+            return math.nan
         if self.original.shape[0] + added.shape[0] < self.original.shape[1]:  # the n x n form is the smaller one
             return float(feature_diversity_gain(self.original, added, centering=self.centering, alpha=self.alpha))
         other = FeatureStatistics(added.shape[1], device=added.device).update(added)

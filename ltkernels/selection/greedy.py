@@ -19,6 +19,7 @@ from ..diversity import (
     check_offsets,
     check_original,
     check_same_width,
+    standardized_offset,
     start_state,
 )
 from . import dispatch
@@ -31,7 +32,7 @@ REACHED = 1e-2
 
 
 class Selection(NamedTuple):
-    """What `select_subsets` took.
+    """What `select_subsets` or `match_pool` took.
 
     Attributes:
         picked: (m,) int64, subset ids in the order of picking; shorter than m only when target mode stopped at its
@@ -42,15 +43,24 @@ class Selection(NamedTuple):
             scores computed), diversity (log det(I + alpha C_Z) of the original set, nats); in target mode also target,
             error (of the last FDG, from the nearest end of the target's range), reached (whether |error| <= tol) and
             stopped_early.
+        offset: `ltkernels.diversity.standardized_offset` of everything picked: FDG hardly sees it. NaN with
+            `group`, where no rank holds all rows.
     """
 
     picked: Tensor
     fdg: Tensor
     indices: Tensor
     stats: dict[str, Any]
+    offset: float = math.nan
+
+    @property
+    def reached(self) -> bool:
+        """Whether everything that was asked for holds."""
+        return bool(self.stats.get("reached", True))
 
 
-def _number(value: Any, name: str) -> float:
+def number(value: Any, name: str) -> float:
+    """`value` as a finite float; TypeError or ValueError names it."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not math.isfinite(value):
@@ -63,11 +73,11 @@ def target_range(target: Any) -> tuple[float, float]:
     if isinstance(target, (tuple, list)):
         if len(target) != 2:
             raise ValueError(f"target must be an FDG value or a pair (low, high), got {len(target)} values")
-        low, high = (_number(value, "target") for value in target)
+        low, high = (number(value, "target") for value in target)
         if low > high:
             raise ValueError(f"target must be a pair (low, high) with low <= high, got ({low}, {high})")
         return low, high
-    return (value := _number(target, "target")), value
+    return (value := number(target, "target")), value
 
 
 def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
@@ -77,7 +87,7 @@ def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
     if mode == "quantile":
         if q is None:
             raise ValueError('mode "quantile" needs q, a number in [0, 1]')
-        if not 0.0 <= _number(q, "q") <= 1.0:
+        if not 0.0 <= number(q, "q") <= 1.0:
             raise ValueError(f"q must be in [0, 1], got {q}")
     elif q is not None:
         raise ValueError(f'q = {q} is for mode "quantile", but mode is {mode!r}')
@@ -85,7 +95,7 @@ def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
         if target is None:
             raise ValueError('mode "target" needs target, an FDG value or a range (low, high)')
         target_range(target)
-        if tol is not None and _number(tol, "tol") < 0.0:
+        if tol is not None and number(tol, "tol") < 0.0:
             raise ValueError(f"tol must not be negative, got {tol}")
     else:
         for name, value in (("target", target), ("tol", tol)):
@@ -217,7 +227,12 @@ def select_subsets(
         (outcome,) = dispatch.run_all([problem], [rule], [m], engine, memory_budget, progress)
     else:
         outcome = run_with_checkpoint(problem, rule, m, engine, memory_budget, progress, Path(checkpoint))
-    return to_selection(problem.start, problem.bounds, outcome, m, target, tol)
+    return _with_offset(to_selection(problem.start, problem.bounds, outcome, m, target, tol), original, candidates)
+
+
+def _with_offset(found: Selection, original: Any, candidates: Any) -> Selection:
+    rows = torch.as_tensor(candidates).detach()
+    return found._replace(offset=standardized_offset(original, rows[found.indices.to(rows.device)]))
 
 
 def select_subsets_batched(
@@ -276,7 +291,7 @@ def select_subsets_batched(
         return value[run] if name in lengths else value[0]
 
     problems: dict[tuple[int, ...], Problem] = {}
-    work = []
+    work, given = [], []
     for run in range(runs):
         inputs = [of(name, run) for name in ("originals", "candidates", "offsets")]
         key = tuple(map(id, inputs))
@@ -289,10 +304,12 @@ def select_subsets_batched(
         except (TypeError, ValueError) as error:
             raise type(error)(f"run {run}: {error}" if runs > 1 else str(error)) from None
         work.append((problems[key], make_rule(problems[key].start, *rule), steps, rule[2], rule[3]))
+        given.append(inputs[:2])
     outcomes = dispatch.run_all(
         [w[0] for w in work], [w[1] for w in work], [w[2] for w in work], engine, memory_budget, progress
     )
-    return [to_selection(w[0].start, w[0].bounds, outcome, *w[2:]) for w, outcome in zip(work, outcomes)]
+    found = [to_selection(w[0].start, w[0].bounds, outcome, *w[2:]) for w, outcome in zip(work, outcomes)]
+    return [_with_offset(selection, *inputs) for selection, inputs in zip(found, given)]
 
 
 def _is_offsets(value: Any) -> bool:

@@ -1,8 +1,9 @@
-"""The recipe of the FDG paper, sections 4.1 and 4.2: from features and pools to sets of augmented samples.
+"""The completion of a tail: from features and pools to sets of augmented samples, for every tail class by one function.
 
-Every tail class is brought to the size of the largest class with samples of its pool: at random (the random arm), by
-greedy selection of clusters (the greedy arm), and as a series of sets whose FDG is uniformly spaced. What the paper
-leaves open is an argument.
+The recipe is that of the FDG paper, sections 4.1 and 4.2, with what it leaves open as arguments: every tail class is brought
+to the size of the largest class with samples of its pool, at random (the random arm), by a rule (`mode`), and as a series of
+sets whose FDG is uniformly spaced. `run`, `select`, the second stages and the experiment all choose here, so that equal
+features, pools and seeds give equal sets.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .._ranks import Ranks, together
+from ..diversity import FdgTarget, fdg_target
 from .arms import ClassSets, complete_class
 
 
@@ -97,6 +99,8 @@ def fdg_recipe(
     classes: Sequence[int] | None = None,
     m: int | None = None,
     mode: str = "max",
+    share: float = 1.0,
+    held_out: Mapping[int, Any] | None = None,
     n_sets: int = 50,
     n_random: int = 100,
     pool_factor: float = 4.0,
@@ -113,13 +117,16 @@ def fdg_recipe(
     compete; the n_sets nearest to uniform spacing are kept. FDG_Tail is the mean over the tail classes.
 
     Args:
-        originals: features (n_c, d) by label; only those of completed classes are read.
+        originals: features (n_c, d) by label; those of completed classes are read, and with mode "match" those of the head.
         make_pool: called with (label, rows): at least `rows` augmented features for the class.
         class_counts: training samples of every class.
         head_ratio: head classes hold more than this share of the samples; the rest are the tail.
         classes: complete these instead of the whole tail.
         m: subsets to pick per class; by default as many as bring it to the largest class.
-        mode: of the single greedy arm that every class also gets, see `complete_class`.
+        mode: of the single chosen arm that every class also gets, see `arms.parse_mode`. The cap of "match" is calibrated on
+            the head classes (`fdg_target`), for each class by its size.
+        share: most that synthetic samples may make up of a completed class; the rest are repeats of its real ones.
+        held_out: features of head classes that the network was not trained on, by label, for that cap.
         n_sets, n_random: sets wanted (0: none), repeats of the random arm.
         pool_factor: size of a pool in units of what the class needs. The paper's own pool of 5000 is nearly all taken
             on CIFAR-10-LT; 4 and more leaves a choice.
@@ -136,6 +143,9 @@ def fdg_recipe(
         TypeError, ValueError: as the steps; a class that is no tail class, has one sample, or needs nothing. With
             `group`, on every rank.
     """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share must be above 0 and at most 1, got {share}")
+    capped = mode == "match"
     ranks = None if group is None else Ranks(group)
     head, tail = head_tail_split(class_counts, head_ratio)
     largest = max(class_counts)
@@ -150,7 +160,11 @@ def fdg_recipe(
     done = []
     with together(ranks):
         for number, c in enumerate(mine):
-            need = largest - class_counts[c] if m is None else min(largest - class_counts[c], m * subset_size)
+            need = min(largest - class_counts[c], max(1, math.floor(share * largest)))
+            if m is not None:
+                need = min(need, m * subset_size)
+            own_seed = int(np.random.SeedSequence((seed, c)).generate_state(1)[0])
+            target = _cap(originals, head, held_out, class_counts[c], need, own_seed, keywords) if capped else None
             rows = -(-math.ceil(pool_factor * need) // subset_size) * subset_size
 
             def report(found: int, total: int, number: int = number) -> None:
@@ -165,10 +179,11 @@ def fdg_recipe(
                     need,
                     m=m,
                     mode=mode,
+                    target=target,
                     n_sets=n_sets,
                     n_random=n_random,
                     subset_size=subset_size,
-                    seed=int(np.random.SeedSequence((seed, c)).generate_state(1)[0]),
+                    seed=own_seed,
                     checkpoint=None if folder is None else folder / f"class-{c}.npz",
                     progress=report,
                     **keywords,
@@ -195,3 +210,25 @@ def fdg_recipe(
         kept = [arms[i] for i in positions]
         fdg = torch.tensor([values[i] for i in positions], dtype=torch.float64)
     return Recipe(head, wanted, done, kept, fdg, error)
+
+
+def _cap(
+    originals: Mapping[int, Any],
+    head: Sequence[int],
+    held_out: Mapping[int, Any] | None,
+    count: int,
+    added: int,
+    seed: int,
+    keywords: Mapping[str, Any],
+) -> FdgTarget | None:
+    """The calibrated FDG of a class of `count` samples; None where no head class can tell, or FDG is undefined."""
+    if count < 2:
+        return None
+    options = {name: keywords[name] for name in ("centering", "alpha") if name in keywords}
+    held = {c: x for c, x in (held_out or {}).items() if c in head and len(x)}
+    try:
+        return fdg_target({c: originals[c] for c in head}, held, count, added=added, seed=seed, **options)
+    except ValueError as error:
+        if "no head class" not in str(error):
+            raise
+        return None

@@ -97,11 +97,24 @@ class Config:
     )
     checkpoint_seconds: float = _setting(30.0, "time between the checkpoints that --resume reads", at_least=0)
     log: str = _setting("", "further logs besides metrics.jsonl: csv, tensorboard, or csv,tensorboard")
-    select: str = _setting("max", "which augmented subsets complete the tail: max, min, target:X (FDG) or random")
+    select: str = _setting(
+        "mean",
+        "which augmented samples complete the tail. mean: at random, but with the mean of the real samples; match: also with at "
+        "most the FDG that real ones of a head class bring; match:X: with that FDG; random. The paper's max, min and quantile:Q, "
+        "and target:X, pick by FDG alone: max was measured to be worse than random",
+    )
+    share: float = _setting(
+        0.5,
+        "most that synthetic samples make up of a completed class; real ones are repeated for the rest",
+        positive=True,
+        at_most=1,
+    )
     features_from: str = _setting("ce", "which training gives features", choices=("ce", "loss"))
     head_ratio: float = _setting(0.9, "head classes hold more than this share of the samples", positive=True, at_most=1)
     pool_factor: float = _setting(4.0, "size of an augmented pool, in units of what the class needs", at_least=1)
-    subset_size: int = _setting(10, "samples in a subset of the pool", at_least=1)
+    subset_size: int | None = _setting(
+        None, "samples that are picked together (default: 10 for max and min, 1 for target and quantile)", at_least=1
+    )
     similarity: str = _setting("euclidean", "FDC: how the head class is chosen", choices=("euclidean", "cosine"))
     shrinkage: float = _setting(0.1, "FDC: covariance shrunk to its mean variance by this share", at_least=0, at_most=1)
     random_repeats: int = _setting(5, "random selections to compare with (their spread is reported)", at_least=1)
@@ -166,17 +179,19 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
 
 def parse_select(text: str) -> tuple[str, float | None]:
     """`"max"` -> ("max", None), `"target:0.3"` -> ("target", 0.3). Raises ValueError naming the value."""
-    if text in ("max", "min", "random"):
-        return text, None
-    mode, _, number = text.partition(":")
-    if mode == "target":
-        try:
-            target = float(number)
-        except ValueError:
-            target = math.nan
-        if math.isfinite(target):
-            return mode, target
-    raise ValueError(f"select must be max, min, random or target:X with a finite number X, got {text!r}")
+    from ltkernels.selection.arms import parse_mode
+
+    try:
+        found = parse_mode(text)
+        number = next((value for name, value in found.items() if name != "mode"), None)
+        if isinstance(number, tuple):
+            raise ValueError(text)
+    except ValueError:
+        raise ValueError(
+            "select must be match, match:X, mean, random, max, min, quantile:Q or target:X with a finite number X (Q from 0 to "
+            f"1), got {text!r}"
+        ) from None
+    return found["mode"], number
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Config:

@@ -1,16 +1,16 @@
-"""`ltkernels experiment fdg`: does the Feature Diversity Gain of the samples that complete the tail decide the accuracy?
+"""`ltkernels experiment fdg`: does it pay to choose, by Feature Diversity Gain, the samples that complete the tail?
 
-The data-centric study of sections 4.1 to 4.3 (methods x data sets x augmented sets). For each data set a network is
-trained with cross-entropy once. For each method and each of n sets, every tail class gets a pool of synthetic samples;
-from it are drawn selections at L uniformly spaced FDG values between the greedy minimum and maximum. Each completes the
-tail, and the classifier is trained again on the network's features. Beside the levels stand the same number of random
-samples, the whole pool ("full"), and no augmentation ("none").
+For each data set a network is trained with cross-entropy (`networks` of them, dealt over the sets). For each method and each
+of n sets, every tail class gets a pool of synthetic samples; the arms of `experiment_arms` take equally many rows from it,
+by rules that are fixed before anything is trained: the target of FDG is calibrated on head classes with their held-out
+samples. Every arm is judged by the same classifier (`Judge`), beside random draws of the same size, no augmentation, and,
+where the data set has them, real samples that training never saw: the room that there is.
 
-The level that counts as FDG-selected is the one with the lowest log-loss (mean over classes) on samples held out of
-training, never the one that is best on the test set; that one is marked in the figure and called what it is. Log-loss and
-not accuracy: a tail class holds out a sample or two, on which the accuracies of many levels are equal.
+Remix and CMO mix images, which here pass through the frozen network; training the network on the completed set (Definition
+4) is not part of this experiment.
 """
 
+import copy
 import csv
 import dataclasses
 import functools
@@ -28,13 +28,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from ltkernels import augment, diversity, selection
+from ltkernels import augment
+from ltkernels.diversity import feature_diversity_gain, standardized_offset
 from ltkernels.train import distributed, jobs, rundir, signals
 from ltkernels.train.config import Config, to_toml
 from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Fit, Progress, apply
+from ltkernels.train.experiment_arms import ARMS, CLASSIFIERS, Judge, calibrated, make_arms
 from ltkernels.train.experiment_report import CAVEAT, figure, findings, sentences
 from ltkernels.train.features import derived_seed, head_tail_split
 from ltkernels.train.models import feature_maps
@@ -42,28 +43,52 @@ from ltkernels.train.pipeline import Job
 from ltkernels.train.schedules import loss_record
 from ltkernels.train.trained import Trained, load_checkpoint
 
-_COLUMNS = (
-    "data",
-    "method",
-    "set",
-    "arm",
-    "level",
-    "fdg_tail",
-    "balanced_accuracy",
-    "tail_accuracy",
-    "held_out_accuracy",
-    "held_out_log_loss",
-)
+_COLUMNS = ("data", "method", "set", "share", "arm", "fdg_tail", "offset_tail", "balanced_accuracy", "tail_accuracy")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What the experiment compares; all of it is fixed before any training.
+
+    levels: sets at uniformly spaced FDG (0: none); sets: pools a method; networks: trained networks that the sets take turns
+    with; shares: weights of the synthetic samples within a tail class; added: rows that an arm takes for a tail class (at
+    most what it needs to reach the largest class); tail_divisor: real samples of tail classes are thinned by it, anew in
+    every set (the networks have seen all of them); arms: what is compared beside random draws; classifier: see `experiment_arms`.
+    """
+
+    levels: int = 5
+    sets: int = 5
+    networks: int = 1
+    shares: tuple[float, ...] = (0.5, 0.9)
+    added: int = 300
+    tail_divisor: int = 1
+    arms: tuple[str, ...] = tuple(ARMS)
+    classifier: str = "balanced"
+
+    def __post_init__(self) -> None:
+        for name, least in (("levels", 0), ("sets", 3), ("networks", 1), ("added", 1), ("tail_divisor", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.levels == 1:
+            raise ValueError("levels must be 0 or at least 2, got 1")
+        if not self.shares or not all(0.0 < share < 1.0 for share in self.shares):
+            raise ValueError(f"shares must be numbers between 0 and 1, got {self.shares}")
+        unknown = [arm for arm in self.arms if arm not in ARMS]
+        if unknown or len(set(self.arms)) != len(self.arms):
+            raise ValueError(f"arms must be different ones of {', '.join(ARMS)}, got {','.join(self.arms)}")
+        if self.classifier not in CLASSIFIERS:
+            raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {self.classifier!r}")
 
 
 @dataclass
-class _Context:
-    """A data set with its trained network, as a pool is made from it."""
+class Context:
+    """A data set with its trained network, as a pool is made from it, and the real samples that training never sees."""
 
     job: Job
     base: Trained
     head: list[int]
     tail: list[int]
+    spare: Dataset | None
 
     @property
     def features(self) -> Tensor:
@@ -73,40 +98,64 @@ class _Context:
     def maps(self) -> Tensor:
         return apply(feature_maps(self.base.model.backbone), self.job.x_train)
 
+    @functools.cached_property
+    def held(self) -> Tensor:
+        return apply(self.base.model.backbone, self.job.x_held)
 
-def _fdc(context: _Context, label: int, n: int, generator: torch.Generator) -> Tensor:
+    @functools.cached_property
+    def spare_features(self) -> tuple[Tensor, Tensor] | None:
+        if self.spare is None:
+            return None
+        return apply(self.base.model.backbone, self.spare.x_train), self.spare.y_train
+
+    def need(self, label: int, protocol: Protocol) -> int:
+        """Rows that a tail class gets: what brings it to the largest, at most `added` unless counts are the point."""
+        counts = self.job.class_counts
+        need = max(counts) - counts[label]
+        return need if protocol.classifier == "literal" else min(need, protocol.added)
+
+
+def _fdc(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
     config, labels = context.job.config, context.job.y_train
     options = {"similarity": config.similarity, "shrinkage": config.shrinkage, "head_classes": context.head}
     return augment.fdc(context.features, labels, label, n, generator=generator, **options)
 
 
-def _smote(context: _Context, label: int, n: int, generator: torch.Generator) -> Tensor:
+def _smote(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
     return augment.smote(context.features, context.job.y_train, label, n, generator=generator)
 
 
-def _ofa(context: _Context, label: int, n: int, generator: torch.Generator) -> Tensor:
+def _ofa(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
     head = context.base.model.head
     weight, bias = head.weight.detach(), head.bias.detach()
     options = {"weight": weight, "bias": bias, "head_classes": context.head}
     return augment.ofa(context.maps, context.job.y_train, label, n, generator=generator, **options)
 
 
-def _remix(context: _Context, label: int, n: int, generator: torch.Generator) -> Tensor:
+def _remix(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
     images = augment.remix_pool(context.job.x_train, context.job.y_train, label, n, generator=generator)
     return apply(context.base.model.backbone, images)
 
 
-def _cmo(context: _Context, label: int, n: int, generator: torch.Generator) -> Tensor:
+def _cmo(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
     images = augment.cmo_pool(context.job.x_train, context.job.y_train, label, n, generator=generator)
     return apply(context.base.model.backbone, images)
 
 
-METHODS: dict[str, Callable[[_Context, int, int, torch.Generator], Tensor]] = {
+def _mixed(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
+    """An equal part of every other method, in random order."""
+    makers = [make for name, make in METHODS.items() if name != "mixed"]
+    parts = [make(context, label, ceil(n / len(makers)), generator) for make in makers]
+    return torch.cat(parts)[torch.randperm(sum(map(len, parts)), generator=generator)[:n]]
+
+
+METHODS: dict[str, Callable[[Context, int, int, torch.Generator], Tensor]] = {
     "remix": _remix,
     "cmo": _cmo,
     "ofa": _ofa,
     "fdc": _fdc,
     "smote": _smote,
+    "mixed": _mixed,
 }
 DEFAULT_METHODS = ("remix", "cmo", "ofa", "fdc")
 
@@ -116,8 +165,7 @@ def fdg_experiment(
     *,
     data: Sequence[str] = ("digits-lt",),
     methods: Sequence[str] = DEFAULT_METHODS,
-    levels: int = 7,
-    sets: int = 5,
+    protocol: Protocol = Protocol(),
     processes: int | None = None,
     out: str | Path,
     force: bool = False,
@@ -126,14 +174,11 @@ def fdg_experiment(
 ) -> dict[str, Any]:
     """Run the experiment into `out`; returns what summary.json holds. `config` gives everything but the data's name.
 
-    Writes table.csv and table.json (a row per data set, method, set and arm), scatter.png (accuracy against FDG) and
+    Writes table.csv and table.json (a row per data set, method, set, share and arm), scatter.png (accuracy against FDG) and
     summary.json (means with intervals, and the verdicts in words). `processes` work side by side (None: one a core, over
     the settings' threads). Every finished set is on the disk: `resume="auto"` goes on after a stop. Raises ValueError,
     ImportError or OSError in words, before any work for what can be known before it.
     """
-    for name, value, least in (("levels", levels, 2), ("sets", sets, 3)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods or len(set(methods)) != len(methods):
         raise ValueError(f"methods must be different ones of {', '.join(METHODS)}, got {','.join(methods)}")
@@ -148,10 +193,10 @@ def fdg_experiment(
         raise ImportError('the experiment draws with matplotlib: pip install "ltkernels[experiment]"') from error
     out, start = Path(out), time.perf_counter()
     rundir.check_free(out, force, resume == "auto")
-    # Plain cross-entropy, and post-hoc adjustment for the samples that it holds out: here they choose the level.
+    # Plain cross-entropy, and post-hoc adjustment for the samples that it holds out: they calibrate the target of FDG.
     config = config.replace(loss="ce", schedule="none", sampler="instance", stage2="none", post_hoc="tau", mix="none")
     config = config.replace(data=",".join(data))  # in what is written; each piece of work names its own
-    head = f"# ltkernels experiment fdg: methods {','.join(methods)}; levels {levels}; sets {sets}\n"
+    head = f"# ltkernels experiment fdg: methods {','.join(methods)}; {protocol}\n"
     begun = out / rundir.CONFIG
     if resume == "auto" and begun.is_file() and begun.read_text(encoding="utf-8") != head + to_toml(config):
         raise ValueError(f"--resume: {out} was begun with other settings; --force starts anew")
@@ -165,12 +210,12 @@ def fdg_experiment(
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         (out / rundir.ITEMS).mkdir(exist_ok=True)
         for name in data:
-            jobs.train(
-                config.replace(data=name), loaded[name], out=_base_folder(out, name), resume="auto", progress=progress
-            )
+            for network in range(protocol.networks):
+                own = config.replace(data=name, seed=config.seed + network)
+                jobs.train(own, loaded[name], out=_base_folder(out, own), resume="auto", progress=progress)
         work = [
-            (str(out), config.replace(data=name), method, index, levels)
-            for index in range(sets)
+            (str(out), config.replace(data=name, seed=config.seed + index % protocol.networks), method, index, protocol)
+            for index in range(protocol.sets)
             for name in data
             for method in methods
         ]
@@ -184,8 +229,7 @@ def fdg_experiment(
             "command": "experiment fdg",
             "results": results,
             "verdicts": [*(sentence for result in results for sentence in sentences(result)), CAVEAT],
-            "levels": levels,
-            "sets": sets,
+            "protocol": dataclasses.asdict(protocol),
             "seconds": time.perf_counter() - start,
             "config": config.to_dict(),
             "environment": jobs.environment(),
@@ -194,8 +238,8 @@ def fdg_experiment(
     return summary
 
 
-Work = tuple[str, Config, str, int, int]
-"""(result folder, settings with the data set, method, number of the set, levels)."""
+Work = tuple[str, Config, str, int, Protocol]
+"""(result folder, settings with the data set and the network's seed, method, number of the set, protocol)."""
 
 
 def _load(config: Config, name: str) -> Dataset:
@@ -213,18 +257,48 @@ def _check(config: Config, data: Dataset, methods: Sequence[str]) -> None:
     if not tail:
         raise ValueError(f"data {data.name}: no tail classes at head_ratio {config.head_ratio}")
     images = job.x_train.dim() == 4
-    if not images and {"remix", "cmo"} & set(methods):
-        raise ValueError(f"data {data.name}: methods remix and cmo need images")
-    if "ofa" in methods:
+    if not images and {"remix", "cmo", "mixed"} & set(methods):
+        raise ValueError(f"data {data.name}: methods remix, cmo and mixed need images")
+    if {"ofa", "mixed"} & set(methods):
         feature_maps(job.build(loss_record("ce")).backbone)
+
+
+def spare_samples(config: Config, data: Dataset) -> Dataset | None:
+    """The real samples that thinning to the long tail left out, standardised as `data`; None where there are none."""
+    try:
+        full = jobs.load_data(config.replace(imbalance=1.0))
+    except ValueError:
+        return None
+    if (
+        full.mean is None
+        or full.std is None
+        or data.mean is None
+        or data.std is None
+        or len(full.y_train) <= len(data.y_train)
+    ):
+        return None
+
+    def raw(part: Dataset) -> Tensor:
+        shape = (1, -1, *[1] * (part.x_train.dim() - 2)) if part.x_train.dim() == 4 else (1,) * part.x_train.dim()
+        return part.x_train.double() * part.std.double().view(shape) + part.mean.double().view(shape)  # type: ignore[union-attr]
+
+    def keys(values: Tensor) -> list[bytes]:
+        # Standardisation in float32 moves a value of a byte's range by less than this rounding hides; + 0.0 makes of -0.0 a 0.
+        return [row.tobytes() for row in ((values * 64.0).round() + 0.0).float().flatten(1).numpy()]
+
+    values, used = raw(full), set(keys(raw(data)))
+    left = torch.tensor([key not in used for key in keys(values)])
+    shape = (1, -1, *[1] * (values.dim() - 2)) if values.dim() == 4 else (1,) * values.dim()
+    x = ((values - data.mean.double().view(shape)) / data.std.double().view(shape)).float()
+    return dataclasses.replace(data, x_train=x[left], y_train=full.y_train[left])
 
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name)
 
 
-def _base_folder(out: Path, name: str) -> Path:
-    return out / rundir.BASES / _slug(name)
+def _base_folder(out: Path, config: Config) -> Path:
+    return out / rundir.BASES / f"{_slug(config.data)}.{config.seed}"
 
 
 def _item_path(item: Work) -> Path:
@@ -261,27 +335,26 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@functools.lru_cache(maxsize=1)
-def _context(out: str, config: Config) -> _Context:
+@functools.lru_cache(maxsize=2)
+def _context(out: str, config: Config) -> Context:
     data = _load(config, config.data)
     resolved = jobs.resolve(config, data)
     job = Job(resolved, data, None)
     record = loss_record("ce")
-    folder = _base_folder(Path(out), config.data)
+    folder = _base_folder(Path(out), config)
     sums = rundir.read_summary(folder)["checkpoints"]
     model = load_checkpoint(folder / rundir.CHECKPOINTS / "ce.pt", sums["ce"], job.build, resolved.device)
     base = Trained("ce", record, job.head_spec(record), model, Fit([], torch.empty(0), 0.0))
-    return _Context(job, base, *head_tail_split(job.class_counts, config.head_ratio))
+    return Context(job, base, *head_tail_split(job.class_counts, config.head_ratio), spare_samples(config, data))
 
 
 def _work(item: Work) -> None:
-    """One set: pools for all tail classes, selections at every level, a classifier for each arm; written in one file."""
-    out, config, method, index, levels = item
-    context = _context(out, config)
+    """One set: pools for all tail classes, every arm, a classifier for each; written in one file."""
+    out, config, method, index, protocol = item
     before = torch.get_num_threads()
-    torch.set_num_threads(context.job.config.threads)
+    torch.set_num_threads(config.threads or before)
     try:
-        rows = _arms(context, method, index, levels)
+        rows = _rows(_context(out, config), method, index, protocol)
     finally:
         torch.set_num_threads(before)
     # A run that was killed leaves its workers behind; the folder may be another run's by now.
@@ -290,75 +363,106 @@ def _work(item: Work) -> None:
         rundir.write_json(_item_path(item), {"rows": rows})
 
 
-def _arms(context: _Context, method: str, index: int, levels: int) -> list[dict[str, Any]]:
-    job, base = context.job, context.base
-    seed = derived_seed(job.config.seed, list(METHODS).index(method), index)
-    pools = {label: _pool(context, method, label, levels, seed) for label in context.tail}
-    pools = {label: arms for label, arms in pools.items() if arms}
-    held = apply(base.model.backbone, job.x_held)
+def set_seed(seed: int, method: str, index: int) -> int:
+    """The seed of one set of a method."""
+    return derived_seed(seed, list(METHODS).index(method), index) % 2**31
+
+
+def _rows(context: Context, method: str, index: int, protocol: Protocol) -> list[dict[str, Any]]:
+    job = context.job
+    seed = set_seed(job.config.seed, method, index)
+    generator = torch.Generator().manual_seed(seed)
+    features, labels = context.features, job.y_train
+    if protocol.tail_divisor > 1:
+        kept = []
+        for label in range(job.data.num_classes):
+            rows = (labels == label).nonzero().flatten()
+            if label in context.tail:
+                size = max(2, round(len(rows) / protocol.tail_divisor))
+                rows = rows[torch.randperm(len(rows), generator=generator)[:size]]
+            kept.append(rows)
+        thinned = torch.cat(kept)
+        context = _thinned(context, thinned)
+        features, labels = features[thinned], labels[thinned]
+    added = {label: context.need(label, protocol) for label in context.tail}
+    added = {label: n for label, n in added.items() if n > 0}
+    originals = {label: features[labels == label] for label in added}
+    pools = {
+        label: METHODS[method](context, label, ceil(job.config.pool_factor * n), generator)
+        for label, n in added.items()
+    }
+    heads = {label: features[labels == label] for label in context.head}
+    held = {label: context.held[job.y_held == label] for label in context.head}
+    targets = {label: calibrated(heads, held, originals[label], n, seed + label) for label, n in added.items()}
+    arms = make_arms(
+        originals,
+        pools,
+        targets,
+        added,
+        levels=protocol.levels,
+        names=protocol.arms,
+        seed=seed,
+        subset_size=job.config.subset_size or 10,
+    )
+    judge = Judge(
+        features,
+        labels,
+        (job.features(context.base)[1], job.y_test),
+        context.tail,
+        job.data.num_classes,
+        protocol.classifier,
+    )
     rows = []
-    arms = [("none", None), *(("fdg", level) for level in range(levels)), ("random", None), ("full", None)]
-    for arm, level in arms:
-        added, gains = None, []
-        if arm != "none" and pools:
-            chosen = {label: made["fdg"][level] if arm == "fdg" else made[arm] for label, made in pools.items()}
-            features = torch.cat([features for features, _ in chosen.values()])
-            labels = torch.cat([job.y_train.new_full((len(f),), label) for label, (f, _) in chosen.items()])
-            added, gains = (features, labels), [gain for _, gain in chosen.values()]
-        # One seed for all arms of a set: what differs between them is what was added.
-        trained = job.retrain(base, f"{method}-{arm}", added, seed=seed)
-        recall = trained.fit.confusion.diagonal().double() / trained.fit.confusion.sum(1)
-        scores = apply(trained.model.head, held)
-        hits = _class_means((scores.argmax(1) == job.y_held).double(), job.y_held)
-        values = (
-            *(job.config.data, method, index, arm, level, sum(gains) / len(gains) if gains else None),
-            *(
-                float(recall.mean()),
-                float(recall[context.tail].mean()),
-                float(hits.mean()),
-                _log_loss(scores, job.y_held),
-            ),
-        )
-        rows.append(dict(zip(_COLUMNS, values)))
+
+    def row(
+        share: float | None, arm: str, fdg: list[float], offset: list[float], accuracy: tuple[float, float]
+    ) -> None:
+        means = [sum(x) / len(x) if x else None for x in (fdg, offset)]
+        rows.append(dict(zip(_COLUMNS, (job.config.data, method, index, share, arm, *means, *accuracy))))
+
+    row(None, "none", [], [], judge.accuracy(None, 0.0))
+    real = _real(context, originals, added, generator)
+    for share in protocol.shares if protocol.classifier == "balanced" else (None,):
+        for name, arm in arms.items():
+            chosen = {label: pools[label][rows_] for label, rows_ in arm.rows.items()}
+            row(share, name, arm.fdg, arm.offset, judge.accuracy(chosen, share or 0.0))
+        if real is not None:
+            row(share, "real", real[1], real[2], judge.accuracy(real[0], share or 0.0))
+    for label, target in targets.items():
+        if target is not None:
+            rows[0].setdefault("targets", {})[str(label)] = [target.value, target.spread]
     return rows
 
 
-def _class_means(values: Tensor, labels: Tensor) -> Tensor:
-    """The mean of `values` in each class that has any."""
-    counts = torch.bincount(labels)
-    return (torch.bincount(labels, values) / counts)[counts > 0]
+def _thinned(context: Context, rows: Tensor) -> Context:
+    """The context of fewer training samples; the network and everything held out stay."""
+    job = copy.copy(context.job)
+    job.x_train, job.y_train = job.x_train[rows], job.y_train[rows]
+    job.class_counts = torch.bincount(job.y_train, minlength=job.data.num_classes).tolist()
+    train, test = job.features(context.base)
+    job._features = {context.base.model.backbone: (train[rows], test)}
+    made = dataclasses.replace(context, job=job)
+    for name in ("held", "spare_features"):
+        made.__dict__[name] = getattr(context, name)
+    return made
 
 
-def _log_loss(scores: Tensor, labels: Tensor) -> float:
-    """Cross-entropy in nats, the mean over classes of the means over their samples."""
-    return float(_class_means(cross_entropy(scores.double(), labels, reduction="none"), labels).mean())
-
-
-def _pool(context: _Context, method: str, label: int, levels: int, seed: int) -> dict[str, Any]:
-    """Of one tail class: (features, FDG) for each level, at random and of the whole pool; {} where nothing is needed."""
-    job, config = context.job, context.job.config
-    need = max(job.class_counts) - job.class_counts[label]
-    if need == 0:
-        return {}
-    generator = torch.Generator().manual_seed(derived_seed(seed, label))
-    subsets = ceil(config.pool_factor * need / config.subset_size)
-    pool = METHODS[method](context, label, subsets * config.subset_size, generator)
-    clusters = selection.kmeans_subsets(pool, subsets, balanced=True, seed=derived_seed(seed, label, 1) % 2**31)
-    pool = pool[clusters.order]
-    original = context.features[job.y_train == label]
-    wanted = min(ceil(need / config.subset_size), subsets)
-    chosen = selection.uniform_fdg_sets(original, pool, clusters.offsets, m=wanted, n_sets=levels)
-
-    def measured(rows: Tensor) -> tuple[Tensor, float]:
-        added = pool[rows.to(pool.device)]
-        return added, float(diversity.feature_diversity_gain(original, added))
-
-    return {
-        # The last subset is cut where the class would outgrow the largest one; FDG is that of what is really added.
-        "fdg": [measured(picked.indices[:need]) for picked in chosen.selections],
-        "random": measured(torch.randperm(len(pool), generator=generator)[:need]),
-        "full": measured(torch.arange(len(pool))),
-    }
+def _real(
+    context: Context, originals: dict[int, Tensor], added: dict[int, int], generator: torch.Generator
+) -> tuple[dict[int, Tensor], list[float], list[float]] | None:
+    """Unseen real samples of every tail class, as many as an arm adds; None where there are not enough."""
+    if context.spare_features is None:
+        return None
+    features, labels = context.spare_features
+    chosen, fdg, offset = {}, [], []
+    for label, n in added.items():
+        own = features[labels == label]
+        if len(own) < n:
+            return None
+        chosen[label] = own[torch.randperm(len(own), generator=generator)[:n]]
+        fdg.append(float(feature_diversity_gain(originals[label], chosen[label])))
+        offset.append(standardized_offset(originals[label], chosen[label]))
+    return chosen, fdg, offset
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

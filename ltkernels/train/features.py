@@ -1,11 +1,10 @@
-"""From features to a completed tail: head/tail split, augmented pools, clustering, selection by FDG.
+"""From features to a completed tail: head/tail split, augmented pools, selection; `selection.recipe` does the work.
 
-The recipe of the data-centric study (sections 4.1 and 4.2), with its open choices as settings of `Config`.
+The open choices of the data-centric study (sections 4.1 and 4.2) are settings of `Config`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ltkernels.augment import fdc, most_similar_class
-from ltkernels.selection.arms import Arm, complete_class
-from ltkernels.selection.recipe import head_tail_split
+from ltkernels.diversity import FAR
+from ltkernels.selection.arms import Arm, ClassSets
+from ltkernels.selection.recipe import fdg_recipe, head_tail_split
 from ltkernels.train.config import Config
+
+__all__ = ["TailClass", "complete_tail", "derived_seed", "fdc_pool", "head_tail_split", "random_arms", "selected_arm"]
 
 
 def derived_seed(*parts: int) -> int:
@@ -25,22 +27,54 @@ def derived_seed(*parts: int) -> int:
 
 @dataclass(frozen=True)
 class TailClass:
-    """A tail class with its pool of synthetic features and the arms that were drawn from it."""
+    """A tail class with its pool of synthetic features and the arms that were drawn from it.
+
+    `need` synthetic samples and `repeated` repeats of real ones bring it to the size of the largest class.
+    """
 
     label: int
     similar_head: int | None  # None: the pool was given
     need: int
-    pool: Tensor
-    arms: dict[str, Arm]
+    repeated: int
+    sets: ClassSets
+    dtype: torch.dtype
+
+    @property
+    def pool(self) -> Tensor:
+        return self.sets.pool.to(self.dtype)
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        return self.sets.arms
 
     def added(self, arm: str) -> Tensor:
         """(need, d): the synthetic features that the arm adds."""
-        return self.pool[self.arms[arm].rows]
+        return self.sets.pool[self.arms[arm].rows.to(self.sets.pool.device)].to(self.dtype)
+
+    def completed(self, original: Tensor, arm: str) -> Tensor:
+        """(need + repeated, d): what joins the real features `original` (n, d) of the class."""
+        repeats = torch.arange(self.repeated, device=original.device) % len(original)
+        return torch.cat([self.added(arm), original[repeats]])
 
     def to_dict(self) -> dict[str, Any]:
-        arms = {name: {"fdg": arm.fdg, "path": arm.path} for name, arm in self.arms.items()}
-        sizes = {"need": self.need, "pool": len(self.pool)}
-        return {"label": self.label, "similar_head": self.similar_head, **sizes, "arms": arms}
+        arms = {
+            name: {"fdg": arm.fdg, "offset": arm.offset, "far": bool(arm.offset > FAR), "path": arm.path}
+            for name, arm in self.arms.items()
+        }
+        target = self.sets.target
+        return {
+            "label": self.label,
+            "similar_head": self.similar_head,
+            "need": self.need,
+            "repeated": self.repeated,
+            "pool": len(self.sets.pool),
+            "arms": arms,
+            "reached": self.sets.reached,
+            "note": self.sets.note,
+            "target": None
+            if target is None
+            else {"fdg": target.value, "spread": target.spread, "heads": len(target.classes)},
+        }
 
 
 def selected_arm(config: Config) -> str:
@@ -53,43 +87,67 @@ def random_arms(config: Config) -> list[str]:
     return [f"random-{i}" for i in range(config.random_repeats)]
 
 
+def subset_size(config: Config, mode: str) -> int:
+    """Rows that are picked together: the paper's clusters of ten for max and min, single rows where FDG has a target."""
+    if config.subset_size is not None:
+        return config.subset_size
+    return 1 if mode.partition(":")[0] in ("target", "quantile") else 10
+
+
 def complete_tail(
-    features: Tensor, labels: Tensor, config: Config, progress: Callable[[int, int], None] | None = None
+    features: Tensor,
+    labels: Tensor,
+    config: Config,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    make_pool: Callable[[int, int], Tensor] | None = None,
+    held_out: Mapping[int, Tensor] | None = None,
 ) -> tuple[list[int], list[TailClass]]:
     """Head classes, and for every tail class a pool and the selections from it that bring it to the largest class.
 
-    `features` (n, d) float32 or float64 of the real training samples, `labels` (n,). `progress(done, total)` is called
-    after each tail class. Raises ValueError where a class is empty or a tail class has a single sample (FDG undefined).
+    `features` (n, d) float32 or float64 of the real training samples, `labels` (n,). `make_pool(label, rows)` gives a pool
+    (None: FDC features); `held_out` are features of real samples by label that training did not see. `progress(done,
+    total)` is called after each tail class. Raises ValueError where a class is empty, or where a tail class has a single
+    sample and `config.select` needs its FDG.
     """
     counts = torch.bincount(labels).tolist()
-    head, tail = head_tail_split(counts, config.head_ratio)
+    head, _ = head_tail_split(counts, config.head_ratio)
+    by_class = {label: features[labels == label] for label in range(len(counts))}
+    recipe = fdg_recipe(
+        by_class,
+        make_pool or (lambda label, rows: fdc_pool(features, labels, label, rows, head, config)),
+        counts,
+        held_out=held_out,
+        n_sets=0,
+        progress=None if progress is None else (lambda _, done, total: progress(done, total)),
+        **recipe_settings(config),
+    )
+    assert recipe is not None
     completed = []
-    for done, label in enumerate(tail, start=1):
-        need = max(counts) - counts[label]
-        if need > 0:
-            completed.append(_complete_class(features, labels, label, head, need, config))
-        if progress:
-            progress(done, len(tail))
+    for entry in recipe.classes:
+        similar = None
+        if make_pool is None:
+            similar = most_similar_class(features, labels, entry.label, head, similarity=config.similarity)
+        completed.append(tail_class(entry, similar, counts, features.dtype))
     return head, completed
 
 
-def _complete_class(
-    features: Tensor, labels: Tensor, label: int, head: list[int], need: int, config: Config
-) -> TailClass:
-    rows = ceil(config.pool_factor * need / config.subset_size) * config.subset_size
-    entry = complete_class(
-        label,
-        features[labels == label],
-        fdc_pool(features, labels, label, rows, head, config),
-        need,
-        mode=config.select,
-        n_random=config.random_repeats,
-        subset_size=config.subset_size,
-        seed=derived_seed(config.seed, label, 1),
-        random_seed=derived_seed(config.seed, label, 2),
-    )
-    similar = most_similar_class(features, labels, label, head, similarity=config.similarity)
-    return TailClass(label, similar, need, entry.pool.to(features.dtype), entry.arms)
+def recipe_settings(config: Config, mode: str | None = None) -> dict[str, Any]:
+    """The settings that `fdg_recipe` takes; `mode` replaces that of `config`."""
+    mode = mode or config.select
+    return {
+        "head_ratio": config.head_ratio,
+        "mode": mode,
+        "share": config.share,
+        "n_random": config.random_repeats,
+        "pool_factor": config.pool_factor,
+        "subset_size": subset_size(config, mode),
+        "seed": config.seed,
+    }
+
+
+def tail_class(entry: ClassSets, similar: int | None, counts: list[int], dtype: torch.dtype) -> TailClass:
+    return TailClass(entry.label, similar, entry.need, max(counts) - counts[entry.label] - entry.need, entry, dtype)
 
 
 def fdc_pool(features: Tensor, labels: Tensor, label: int, rows: int, head: list[int], config: Config) -> Tensor:

@@ -260,11 +260,17 @@ class Job:
 
     def augmented(self, base: Trained, name: str, tail: list[TailClass], arm: str | None) -> Trained:
         """`retrain` on the real samples and, with `arm`, what it adds to the tail classes."""
+        # Head classes of unequal size stay unequal: plain cross-entropy would learn a prior that completion turned around.
+        record = loss_record("logit_adjusted") if base.record.name == "ce" else None
         if arm is None:
-            return self.retrain(base, name)
-        features = torch.cat([self.features(base)[0][:0], *(t.added(arm) for t in tail)])
-        labels = torch.cat([self.y_train[:0], *(self.y_train.new_full((t.need,), t.label) for t in tail)])
-        return self.retrain(base, name, (features, labels))
+            return self.retrain(base, name, record=record)
+        real = self.features(base)[0]
+        parts = [t.completed(real[self.y_train == t.label], arm) for t in tail]
+        features = torch.cat([real[:0], *parts])
+        labels = torch.cat(
+            [self.y_train[:0], *(self.y_train.new_full((len(p),), t.label) for p, t in zip(parts, tail))]
+        )
+        return self.retrain(base, name, (features, labels), record=record)
 
     def untrained(self, base: Trained, name: str, spec: HeadSpec, head: nn.Module, **note: Any) -> Trained:
         """`base`'s backbone under a head that was computed and not trained, with its result on the test set."""
@@ -308,14 +314,20 @@ class Job:
         train, test = self.features(base)
         return describe_features((train, self.y_train), (test, self.y_test), self.data.num_classes)
 
-    def complete(self, base: Trained) -> tuple[list[int], list[TailClass]]:
-        """Head classes, and the tail classes with their augmented pools and selections, by `base`'s features."""
+    def complete(
+        self, base: Trained, make_pool: Callable[[int, int], Tensor] | None = None
+    ) -> tuple[list[int], list[TailClass]]:
+        """Head classes, and the tail classes with their pools (None: FDC) and selections, by `base`'s features."""
 
         def on_class(done: int, total: int) -> None:
             if self.progress:
                 self.progress("augment and select", done, total, {})
 
-        return complete_tail(self.features(base)[0], self.y_train, self.config, on_class)
+        held = apply(base.model.backbone, self.x_held)
+        held_out = {label: held[self.y_held == label] for label in self.y_held.unique().tolist()}
+        return complete_tail(
+            self.features(base)[0], self.y_train, self.config, on_class, make_pool=make_pool, held_out=held_out
+        )
 
     def _record(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
         self.log.append(record)

@@ -22,7 +22,7 @@ from ltkernels.selection.recipe import Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
 from ltkernels.train.engine import Progress
-from ltkernels.train.features import TailClass, fdc_pool
+from ltkernels.train.features import fdc_pool, recipe_settings, tail_class
 
 # Rows looked at together: a memory-mapped file is never read whole.
 _BLOCK = 1 << 16
@@ -110,18 +110,13 @@ def select_features(
             source,
             source.make_pool,
             source.counts,
-            head_ratio=config.head_ratio,
             classes=classes,
             m=m,
-            mode=mode or config.select,
             n_sets=n_sets,
-            n_random=config.random_repeats,
-            pool_factor=config.pool_factor,
-            subset_size=config.subset_size,
-            seed=config.seed,
             checkpoint=checkpoint if n_sets else None,
             progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
             group=group,
+            **recipe_settings(config, mode),
         )
         result: dict[str, Any] = {}
         with together(ranks):
@@ -190,7 +185,7 @@ def _write(
         "class_counts": source.counts,
         "selected": arm,
         "head_classes": recipe.head,
-        "classes": [_entry(entry, source.similar_head(entry.label)) for entry in recipe.classes],
+        "classes": [_entry(entry, source.similar_head(entry.label), source.counts) for entry in recipe.classes],
         "sets": {
             "kept": [list(which) for which in recipe.kept],
             "fdg_tail": recipe.fdg.tolist(),
@@ -217,8 +212,8 @@ def _write(
     return result
 
 
-def _entry(entry: ClassSets, similar: int | None) -> dict[str, Any]:
-    found = TailClass(entry.label, similar, entry.need, entry.pool, entry.arms).to_dict()
+def _entry(entry: ClassSets, similar: int | None, counts: list[int]) -> dict[str, Any]:
+    found = tail_class(entry, similar, counts, entry.pool.dtype).to_dict()
     if len(entry.set_fdg):
         found["sets"] = {"fdg": entry.set_fdg.tolist(), "spacing_error": entry.spacing_error}
     return found

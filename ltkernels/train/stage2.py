@@ -81,35 +81,32 @@ def ncm(job: Job, base: Trained) -> Trained:
 
 
 def ofa(job: Job, base: Trained) -> Trained:
-    """Feature-space augmentation, Chu et al. 2020: tail classes completed with fused feature maps, a fresh head."""
+    """Feature-space augmentation, Chu et al. 2020: tail classes completed with fused feature maps, chosen by `--select`; a
+    fresh head."""
     maps = apply(feature_maps(base.model.backbone), job.x_train)
-    counts, config, head = job.class_counts, job.config, base.model.head
-    heads, tail = head_tail_split(counts, config.head_ratio)
-    features, labels = [job.features(base)[0][:0]], [job.y_train[:0]]
-    for label in tail:
-        need = max(counts) - counts[label]
-        if need > 0:
-            made = augment.ofa(
-                maps,
-                job.y_train,
-                label,
-                need,
-                weight=head.weight.detach(),
-                bias=head.bias.detach(),
-                head_classes=heads,
-                generator=torch.Generator().manual_seed(derived_seed(config.seed, label, 3)),
-            )
-            features.append(made.to(features[0].dtype))
-            labels.append(job.y_train.new_full((need,), label))
-    return job.retrain(base, f"{base.name}-ofa", (torch.cat(features), torch.cat(labels)))
+    config, head = job.config, base.model.head
+    heads, _ = head_tail_split(job.class_counts, config.head_ratio)
+
+    def make_pool(label: int, rows: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derived_seed(config.seed, label, 3))
+        options = {"weight": head.weight.detach(), "bias": head.bias.detach(), "head_classes": heads}
+        return augment.ofa(maps, job.y_train, label, rows, generator=generator, **options)
+
+    return _completed(job, base, "ofa", make_pool)
 
 
 def fdc(job: Job, base: Trained) -> Trained:
     """Tail classes completed with FDC features, chosen by `--select`; a fresh head."""
-    _, tail = job.complete(base)
+    return _completed(job, base, "fdc", None)
+
+
+def _completed(job: Job, base: Trained, name: str, make_pool: Callable[[int, int], Tensor] | None) -> Trained:
+    """A classifier on the tail as `--select` completes it from the pools."""
+    _, tail = job.complete(base, make_pool)
     arm = selected_arm(job.config)
-    trained = job.augmented(base, f"{base.name}-fdc-{arm.replace(':', '-')}", tail, arm)
+    trained = job.augmented(base, f"{base.name}-{name}-{arm.replace(':', '-')}", tail, arm)
     trained.note["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if tail else None
+    trained.note["offset_tail"] = sum(t.arms[arm].offset for t in tail) / len(tail) if tail else None
     return trained
 
 

@@ -127,7 +127,7 @@ def _selection(summary: dict[str, Any]) -> str:
         rows.append(
             [
                 *(escape(str(v)) for v in (names[entry["label"]], count, entry["need"], entry["pool"])),
-                *(escape(names[entry["similar_head"]]), *(f"{entry['arms'][arm]['fdg']:.3f}" for arm in arms)),
+                *(escape(names[entry["similar_head"]]), *(_gain(entry["arms"][arm]) for arm in arms)),
             ]
         )
         if len(paths) < _MAX_PATHS:
@@ -136,6 +136,16 @@ def _selection(summary: dict[str, Any]) -> str:
             paths.append(charts.lines(title, "synthetic samples added", series, colors, width=310))
     head = ["tail class", "samples", "added", "pool", "spread of<small>head class</small>"]
     head += [f"FDG<small>{escape(arm)}</small>" for arm in arms]
+    targets = [entry["target"]["fdg"] for entry in tail["classes"] if entry.get("target")]
+    cap = (
+        f" FDG is capped at what real samples of head classes bring, {min(targets):.3f} to {max(targets):.3f}."
+        if targets
+        else ""
+    )
+    offset = (
+        " The offset is the distance of the added samples' mean from the real ones' in standard errors of that mean: FDG hardly "
+        "sees it, a classifier does; above 3 it is called far."
+    )
     shown = (
         "" if len(tail["classes"]) <= _MAX_PATHS else f" The first {_MAX_PATHS} of {len(tail['classes'])} are drawn."
     )
@@ -143,9 +153,16 @@ def _selection(summary: dict[str, Any]) -> str:
         "<h2>Completing the tail: feature diversity gain</h2>"
         f"<p>{len(tail['head_classes'])} head classes hold more than {percent(summary['config']['head_ratio'], 0)} % "
         f"of the samples. Each tail class gets a pool of synthetic features (FDC, in the feature space of the "
-        f"{escape(tail['features_from'])} training), from which it is filled up to the largest class.{shown}</p>"
+        f"{escape(tail['features_from'])} training), from which it is filled up to the largest class.{cap}{offset}{shown}</p>"
         f"{charts.line_legend(labels, colors)}<div class=row>{''.join(paths)}</div>{table(head, rows)}"
     )
+
+
+def _gain(arm: dict[str, Any]) -> str:
+    """FDG of an arm with its offset, which FDG does not see; runs of older versions have no offset."""
+    if "offset" not in arm:
+        return f"{arm['fdg']:.3f}"
+    return f"{arm['fdg']:.3f}<small>offset {arm['offset']:.1f}{' (far)' if arm['far'] else ''}</small>"
 
 
 def _confusions(summary: dict[str, Any]) -> str:

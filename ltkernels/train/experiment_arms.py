@@ -1,0 +1,207 @@
+"""The arms of one tail of the FDG experiment, and the classifiers that judge them.
+
+An arm is a choice of equally many rows from the same pools, one pool for each tail class. In feature space it is judged by a
+linear classifier that is solved to convergence, so that nothing but the rows differs; every class weighs the same in it, and
+synthetic samples have a given share of the weight of their class. ("literal" is the paper's protocol instead: plain
+cross-entropy on the counts as they are after completion.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ltkernels.diversity import FdgTarget, fdg_target, feature_diversity_gain, standardized_offset
+from ltkernels.selection import match_pool
+from ltkernels.selection.arms import choose_rows, cut
+
+# Draws of the random arm: what an arm is compared with is their mean.
+RANDOM = 3
+# Rows of a head class in a classifier's problem; the heads are the same in every arm.
+_HEAD_ROWS = 600
+_WEIGHT_DECAY = 5e-4
+ARMS = {
+    "mean": "the originals' mean kept",
+    "match": "mean kept, FDG capped at its target",
+    "match-uncapped": "mean kept, FDG at its target",
+    "fdg": "FDG at its target, mean free",
+    "items": "greedy single rows, FDG to its target",
+    "clusters-target": "greedy clusters, FDG to its target",
+    "clusters-max": "greedy clusters, largest FDG",
+    "clusters-min": "greedy clusters, smallest FDG",
+}
+CLASSIFIERS = ("balanced", "literal")
+
+
+@dataclass
+class Arm:
+    """Added rows of every tail class (label -> row numbers of its pool), with FDG and offset of each class."""
+
+    rows: dict[int, Tensor] = field(default_factory=dict)
+    fdg: list[float] = field(default_factory=list)
+    offset: list[float] = field(default_factory=list)
+
+
+def calibrated(
+    heads: dict[int, Tensor], held_out: dict[int, Tensor], original: Tensor, added: int, seed: int
+) -> FdgTarget | None:
+    """The FDG that real samples bring to classes of this size; None for a class of one sample, or where no head class can
+    spare as many."""
+    held = {label: x for label, x in held_out.items() if label in heads and len(x)}
+    try:
+        return fdg_target(heads, held, len(original), added=added, seed=seed)
+    except ValueError:
+        return None
+
+
+def arm_rows(
+    name: str, original: Tensor, pool: Tensor, added: int, target: FdgTarget | None, seed: int, subset_size: int
+) -> Tensor | None:
+    """The rows that an arm takes; None where it needs a target and there is none."""
+    cap = None if target is None else target.value
+    if name.startswith("random-"):
+        return choose_rows(original, pool, added, "random", seed=seed + int(name[7:])).indices
+    if name in ("mean", "match"):
+        return choose_rows(original, pool, added, name, target=target, seed=seed).indices
+    if name.startswith("clusters-") and name != "clusters-target":
+        return choose_rows(original, pool, added, name[9:], clusters=cut(pool, subset_size, seed)).indices
+    if cap is None:
+        return None
+    if name == "match-uncapped":
+        return choose_rows(original, pool, added, f"match:{cap}", seed=seed).indices
+    if name == "fdg":
+        return match_pool(original, pool, added, fdg=cap, mean=None, seed=seed).indices
+    size = 1 if name == "items" else subset_size
+    return choose_rows(original, pool, added, f"target:{cap}", clusters=cut(pool, size, seed)).indices
+
+
+def level_rows(original: Tensor, pool: Tensor, added: int, levels: int, seed: int) -> list[Tensor]:
+    """Rows at `levels` uniformly spaced values of FDG, reached by tilting alone; the mean is left free."""
+
+    def at(fdg: float) -> Any:
+        return match_pool(original, pool, added, fdg=fdg, mean=None, seed=seed)
+
+    low, high = (float(at(extreme).fdg[-1]) for extreme in (-1.0, 1e3))
+    return [at(low + (high - low) * i / max(1, levels - 1)).indices for i in range(levels)]
+
+
+def make_arms(
+    originals: dict[int, Tensor],
+    pools: dict[int, Tensor],
+    targets: dict[int, FdgTarget | None],
+    added: dict[int, int],
+    *,
+    levels: int,
+    names: Sequence[str] = tuple(ARMS),
+    seed: int,
+    subset_size: int,
+) -> dict[str, Arm]:
+    """Every arm over all tail classes."""
+    arms: dict[str, Arm] = {}
+    for label, pool in pools.items():
+        z, own = originals[label], seed + 7919 * label
+        chosen = {
+            name: arm_rows(name, z, pool, added[label], targets[label], own, subset_size)
+            for name in (*(f"random-{i}" for i in range(RANDOM)), *names)
+        }
+        if levels:
+            found = level_rows(z, pool, added[label], levels, own)
+            chosen |= {f"level-{i}": rows for i, rows in enumerate(found)}
+        for name, rows in chosen.items():
+            if rows is None:
+                continue
+            arm = arms.setdefault(name, Arm())
+            arm.rows[label] = rows
+            arm.fdg.append(float(feature_diversity_gain(z, pool[rows])))
+            arm.offset.append(standardized_offset(z, pool[rows]))
+    return {name: arm for name, arm in arms.items() if len(arm.rows) == len(pools)}
+
+
+class Judge:
+    """Solves classifiers on real features and an arm's, and scores them on the test set."""
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        test: tuple[Tensor, Tensor],
+        tail: Sequence[int],
+        classes: int,
+        kind: str,
+    ) -> None:
+        keep = []
+        for label in range(classes):
+            rows = (labels == label).nonzero().flatten()
+            # Under "literal" the counts are the point.
+            keep.append(rows if label in tail or kind == "literal" else rows[:_HEAD_ROWS])
+        rows = torch.cat(keep)
+        self.features, self.labels = features[rows].double(), labels[rows]
+        self.test = test[0].double(), test[1]
+        self.tail, self.classes, self.kind = list(tail), classes, kind
+        self.start: Tensor | None = None
+
+    def accuracy(self, added: dict[int, Tensor] | None, share: float) -> tuple[float, float]:
+        """(balanced accuracy, mean accuracy of the tail classes) with `added` features, which have a `share` of the weight
+        of their class."""
+        features, labels, weights = [self.features], [self.labels], []
+        counts = torch.bincount(self.labels, minlength=self.classes).double()
+        real = 1.0 / counts
+        for label, x in (added or {}).items():
+            features.append(x.double())
+            labels.append(self.labels.new_full((len(x),), label))
+            real[label] = (1.0 - share) / counts[label]
+            weights.append(torch.full((len(x),), share / len(x), dtype=torch.float64))
+        y = torch.cat(labels)
+        w = (
+            torch.cat([real[self.labels], *weights])
+            if self.kind == "balanced"
+            else torch.ones(len(y), dtype=torch.float64)
+        )
+        weight = _solve(torch.cat(features), y, w / w.sum(), self.classes, self.start)
+        self.start = weight
+        x, truth = self.test
+        hits = ((x @ weight[:, :-1].T + weight[:, -1]).argmax(1) == truth).double()
+        recall = torch.bincount(truth, hits, self.classes) / torch.bincount(truth, minlength=self.classes)
+        return float(recall.mean()), float(recall[self.tail].mean())
+
+
+def _solve(x: Tensor, y: Tensor, weights: Tensor, classes: int, start: Tensor | None) -> Tensor:
+    """(classes, d + 1) weights and biases that minimise the weighted cross-entropy with weight decay, by L-BFGS in
+    coordinates in which the features are white: that takes half of the steps."""
+    mean = weights @ x
+    centred = x - mean
+    covariance = (centred * weights[:, None]).T @ centred
+    covariance.diagonal().add_(_WEIGHT_DECAY)
+    back = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    white = centred @ back.T
+    value = x.new_zeros(classes, x.shape[1] + 1)
+    if start is not None:
+        value[:, :-1] = torch.linalg.solve_triangular(back, start[:, :-1], upper=False, left=False)
+        value[:, -1] = start[:, -1] + start[:, :-1] @ mean
+    value.requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [value],
+        max_iter=400,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-10,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = torch.addmm(value[:, -1], white, value[:, :-1].T)
+        total = (cross_entropy(logits, y, reduction="none") * weights).sum()
+        total = total + 0.5 * _WEIGHT_DECAY * (value[:, :-1] @ back).square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    found = value.detach()
+    weight = found[:, :-1] @ back
+    return torch.cat([weight, (found[:, -1] - weight @ mean)[:, None]], 1)
