@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ltkernels
-from ltkernels.commands import audit, select, statistics
+from ltkernels.commands import audit, predict, select, statistics
 from ltkernels.commands.parts import Progress, add_settings, config_of, is_first
 
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
-    for module in (select, audit, statistics):
+    for module in (predict, select, audit, statistics):
         module.add_parser(commands)
     bench = commands.add_parser("bench", help="time the kernels against their peers")
     bench.add_argument("family", choices=("losses", "heads", "selection"))
@@ -229,6 +229,8 @@ _COMMANDS = {
     "select": select.run,
     "experiment": _experiment,
     "evaluate": _evaluate,
+    "predict": predict.run,
+    "features": predict.run,
     "report": _report,
     "audit": audit.run,
     "statistics": statistics.run,

@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
 
 def test_run_writes_the_four_files(finished):
     assert {p.name for p in finished.iterdir()} == {
-        *("config.toml", "metrics.jsonl", "summary.json", "report.html", "checkpoints")
+        *("config.toml", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "tables")
     }
     assert len(json.loads((finished / "summary.json").read_text())["variants"]) == 5
 

@@ -27,6 +27,7 @@ from ltkernels.train.relative import add_relative, balanced_twin
 from ltkernels.train.report import render
 from ltkernels.train.schedules import loss_record
 from ltkernels.train.stage2 import follow
+from ltkernels.train.tables import write_tables
 from ltkernels.train.trained import Files, Trained, load_checkpoint, save_checkpoint
 
 # What a data set that says nothing gets.
@@ -192,7 +193,8 @@ def _in_folder(
         finally:
             logs.close()
         (out / rundir.CHECKPOINTS).mkdir(exist_ok=True)
-        sums = {trained.name: save_checkpoint(out / rundir.CHECKPOINTS, trained) for trained in models}
+        sums = {t.name: save_checkpoint(out / rundir.CHECKPOINTS, t, config, data, job.class_counts) for t in models}
+        write_tables(out / rundir.TABLES, job, next(t for t in models if t.name == chosen["name"]))
         summary = _summary(command, job, chosen, {**extra, "checkpoints": sums}, start)
         rundir.write_text(out / rundir.REPORT, render(summary, job.log))
         # Last: a folder with a summary is a finished run.
@@ -322,7 +324,13 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
                 "fdg_tail": variant["fdg_tail"],
                 "recorded_balanced_accuracy": float(variant["balanced_accuracy"]),
             }
-        model = load_checkpoint(path, checksum, job.build, job.config.device)
+        saved = load_checkpoint(path, checksum, job.config.device)
+        if (saved.preprocessing.input_shape, len(saved.class_names)) != (data.input_shape, data.num_classes):
+            raise ValueError(
+                f"{path}: the model takes samples of {saved.preprocessing.input_shape} in {len(saved.class_names)} classes, the "
+                f"data has {data.input_shape} in {data.num_classes}"
+            )
+        model = saved.classifier
         confusion = confusion_matrix(job.y_test, predict(model, job.x_test), data.num_classes).cpu()
         scores = summarize(confusion, data.class_counts)
         results.append({"name": variant["name"], **scores, **recorded})

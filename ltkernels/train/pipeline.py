@@ -16,7 +16,7 @@ from ltkernels.train.metrics import confusion_matrix, describe_classifier, descr
 from ltkernels.train.models import Classifier, build_backbone, build_head
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
-from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained
+from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained, logit_scale, prior_power
 
 
 class Job:
@@ -120,7 +120,10 @@ class Job:
         """Cross-entropy on batches as they come: what the chosen recipe is compared with."""
         record = loss_record("ce")
         criterion, _ = self._criterion(record, self.class_counts, "", "none")
-        return self._train("ce", record, self.build(record), criterion, [], self._recipe("none", "instance", "none"))
+        recipe = self._recipe("none", "instance", "none")
+        trained = self._train("ce", record, self.build(record), criterion, [], recipe)
+        trained.prior_power = prior_power(record, "")
+        return trained
 
     def train_chosen(self) -> Trained:
         """The chosen loss, schedule, sampler and mixing, from the initial backbone (and batches) of `train_plain`."""
@@ -134,7 +137,10 @@ class Job:
             model.backbone.load_state_dict(self._pretrain())
         criterion, schedules = self._criterion(record, self.class_counts, config.loss_options, config.schedule)
         recipe = self._recipe(config.schedule, config.sampler, config.mix)
-        return self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe)
+        trained = self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe)
+        if config.schedule == "none" and config.sampler == "instance" and config.mix not in ("remix", "cmo"):
+            trained.prior_power = prior_power(record, config.loss_options)
+        return trained
 
     def _recipe(self, schedule: str, sampler: str, mix: str) -> Recipe:
         config = self.config
@@ -271,7 +277,9 @@ class Job:
         start = time.perf_counter()
         model = Classifier(base.model.backbone, head.to(self.config.device))
         confusion = confusion_matrix(self.y_test, predict(model, self.x_test), self.data.num_classes).cpu()
-        return Trained(name, base.record, spec, model, Fit([], confusion, time.perf_counter() - start), note)
+        fit = Fit([], confusion, time.perf_counter() - start)
+        moved = None if base.prior_power is None or not spec.shifted else base.prior_power - note["tau"]
+        return Trained(name, base.record, spec, model, fit, note, moved)
 
     def tune(self, logits_at: Callable[[float], Tensor], taus: list[float]) -> tuple[float, list[list[float]]]:
         """The tau with the best balanced accuracy on the held-out samples (the smallest of equals), and all of them."""
@@ -302,6 +310,12 @@ class Job:
         if backbone not in self._features:
             self._features[backbone] = apply(backbone, self.x_train), apply(backbone, self.x_test)
         return self._features[backbone]
+
+    def test_scores(self, trained: Trained) -> Tensor:
+        """(m, C) float64 log-probabilities of the test set (see `trained.logit_scale`)."""
+        record, options = trained.record, self.config.loss_options if trained.record.name == self.config.loss else ""
+        logits = apply(trained.model.head, self.features(trained)[1]).double()
+        return torch.log_softmax(logit_scale(record, trained.head, options) * logits, 1)
 
     def feature_space(self, base: Trained) -> dict[str, Any]:
         """The summary's `features`: diversity and similarity of the classes in `base`'s features, and a plane of them."""

@@ -28,16 +28,18 @@ CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
 )
 SELECTION, SELECTION_ROWS, SELECTION_PICTURE = "selection.json", "selection.npz", "selection.png"
 METRICS_CSV, TENSORBOARD, STATE = "metrics.csv", "tensorboard", "state"
+TABLES = "tables"
 TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES = "table.csv", "table.json", "scatter.png", "items", "bases"
 _LOCK, _REPLACED = ".lock", ".replaced"
 _OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, METRICS_CSV, TENSORBOARD, STATE}
-_OURS |= {SELECTION_PICTURE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
+_OURS |= {TABLES, SELECTION_PICTURE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
 _HIDDEN = {_LOCK, _REPLACED}
 _SEED = r"seed-\d+"
 _PARTIAL = r"\.(.+)\.partial-\d+"
 # Folders of ours and the names of files that may lie in them; anything else there is someone else's.
 _INSIDE = {
     CHECKPOINTS: r".+\.pt",
+    TABLES: r".+\.csv",
     STATE: r"\.?.+\.pt(\.partial-\d+)?",
     TENSORBOARD: r"events\.out\..+",
     ITEMS: r"\.?.+\.json(\.partial-\d+)?",
@@ -165,7 +167,7 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
 
 def _drop_partial(out: Path) -> None:
     """Remove what writers that were killed left half-written: under the lock nobody else writes here."""
-    for folder in (out, out / STATE, out / CHECKPOINTS, out / ITEMS):
+    for folder in (out, out / STATE, out / CHECKPOINTS, out / TABLES, out / ITEMS):
         for path in folder.glob(".*.partial-*"):
             path.unlink(missing_ok=True)
 
