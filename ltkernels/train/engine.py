@@ -18,7 +18,7 @@ from ltkernels.schedules import Schedule
 from ltkernels.train import distributed
 from ltkernels.train.batching import Batches, Target, denominator, rows_of
 from ltkernels.train.checkpoint import PhaseStore, capture_random, restore_random, seed_random
-from ltkernels.train.metrics import confusion_matrix, summarize
+from ltkernels.train.metrics import confusion_matrix
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.samplers import batches
 from ltkernels.train.signals import Stop, Stopped
@@ -44,11 +44,6 @@ class Fit:
     confusion: Tensor
     seconds: float
     evaluation_seconds: float = 0.0
-
-    @property
-    def best_balanced_accuracy(self) -> float:
-        """The best epoch by the test set: an upper bound for reference, not a result."""
-        return max(record["test_balanced_accuracy"] for record in self.history)
 
 
 @torch.no_grad()
@@ -82,8 +77,10 @@ def fit(
     store: PhaseStore | None = None,
     stop: Stop | None = None,
     fill: Tensor | None = None,
+    val_set: tuple[Tensor, Tensor] | None = None,
 ) -> Fit:
-    """Train `model` in place on (x, y), evaluating on the test set after every epoch.
+    """Train `model` in place on (x, y), evaluating after every epoch: on the test set, or on `val_set` where there is one; the
+    test set is then read once, after the last.
 
     `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. The same seed gives the same numbers on the
     same machine, torch version and number of threads; the global random states of torch, numpy and python (a model or a
@@ -94,7 +91,7 @@ def fit(
     """
     device = train_set[0].device
     outside = capture_random(device)
-    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, fill)
+    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, fill, val_set)
     try:
         return loop.run(progress, on_restore, store, stop or Stop())
     finally:
@@ -115,8 +112,10 @@ class _Loop:
         phase: str,
         schedules: Sequence[Schedule],
         fill: Tensor | None,
+        val_set: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.model, self.criterion, self.schedules = model, criterion, schedules
+        self.val_set = val_set
         self.test_set, self.num_classes, self.recipe, self.phase = test_set, num_classes, recipe, phase
         self.device = train_set[0].device
         self.world = distributed.current()
@@ -269,22 +268,24 @@ class _Loop:
             )
         # Reading the loss waited for the device: what follows is evaluation alone.
         started = time.perf_counter()
-        x_test, y_test = self.test_set
-        self.confusion = confusion_matrix(y_test, predict(self.model, x_test), self.num_classes).cpu()
+        record = {"phase": self.phase, "epoch": self.epoch + 1, "train_loss": mean_loss}
+        if self.val_set is None or self.epoch + 1 == self.recipe.epochs:
+            self.confusion = self._confusion(self.test_set)
+        name, confusion = ("test", self.confusion) if self.val_set is None else ("val", self._confusion(self.val_set))
         self.evaluation_seconds += time.perf_counter() - started
-        scores = summarize(self.confusion, [1] * self.num_classes)
-        self.history.append(
-            {
-                "phase": self.phase,
-                "epoch": self.epoch + 1,
-                "train_loss": mean_loss,
-                "test_balanced_accuracy": scores["balanced_accuracy"],
-                "test_top1": scores["top1"],
-            }
-        )
+        # A class of one sample has none to validate on.
+        there = confusion.sum(1) > 0
+        recall = confusion.diagonal()[there].double() / confusion.sum(1)[there]
+        record[f"{name}_balanced_accuracy"] = float(recall.mean())
+        record[f"{name}_top1"] = float(confusion.diagonal().sum() / confusion.sum())
+        self.history.append(record)
         self.epoch, self.step = self.epoch + 1, 0
         self.total.zero_()
         self.epoch_order = self.order.get_state()
+
+    def _confusion(self, samples: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = samples
+        return confusion_matrix(y, predict(self.model, x), self.num_classes).cpu()
 
     def _pause(self, store: PhaseStore | None, signum: int, started: float | None) -> None:
         """Write a checkpoint where one is due, the training is done or a signal came; then end it for the signal."""

@@ -59,14 +59,16 @@ def complete_tail(
     """Head classes, and for every tail class a pool and the selections from it that bring it to the largest class.
 
     `features` (n, d) float32 or float64 of the real training samples, `labels` (n,). `progress(done, total)` is called
-    after each tail class. Raises ValueError where a class is empty or a tail class has a single sample (FDG undefined).
+    after each tail class. A tail class of a single sample is left out: its FDG is undefined.
+    Raises ValueError where a class is empty.
     """
     counts = torch.bincount(labels).tolist()
     head, tail = head_tail_split(counts, config.head_ratio)
     completed = []
     for done, label in enumerate(tail, start=1):
         need = max(counts) - counts[label]
-        if need > 0:
+        # Of a single sample there is no diversity to gain on.
+        if need > 0 and counts[label] > 1:
             completed.append(_complete_class(features, labels, label, head, need, config))
         if progress:
             progress(done, len(tail))

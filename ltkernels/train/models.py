@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltkernels._names import did_you_mean
 from ltkernels.nn import CosineLinear
 
 # A loss that is defined on plain logits cannot separate classes with cosines in [-1, 1] (its smallest possible value at
@@ -50,6 +51,18 @@ def _images(name: str, input_shape: tuple[int, ...]) -> int:
 def mlp(input_shape: tuple[int, ...]) -> nn.Module:
     """Two hidden layers of 128 and 64 units for any sample shape; 64 features."""
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+
+
+class Wide(nn.Module):
+    """`mlp` beside the samples themselves (Cheng et al. 2016, wide and deep): 64 + size features. The head sees what a linear
+    model sees, which on tables is often all there is, and the two layers add what it cannot."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.deep = mlp(input_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.flatten(1), self.deep(x)], 1)
 
 
 def cnn(input_shape: tuple[int, ...]) -> nn.Module:
@@ -107,7 +120,12 @@ def resnet32(input_shape: tuple[int, ...]) -> nn.Module:
     return backbone
 
 
-BACKBONES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {"cnn": cnn, "mlp": mlp, "resnet32": resnet32}
+BACKBONES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
+    "cnn": cnn,
+    "mlp": mlp,
+    "wide": Wide,
+    "resnet32": resnet32,
+}
 
 
 def _factory(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
@@ -116,7 +134,7 @@ def _factory(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise ValueError(
-            f"unknown model {name!r}; known: {', '.join(BACKBONES)}, or an import path package.module:Name"
+            f"unknown model {name!r}{did_you_mean(name, BACKBONES)}; known: {', '.join(BACKBONES)}, or an import path package.module:Name"
         )
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
@@ -132,9 +150,13 @@ def build_backbone(name: str, input_shape: tuple[int, ...], seed: int) -> tuple[
     module does not map (2, *input_shape) to (2, d).
     """
     factory = _factory(name)
+    contract = f"model {name!r}: it is called with input_shape={input_shape}, one sample's shape, and gives a Module to features (n, d)"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = factory(input_shape)
+        try:
+            backbone = factory(input_shape)
+        except TypeError as error:
+            raise ValueError(f"{contract}; {error}") from error
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"model {name!r} gave {type(backbone).__name__}, not a torch.nn.Module")
     backbone.eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ltkernels.losses import Loss
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
+from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Fit, Progress, apply, fit, predict
 from ltkernels.train.features import TailClass, complete_tail, derived_seed
 from ltkernels.train.metrics import confusion_matrix, describe_classifier, describe_features, summarize
@@ -40,25 +41,31 @@ class Job:
         self._layout = torch.channels_last if images else torch.preserve_format
         kept, held = self._split()
         self.x_train, self.y_train = self._samples(data.x_train[kept]), data.y_train[kept].to(config.device)
-        self.x_held, self.y_held = self._samples(data.x_train[held]), data.y_train[held].to(config.device)
+        x_held, y_held = (data.x_train[held], data.y_train[held]) if data.x_val is None else (data.x_val, data.y_val)
+        self.x_held, self.y_held = self._samples(x_held), y_held.to(config.device)
         self.x_test, self.y_test = self._samples(data.x_test), data.y_test.to(config.device)
         # What the losses are made of: the counts of what is trained on.
         self.class_counts = torch.bincount(self.y_train, minlength=data.num_classes).tolist()
         self.log: list[dict[str, Any]] = [] if log is None else log
         # Training time of earlier processes, which checkpoints brought back.
         self.seconds_before = 0.0
+        # First-stage models, which stay when a later phase fails; sentences for the summary.
+        self.trained: list[Trained] = []
+        self.notes: list[str] = []
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def _samples(self, x: Tensor) -> Tensor:
         return x.to(self.config.device, memory_format=self._layout)
 
     def _split(self) -> tuple[Tensor | slice, Tensor | slice]:
-        """Indices of the samples to train on, and of those held out where tau is tuned: a share of every class.
+        """Indices of the samples to train on, and of those held out for validation or where tau is tuned: a share of every
+        class. None are where the data brings a validation set.
 
         A class with two samples or more gives at least one and keeps at least one; a single sample stays in training.
         """
-        y, share = self.data.y_train, self.config.holdout
-        if self.config.post_hoc == "none" and self.config.stage2 != "tau-norm":
+        y, share = self.data.y_train, self.config.val_split or self.config.holdout
+        tunes = self.config.post_hoc != "none" or self.config.stage2 == "tau-norm"
+        if self.data.x_val is not None or not (tunes or self.config.val_split):
             return slice(None), slice(0)
         generator = torch.Generator().manual_seed(derived_seed(self.config.seed, 5))
         held = []
@@ -169,8 +176,10 @@ class Job:
         self, name: str, record: Loss, model: Classifier, criterion: nn.Module, schedules: list[Any], recipe: Recipe
     ) -> Trained:
         train_set, test_set = (self.x_train, self.y_train), (self.x_test, self.y_test)
-        result = self._fit(model, criterion, train_set, test_set, recipe, f"train/{name}", schedules)
-        return Trained(name, record, self.head_spec(record), model, result)
+        val_set = (self.x_held, self.y_held) if self.validates else None
+        result = self._fit(model, criterion, train_set, test_set, recipe, f"train/{name}", schedules, val_set=val_set)
+        self.trained.append(Trained(name, record, self.head_spec(record), model, result))
+        return self.trained[-1]
 
     def _fit(
         self,
@@ -182,6 +191,7 @@ class Job:
         phase: str,
         schedules: list[Any],
         num_classes: int | None = None,
+        val_set: tuple[Tensor, Tensor] | None = None,
     ) -> Fit:
         files, phase = self.files, self.prefix + phase
         return fit(
@@ -198,7 +208,13 @@ class Job:
             store=files.state.phase(phase) if files.state else None,
             stop=files.stop,
             fill=self._black(),
+            val_set=val_set,
         )
+
+    @property
+    def validates(self) -> bool:
+        """Whether the numbers of each epoch are those of a validation set, and the test set is read once."""
+        return self.data.x_val is not None or self.config.val_split is not None
 
     def _black(self) -> Tensor | None:
         """(channels,): a black pixel after standardisation; None where the data are not images or bring no mean."""
@@ -261,7 +277,9 @@ class Job:
             sampler=sampler,
         )
         test_set = (test_features, self.y_test)
-        result = self._fit(module, criterion, (features, labels), test_set, recipe, f"retrain/{name}", [])
+        val_set = (apply(base.model.backbone, self.x_held), self.y_held) if self.validates else None
+        phase = f"retrain/{name}"
+        result = self._fit(module, criterion, (features, labels), test_set, recipe, phase, [], val_set=val_set)
         return Trained(name, record, spec, Classifier(base.model.backbone, module), result)
 
     def augmented(self, base: Trained, name: str, tail: list[TailClass], arm: str | None) -> Trained:
@@ -296,8 +314,8 @@ class Job:
         entry: dict[str, Any] = {"name": trained.name, "title": title}
         entry |= summarize(trained.fit.confusion, self.data.class_counts)
         entry |= describe_classifier(trained.model.head, self.features(trained)[1], self.y_test)
-        best = [record["test_balanced_accuracy"] for record in trained.fit.history]
-        entry["best_balanced_accuracy"] = max([*best, entry["balanced_accuracy"]])
+        best = [record["test_balanced_accuracy"] for record in trained.fit.history if not self.validates]
+        entry["best_balanced_accuracy"] = None if self.validates else max([*best, entry["balanced_accuracy"]])
         entry["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if arm is not None and tail else None
         entry["confusion"] = trained.fit.confusion.tolist()
         entry["seconds"] = trained.fit.seconds
@@ -329,6 +347,9 @@ class Job:
             if self.progress:
                 self.progress("augment and select", done, total, {})
 
+        singles = [self.data.class_names[c] for c, count in enumerate(self.class_counts) if count == 1]
+        if singles:
+            self.notes.append(f"not completed, with one sample: {listed(singles)}: its diversity gain is undefined")
         return complete_tail(self.features(base)[0], self.y_train, self.config, on_class)
 
     def _record(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:

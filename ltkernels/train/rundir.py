@@ -80,6 +80,9 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
     FileExistsError if it exists and is not empty without `force` (or `resume`); ValueError if it is no folder, or holds
     anything that a run of ours did not write: `force` replaces results, never other people's files.
     """
+    blocked = next((place for place in out.parents if place.exists() and not place.is_dir()), None)
+    if blocked is not None:
+        raise ValueError(f"--out {out}: {blocked} is a file, not a folder")
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():
@@ -118,8 +121,8 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
     """Lock `out` and make it ready for a run, which works inside it.
 
     A block that ends well must have written summary.json; the state is then removed. A ValueError or TypeError on a
-    fresh run (bad input) removes what it wrote and puts replaced results back; everything else (a signal, a full disk,
-    a bug) leaves the state for `resume`, and with `keep` those errors do, too. Raises as `check_free`, and
+    fresh run (bad input) removes what it wrote and puts replaced results back, unless a model was trained; everything else (a
+    signal, a full disk, a bug) leaves the state for `resume`, and with `keep` those errors do, too. Raises as `check_free`, and
     FileExistsError where another run has the lock.
     """
     check_free(out, force, resume)
@@ -134,7 +137,7 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
         try:
             yield RunFolder(out, resumed)
         except (ValueError, TypeError):
-            if not (resumed or keep):
+            if not (resumed or keep or any((out / CHECKPOINTS).glob("*.pt"))):
                 _remove(out)
                 _put_back(out)
                 if not existed and not any(entry.name != _LOCK for entry in out.iterdir()):

@@ -130,7 +130,7 @@ def _pixels(
     image_module: Any, source: Source, content: bytes, size: int | None, shape: tuple[int, ...] | None
 ) -> np.ndarray:
     """(height, width, 3) uint8; with `shape`, of that shape."""
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     pixels = None
     try:
@@ -144,13 +144,9 @@ def _pixels(
             # An image of another size is not decoded; one on its side may be turned by its EXIF orientation.
             if size is not None or shape is None or sorted(image.size) == sorted(shape[:2]):
                 if size is not None:
-                    image.draft(
-                        "RGB", (size, size)
-                    )  # a JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough
-                image = _as_rgb(image_module, ImageOps.exif_transpose(image))
-                if size is not None and image.size != (size, size):
-                    image = ImageOps.fit(image, (size, size), image_module.Resampling.BILINEAR)
-                pixels = np.asarray(image)
+                    # A JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough.
+                    image.draft("RGB", (size, size))
+                pixels = from_pillow(image, size)
                 height, width = pixels.shape[:2]
     except UnidentifiedImageError as error:
         kinds = ", ".join(_formats(image_module))
@@ -172,6 +168,16 @@ def _formats(image_module: Any) -> tuple[str, ...]:
     """Those of `_FORMATS` that this build of Pillow has."""
     image_module.init()
     return tuple(name for name in _FORMATS if name in image_module.OPEN)
+
+
+def from_pillow(image: Any, size: int | None) -> np.ndarray:
+    """(height, width, 3) uint8 of a Pillow image, prepared as `decode` says."""
+    from PIL import Image, ImageOps
+
+    image = _as_rgb(Image, ImageOps.exif_transpose(image))
+    if size is not None and image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def _as_rgb(image_module: Any, image: Any) -> Any:

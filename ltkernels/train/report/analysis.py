@@ -125,7 +125,7 @@ def _what(group: str) -> str:
 def tradeoff(summary: dict[str, Any]) -> str:
     """FDG of the completed tail against balanced accuracy, with the random repeats; empty where there is nothing to compare."""
     drawn = [(i, v) for i, v in enumerate(summary["variants"]) if v["fdg_tail"] is not None]
-    repeats = summary.get("random_repeats") or []
+    repeats = [r for r in summary.get("random_repeats") or [] if r["fdg_tail"] is not None]
     if len(drawn) + len(repeats) < 3:
         return ""
     series: list[tuple[str, list[tuple[float, float]], list[str]]] = []

@@ -170,7 +170,10 @@ def _curves(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
             ("test_balanced_accuracy", "balanced test accuracy, %", 100),
             ("train_loss", "training loss", 1),
         ):
-            drawn = [(p, [(float(r["epoch"]), factor * r[key]) for r in records]) for p, records in series.items()]
+            drawn = [
+                (p, [(float(r["epoch"]), factor * r.get(key, r.get("val_balanced_accuracy"))) for r in records])
+                for p, records in series.items()
+            ]
             if drawn:
                 panels.append(charts.lines(f"{title}: {what}", "epoch", drawn, [phases[p] for p in series]))
     legend = charts.line_legend([v["title"] for v in summary["variants"]], list(names.values()))
