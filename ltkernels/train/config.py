@@ -58,6 +58,17 @@ class Config:
         None,
         "cnn, mlp, wide, resnet32 or an import path package.module:Name (default: cnn for images, wide for vectors)",
     )
+    weights: str | None = _setting(
+        None, "file of pretrained weights for the backbone: .safetensors, or .pt with weights alone"
+    )
+    freeze: bool = _setting(
+        False, "leave the backbone as it is: its features are computed once, epochs train the classifier"
+    )
+    head_init: str = _setting(
+        "random",
+        "first rows of a cosine classifier; means: the mean features of the classes",
+        choices=("random", "means"),
+    )
     head: str | None = _setting(
         None, "classifier (default: the one the loss is defined on)", choices=("linear", "cosine")
     )
@@ -96,13 +107,18 @@ class Config:
     epochs: int | None = _setting(None, "passes over the training set (default: the data set's)", at_least=1)
     batch_size: int | None = _setting(None, "samples a step (default: the data set's)", at_least=1)
     accumulate: int = _setting(1, "parts in which a step's samples are computed, to save memory", at_least=1)
-    lr: float | None = _setting(None, "peak learning rate of SGD (default: the data set's)", positive=True)
+    optimizer: str = _setting(
+        "sgd", "adamw decays matrices alone: no biases, norms or cosine classifiers", choices=("sgd", "adamw")
+    )
+    lr: float | None = _setting(None, "peak learning rate (default: the data set's; adamw: 0.001)", positive=True)
+    lr_backbone: float | None = _setting(None, "peak learning rate of the backbone (default: --lr)", positive=True)
+    clip: float | None = _setting(None, "largest norm of a step's gradient (default: any)", positive=True)
     lr_schedule: str = _setting("cosine", "cosine, or step:160=0.01,180=0.0001 (factors of lr from an epoch on)")
     warmup: float | None = _setting(
         None, "epochs of linear warm-up (default: 5 % of the steps; step: none)", at_least=0
     )
-    momentum: float = _setting(0.9, "momentum of SGD", at_least=0, at_most=1)
-    weight_decay: float = _setting(5e-4, "L2 penalty of SGD", at_least=0)
+    momentum: float = _setting(0.9, "momentum of sgd", at_least=0, at_most=1)
+    weight_decay: float = _setting(5e-4, "L2 penalty of sgd; decay of adamw", at_least=0)
     seed: int = _setting(0, "initialisation, batch order, synthesis and clustering", at_least=0)
     device: str = _setting("cpu", "torch device: cpu, cuda, cuda:1")
     threads: int | None = _setting(None, "torch's CPU threads (default: the data set's, or torch's)", at_least=1)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltkernels.nn import CosineLinear
 from ltkernels.schedules import Schedule
 from ltkernels.train import distributed
 from ltkernels.train.batching import Batches, Target, denominator, rows_of
@@ -122,12 +123,7 @@ class _Loop:
         # Two seeds from one: the order of the batches does not depend on what is done to the samples.
         self.order = torch.Generator().manual_seed(recipe.seed)
         self.batches = Batches(*train_set, num_classes, recipe, recipe.seed ^ 0x5DEECE66D, fill)
-        self.optimizer = torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
+        self.optimizer, self.shares = optimizer_of(model, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.epoch = self.step = 0
         self.epoch_order = self.order.get_state()
@@ -209,8 +205,8 @@ class _Loop:
         steps = batches(order, recipe.batch_size, least=2 * world.size * recipe.accumulate)
         while self.step < len(steps):
             rate = recipe.lr_at(self.epoch, self.step, len(steps))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            for group, part in zip(self.optimizer.param_groups, self.shares, strict=True):
+                group["lr"] = rate * part
             x, target = self.batches.make(steps[self.step], self.epoch)
             self.total += self._train_step(trained, x, target)
             self.step += 1
@@ -248,6 +244,9 @@ class _Loop:
                     loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part), factor)
                     (loss * factor).backward()
                 total += loss.detach() / divisor
+        if recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return total
@@ -302,6 +301,30 @@ class _Loop:
 
     def _due(self, store: PhaseStore | None) -> bool:
         return bool(self.world.any(int(store is not None and store.due())))
+
+
+def optimizer_of(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[float]]:
+    """The optimizer of the parameters that require a gradient, and the rate of each of its groups over that of the recipe."""
+    backbone = getattr(model, "backbone", None)
+    ours = set() if backbone is None or recipe.lr_backbone is None else set(backbone.parameters())
+    # A cosine head divides by its rows' norms: decay would only raise its rate.
+    bare = {m.weight for m in model.modules() if isinstance(m, CosineLinear)}
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decays = recipe.optimizer == "sgd" or (parameter.dim() > 1 and parameter not in bare)
+            parts.setdefault((parameter in ours, decays), []).append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
+        for (_, decays), parameters in parts.items()
+    ]
+    shares = [recipe.lr_backbone / recipe.lr if slow and recipe.lr_backbone else 1.0 for slow, _ in parts]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr), shares
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum), shares
 
 
 def _summed(criterion: nn.Module, logits: Tensor, target: Target, grad_scale: Tensor) -> Tensor:

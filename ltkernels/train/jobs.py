@@ -60,6 +60,10 @@ def resolve(config: Config, data: Dataset) -> Config:
     defaults = {**_DEFAULTS, "threads": torch.get_num_threads(), "model": "cnn", **data.defaults}
     if len(data.input_shape) == 1 and config.model is None:
         defaults = {**_DEFAULTS, "threads": defaults["threads"], **_VECTORS, **data.defaults}
+    if config.optimizer == "adamw":
+        defaults["lr"] = 1e-3
+    if config.freeze:
+        defaults |= {"crop": 0, "flip": False}
     unset = {key: value for key, value in defaults.items() if getattr(config, key) is None}
     unset |= {"pretrain_epochs": config.pretrain_epochs or config.epochs or defaults["epochs"]}
     try:

@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ltkernels._names import did_you_mean
 from ltkernels.nn import CosineLinear
+from ltkernels.train.checkpoint import undump
 
 # A loss that is defined on plain logits cannot separate classes with cosines in [-1, 1] (its smallest possible value at
 # C = 10 is 1.4 nats): under such a loss the cosine head's logits are multiplied by this. Losses that are defined on
@@ -128,13 +130,70 @@ BACKBONES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
 }
 
 
+def _timm(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
+    """A backbone of timm without its classifier; never downloads."""
+
+    def factory(input_shape: tuple[int, ...]) -> nn.Module:
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(f"model timm:{name} needs the package: pip install timm") from error
+        channels = _images(f"timm:{name}", input_shape)
+        try:
+            return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+        except RuntimeError as error:
+            raise ValueError(f"model timm:{name}: {str(error)[:200]}") from error
+
+    return factory
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Load pretrained weights of `backbone` from a .safetensors file or one of `torch.save` (weights alone are read; a
+    `state_dict`, `model` or `state` inside it is found). What belongs to a classifier beyond the backbone is left out.
+
+    Raises FileNotFoundError or ValueError naming the file: it lacks a parameter, or holds one of another shape.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError("a .safetensors file needs the package: pip install safetensors") from error
+        try:
+            state = load_file(str(path))
+        except Exception as error:  # SafetensorError, and whatever a forged header makes it raise
+            raise ValueError(f"weights {path}: not a .safetensors file: {str(error)[:200]}") from error
+    else:
+        state = undump(path.read_bytes(), f"weights {path}")
+        state = next(
+            (state[key] for key in ("state_dict", "model", "state") if isinstance(state.get(key), dict)), state
+        )
+    own = backbone.state_dict()
+    for prefix in ("module.", "backbone."):
+        if not set(own) & set(state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state and key not in counters]
+    if missing:
+        raise ValueError(f"weights {path}: lacks {len(missing)} of the backbone's {len(own)} tensors, as {missing[0]}")
+    try:
+        backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"weights {path}: do not fit the backbone: {reason}") from error
+
+
 def _factory(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
     if name in BACKBONES:
         return BACKBONES[name]
     module_name, colon, attribute = name.partition(":")
+    if module_name == "timm" and attribute:
+        return _timm(attribute)
     if not (module_name and colon and attribute):
         raise ValueError(
-            f"unknown model {name!r}{did_you_mean(name, BACKBONES)}; known: {', '.join(BACKBONES)}, or an import path package.module:Name"
+            f"unknown model {name!r}{did_you_mean(name, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME, or an import path "
+            "package.module:Name"
         )
     try:
         factory = getattr(importlib.import_module(module_name), attribute)

@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ltkernels.losses import Loss
+from ltkernels.nn import CosineLinear
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
 from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Fit, Progress, apply, fit, predict
 from ltkernels.train.features import TailClass, complete_tail, derived_seed
-from ltkernels.train.metrics import confusion_matrix, describe_classifier, describe_features, summarize
-from ltkernels.train.models import Classifier, build_backbone, build_head
+from ltkernels.train.metrics import class_means, confusion_matrix, describe_classifier, describe_features, summarize
+from ltkernels.train.models import Classifier, build_backbone, build_head, load_weights
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
 from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained, logit_scale, prior_power
@@ -83,10 +85,22 @@ class Job:
 
         record = loss_record(self.config.loss)
         self.build(record)
+        self._check_backbone(record)
         recipe = self._recipe(self.config.schedule, self.config.sampler, self.config.mix)
         self._criterion(record, self.class_counts, self.config.loss_options, self.config.schedule)
         self._batches_check(recipe)
         check(self)
+
+    def _check_backbone(self, record: Loss) -> None:
+        config = self.config
+        if config.freeze and (config.crop or config.flip or config.mix != "none" or config.pretrain != "none"):
+            raise ValueError(
+                "freeze computes each sample's features once: crop, flip, mix and pretrain do not go with it"
+            )
+        if config.freeze and config.lr_backbone is not None:
+            raise ValueError("freeze and lr_backbone exclude each other")
+        if config.head_init == "means" and self.head_spec(record).kind != "cosine":
+            raise ValueError("head_init means needs head cosine: its rows are directions")
 
     def _batches_check(self, recipe: Recipe) -> None:
         from ltkernels.train.batching import Batches
@@ -109,6 +123,8 @@ class Job:
         config, data = self.config, self.data
         spec = spec or self.head_spec(record)
         backbone, width = build_backbone(config.model, data.input_shape, derived_seed(config.seed, 1))
+        if config.weights:
+            load_weights(backbone, Path(config.weights).expanduser())
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         return Classifier(backbone, self._head(spec, width, config.seed)).to(config.device, memory_format=layout)
 
@@ -162,6 +178,9 @@ class Job:
             lr_schedule=config.lr_schedule,
             warmup=config.warmup,
             momentum=config.momentum,
+            optimizer=config.optimizer,
+            lr_backbone=config.lr_backbone,
+            clip=config.clip,
             accumulate=config.accumulate,
             precision=config.precision,
             compile=config.compile,
@@ -177,9 +196,23 @@ class Job:
     ) -> Trained:
         train_set, test_set = (self.x_train, self.y_train), (self.x_test, self.y_test)
         val_set = (self.x_held, self.y_held) if self.validates else None
-        result = self._fit(model, criterion, train_set, test_set, recipe, f"train/{name}", schedules, val_set=val_set)
+        if self.config.head_init == "means" and isinstance(model.head, CosineLinear):
+            self._start_from_means(model)
+        trained: nn.Module = model
+        if self.config.freeze:
+            backbone, trained = model.backbone.requires_grad_(False).eval(), model.head
+            features, test_features = self._features_of(backbone)
+            train_set, test_set = (features, self.y_train), (test_features, self.y_test)
+            val_set = val_set and (apply(backbone, self.x_held), self.y_held)
+        result = self._fit(trained, criterion, train_set, test_set, recipe, f"train/{name}", schedules, val_set=val_set)
         self.trained.append(Trained(name, record, self.head_spec(record), model, result))
         return self.trained[-1]
+
+    def _start_from_means(self, model: Classifier) -> None:
+        """Rows of the cosine head: the classes' mean features (Shi et al. 2024, LIFT, where no text encoder is there)."""
+        features = apply(model.backbone, self.x_train)
+        with torch.no_grad():
+            model.head.weight.copy_(class_means(features, self.y_train, self.data.num_classes))
 
     def _fit(
         self,
@@ -324,7 +357,9 @@ class Job:
 
     def features(self, base: Trained) -> tuple[Tensor, Tensor]:
         """Features (n, d) of the training and of the test set, computed once for each backbone: retrainings share one."""
-        backbone = base.model.backbone
+        return self._features_of(base.model.backbone)
+
+    def _features_of(self, backbone: nn.Module) -> tuple[Tensor, Tensor]:
         if backbone not in self._features:
             self._features[backbone] = apply(backbone, self.x_train), apply(backbone, self.x_test)
         return self._features[backbone]
