@@ -150,6 +150,12 @@ def _selection(summary: dict[str, Any]) -> str:
 
 def _confusions(summary: dict[str, Any]) -> str:
     order, names = by_frequency(summary), summary["class_names"]
+    if len(order) > charts.MOST_CELLS:
+        chosen = next(v for v in summary["variants"] if v["name"] == summary["chosen"])
+        return (
+            f"<h2>Confusions</h2><p>The most frequent of {escape(chosen['title'])}; all are in tables/confusion.csv.</p>"
+            f"{analysis.top_confusions(chosen['confusion'], names)}"
+        )
     drawn = "".join(charts.confusion(v["title"], v["confusion"], names, order) for v in summary["variants"])
     return (
         "<h2>Confusion matrices</h2><p>Classes from the most to the least frequent in training; counts of test "
