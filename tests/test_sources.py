@@ -183,6 +183,7 @@ def test_list_files_with_their_siblings(tmp_path):
         ("../secret.png 0\n", r"mine\.txt: \.\./secret\.png leads out of"),
         ("img/0 0.png 0\nimg/1 0.png 9\n", r"mine\.txt: the labels reach 9, of 2 samples"),
         ("", r"mine\.txt: holds no line"),
+        ("a\0.png 0\n", r"mine\.txt: 'a\\x00\.png' is no name of a file"),
     ],
 )
 def test_bad_lists_are_named(tmp_path, text, message):

@@ -88,6 +88,8 @@ def _pictures(
 
 
 def _source(root: Path, name: str, path: Path) -> Source:
+    if "\0" in name:
+        raise ValueError(f"{path}: {clipped(name)!r} is no name of a file")
     place = root / name
     # A list may come from anywhere: what it names outside the data's own folder would be read into a model without a word.
     if not place.resolve().is_relative_to(root):
