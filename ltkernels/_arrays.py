@@ -13,7 +13,7 @@ _SHOWN = 40  # characters of a label in a message
 
 def plain(array: Any) -> np.ndarray:
     """The array in native byte order and with strides that torch takes; float128 as float64. The same memory where it can be."""
-    array = np.asarray(array)
+    array = np.asanyarray(array)  # a memory-mapped one stays mapped
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -80,6 +80,27 @@ def class_indices(
         numbers = {argument: labels - 1 for argument, labels in numbers.items()}
         names = names or tuple(str(value) for value in values)
     return numbers, names
+
+
+def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of a file of features, read for their values: byte order and strides; `labels` and `pool_labels` as class indices
+    (see `class_indices`), with the names that they held as `class_names`; the class names as text. ValueError naming the file."""
+    found = {name: plain(array) for name, array in arrays.items()}
+    given = found.get("class_names")
+    if given is not None and given.dtype.kind == "S":
+        found["class_names"] = np.array([text(name) for name in given.ravel()])
+    labels = {name: found[name] for name in ("labels", "pool_labels") if name in found}
+    if not any(
+        array.dtype.kind in "fSU" or (array.size and array.min() > 0)
+        for array in labels.values()
+        if array.dtype != object
+    ):
+        return found
+    try:
+        numbers, names = class_indices(labels, None if given is None else list(found["class_names"].ravel()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return {**found, **numbers, **({"class_names": np.array(names)} if names else {})}
 
 
 def _named(

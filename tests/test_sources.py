@@ -399,3 +399,53 @@ def test_what_was_trained_stays_when_a_later_phase_fails(tmp_path, capsys):
     # A training that failed by itself leaves nothing, as before.
     _one_line(capsys, "train", "--data", name, "--epochs", 2, "--lr", 1e30, "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+# Files of features
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"),
+    [(">i8", "f4"), ("i8", ">f4"), ("i8", ">f8"), ("f8", "f4"), ("S3", "f4"), ("U3", "f4"), ("from one", "f4")],
+)  # fmt: skip
+def test_select_audit_and_statistics_read_the_same_values(tmp_path, capsys, labels, dtype):
+    x, y = _vectors((30, 12, 6), features=6)
+    given = {
+        "S3": np.array(["c0", "c1", "c2"])[y].astype("S"),
+        "U3": np.array(["c0", "c1", "c2"])[y],
+        "from one": y + 1,
+    }
+    np.savez(tmp_path / "plain.npz", features=x.astype("f4"), labels=y)
+    np.savez(
+        tmp_path / "odd.npz",
+        features=x.astype("f4").astype(dtype),
+        labels=given[labels] if labels in given else y.astype(labels),
+    )
+    shown = []
+    for name in ("plain", "odd"):
+        path = tmp_path / f"{name}.npz"
+        assert main(["statistics", str(path)]) == 0
+        rows = [line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]]
+        assert main(["audit", str(path), "--out", str(tmp_path / f"{name}.html")]) == 0
+        capsys.readouterr()
+        result = train.select_features(path, train.Config(head_ratio=0.6, random_repeats=1), out=tmp_path / name)
+        shown.append((rows, result["class_counts"], result["fdg_tail"]))
+    assert shown[0][:2] == shown[1][:2]
+    assert shown[0][2] == pytest.approx(shown[1][2], rel=1e-5)
+
+
+def test_class_names_as_bytes_are_the_same_names(tmp_path, capsys):
+    x, y = _vectors((30, 30))
+    for name, names in (("f", np.array([b"ant", b"bee"])), ("g", np.array(["ant", "bee"]))):
+        np.savez(tmp_path / f"{name}.npz", features=x, labels=y, class_names=names)
+        assert main(["statistics", str(tmp_path / f"{name}.npz"), "--out", str(tmp_path / f"{name}s.npz")]) == 0
+    capsys.readouterr()
+    assert main(["statistics", "--merge", str(tmp_path / "fs.npz"), str(tmp_path / "gs.npz")]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["ant", "60"], ["bee", "60"]]
+
+
+def test_labels_of_a_file_that_mean_nothing_are_named(tmp_path, capsys):
+    x, y = _vectors((30, 30))
+    np.savez(tmp_path / "half.npz", features=x, labels=y + 0.5)
+    assert "half.npz: labels must hold integers" in _one_line(capsys, "statistics", tmp_path / "half.npz")
