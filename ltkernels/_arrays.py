@@ -89,7 +89,7 @@ def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     given = found.get("class_names")
     if given is not None and given.dtype.kind == "S":
         found["class_names"] = np.array([text(name) for name in given.ravel()])
-    labels = {name: found[name] for name in ("labels", "pool_labels") if name in found}
+    labels: dict[str, np.ndarray] = {name: found[name] for name in ("labels", "pool_labels") if name in found}
     if not any(
         array.dtype.kind in "fSU" or (array.size and array.min() > 0)
         for array in labels.values()
@@ -106,10 +106,10 @@ def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 def _named(
     arrays: dict[str, np.ndarray], names: tuple[str, ...] | None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    found = {}
-    for argument, labels in arrays.items():
-        values, index = np.unique(plain(labels), return_inverse=True)
-        found[argument] = [text(value) for value in values], index.reshape(labels.shape)
+    found: dict[str, tuple[list[str], np.ndarray]] = {}
+    for argument, given in arrays.items():
+        unique, index = np.unique(plain(given), return_inverse=True)
+        found[argument] = [text(value) for value in unique], index.reshape(given.shape)
     if names is None:
         names = tuple(
             sorted({value for values, _ in found.values() for value in values}, key=lambda n: (natural_key(n), n))
