@@ -49,6 +49,17 @@ def read_arrays(path: Path, required: Sequence[str], optional: Sequence[str] = (
         raise ValueError(f"{path}: not a usable .npz file: {str(error)[:_KEPT]}") from error
 
 
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays in an .npz file. FileNotFoundError, or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except DAMAGED as error:
+        raise ValueError(f"{path}: not a usable .npz file: {str(error)[:_KEPT]}") from error
+
+
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file_size: int) -> np.ndarray:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{entry.filename} is compressed by another method than deflate")

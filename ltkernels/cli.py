@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ltkernels
-from ltkernels.commands import audit, select, statistics
+from ltkernels._names import did_you_mean
+from ltkernels.commands import audit, predict, select, statistics
 from ltkernels.commands.parts import Progress, add_settings, config_of, is_first
 
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
@@ -43,6 +45,15 @@ _RESUME: dict[str, Any] = {
 }
 
 
+_EXAMPLES = """examples:
+  ltkernels train --data folder:PICTURES --image-size 64 --out runs/mine     CLASS/*.jpg, with or without train/ and test/
+  ltkernels train --data csv:TABLE.csv --val-split 0.1                       a column `label`, the others numbers, or a column `path`
+  ltkernels train --data list:ImageNet_LT_train.txt --data-dir IMAGES --image-size 224
+  ltkernels train --data my.module:function --model my.module:Backbone --loss ldam --schedule drw
+  ltkernels predict runs/mine NEW_PICTURES --out predictions.csv
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         # An abbreviated flag would change its meaning when a flag with the same beginning is added.
@@ -50,7 +61,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # argparse prints the usage first; the promise is one line.
-        self.exit(2, f"ltkernels: error: {message}\n")
+        self.exit(2, f"ltkernels: error: {message}{self._hint(message)}\n")
+
+    def _hint(self, message: str) -> str:
+        """What a misspelt flag, command or choice may have been meant to be."""
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[^', ]+", choice[2]))
+        flag = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        parsers = [p for action in self._actions if isinstance(action.choices, dict) for p in action.choices.values()]
+        return did_you_mean(flag[1], {f for p in (self, *parsers) for f in p._option_string_actions}) if flag else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,8 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ltkernels {ltkernels.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    run = commands.add_parser("run", help="the whole pipeline: two trainings, FDG selection, retraining, report")
-    train = commands.add_parser("train", help="one training")
+    text = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EXAMPLES}
+    run = commands.add_parser(
+        "run", help="the whole pipeline: two trainings, FDG selection, retraining, report", **text
+    )
+    train = commands.add_parser("train", help="one training", **text)
     for command in (run, train):
         add_settings(command, None)
         command.add_argument("--out", type=Path, help="result folder")
@@ -115,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
-    for module in (select, audit, statistics):
+    for module in (predict, select, audit, statistics):
         module.add_parser(commands)
     bench = commands.add_parser("bench", help="time the kernels against their peers")
     bench.add_argument("family", choices=("losses", "heads", "selection"))
@@ -144,12 +166,22 @@ def _job(arguments: argparse.Namespace) -> None:
         if not quiet:
             print(to_toml(resolved))
 
+    def on_notes(notes: Sequence[str]) -> None:
+        if not quiet:
+            print("".join(f"note: {_plain(note)}\n" for note in notes), end="")
+
     job = train.run if arguments.command == "run" else train.train
     if arguments.seeds:
         job = partial(train.run_seeds, arguments.command, seeds=arguments.seeds)
     try:
         summary = job(
-            config, out=out, force=arguments.force, resume=arguments.resume, progress=progress, on_config=on_config
+            config,
+            out=out,
+            force=arguments.force,
+            resume=arguments.resume,
+            progress=progress,
+            on_config=on_config,
+            on_notes=on_notes,
         )
     finally:
         progress.clear()
@@ -264,6 +296,8 @@ _COMMANDS = {
     "select": select.run,
     "experiment": _experiment,
     "evaluate": _evaluate,
+    "predict": predict.run,
+    "features": predict.run,
     "report": _report,
     "audit": audit.run,
     "statistics": statistics.run,

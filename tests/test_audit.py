@@ -134,9 +134,9 @@ def test_command_writes_a_page_and_replaces_none(tmp_path, capsys):
     assert main(arguments) == 2
     assert "exists; --force" in capsys.readouterr().err
     assert main([*arguments, "--force"]) == 0
-    np.savez(tmp_path / "bad.npz", features=x.numpy(), labels=y.numpy() + 1)
+    np.savez(tmp_path / "bad.npz", features=x.numpy(), labels=y.numpy() * 2)
     assert main(["audit", str(tmp_path / "bad.npz"), "--out", str(tmp_path / "no.html")]) == 2
-    assert "bad.npz: labels holds no sample of class 0" in capsys.readouterr().err
+    assert "bad.npz: labels holds no sample of class 1" in capsys.readouterr().err
     assert not (tmp_path / "no.html").exists()
 
 

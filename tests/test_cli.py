@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+import torch
 
 from ltkernels.cli import main
+from ltkernels.train import Config
 
 QUICK = ["--model", "mlp", "--epochs", "2", "--retrain-epochs", "2", "--random-repeats", "1"]
 
@@ -35,7 +38,7 @@ def finished(tmp_path_factory):
 
 def test_run_writes_the_four_files(finished):
     assert {p.name for p in finished.iterdir()} == {
-        *("config.toml", "metrics.jsonl", "summary.json", "report.html", "checkpoints")
+        *("config.toml", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "tables")
     }
     assert len(json.loads((finished / "summary.json").read_text())["variants"]) == 5
 
@@ -213,3 +216,45 @@ def test_bench_checks_its_answers_and_writes_a_result(tmp_path, capsys) -> None:
     assert {row["backend"].partition("-")[0] for row in result["rows"]} == {"cpu", "eager"}
     assert all(row["ok"] and row["ms_p50"] > 0 for row in result["rows"])
     assert result["machine"]["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "--loss-option", "tau=1"], "did you mean --loss-options?"),
+        (["train", "--loss", "logit_adjsted"], "did you mean logit_adjusted?"),
+        (["train", "--preset", "ldma-drw"], "did you mean ldam-drw?"),
+        (["train", "--model", "restnet32"], "did you mean resnet32?"),
+        (["train", "--data", "fashion_mnist"], "did you mean fashion-mnist-lt?"),
+        (["train", "--schedule", "drww"], "did you mean drw?"),
+        (["train", "--model", "cli_model:Net"], "called with input_shape=(1, 8, 8)"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_name_is_met_with_the_right_one(arguments, meant, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("cli_model")
+    module.Net = type("Net", (torch.nn.Module,), {"__init__": lambda self: None})
+    monkeypatch.setitem(sys.modules, "cli_model", module)
+    assert _code(*arguments) == 2
+    assert meant in _one_line(capsys)
+
+
+def test_capitals_and_class_names_do_not_matter():
+    for given, name in (
+        ("LDAM", "ldam"),
+        ("LogitAdjustedCrossEntropy", "logit_adjusted"),
+        ("Balanced-Softmax", "balanced_softmax"),
+    ):
+        assert Config(loss=given).loss == name
+    assert Config(schedule="DRW").schedule == "drw"
+
+
+def test_help_has_headings_and_examples(capsys):
+    assert _code("train", "--help") == 0
+    text = capsys.readouterr().out
+    places = [
+        text.index(f"\n{heading}:\n") for heading in ("data", "model and loss", "optimisation", "machine", "examples")
+    ]
+    assert places == sorted(places)
+    assert _code("select", "--help") == 0

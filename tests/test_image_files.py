@@ -101,7 +101,7 @@ def test_folder_is_thinned_before_it_is_decoded(tmp_path, pil):
         if name.startswith("train/") and _grey_of(files[name]) in broken:
             (path / name).write_bytes(b"junk")
     assert torch.equal(data.load(f"folder:{path}", DataRequest(imbalance=1.5)).x_train, kept.x_train)
-    with pytest.raises(ValueError, match="not a usable PNG or JPEG"):
+    with pytest.raises(ValueError, match="not a usable image"):
         data.load(f"folder:{path}")
 
 
@@ -176,9 +176,13 @@ def test_transparency_is_white_and_orientation_is_followed(tmp_path, pil):
     [
         (_png(60_000, 60_000), "60000|exceeds"),  # 3.6 gigapixels in a few kilobytes
         (_png(9000, 9000), "9000 x 9000 pixels are more than"),
-        (_png(4, 4)[:40], "not a usable PNG"),
-        (b"GIF89a" + bytes(50), "cannot identify"),
-        (b"", "cannot identify"),
+        (_png(4, 4)[:40], "not a usable image"),
+        (b"GIF89a" + bytes(50), "not a usable image"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n",
+            "not a usable image: by its content it is none of PNG, JPEG",
+        ),
+        (b"", "not a usable image: the file is empty"),
     ],
 )
 def test_bombs_and_broken_images_are_refused(tmp_path, pil, content, message):
@@ -288,12 +292,76 @@ def test_openclipart_golden_counts():
     assert (max(loaded.class_counts), min(loaded.class_counts), sum(loaded.class_counts)) == (1524, 10, 6429)
 
 
-def test_other_formats_are_refused_although_pillow_reads_them(tmp_path, pil):
+@pytest.mark.parametrize("kind", ["gif", "webp", "bmp", "tiff", "ppm"])
+def test_other_formats_are_read_by_their_content(tmp_path, pil, kind):
     buffer = io.BytesIO()
-    pil.new("RGB", (4, 4)).save(buffer, "gif")
-    path = _put(tmp_path, {**_tree({"a": 2, "b": 2}), "train/b/1.png": buffer.getvalue()})
-    with pytest.raises(ValueError, match=r"train/b/1\.png: not a usable PNG or JPEG"):
-        data.load(f"folder:{path}")
+    pil.new("RGB", (4, 4), (200, 200, 200)).save(buffer, kind, **({"lossless": True} if kind == "webp" else {}))
+    files = {
+        **_tree({"a": 2, "b": 2}),
+        "train/b/1.png": buffer.getvalue(),
+        f"train/b/2.{kind.upper()}": buffer.getvalue(),
+    }
+    loaded = data.load(f"folder:{_put(tmp_path, files)}")
+    assert loaded.class_counts == [2, 3]
+    assert _grey(loaded).tolist() == [0, 1, 20, 200, 200]
+    assert loaded.notes == ()
+
+
+def test_what_is_not_read_is_counted_and_a_lost_class_is_refused(tmp_path, pil):
+    files = {**_tree({"a": 3, "b": 2}), "train/a/x.heic": b"1", "train/a/y.heic": b"1", "test/b/notes.txt": b"1"}
+    assert data.load(f"folder:{_put(tmp_path / 'one', files)}").notes == (
+        "3 files of other kinds are not read: 2 .heic, 1 .txt",
+    )
+    for extra, what in (
+        ({"train/c/0.heic": b"1"}, "1 .heic"),
+        ({"train/c/0.svg": b"", "train/c/1": b""}, "1 .svg, 1 without"),
+    ):
+        root = _put(tmp_path / what.replace(" ", ""), {**files, **extra})
+        with pytest.raises(ValueError, match=rf"class c has no image that is read \({what}"):
+            data.load(f"folder:{root}")
+    (tmp_path / "one" / "train" / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"class empty has no image that is read \(its folder is empty\)"):
+        data.load(f"folder:{tmp_path / 'one'}")
+
+
+def test_every_layout_gives_the_same_classes(tmp_path, pil):
+    files = _tree(COUNTS)
+    expected = data.load(f"folder:{_put(tmp_path / 'plain', files)}")
+    for name, turn in {
+        "capitals": lambda k: k.replace("train/", "Train/").replace("test/", "TEST/"),
+        "val": lambda k: k.replace("test/", "val/"),
+        "deeper": lambda k: f"a/b/c/{k}",
+        "subfolders": lambda k: k.replace("/2_cat/", "/2_cat/more/"),
+    }.items():
+        renamed = {turn(key): content for key, content in files.items()}
+        loaded = data.load(f"folder:{_put(tmp_path / name, renamed)}")
+        assert torch.equal(loaded.x_train, expected.x_train), name
+        assert torch.equal(loaded.y_test, expected.y_test), name
+        assert loaded.class_names == expected.class_names, name
+        assert (loaded.notes == ()) == (name != "val")
+    zipped = _archived(
+        tmp_path / "back.zip", {key.replace("/", "\\"): content for key, content in files.items()}, "top\\"
+    )
+    assert torch.equal(data.load(f"folder:{zipped}").x_train, expected.x_train)
+    three = {**files, **{k.replace("test/", "Valid/"): v for k, v in files.items() if k.startswith("test/2")}}
+    loaded = data.load(f"folder:{_put(tmp_path / 'three', three)}")
+    assert loaded.y_val.tolist() == [0]
+    assert torch.equal(loaded.x_train, expected.x_train)
+
+
+def test_a_folder_without_a_split_is_split(tmp_path, pil):
+    files = {f"set/{key.removeprefix('train/')}": v for key, v in _tree({"a": 20, "b": 10, "c": 2, "train": 1}).items()}
+    files = {key: v for key, v in files.items() if "test/" not in key}
+    loaded = data.load(f"folder:{_put(tmp_path, files)}")
+    assert loaded.class_names == ("a", "b", "c")
+    assert loaded.class_counts == [16, 8, 1]
+    assert torch.bincount(loaded.y_test).tolist() == [4, 2, 1]
+    assert loaded.notes[-1] == "left out, with one sample: train"
+    assert "7 of 33 samples are held out" in loaded.notes[0]
+    assert sorted((*loaded.train_files, *loaded.test_files)) == sorted(k for k in files if "/train/" not in k)
+    # The files are those of the samples.
+    value = _grey(loaded)
+    assert [_grey_of(files[name]) for name in loaded.train_files] == value.tolist()
 
 
 def test_archives_are_read_in_their_own_order(pil):

@@ -225,10 +225,10 @@ def test_selection_modes(select):
         assert abs(arms[select].fdg - 0.5) < abs(arms["random-0"].fdg - 0.5)
 
 
-def test_single_sample_tail_class_is_refused():
-    labels = torch.tensor([0] * 60 + [1] * 30 + [2])
-    with pytest.raises(ValueError, match="class 2 has one sample"):
-        complete_tail(torch.randn(91, 4), labels, QUICK)
+def test_single_sample_tail_class_is_left_out():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 5 + [3])
+    head, tail = complete_tail(torch.randn(96, 4), labels, QUICK)
+    assert (head, [entry.label for entry in tail]) == ([0, 1], [2])
 
 
 def test_passed_data_set_and_cross_entropy_alone():

@@ -252,3 +252,60 @@ def test_the_time_is_shared_out_without_a_remainder(summary):
     assert "cross-entropy: evaluation 0.25 s" in page
     # 12.25 s of the whole run less five variants of a second each.
     assert "all else: data, selection, further runs: other 7.25 s" in page
+
+
+def test_a_thousand_classes_make_a_page_of_less_than_three_megabytes(summary):
+    import random
+
+    rng, n = random.Random(0), 1000
+    many = _with_analysis(summary)
+    del many["tail"], many["random_repeats"]
+    many["variants"] = many["variants"][1:2]
+    names = [f"{'<b>' if i == 7 else ''}species number {i}" for i in range(n)]
+    many["class_counts"], many["class_names"], many["test_counts"] = [1000 - i // 2 for i in range(n)], names, [10] * n
+    confusion = [[0] * n for _ in range(n)]
+    for i in range(n):
+        confusion[i][i], confusion[i][rng.randrange(n)] = 6, 4
+    confusion[7][8] = 77
+    similarity = [[0.1] * n for _ in range(n)]
+    similarity[7][8] = similarity[8][7] = 0.99
+    many["variants"][0] |= {
+        "per_class_accuracy": [0.6] * n, "confusion": confusion, "classifier_norms": [1.0 + i / n for i in range(n)],
+    }  # fmt: skip
+    many["features"] |= {"class_diversity": [1.0] * n, "class_similarity": similarity}
+    page = render(many, _metrics())
+    _parse(page)
+    assert len(page.encode()) < 3_000_000
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert "&lt;b&gt;species number 7 species number 8 77 " in text
+    assert "species number 8 &lt;b&gt;species number 7 0.99" in text
+
+
+def test_names_have_room_left_of_a_matrix():
+    names = ["WWWWWWWWWWWWWWWWWWWWWWWW", "b"]
+    for drawing in (
+        charts.confusion("t", [[1, 2], [3, 4]], names, [0, 1]),
+        plots.matrix("t", [[1.0, 0.5], [0.5, 1.0]], names, [0, 1], "n"),
+    ):
+        texts = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end"[^>]*font-size="(\d+)">([^<]*)<', drawing)
+        assert len(texts) == 2
+        # A W, the widest letter, is 0.94 em in common fonts; shortened names keep to letters of 0.69 em on average.
+        assert all(float(x) >= 0.68 * int(size) * len(text) for x, size, text in texts)
+    columns = re.findall(
+        r'text-anchor="middle"[^>]*font-size="11">(\d+)<', charts.confusion("t", [[1, 2], [3, 4]], names, [0, 1])
+    )
+    assert columns == ["1", "2"]
+
+
+def test_png_charts_have_the_letters_of_other_alphabets(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    drawn = []
+    for i, letter in enumerate(("\u0436", "\u03c9", "\u00fc", "\u0158", "\U0010fffd")):
+        svg = Svg(40, 30, "t")
+        svg.text(4, 20, letter, size=16)
+        (path,) = save_pngs(svg.render(), tmp_path / str(i))
+        with image.open(path) as chart:
+            drawn.append(chart.tobytes())
+    # The last has no letter: it is the box.
+    assert len(set(drawn)) == 5

@@ -18,11 +18,16 @@ def is_first() -> bool:
 
 def add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -> None:
     """A flag per setting of `Config`; a flag that is not given stays out of the namespace."""
-    from ltkernels.train.config import Config, kind_of, spelled
+    from ltkernels.train.config import HEADINGS, Config, kind_of, spelled
 
+    group: Any = parser
+    heading = ""
     for item in fields(Config):
+        heading = HEADINGS.get(item.name, heading)
         if only is not None and item.name not in only:
             continue
+        if group is parser or group.title != heading:
+            group = parser.add_argument_group(heading)
         text = item.metadata["help"]
         if item.default not in (None, ""):
             text += f" (default: {item.default})"
@@ -30,11 +35,11 @@ def add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) ->
         shared = {"dest": item.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         choices = item.metadata.get("choices")
         if kind_of(item) is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **shared)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **shared)
         elif choices:
-            parser.add_argument(flag, type=partial(spelled, choices=choices), choices=choices, **shared)
+            group.add_argument(flag, type=partial(spelled, choices=choices), choices=choices, **shared)
         else:
-            parser.add_argument(flag, type=kind_of(item), metavar=item.name.upper(), **shared)
+            group.add_argument(flag, type=kind_of(item), metavar=item.name.upper(), **shared)
 
 
 def config_of(arguments: argparse.Namespace) -> Any:
@@ -65,7 +70,7 @@ class Progress:
         if not self.active:
             return
         filled = 24 * done // max(total, 1)
-        accuracy = record.get("test_balanced_accuracy")
+        accuracy = record.get("test_balanced_accuracy", record.get("val_balanced_accuracy"))
         tail = "" if accuracy is None else f"  balanced accuracy {100 * accuracy:.1f} %"
         line = f"{phase:<28} [{'#' * filled}{'.' * (24 - filled)}] {done}/{total}{tail}"
         self.width = max(self.width, len(line))

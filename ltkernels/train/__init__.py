@@ -9,12 +9,17 @@ Data of your own: two lines, then its name is a data set like any other.
     summary = train.train(train.Config(data="mine"), out="results")
 
 On the command line it is one flag: `ltkernels train --data npz:FILE` with arrays x_train, y_train, x_test, y_test.
+
+What was trained is used by `load("results").predict(samples)`, or by `ltkernels predict results FILES`.
 """
 
 from ltkernels.train import data, presets
 from ltkernels.train.config import Config
 from ltkernels.train.jobs import evaluate, rebuild_report, run, train
+from ltkernels.train.predictor import Model, load
 from ltkernels.train.seeds import run_seeds
 from ltkernels.train.select import select_features
 
-__all__ = ["Config", "data", "evaluate", "presets", "rebuild_report", "run", "run_seeds", "select_features", "train"]
+__all__ = [
+    "Config", "Model", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features", "train",
+]  # fmt: skip

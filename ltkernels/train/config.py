@@ -11,14 +11,20 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ltkernels._names import did_you_mean, plain
 from ltkernels.train.batching import MIXERS
 from ltkernels.train.data import PROFILES, names
 from ltkernels.train.logs import parse_logs
 from ltkernels.train.recipe import parse_lr_schedule
 from ltkernels.train.samplers import SAMPLERS
-from ltkernels.train.schedules import SCHEDULES, parse_options
+from ltkernels.train.schedules import SCHEDULES, loss_name, parse_options
 
 _MAX_TEXT = 4096  # characters of a setting: the longest path
+# Headings of --help, by the first setting under each.
+HEADINGS = {
+    "data": "data", "model": "model and loss", "sampler": "batches and schedules", "pretrain": "stages", "epochs": "optimisation",
+    "seed": "machine", "select": "selection and retraining",
+}  # fmt: skip
 # What may follow the first stage; `stage2.py` holds their functions.
 STAGES = ("crt", "lws", "tau-norm", "ncm", "ofa", "fdc")
 
@@ -41,7 +47,28 @@ class Config:
     imbalance: float | None = _setting(None, "imbalance factor n_max / n_min (default: the data set's)", at_least=1)
     profile: str = _setting("exp", "how class sizes fall from n_max to n_min", choices=PROFILES)
     data_seed: int = _setting(0, "which images the long-tailed set keeps; apart from --seed on purpose", at_least=0)
-    model: str = _setting("cnn", "cnn, mlp, resnet32 or an import path package.module:Name")
+    test_split: float = _setting(
+        0.2, "share of each class that becomes the test set where the data has none", positive=True, at_most=0.5
+    )
+    val_split: float | None = _setting(
+        None, "share of each class held out of training for the numbers of each epoch (the test set is then read once)",
+        positive=True, at_most=0.5,
+    )  # fmt: skip
+    model: str | None = _setting(
+        None,
+        "cnn, mlp, wide, resnet32 or an import path package.module:Name (default: cnn for images, wide for vectors)",
+    )
+    weights: str | None = _setting(
+        None, "file of pretrained weights for the backbone: .safetensors, or .pt with weights alone"
+    )
+    freeze: bool = _setting(
+        False, "leave the backbone as it is: its features are computed once, epochs train the classifier"
+    )
+    head_init: str = _setting(
+        "random",
+        "first rows of a cosine classifier; means: the mean features of the classes",
+        choices=("random", "means"),
+    )
     head: str | None = _setting(
         None, "classifier (default: the one the loss is defined on)", choices=("linear", "cosine")
     )
@@ -80,13 +107,18 @@ class Config:
     epochs: int | None = _setting(None, "passes over the training set (default: the data set's)", at_least=1)
     batch_size: int | None = _setting(None, "samples a step (default: the data set's)", at_least=1)
     accumulate: int = _setting(1, "parts in which a step's samples are computed, to save memory", at_least=1)
-    lr: float | None = _setting(None, "peak learning rate of SGD (default: the data set's)", positive=True)
+    optimizer: str = _setting(
+        "sgd", "adamw decays matrices alone: no biases, norms or cosine classifiers", choices=("sgd", "adamw")
+    )
+    lr: float | None = _setting(None, "peak learning rate (default: the data set's; adamw: 0.001)", positive=True)
+    lr_backbone: float | None = _setting(None, "peak learning rate of the backbone (default: --lr)", positive=True)
+    clip: float | None = _setting(None, "largest norm of a step's gradient (default: any)", positive=True)
     lr_schedule: str = _setting("cosine", "cosine, or step:160=0.01,180=0.0001 (factors of lr from an epoch on)")
     warmup: float | None = _setting(
         None, "epochs of linear warm-up (default: 5 % of the steps; step: none)", at_least=0
     )
-    momentum: float = _setting(0.9, "momentum of SGD", at_least=0, at_most=1)
-    weight_decay: float = _setting(5e-4, "L2 penalty of SGD", at_least=0)
+    momentum: float = _setting(0.9, "momentum of sgd", at_least=0, at_most=1)
+    weight_decay: float = _setting(5e-4, "L2 penalty of sgd; decay of adamw", at_least=0)
     seed: int = _setting(0, "initialisation, batch order, synthesis and clustering", at_least=0)
     device: str = _setting("cpu", "torch device: cpu, cuda, cuda:1")
     threads: int | None = _setting(None, "torch's CPU threads (default: the data set's, or torch's)", at_least=1)
@@ -122,6 +154,8 @@ class Config:
     retrain_lr: float = _setting(0.1, "peak learning rate of the classifier's retraining", positive=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.loss, str):
+            object.__setattr__(self, "loss", loss_name(self.loss))
         for item in fields(self):
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
         parse_select(self.select)
@@ -144,8 +178,8 @@ def kind_of(item: dataclasses.Field) -> type:
 
 
 def spelled(value: str, choices: Sequence[str]) -> str:
-    """`value` as `choices` spell it: `tla-adrw` is `tla_adrw`, `tau_norm` is `tau-norm`."""
-    return next((c for c in choices if c.replace("_", "-") == value.replace("_", "-")), value)
+    """`value` as `choices` spell it: `TLA-ADRW` is `tla_adrw`, `tau_norm` is `tau-norm`."""
+    return next((c for c in choices if plain(c) == plain(value)), value)
 
 
 def _checked(item: dataclasses.Field, value: Any) -> Any:
@@ -165,7 +199,8 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
     if "choices" in rule:
         value = spelled(value, rule["choices"])
     if "choices" in rule and value not in rule["choices"]:
-        raise ValueError(f"{item.name} must be one of {', '.join(rule['choices'])}, got {value!r}")
+        hint = did_you_mean(value, rule["choices"])
+        raise ValueError(f"{item.name} must be one of {', '.join(rule['choices'])}, got {value!r}{hint}")
     if kind is float and not math.isfinite(value):
         raise ValueError(f"{item.name} must be finite, got {value}")
     if rule.get("positive") and value <= 0:
@@ -199,7 +234,8 @@ def from_mapping(values: Mapping[str, Any], source: str) -> Config:
     known = [item.name for item in fields(Config)]
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"{source}: unknown key {', '.join(unknown)[:200]}; known: {', '.join(known)}")
+        hint = did_you_mean(unknown[0], known)
+        raise ValueError(f"{source}: unknown key {', '.join(unknown)[:200]}{hint}; known: {', '.join(known)}")
     try:
         return Config(**values)
     except (ValueError, TypeError) as error:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltkernels.nn import CosineLinear
 from ltkernels.schedules import Schedule
 from ltkernels.train import distributed
 from ltkernels.train.batching import Batches, Target, denominator, rows_of
 from ltkernels.train.checkpoint import PhaseStore, capture_random, restore_random, seed_random
-from ltkernels.train.metrics import confusion_matrix, summarize
+from ltkernels.train.metrics import confusion_matrix
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.samplers import batches
 from ltkernels.train.signals import Stop, Stopped
@@ -44,11 +45,6 @@ class Fit:
     confusion: Tensor
     seconds: float
     evaluation_seconds: float = 0.0
-
-    @property
-    def best_balanced_accuracy(self) -> float:
-        """The best epoch by the test set: an upper bound for reference, not a result."""
-        return max(record["test_balanced_accuracy"] for record in self.history)
 
 
 @torch.no_grad()
@@ -82,8 +78,10 @@ def fit(
     store: PhaseStore | None = None,
     stop: Stop | None = None,
     fill: Tensor | None = None,
+    val_set: tuple[Tensor, Tensor] | None = None,
 ) -> Fit:
-    """Train `model` in place on (x, y), evaluating on the test set after every epoch.
+    """Train `model` in place on (x, y), evaluating after every epoch: on the test set, or on `val_set` where there is one; the
+    test set is then read once, after the last.
 
     `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. The same seed gives the same numbers on the
     same machine, torch version and number of threads; the global random states of torch, numpy and python (a model or a
@@ -94,7 +92,7 @@ def fit(
     """
     device = train_set[0].device
     outside = capture_random(device)
-    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, fill)
+    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, fill, val_set)
     try:
         return loop.run(progress, on_restore, store, stop or Stop())
     finally:
@@ -115,20 +113,17 @@ class _Loop:
         phase: str,
         schedules: Sequence[Schedule],
         fill: Tensor | None,
+        val_set: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.model, self.criterion, self.schedules = model, criterion, schedules
+        self.val_set = val_set
         self.test_set, self.num_classes, self.recipe, self.phase = test_set, num_classes, recipe, phase
         self.device = train_set[0].device
         self.world = distributed.current()
         # Two seeds from one: the order of the batches does not depend on what is done to the samples.
         self.order = torch.Generator().manual_seed(recipe.seed)
         self.batches = Batches(*train_set, num_classes, recipe, recipe.seed ^ 0x5DEECE66D, fill)
-        self.optimizer = torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
+        self.optimizer, self.shares = optimizer_of(model, recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.epoch = self.step = 0
         self.epoch_order = self.order.get_state()
@@ -210,8 +205,8 @@ class _Loop:
         steps = batches(order, recipe.batch_size, least=2 * world.size * recipe.accumulate)
         while self.step < len(steps):
             rate = recipe.lr_at(self.epoch, self.step, len(steps))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            for group, part in zip(self.optimizer.param_groups, self.shares, strict=True):
+                group["lr"] = rate * part
             x, target = self.batches.make(steps[self.step], self.epoch)
             self.total += self._train_step(trained, x, target)
             self.step += 1
@@ -249,6 +244,9 @@ class _Loop:
                     loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part), factor)
                     (loss * factor).backward()
                 total += loss.detach() / divisor
+        if recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return total
@@ -269,22 +267,24 @@ class _Loop:
             )
         # Reading the loss waited for the device: what follows is evaluation alone.
         started = time.perf_counter()
-        x_test, y_test = self.test_set
-        self.confusion = confusion_matrix(y_test, predict(self.model, x_test), self.num_classes).cpu()
+        record = {"phase": self.phase, "epoch": self.epoch + 1, "train_loss": mean_loss}
+        if self.val_set is None or self.epoch + 1 == self.recipe.epochs:
+            self.confusion = self._confusion(self.test_set)
+        name, confusion = ("test", self.confusion) if self.val_set is None else ("val", self._confusion(self.val_set))
         self.evaluation_seconds += time.perf_counter() - started
-        scores = summarize(self.confusion, [1] * self.num_classes)
-        self.history.append(
-            {
-                "phase": self.phase,
-                "epoch": self.epoch + 1,
-                "train_loss": mean_loss,
-                "test_balanced_accuracy": scores["balanced_accuracy"],
-                "test_top1": scores["top1"],
-            }
-        )
+        # A class of one sample has none to validate on.
+        there = confusion.sum(1) > 0
+        recall = confusion.diagonal()[there].double() / confusion.sum(1)[there]
+        record[f"{name}_balanced_accuracy"] = float(recall.mean())
+        record[f"{name}_top1"] = float(confusion.diagonal().sum() / confusion.sum())
+        self.history.append(record)
         self.epoch, self.step = self.epoch + 1, 0
         self.total.zero_()
         self.epoch_order = self.order.get_state()
+
+    def _confusion(self, samples: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = samples
+        return confusion_matrix(y, predict(self.model, x), self.num_classes).cpu()
 
     def _pause(self, store: PhaseStore | None, signum: int, started: float | None) -> None:
         """Write a checkpoint where one is due, the training is done or a signal came; then end it for the signal."""
@@ -301,6 +301,30 @@ class _Loop:
 
     def _due(self, store: PhaseStore | None) -> bool:
         return bool(self.world.any(int(store is not None and store.due())))
+
+
+def optimizer_of(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[float]]:
+    """The optimizer of the parameters that require a gradient, and the rate of each of its groups over that of the recipe."""
+    backbone = getattr(model, "backbone", None)
+    ours = set() if backbone is None or recipe.lr_backbone is None else set(backbone.parameters())
+    # A cosine head divides by its rows' norms: decay would only raise its rate.
+    bare = {m.weight for m in model.modules() if isinstance(m, CosineLinear)}
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decays = recipe.optimizer == "sgd" or (parameter.dim() > 1 and parameter not in bare)
+            parts.setdefault((parameter in ours, decays), []).append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
+        for (_, decays), parameters in parts.items()
+    ]
+    shares = [recipe.lr_backbone / recipe.lr if slow and recipe.lr_backbone else 1.0 for slow, _ in parts]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr), shares
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum), shares
 
 
 def _summed(criterion: nn.Module, logits: Tensor, target: Target, grad_scale: Tensor) -> Tensor:

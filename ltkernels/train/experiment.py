@@ -343,7 +343,7 @@ def _context(out: str, config: Config) -> Context:
     record = loss_record("ce")
     folder = _base_folder(Path(out), config)
     sums = rundir.read_summary(folder)["checkpoints"]
-    model = load_checkpoint(folder / rundir.CHECKPOINTS / "ce.pt", sums["ce"], job.build, resolved.device)
+    model = load_checkpoint(folder / rundir.CHECKPOINTS / "ce.pt", sums["ce"], resolved.device).classifier
     base = Trained("ce", record, job.head_spec(record), model, Fit([], torch.empty(0), 0.0))
     return Context(job, base, *head_tail_split(job.class_counts, config.head_ratio), spare_samples(config, data))
 

@@ -107,16 +107,20 @@ def complete_tail(
 
     `features` (n, d) float32 or float64 of the real training samples, `labels` (n,). `make_pool(label, rows)` gives a pool
     (None: FDC features); `held_out` are features of real samples by label that training did not see. `progress(done,
-    total)` is called after each tail class. Raises ValueError where a class is empty, or where a tail class has a single
-    sample and `config.select` needs its FDG.
+    total)` is called after each tail class. A tail class of a single sample is left out: its FDG is undefined. Raises ValueError where a
+    class is empty.
     """
     counts = torch.bincount(labels).tolist()
-    head, _ = head_tail_split(counts, config.head_ratio)
+    head, tail = head_tail_split(counts, config.head_ratio)
+    able = [label for label in tail if 1 < counts[label] < max(counts)]
+    if not able:
+        return head, []
     by_class = {label: features[labels == label] for label in range(len(counts))}
     recipe = fdg_recipe(
         by_class,
         make_pool or (lambda label, rows: fdc_pool(features, labels, label, rows, head, config)),
         counts,
+        classes=able,
         held_out=held_out,
         n_sets=0,
         progress=None if progress is None else (lambda _, done, total: progress(done, total)),

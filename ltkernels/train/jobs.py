@@ -1,11 +1,12 @@
 """What the command line can be asked to do: `train`, `run`, `evaluate`; each is also a function for Python users."""
 
 import hashlib
+import importlib.util
 import json
 import platform
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ from ltkernels.train.config import Config, from_mapping, read_toml, to_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.engine import Progress, predict
 from ltkernels.train.features import random_arms, selected_arm
-from ltkernels.train.logs import Logs, parse_logs
+from ltkernels.train.logs import Logs, parse_logs, require
 from ltkernels.train.metrics import confusion_matrix, summarize
 from ltkernels.train.pipeline import Job
 from ltkernels.train.relative import add_relative, balanced_twin
 from ltkernels.train.report import render
 from ltkernels.train.schedules import loss_record
 from ltkernels.train.stage2 import follow
+from ltkernels.train.tables import write_tables
 from ltkernels.train.trained import Files, Trained, load_checkpoint, save_checkpoint
 
 # What a data set that says nothing gets.
 _DEFAULTS: dict[str, float | int | bool] = {"epochs": 30, "batch_size": 64, "lr": 0.05, "crop": 0, "flip": False}
+# Tables, and features that somebody else's network made.
+_VECTORS: dict[str, float | str] = {"model": "wide", "epochs": 20, "lr": 0.02}
 RESUME = ("never", "auto")
 # Settings that change no number: a run may go on with others.
 _FREE_ON_RESUME = {"data_dir", "checkpoint_seconds", "log"}
@@ -44,14 +48,22 @@ Stages = Callable[[Job], tuple[dict[str, Any], dict[str, Any], list[Trained]]]
 def load_data(config: Config) -> Dataset:
     """The data set that `config` names, with its profile. Raises ValueError or FileNotFoundError in words."""
     data_dir = Path(config.data_dir).expanduser() if config.data_dir else None
-    request = DataRequest("", data_dir, config.imbalance, config.profile, config.data_seed, config.image_size)
+    request = DataRequest(
+        "", data_dir, config.imbalance, config.profile, config.data_seed, config.image_size, config.test_split
+    )
     return data_module.load(config.data, request)
 
 
 def resolve(config: Config, data: Dataset) -> Config:
     """`config` with everything that the data set and the loss leave to decide decided; names are checked here."""
     loss_record(config.loss)
-    defaults = {**_DEFAULTS, "threads": torch.get_num_threads(), **data.defaults}
+    defaults = {**_DEFAULTS, "threads": torch.get_num_threads(), "model": "cnn", **data.defaults}
+    if len(data.input_shape) == 1 and config.model is None:
+        defaults = {**_DEFAULTS, "threads": defaults["threads"], **_VECTORS, **data.defaults}
+    if config.optimizer == "adamw":
+        defaults["lr"] = 1e-3
+    if config.freeze:
+        defaults |= {"crop": 0, "flip": False}
     unset = {key: value for key, value in defaults.items() if getattr(config, key) is None}
     unset |= {"pretrain_epochs": config.pretrain_epochs or config.epochs or defaults["epochs"]}
     try:
@@ -59,7 +71,21 @@ def resolve(config: Config, data: Dataset) -> Config:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {config.device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return config.replace(device=str(device), **unset)
+    config = config.replace(device=str(device), **unset)
+    if config.warmup is not None and config.warmup >= config.epochs:
+        raise ValueError(f"warmup {config.warmup:g} is not below the number of epochs, {config.epochs}")
+    return config
+
+
+def _check_late(command: str, job: Job) -> None:
+    """Raise now what a phase after the training would raise without its package."""
+    config = job.config
+    require(parse_logs(config.log))
+    if command != "run" and config.stage2 != "fdc":
+        return
+    what = "run" if command == "run" else "stage2 fdc"
+    if importlib.util.find_spec("faiss") is None:
+        raise ImportError(f'{what} selects subsets with FAISS: pip install "ltkernels[select]"')
 
 
 def environment() -> dict[str, str]:
@@ -83,11 +109,13 @@ def train(
     resume: str = "never",
     progress: Progress | None = None,
     on_config: Callable[[Config], None] | None = None,
+    on_notes: Callable[[Sequence[str]], None] | None = None,
 ) -> dict[str, Any]:
     """One training with `config.loss` and what `stage2` and `post_hoc` add; returns the summary and, with `out`, writes the
     result folder.
 
-    `data` replaces the data set that `config` names. `on_config` gets the settings as resolved before work starts.
+    `data` replaces the data set that `config` names. `on_config` gets the settings as resolved before work starts,
+    `on_notes` sentences on what was done to the data.
     `resume="auto"` goes on with an unfinished run in `out`, to the same numbers, and returns the summary of a finished
     one; where there is none it starts. Raises ValueError, TypeError, ImportError or OSError in words for bad settings,
     missing data and an `out` that is taken (nothing has been written then), and `signals.Stopped`, a KeyboardInterrupt,
@@ -98,7 +126,7 @@ def train(
         train.data.register("mine", lambda request: train.data.Dataset.from_arrays(x, y, x_test, y_test))
         train.train(train.Config(data="mine", loss="ldam"), out="results")
     """
-    return _execute("train", _train, config, data, out, force, resume, progress, on_config)
+    return _execute("train", _train, config, data, out, force, resume, progress, on_config, on_notes)
 
 
 def run(
@@ -110,6 +138,7 @@ def run(
     resume: str = "never",
     progress: Progress | None = None,
     on_config: Callable[[Config], None] | None = None,
+    on_notes: Callable[[Sequence[str]], None] | None = None,
 ) -> dict[str, Any]:
     """The whole pipeline: train with cross-entropy and the chosen loss, complete the tail in feature space, compare.
 
@@ -117,7 +146,7 @@ def run(
     classifiers retrained on the features of one of them: on the real ones alone (the control), completed with the
     selected subsets, completed at random.
     """
-    return _execute("run", _run, config, data, out, force, resume, progress, on_config)
+    return _execute("run", _run, config, data, out, force, resume, progress, on_config, on_notes)
 
 
 def _execute(
@@ -130,6 +159,7 @@ def _execute(
     resume: str,
     progress: Progress | None,
     on_config: Callable[[Config], None] | None,
+    on_notes: Callable[[Sequence[str]], None] | None,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     loss_record(config.loss)
@@ -145,7 +175,11 @@ def _execute(
         else:
             config = config.replace(data=data.name)
         config = resolve(config, data)
-        Job(config, data, None).check()
+        checked = Job(config, data, None)
+        checked.check()
+        _check_late(command, checked)
+        if on_notes and world.is_main:
+            on_notes(data.notes)
         if on_config and world.is_main:
             on_config(config)
         finished = resume == "auto" and out is not None and (out / rundir.SUMMARY).is_file()
@@ -187,12 +221,21 @@ def _in_folder(
         try:
             state = StateStore(folder.state, _fingerprint(command, config, data), config.checkpoint_seconds)
             job = Job(config, data, progress, Files(state, logs, stop))
-            chosen, extra, models = stages(job)
+            try:
+                chosen, extra, models = stages(job)
+            except (ValueError, TypeError) as error:
+                _save(out, job, job.trained)
+                if job.trained:
+                    names = ", ".join(f"{t.name}.pt" for t in job.trained)
+                    raise type(error)(
+                        f"{error} (what was trained is kept: {out / rundir.CHECKPOINTS}, {names})"
+                    ) from error
+                raise
             logs.rewrite(job.log)
         finally:
             logs.close()
-        (out / rundir.CHECKPOINTS).mkdir(exist_ok=True)
-        sums = {trained.name: save_checkpoint(out / rundir.CHECKPOINTS, trained) for trained in models}
+        sums = _save(out, job, models)
+        write_tables(out / rundir.TABLES, job, next(t for t in models if t.name == chosen["name"]))
         summary = _summary(command, job, chosen, {**extra, "checkpoints": sums}, start)
         rundir.write_text(out / rundir.REPORT, render(summary, job.log))
         # Last: a folder with a summary is a finished run.
@@ -200,11 +243,20 @@ def _in_folder(
     return summary
 
 
+def _save(out: Path, job: Job, models: Sequence[Trained]) -> dict[str, str]:
+    """Write the models' checkpoints; returns their checksums by name."""
+    folder = out / rundir.CHECKPOINTS
+    if models:
+        folder.mkdir(exist_ok=True)
+    return {t.name: save_checkpoint(folder, t, job.config, job.data, job.class_counts) for t in models}
+
+
 def _fingerprint(command: str, config: Config, data: Dataset) -> str:
     """What must be equal for a checkpoint to be resumed: the command, the settings that decide numbers, and the data."""
     settings = {key: value for key, value in config.to_dict().items() if key not in _FREE_ON_RESUME}
     digest = hashlib.sha256(json.dumps([command, settings, list(data.class_names)], sort_keys=True).encode())
-    for tensor in (data.x_train, data.y_train, data.x_test, data.y_test):
+    validation = () if data.x_val is None else (data.x_val, data.y_val)
+    for tensor in (data.x_train, data.y_train, data.x_test, data.y_test, *validation):
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{array.dtype}{array.shape}{zlib.crc32(array.reshape(-1).view(np.uint8)):08x}".encode())
     return digest.hexdigest()
@@ -217,7 +269,8 @@ def _check_settings(out: Path, command: str, config: Config) -> None:
     if first != f"# ltkernels {command}":
         raise ValueError(f"--resume: {out} was begun by {first.lstrip('# ')[:80]!r}, not 'ltkernels {command}'")
     begun, now = from_mapping(read_toml(path), str(path)).to_dict(), config.to_dict()
-    changed = [k for k in now if begun[k] != now[k] and k not in _FREE_ON_RESUME]
+    free = _FREE_ON_RESUME | (set() if "rotation" in (begun["pretrain"], now["pretrain"]) else {"pretrain_epochs"})
+    changed = [k for k in now if begun[k] != now[k] and k not in free]
     if changed:
         words = ", ".join(f"{k} {begun[k]!r} (now {now[k]!r})" for k in changed)
         raise ValueError(f"--resume: {out} was begun with {words}; --force starts anew")
@@ -225,11 +278,15 @@ def _check_settings(out: Path, command: str, config: Config) -> None:
 
 def _train(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     # Loaded first: what is missing must not come out after the training.
-    twin = (
-        balanced_twin(job.data, load_data(job.config.replace(imbalance=1.0)), job.config)
-        if job.config.relative
-        else None
-    )
+    twin = None
+    if job.config.relative:
+        try:
+            source = load_data(job.config.replace(imbalance=1.0))
+        except ValueError as error:
+            raise ValueError(
+                f"relative: {job.config.data} cannot be spread evenly over its classes: {error}"
+            ) from error
+        twin = balanced_twin(job.data, source, job.config)
     base = job.train_chosen()
     models = [base, *follow(job, base)]
     variants = [job.variant(trained, trained.title, [], None) for trained in models]
@@ -291,6 +348,7 @@ def _summary(command: str, job: Job, chosen: dict[str, Any], extra: dict[str, An
         "test_counts": torch.bincount(data.y_test, minlength=data.num_classes).tolist(),
         "seconds": time.perf_counter() - start + job.seconds_before,
         "seed": job.config.seed,
+        "notes": list(data.notes) + job.notes,
         "config": job.config.to_dict(),
         "environment": environment(),
         **extra,
@@ -322,7 +380,13 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
                 "fdg_tail": variant["fdg_tail"],
                 "recorded_balanced_accuracy": float(variant["balanced_accuracy"]),
             }
-        model = load_checkpoint(path, checksum, job.build, job.config.device)
+        saved = load_checkpoint(path, checksum, job.config.device)
+        if (saved.preprocessing.input_shape, len(saved.class_names)) != (data.input_shape, data.num_classes):
+            raise ValueError(
+                f"{path}: the model takes samples of {saved.preprocessing.input_shape} in {len(saved.class_names)} classes, the "
+                f"data has {data.input_shape} in {data.num_classes}"
+            )
+        model = saved.classifier
         confusion = confusion_matrix(job.y_test, predict(model, job.x_test), data.num_classes).cpu()
         scores = summarize(confusion, data.class_counts)
         results.append({"name": variant["name"], **scores, **recorded})

@@ -20,20 +20,25 @@ def parse_logs(text: str) -> list[str]:
     return kinds
 
 
-class Logs:
-    """Appends a line an epoch; `rewrite` puts a resumed run's files back to the epochs that its checkpoints hold.
+def require(kinds: list[str]) -> None:
+    """Raise ImportError naming the package where TensorBoard is asked for and missing: before anything is written."""
+    if "tensorboard" in kinds:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise ImportError("--log tensorboard needs the package: pip install tensorboard") from error
 
-    Raises ImportError naming the package where TensorBoard is asked for and missing.
-    """
+
+class Logs:
+    """Appends a line an epoch; `rewrite` puts a resumed run's files back to the epochs that its checkpoints hold."""
 
     def __init__(self, folder: Path, kinds: list[str]) -> None:
         self._folder, self._csv = folder, "csv" in kinds
         self._writer = None
+        require(kinds)
         if "tensorboard" in kinds:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ImportError("--log tensorboard needs the package: pip install tensorboard") from error
+            from torch.utils.tensorboard import SummaryWriter
+
             self._writer = SummaryWriter(str(folder / rundir.TENSORBOARD))
 
     def rewrite(self, records: list[dict[str, Any]]) -> None:

@@ -8,12 +8,15 @@ import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltkernels._names import did_you_mean
 from ltkernels.nn import CosineLinear
+from ltkernels.train.checkpoint import undump
 
 # A loss that is defined on plain logits cannot separate classes with cosines in [-1, 1] (its smallest possible value at
 # C = 10 is 1.4 nats): under such a loss the cosine head's logits are multiplied by this. Losses that are defined on
@@ -50,6 +53,18 @@ def _images(name: str, input_shape: tuple[int, ...]) -> int:
 def mlp(input_shape: tuple[int, ...]) -> nn.Module:
     """Two hidden layers of 128 and 64 units for any sample shape; 64 features."""
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+
+
+class Wide(nn.Module):
+    """`mlp` beside the samples themselves (Cheng et al. 2016, wide and deep): 64 + size features. The head sees what a linear
+    model sees, which on tables is often all there is, and the two layers add what it cannot."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.deep = mlp(input_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.flatten(1), self.deep(x)], 1)
 
 
 def cnn(input_shape: tuple[int, ...]) -> nn.Module:
@@ -107,16 +122,78 @@ def resnet32(input_shape: tuple[int, ...]) -> nn.Module:
     return backbone
 
 
-BACKBONES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {"cnn": cnn, "mlp": mlp, "resnet32": resnet32}
+BACKBONES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
+    "cnn": cnn,
+    "mlp": mlp,
+    "wide": Wide,
+    "resnet32": resnet32,
+}
+
+
+def _timm(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
+    """A backbone of timm without its classifier; never downloads."""
+
+    def factory(input_shape: tuple[int, ...]) -> nn.Module:
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(f"model timm:{name} needs the package: pip install timm") from error
+        channels = _images(f"timm:{name}", input_shape)
+        try:
+            return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+        except RuntimeError as error:
+            raise ValueError(f"model timm:{name}: {str(error)[:200]}") from error
+
+    return factory
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Load pretrained weights of `backbone` from a .safetensors file or one of `torch.save` (weights alone are read; a
+    `state_dict`, `model` or `state` inside it is found). What belongs to a classifier beyond the backbone is left out.
+
+    Raises FileNotFoundError or ValueError naming the file: it lacks a parameter, or holds one of another shape.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError("a .safetensors file needs the package: pip install safetensors") from error
+        try:
+            state = load_file(str(path))
+        except Exception as error:  # SafetensorError, and whatever a forged header makes it raise
+            raise ValueError(f"weights {path}: not a .safetensors file: {str(error)[:200]}") from error
+    else:
+        state = undump(path.read_bytes(), f"weights {path}")
+        state = next(
+            (state[key] for key in ("state_dict", "model", "state") if isinstance(state.get(key), dict)), state
+        )
+    own = backbone.state_dict()
+    for prefix in ("module.", "backbone."):
+        if not set(own) & set(state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state and key not in counters]
+    if missing:
+        raise ValueError(f"weights {path}: lacks {len(missing)} of the backbone's {len(own)} tensors, as {missing[0]}")
+    try:
+        backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"weights {path}: do not fit the backbone: {reason}") from error
 
 
 def _factory(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
     if name in BACKBONES:
         return BACKBONES[name]
     module_name, colon, attribute = name.partition(":")
+    if module_name == "timm" and attribute:
+        return _timm(attribute)
     if not (module_name and colon and attribute):
         raise ValueError(
-            f"unknown model {name!r}; known: {', '.join(BACKBONES)}, or an import path package.module:Name"
+            f"unknown model {name!r}{did_you_mean(name, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME, or an import path "
+            "package.module:Name"
         )
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
@@ -132,9 +209,13 @@ def build_backbone(name: str, input_shape: tuple[int, ...], seed: int) -> tuple[
     module does not map (2, *input_shape) to (2, d).
     """
     factory = _factory(name)
+    contract = f"model {name!r}: it is called with input_shape={input_shape}, one sample's shape, and gives a Module to features (n, d)"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = factory(input_shape)
+        try:
+            backbone = factory(input_shape)
+        except TypeError as error:
+            raise ValueError(f"{contract}; {error}") from error
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"model {name!r} gave {type(backbone).__name__}, not a torch.nn.Module")
     backbone.eval()

@@ -2,21 +2,24 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ltkernels.losses import Loss
+from ltkernels.nn import CosineLinear
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
+from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Fit, Progress, apply, fit, predict
 from ltkernels.train.features import TailClass, complete_tail, derived_seed
-from ltkernels.train.metrics import confusion_matrix, describe_classifier, describe_features, summarize
-from ltkernels.train.models import Classifier, build_backbone, build_head
+from ltkernels.train.metrics import class_means, confusion_matrix, describe_classifier, describe_features, summarize
+from ltkernels.train.models import Classifier, build_backbone, build_head, load_weights
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
-from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained
+from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained, logit_scale, prior_power
 
 
 class Job:
@@ -40,25 +43,31 @@ class Job:
         self._layout = torch.channels_last if images else torch.preserve_format
         kept, held = self._split()
         self.x_train, self.y_train = self._samples(data.x_train[kept]), data.y_train[kept].to(config.device)
-        self.x_held, self.y_held = self._samples(data.x_train[held]), data.y_train[held].to(config.device)
+        x_held, y_held = (data.x_train[held], data.y_train[held]) if data.x_val is None else (data.x_val, data.y_val)
+        self.x_held, self.y_held = self._samples(x_held), y_held.to(config.device)
         self.x_test, self.y_test = self._samples(data.x_test), data.y_test.to(config.device)
         # What the losses are made of: the counts of what is trained on.
         self.class_counts = torch.bincount(self.y_train, minlength=data.num_classes).tolist()
         self.log: list[dict[str, Any]] = [] if log is None else log
         # Training time of earlier processes, which checkpoints brought back.
         self.seconds_before = 0.0
+        # First-stage models, which stay when a later phase fails; sentences for the summary.
+        self.trained: list[Trained] = []
+        self.notes: list[str] = []
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def _samples(self, x: Tensor) -> Tensor:
         return x.to(self.config.device, memory_format=self._layout)
 
     def _split(self) -> tuple[Tensor | slice, Tensor | slice]:
-        """Indices of the samples to train on, and of those held out where tau is tuned: a share of every class.
+        """Indices of the samples to train on, and of those held out for validation or where tau is tuned: a share of every
+        class. None are where the data brings a validation set.
 
         A class with two samples or more gives at least one and keeps at least one; a single sample stays in training.
         """
-        y, share = self.data.y_train, self.config.holdout
-        if self.config.post_hoc == "none" and self.config.stage2 != "tau-norm":
+        y, share = self.data.y_train, self.config.val_split or self.config.holdout
+        tunes = self.config.post_hoc != "none" or self.config.stage2 == "tau-norm"
+        if self.data.x_val is not None or not (tunes or self.config.val_split):
             return slice(None), slice(0)
         generator = torch.Generator().manual_seed(derived_seed(self.config.seed, 5))
         held = []
@@ -76,10 +85,22 @@ class Job:
 
         record = loss_record(self.config.loss)
         self.build(record)
+        self._check_backbone(record)
         recipe = self._recipe(self.config.schedule, self.config.sampler, self.config.mix)
         self._criterion(record, self.class_counts, self.config.loss_options, self.config.schedule)
         self._batches_check(recipe)
         check(self)
+
+    def _check_backbone(self, record: Loss) -> None:
+        config = self.config
+        if config.freeze and (config.crop or config.flip or config.mix != "none" or config.pretrain != "none"):
+            raise ValueError(
+                "freeze computes each sample's features once: crop, flip, mix and pretrain do not go with it"
+            )
+        if config.freeze and config.lr_backbone is not None:
+            raise ValueError("freeze and lr_backbone exclude each other")
+        if config.head_init == "means" and self.head_spec(record).kind != "cosine":
+            raise ValueError("head_init means needs head cosine: its rows are directions")
 
     def _batches_check(self, recipe: Recipe) -> None:
         from ltkernels.train.batching import Batches
@@ -102,6 +123,8 @@ class Job:
         config, data = self.config, self.data
         spec = spec or self.head_spec(record)
         backbone, width = build_backbone(config.model, data.input_shape, derived_seed(config.seed, 1))
+        if config.weights:
+            load_weights(backbone, Path(config.weights).expanduser())
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         return Classifier(backbone, self._head(spec, width, config.seed)).to(config.device, memory_format=layout)
 
@@ -120,7 +143,10 @@ class Job:
         """Cross-entropy on batches as they come: what the chosen recipe is compared with."""
         record = loss_record("ce")
         criterion, _ = self._criterion(record, self.class_counts, "", "none")
-        return self._train("ce", record, self.build(record), criterion, [], self._recipe("none", "instance", "none"))
+        recipe = self._recipe("none", "instance", "none")
+        trained = self._train("ce", record, self.build(record), criterion, [], recipe)
+        trained.prior_power = prior_power(record, "")
+        return trained
 
     def train_chosen(self) -> Trained:
         """The chosen loss, schedule, sampler and mixing, from the initial backbone (and batches) of `train_plain`."""
@@ -134,7 +160,10 @@ class Job:
             model.backbone.load_state_dict(self._pretrain())
         criterion, schedules = self._criterion(record, self.class_counts, config.loss_options, config.schedule)
         recipe = self._recipe(config.schedule, config.sampler, config.mix)
-        return self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe)
+        trained = self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe)
+        if config.schedule == "none" and config.sampler == "instance" and config.mix not in ("remix", "cmo"):
+            trained.prior_power = prior_power(record, config.loss_options)
+        return trained
 
     def _recipe(self, schedule: str, sampler: str, mix: str) -> Recipe:
         config = self.config
@@ -149,6 +178,9 @@ class Job:
             lr_schedule=config.lr_schedule,
             warmup=config.warmup,
             momentum=config.momentum,
+            optimizer=config.optimizer,
+            lr_backbone=config.lr_backbone,
+            clip=config.clip,
             accumulate=config.accumulate,
             precision=config.precision,
             compile=config.compile,
@@ -163,8 +195,24 @@ class Job:
         self, name: str, record: Loss, model: Classifier, criterion: nn.Module, schedules: list[Any], recipe: Recipe
     ) -> Trained:
         train_set, test_set = (self.x_train, self.y_train), (self.x_test, self.y_test)
-        result = self._fit(model, criterion, train_set, test_set, recipe, f"train/{name}", schedules)
-        return Trained(name, record, self.head_spec(record), model, result)
+        val_set = (self.x_held, self.y_held) if self.validates else None
+        if self.config.head_init == "means" and isinstance(model.head, CosineLinear):
+            self._start_from_means(model)
+        trained: nn.Module = model
+        if self.config.freeze:
+            backbone, trained = model.backbone.requires_grad_(False).eval(), model.head
+            features, test_features = self._features_of(backbone)
+            train_set, test_set = (features, self.y_train), (test_features, self.y_test)
+            val_set = val_set and (apply(backbone, self.x_held), self.y_held)
+        result = self._fit(trained, criterion, train_set, test_set, recipe, f"train/{name}", schedules, val_set=val_set)
+        self.trained.append(Trained(name, record, self.head_spec(record), model, result))
+        return self.trained[-1]
+
+    def _start_from_means(self, model: Classifier) -> None:
+        """Rows of the cosine head: the classes' mean features (Shi et al. 2024, LIFT, where no text encoder is there)."""
+        features = apply(model.backbone, self.x_train)
+        with torch.no_grad():
+            model.head.weight.copy_(class_means(features, self.y_train, self.data.num_classes))
 
     def _fit(
         self,
@@ -176,6 +224,7 @@ class Job:
         phase: str,
         schedules: list[Any],
         num_classes: int | None = None,
+        val_set: tuple[Tensor, Tensor] | None = None,
     ) -> Fit:
         files, phase = self.files, self.prefix + phase
         return fit(
@@ -192,7 +241,13 @@ class Job:
             store=files.state.phase(phase) if files.state else None,
             stop=files.stop,
             fill=self._black(),
+            val_set=val_set,
         )
+
+    @property
+    def validates(self) -> bool:
+        """Whether the numbers of each epoch are those of a validation set, and the test set is read once."""
+        return self.data.x_val is not None or self.config.val_split is not None
 
     def _black(self) -> Tensor | None:
         """(channels,): a black pixel after standardisation; None where the data are not images or bring no mean."""
@@ -255,7 +310,9 @@ class Job:
             sampler=sampler,
         )
         test_set = (test_features, self.y_test)
-        result = self._fit(module, criterion, (features, labels), test_set, recipe, f"retrain/{name}", [])
+        val_set = (apply(base.model.backbone, self.x_held), self.y_held) if self.validates else None
+        phase = f"retrain/{name}"
+        result = self._fit(module, criterion, (features, labels), test_set, recipe, phase, [], val_set=val_set)
         return Trained(name, record, spec, Classifier(base.model.backbone, module), result)
 
     def augmented(self, base: Trained, name: str, tail: list[TailClass], arm: str | None) -> Trained:
@@ -277,7 +334,9 @@ class Job:
         start = time.perf_counter()
         model = Classifier(base.model.backbone, head.to(self.config.device))
         confusion = confusion_matrix(self.y_test, predict(model, self.x_test), self.data.num_classes).cpu()
-        return Trained(name, base.record, spec, model, Fit([], confusion, time.perf_counter() - start), note)
+        fit = Fit([], confusion, time.perf_counter() - start)
+        moved = None if base.prior_power is None or not spec.shifted else base.prior_power - note["tau"]
+        return Trained(name, base.record, spec, model, fit, note, moved)
 
     def tune(self, logits_at: Callable[[float], Tensor], taus: list[float]) -> tuple[float, list[list[float]]]:
         """The tau with the best balanced accuracy on the held-out samples (the smallest of equals), and all of them."""
@@ -294,8 +353,8 @@ class Job:
         entry: dict[str, Any] = {"name": trained.name, "title": title}
         entry |= summarize(trained.fit.confusion, self.data.class_counts)
         entry |= describe_classifier(trained.model.head, self.features(trained)[1], self.y_test)
-        best = [record["test_balanced_accuracy"] for record in trained.fit.history]
-        entry["best_balanced_accuracy"] = max([*best, entry["balanced_accuracy"]])
+        best = [record["test_balanced_accuracy"] for record in trained.fit.history if not self.validates]
+        entry["best_balanced_accuracy"] = None if self.validates else max([*best, entry["balanced_accuracy"]])
         entry["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if arm is not None and tail else None
         entry["confusion"] = trained.fit.confusion.tolist()
         entry["seconds"] = trained.fit.seconds
@@ -304,10 +363,18 @@ class Job:
 
     def features(self, base: Trained) -> tuple[Tensor, Tensor]:
         """Features (n, d) of the training and of the test set, computed once for each backbone: retrainings share one."""
-        backbone = base.model.backbone
+        return self._features_of(base.model.backbone)
+
+    def _features_of(self, backbone: nn.Module) -> tuple[Tensor, Tensor]:
         if backbone not in self._features:
             self._features[backbone] = apply(backbone, self.x_train), apply(backbone, self.x_test)
         return self._features[backbone]
+
+    def test_scores(self, trained: Trained) -> Tensor:
+        """(m, C) float64 log-probabilities of the test set (see `trained.logit_scale`)."""
+        record, options = trained.record, self.config.loss_options if trained.record.name == self.config.loss else ""
+        logits = apply(trained.model.head, self.features(trained)[1]).double()
+        return torch.log_softmax(logit_scale(record, trained.head, options) * logits, 1)
 
     def feature_space(self, base: Trained) -> dict[str, Any]:
         """The summary's `features`: diversity and similarity of the classes in `base`'s features, and a plane of them."""
@@ -323,6 +390,9 @@ class Job:
             if self.progress:
                 self.progress("augment and select", done, total, {})
 
+        singles = [self.data.class_names[c] for c, count in enumerate(self.class_counts) if count == 1]
+        if singles:
+            self.notes.append(f"not completed, with one sample: {listed(singles)}: its diversity gain is undefined")
         held = apply(base.model.backbone, self.x_held)
         held_out = {label: held[self.y_held == label] for label in self.y_held.unique().tolist()}
         return complete_tail(

@@ -28,16 +28,18 @@ CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
 )
 SELECTION, SELECTION_ROWS, SELECTION_PICTURE = "selection.json", "selection.npz", "selection.png"
 METRICS_CSV, TENSORBOARD, STATE = "metrics.csv", "tensorboard", "state"
+TABLES = "tables"
 TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES = "table.csv", "table.json", "scatter.png", "items", "bases"
 _LOCK, _REPLACED = ".lock", ".replaced"
 _OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, METRICS_CSV, TENSORBOARD, STATE}
-_OURS |= {SELECTION_PICTURE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
+_OURS |= {TABLES, SELECTION_PICTURE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
 _HIDDEN = {_LOCK, _REPLACED}
 _SEED = r"seed-\d+"
 _PARTIAL = r"\.(.+)\.partial-\d+"
 # Folders of ours and the names of files that may lie in them; anything else there is someone else's.
 _INSIDE = {
     CHECKPOINTS: r".+\.pt",
+    TABLES: r".+\.csv",
     STATE: r"\.?.+\.pt(\.partial-\d+)?",
     TENSORBOARD: r"events\.out\..+",
     ITEMS: r"\.?.+\.json(\.partial-\d+)?",
@@ -78,6 +80,9 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
     FileExistsError if it exists and is not empty without `force` (or `resume`); ValueError if it is no folder, or holds
     anything that a run of ours did not write: `force` replaces results, never other people's files.
     """
+    blocked = next((place for place in out.parents if place.exists() and not place.is_dir()), None)
+    if blocked is not None:
+        raise ValueError(f"--out {out}: {blocked} is a file, not a folder")
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():
@@ -116,8 +121,8 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
     """Lock `out` and make it ready for a run, which works inside it.
 
     A block that ends well must have written summary.json; the state is then removed. A ValueError or TypeError on a
-    fresh run (bad input) removes what it wrote and puts replaced results back; everything else (a signal, a full disk,
-    a bug) leaves the state for `resume`, and with `keep` those errors do, too. Raises as `check_free`, and
+    fresh run (bad input) removes what it wrote and puts replaced results back, unless a model was trained; everything else (a
+    signal, a full disk, a bug) leaves the state for `resume`, and with `keep` those errors do, too. Raises as `check_free`, and
     FileExistsError where another run has the lock.
     """
     check_free(out, force, resume)
@@ -132,7 +137,7 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
         try:
             yield RunFolder(out, resumed)
         except (ValueError, TypeError):
-            if not (resumed or keep):
+            if not (resumed or keep or any((out / CHECKPOINTS).glob("*.pt"))):
                 _remove(out)
                 _put_back(out)
                 if not existed and not any(entry.name != _LOCK for entry in out.iterdir()):
@@ -165,7 +170,7 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
 
 def _drop_partial(out: Path) -> None:
     """Remove what writers that were killed left half-written: under the lock nobody else writes here."""
-    for folder in (out, out / STATE, out / CHECKPOINTS, out / ITEMS):
+    for folder in (out, out / STATE, out / CHECKPOINTS, out / TABLES, out / ITEMS):
         for path in folder.glob(".*.partial-*"):
             path.unlink(missing_ok=True)
 

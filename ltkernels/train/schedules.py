@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ltkernels import schedules
+from ltkernels._names import did_you_mean, plain
 from ltkernels.losses import LOSSES, Loss
 
 # The published recipes of 200 epochs defer to epoch 160; KPS adjusts gradients from epoch 120 on.
@@ -14,10 +15,16 @@ _LATE, _GA = 0.8, 0.6
 SCHEDULES: dict[str, float | None] = {"none": None, "drw": _LATE, "drs": _LATE, "ga": _GA, "tla_adrw": _LATE}
 
 
+def loss_name(name: str) -> str:
+    """The command-line name of a loss that is spelled so, or as its class is, in any capitals; else `name` as it is."""
+    spelled = {plain(known): known for known in LOSSES} | {plain(loss.class_name): key for key, loss in LOSSES.items()}
+    return spelled.get(plain(name), name)
+
+
 def loss_record(name: str) -> Loss:
     """The record of a loss by its command-line name. Raises ValueError listing the known names."""
     if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss {name!r}{did_you_mean(name, LOSSES)}; known: {', '.join(LOSSES)}")
     return LOSSES[name]
 
 

@@ -32,6 +32,7 @@ def run_seeds(
     resume: str = "never",
     progress: Progress | None = None,
     on_config: Callable[[Config], None] | None = None,
+    on_notes: Callable[[Sequence[str]], None] | None = None,
 ) -> dict[str, Any]:
     """`train` or `run` (`command`) once for every seed, into `out`/seed-N; the summary above them has the means.
 
@@ -56,6 +57,8 @@ def run_seeds(
     # Loaded once for all seeds; under this name, the settings of each go on naming what was asked for.
     data = dataclasses.replace(jobs.load_data(config), name=config.data) if data is None else data
     config = jobs.resolve(config, data)
+    if on_notes:
+        on_notes(data.notes)
     if on_config:
         on_config(config)
     with rundir.open_run(out, force, resume == "auto"), signals.handled():

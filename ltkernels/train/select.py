@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ltkernels._arrays import readable
 from ltkernels._npz import map_arrays, map_npy, read_arrays
 from ltkernels._ranks import Ranks, together
 from ltkernels.augment import most_similar_class
@@ -40,13 +41,13 @@ def load_features(
     if path.suffix == ".npy":
         if labels is None:
             raise ValueError(f"{path}: an .npy file holds features only; name the file of the labels (--labels)")
-        return {"features": map_npy(path), "labels": map_npy(labels)}
+        return readable(path, {"features": map_npy(path), "labels": map_npy(labels)})
     if labels is not None:
         raise ValueError(f"--labels {labels}: only for an .npy file of features; {path} holds its own labels")
     arrays: dict[str, np.ndarray] = dict(map_arrays(path, ("features", "labels", *optional)))
     rest = tuple(name for name in ("features", "labels") if name not in arrays)
     missing = tuple(name for name in optional if name not in arrays)
-    return {**arrays, **read_arrays(path, rest, missing)}
+    return readable(path, {**arrays, **read_arrays(path, rest, missing)})
 
 
 def check_labelled(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str) -> tuple[Tensor, Tensor]:

@@ -2,21 +2,27 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ltkernels.losses import Loss
 from ltkernels.train.checkpoint import StateStore, dump, undump, write_bytes
+from ltkernels.train.config import Config
+from ltkernels.train.data import Dataset
+from ltkernels.train.data._dataset import MAX_VALUES, Preprocessing
 from ltkernels.train.engine import Fit
 from ltkernels.train.logs import Logs
-from ltkernels.train.models import Classifier
+from ltkernels.train.models import Classifier, build_backbone, build_head
 from ltkernels.train.rundir import SUMMARY
-from ltkernels.train.schedules import loss_record
+from ltkernels.train.schedules import loss_record, parse_options
 from ltkernels.train.signals import Stop
+
+FORMAT = 3
+"""Of the checkpoints of finished models: another number where a key comes or goes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,10 @@ class Shifted(nn.Module):
 
 @dataclass
 class Trained:
-    """One trained model with what its training recorded; `note` is kept in its entry of the summary."""
+    """One trained model with what its training recorded; `note` is kept in its entry of the summary.
+
+    `prior_power` p: the model's scores are log p(x|y) + p log(n_y / N), up to a constant; None where that is not known.
+    """
 
     name: str
     record: Loss
@@ -50,6 +59,7 @@ class Trained:
     model: Classifier
     fit: Fit
     note: dict[str, Any] = field(default_factory=dict)
+    prior_power: float | None = None
 
     @property
     def title(self) -> str:
@@ -66,29 +76,104 @@ class Files:
     stop: Stop = field(default_factory=Stop)
 
 
-def save_checkpoint(folder: Path, trained: Trained) -> str:
-    """Write `NAME.pt`: plain tensors and strings, so that torch.load(weights_only=True) reads them. Returns its SHA-256."""
-    state = {key: value.cpu() for key, value in trained.model.state_dict().items()}
-    head = dataclasses.asdict(trained.head)
-    content = dump({"format": 2, "loss": trained.record.name, "head": head, "state": state})
+def prior_power(record: Loss, options: str) -> float | None:
+    """What power of the training prior is in the scores of a model that `record` trained on samples as they come
+    (see `Trained`): plain cross-entropy 1, logit adjustment 1 - tau (Menon et al. 2021, equation 10)."""
+    if record.name == "logit_adjusted":
+        return 1.0 - parse_options(options).get("tau", 1.0)
+    return {"ce": 1.0, "balanced_softmax": 0.0}.get(record.name)
+
+
+def logit_scale(record: Loss, spec: HeadSpec, options: str) -> float:
+    """What logits are multiplied by before softmax makes probabilities of them: the loss' own scale s of bare cosines."""
+    default = record.options["s"].default if "s" in record.options else 1.0
+    bare = spec.kind == "cosine" and spec.logits == "cosine"
+    return float(parse_options(options).get("s", default)) if bare else 1.0
+
+
+def save_checkpoint(folder: Path, trained: Trained, config: Config, data: Dataset, class_counts: list[int]) -> str:
+    """Write `NAME.pt`: all that it takes to predict with the model, as plain tensors, numbers and strings, so that
+    torch.load(weights_only=True) reads them. `class_counts` are those of what was trained on. Returns its SHA-256."""
+    record, options = trained.record, config.loss_options if trained.record.name == config.loss else ""
+    preprocessing = data.preprocessing
+    content = dump(
+        {
+            "format": FORMAT,
+            "loss": record.name,
+            "loss_options": options,
+            "logit_scale": logit_scale(record, trained.head, options),
+            "prior_power": trained.prior_power,
+            "model": config.model,
+            "head": dataclasses.asdict(trained.head),
+            "class_names": list(data.class_names),
+            "class_counts": class_counts,
+            "preprocessing": dataclasses.asdict(preprocessing) | {"input_shape": list(preprocessing.input_shape)},
+            "state": {key: value.cpu() for key, value in trained.model.state_dict().items()},
+        }
+    )
     write_bytes(folder / f"{trained.name}.pt", content)
     return hashlib.sha256(content).hexdigest()
 
 
-def load_checkpoint(path: Path, sha256: str, build: Callable[[Loss, HeadSpec], Classifier], device: str) -> Classifier:
-    """The model of a run's checkpoint, as `build` makes it for its loss and head.
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint of a finished model holds, checked, and the model."""
 
-    Raises FileNotFoundError or ValueError naming the file.
+    classifier: Classifier
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    class_counts: list[int]
+    loss: str
+    logit_scale: float
+    prior_power: float | None
+
+
+def load_checkpoint(path: Path, sha256: str | None, device: str = "cpu") -> Saved:
+    """The model of a checkpoint; `sha256` is what its run says that the file has (None: not compared).
+
+    A model by import path is imported, as when it was trained. Raises FileNotFoundError or ValueError naming the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path}: damaged: it is not the file that the run wrote (checksum in {SUMMARY})")
+    saved = undump(content, path, device)
+    if saved.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: not the checkpoint of a finished model (format {saved.get('format')!r:.80}, not {FORMAT})"
+        )
     try:
-        saved = undump(content, path, device)
-        model = build(loss_record(saved["loss"]), HeadSpec(**saved["head"]))
-        model.load_state_dict(saved["state"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this run: {str(error).splitlines()[0][:200]}") from error
-    return model
+        return _built(saved, device)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: not a checkpoint of a run: {str(error).splitlines()[0][:200]}") from error
+
+
+def _built(saved: dict[str, Any], device: str) -> Saved:
+    given = saved["preprocessing"]
+    shape = tuple(int(size) for size in given["input_shape"])
+    if len(shape) not in (1, 3) or min(shape) < 1 or torch.Size(shape).numel() > MAX_VALUES:
+        raise ValueError(f"samples of shape {shape}")
+    size = given["image_size"]
+    preprocessing = Preprocessing(
+        shape, given["mean"].double().cpu(), given["std"].double().cpu(), size and int(size), bool(given["pictures"])
+    )
+    names = tuple(str(name) for name in saved["class_names"])
+    counts = [int(count) for count in saved["class_counts"]]
+    if len(names) < 1 or len(counts) != len(names) or min(counts) < 0:
+        raise ValueError("class_names and class_counts do not agree")
+    spec = HeadSpec(**saved["head"])
+    backbone, width = build_backbone(str(saved["model"]), shape, 0)
+    head = build_head(spec.kind, width, len(names), spec.logits, 0)
+    classifier = Classifier(backbone, Shifted(head, torch.zeros(len(names))) if spec.shifted else head)
+    classifier.load_state_dict(saved["state"])
+    power = saved["prior_power"]
+    return Saved(
+        classifier.eval().to(device),
+        preprocessing,
+        names,
+        counts,
+        loss_record(saved["loss"]).name,
+        float(saved["logit_scale"]),
+        None if power is None else float(power),
+    )

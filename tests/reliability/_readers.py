@@ -484,6 +484,7 @@ def _read_run(folder: Path) -> str:
     """The report drawn anew and the checkpoints evaluated."""
     page = train.rebuild_report(folder).read_text(encoding="utf-8")
     train.evaluate(folder, DATA)
+    train.load(folder)
     return page
 
 
@@ -551,6 +552,44 @@ def _read_config(folder: Path) -> Config:
     return from_mapping(read_toml(path), str(path))
 
 
+def table_file() -> Files:
+    x, y = np.random.default_rng(0).normal(size=(30, 3)), np.repeat(["ant", "bee", "cow"], (16, 9, 5))
+    rows = [",".join(map(repr, row)) + f",{label}" for row, label in zip(x.tolist(), y.tolist())]
+    return {"table.csv": ("\n".join(["a,b,c,label", *rows]) + "\n").encode()}
+
+
+def _forge_table(files: Files, secret: str, rng: random.Random) -> Files:
+    lines = files["table.csv"].decode().splitlines()
+    cell = rng.choice(("nan", "1e999", "-1e400", "x" * 9000, "\0", '"', "1" * 5000, secret, "", "True", "9" * 30))
+    at = rng.randrange(len(lines))
+    parts = lines[at].split(",")
+    parts[rng.randrange(len(parts))] = cell
+    lines[at] = ",".join(parts)
+    return {"table.csv": "\n".join(lines).encode()}
+
+
+def list_file() -> Files:
+    images = {f"{c}{i}.png": png(4, 4) for c in "ab" for i in range(3)}
+    return {"all.txt": "".join(f"{name} {name[0]}\n" for name in images).encode(), **images}
+
+
+def _forge_list(files: Files, secret: str, rng: random.Random) -> Files:
+    lines = files["all.txt"].decode().splitlines()
+    lines[rng.randrange(len(lines))] = rng.choice(
+        (
+            f"{secret} a",
+            "../../secret.png a",
+            "/etc/passwd a",
+            "a0.png",
+            " ",
+            "a0.png " + "9" * 40,
+            "\0.png a",
+            "a0.png " + "x" * 70000,
+        )
+    )
+    return {**files, "all.txt": "\n".join(lines).encode()}
+
+
 def _forge_config(files: Files, secret: str, rng: random.Random) -> Files:
     from dataclasses import fields
 
@@ -582,6 +621,8 @@ READERS: dict[str, Reader] = {
         lambda files, secret, rng: {"batch": hostile_pickle(secret, rng)},
     ),
     "npz": Reader(npz_data, lambda f: train.data.load(f"npz:{f / 'data.npz'}"), dataset, _forge_npz),
+    "table.csv": Reader(table_file, lambda f: train.data.load(f"csv:{f / 'table.csv'}"), dataset, _forge_table),
+    "list": Reader(list_file, lambda f: train.data.load(f"list:{f / 'all.txt'}"), dataset, _forge_list),
     "features.npz": Reader(npz_features, lambda f: load_features(f / "data.npz"), lambda v: "", _forge_npz),
     "features.npz, deflated": Reader(
         lambda: npz_features(True), lambda f: load_features(f / "data.npz"), lambda v: "", _forge_npz

@@ -89,7 +89,8 @@ def _fuzz(name: str, seed: int, cases: int) -> Tally:
 # Cases at 1x, by what a case costs.
 _CASES = {
     "idx": 100, "idx.gz": 100, "cifar-binary": 60, "cifar-binary.tar.gz": 60, "cifar-python": 80, "cifar-python.tar.gz": 60,
-    "pickle": 300, "npz": 200, "features.npz": 200, "features.npz, deflated": 60, "features.npy": 100, "select": 30, "audit": 30,
+    "pickle": 300, "npz": 200,
+    "table.csv": 100, "list": 40, "features.npz": 200, "features.npz, deflated": 60, "features.npy": 100, "select": 30, "audit": 30,
     "statistics": 100, "selection checkpoint": 100, "image folder": 60, "images.tar": 80, "images.tar.gz": 80, "images.tar.bz2": 30,
     "images.tar.xz": 30, "images.zip": 80, "training checkpoint": 100, "run folder": 60, "unfinished run": 20, "config": 300,
 }  # fmt: skip

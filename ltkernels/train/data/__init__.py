@@ -5,21 +5,27 @@ Custom data takes two lines of Python:
     import ltkernels.train as train
     train.data.register("mine", lambda request: train.data.Dataset.from_arrays(x, y, x_test, y_test))
 
-after which `train.run(train.Config(data="mine"))` works, and so does passing a `Dataset` itself to `train.run`.
+after which `train.run(train.Config(data="mine"))` works, and so does passing a `Dataset` itself to `train.run`. A function of
+your own module is a data set as it is: `--data package.module:function` calls it with the `DataRequest`; it returns a `Dataset`, a
+torch `Dataset` or a pair of them (training, test).
 """
 
 from collections.abc import Callable
 
-from ltkernels.train.data import cifar, digits, fashion_mnist, folder, npz, openclipart
+from ltkernels._names import did_you_mean
+from ltkernels.train.data import cifar, digits, fashion_mnist, folder, lists, npz, openclipart
 from ltkernels.train.data._dataset import DataRequest, Dataset
 from ltkernels.train.data._derive import mix_categories, with_counts
 from ltkernels.train.data._longtail import PROFILES, class_sizes, make_long_tailed
+from ltkernels.train.data._objects import from_huggingface, from_torch, load_by_import, load_huggingface
 
 __all__ = [
     "PROFILES",
     "DataRequest",
     "Dataset",
     "class_sizes",
+    "from_huggingface",
+    "from_torch",
     "load",
     "make_long_tailed",
     "mix_categories",
@@ -39,6 +45,9 @@ _LOADERS: dict[str, Loader] = {
     "openclipart-lt": openclipart.load,
     "folder:": folder.load,
     "npz:": npz.load,
+    "list:": lists.load_list,
+    "csv:": lists.load_csv,
+    "hf:": load_huggingface,
 }
 # Their images have the size they have: an image_size that changed nothing would be a setting that lies.
 _FIXED_SIZE = ("digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "npz:")
@@ -69,13 +78,15 @@ def load(name: str, request: DataRequest | None = None) -> Dataset:
     request = request or DataRequest()
     prefix, colon, argument = name.partition(":")
     loader = _LOADERS.get(prefix + colon)
-    if loader is None or (colon and not argument):
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(names())}")
+    if (loader is None and not (colon and argument.isidentifier())) or (colon and not argument):
+        hint = did_you_mean(prefix + colon if colon else name, _LOADERS)
+        raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(names())}, or package.module:function")
     if request.image_size is not None and prefix + colon in _FIXED_SIZE:
         raise ValueError(
             f"image_size is {request.image_size}: the samples of data set {name!r} have a size of their own"
         )
-    dataset = loader(request.with_argument(argument))
+    given = request.with_argument(argument)
+    dataset = load_by_import(name, given) if loader is None else loader(given)
     if not isinstance(dataset, Dataset):
         raise TypeError(f"the loader of data set {name!r} returned {type(dataset).__name__}, not a Dataset")
     return dataset

@@ -1,17 +1,30 @@
-"""What every data set gives the trainer: two labelled tensors, class names, and defaults for the recipe."""
+"""What every data set gives the trainer: labelled tensors, class names, how samples are prepared, defaults for the recipe."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ltkernels._arrays import class_indices, plain, text
+from ltkernels.train.data._split import listed, split_off
+
+MAX_VALUES = 1 << 28
+"""Of one sample."""
+
+Array = np.ndarray | Tensor
+_BLOCK_VALUES = 1 << 22  # looked at together in float64
+_CHANNELS = (1, 3, 4)  # of pictures as arrays
+_FAR_APART = 100.0  # spreads of columns
+
 
 @dataclass(frozen=True)
 class DataRequest:
     """What the user asked of a data set; None means the data set's own default. `image_size` is the side in pixels that
-    images from files are brought to."""
+    images from files are brought to; `test_split` the share of each class that becomes the test set where there is none."""
 
     argument: str = ""
     data_dir: Path | None = None
@@ -19,19 +32,43 @@ class DataRequest:
     profile: str = "exp"
     seed: int = 0
     image_size: int | None = None
+    test_split: float = 0.2
 
     def with_argument(self, argument: str) -> "DataRequest":
         return replace(self, argument=argument)
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What makes a model's input of a raw sample: (sample - mean) / std, in float64, rounded to float32 at the end.
+
+    `mean` and `std` are float64, (channels,) for images of `input_shape` (channels, height, width), (features,) or (1,) for
+    vectors. `pictures`: samples were decoded from image files, with `image_size` where it is not None.
+    """
+
+    input_shape: tuple[int, ...]
+    mean: Tensor
+    std: Tensor
+    image_size: int | None = None
+    pictures: bool = False
+
+    def __call__(self, raw: Array) -> Tensor:
+        """(n, *input_shape) float32 of raw samples (images: also (n, height, width), and channels last). ValueError in words."""
+        samples, _ = read_samples("samples", raw)
+        if samples.shape[1:] != self.input_shape:
+            raise ValueError(f"samples have the shape {samples.shape[1:]}; the model takes {self.input_shape}")
+        return standardised("samples", samples, self.mean, self.std)
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A labelled training and test set, in memory.
+    """A labelled training and test set, and a validation set where there is one, in memory.
 
     `x_train` (n, ...) and `x_test` (m, ...) are float32, standardised; images are (n, channels, height, width).
     `y_train` and `y_test` are int64 class indices. `defaults` holds what suits this data where the user says nothing
     (epochs, batch_size, lr, threads). `mean` and `std` are what the samples were standardised by, (channels,) for images
-    and (1,) for vectors: -mean / std is the value of a black pixel, which a crop with padding brings in.
+    and (features,) for vectors: -mean / std is the value of a black pixel, which a crop with padding brings in. `notes` are
+    sentences on what was done to the data; `train_files` and `test_files` name the samples' files.
     """
 
     name: str
@@ -43,6 +80,13 @@ class Dataset:
     defaults: dict[str, float | int] = field(default_factory=dict)
     mean: Tensor | None = None
     std: Tensor | None = None
+    x_val: Tensor | None = None
+    y_val: Tensor | None = None
+    image_size: int | None = None
+    pictures: bool = False
+    notes: tuple[str, ...] = ()
+    train_files: tuple[str, ...] = ()
+    test_files: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -58,19 +102,27 @@ class Dataset:
         """Shape of one sample."""
         return tuple(self.x_train.shape[1:])
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What was done to the samples: a data set that brings no mean was prepared by its maker."""
+        mean = torch.zeros(1) if self.mean is None else self.mean
+        std = torch.ones(1) if self.std is None else self.std
+        return Preprocessing(self.input_shape, mean.double(), std.double(), self.image_size, self.pictures)
+
     def save_npz(self, path: str | Path) -> None:
         """Write what was loaded to an .npz file that `npz:PATH` reads back: image files are then decoded once, not in
         every run. Samples are stored before standardisation, as bytes where all are. Raises FileExistsError."""
-        samples = {"x_train": self._raw(self.x_train), "x_test": self._raw(self.x_test)}
-        labels = {"y_train": self.y_train.numpy(), "y_test": self.y_test.numpy()}
+        arrays = {"x_train": self._raw(self.x_train), "x_test": self._raw(self.x_test)}
+        arrays |= {"y_train": self.y_train.numpy(), "y_test": self.y_test.numpy()}
+        if self.x_val is not None and self.y_val is not None:
+            arrays |= {"x_val": self._raw(self.x_val), "y_val": self.y_val.numpy()}
         with Path(path).open("xb") as file:
-            np.savez(file, **samples, **labels, class_names=np.array(self.class_names))
+            np.savez(file, **arrays, class_names=np.array(self.class_names))
 
     def _raw(self, x: Tensor) -> np.ndarray:
         if self.mean is None or self.std is None:
             return x.numpy()
-        shape = (1, -1, *[1] * (x.dim() - 2)) if x.dim() == 4 else (1,) * x.dim()
-        raw = x.double() * self.std.double().view(shape) + self.mean.double().view(shape)
+        raw = x.double() * _along(self.std, x.dim()) + _along(self.mean, x.dim())
         whole = raw.round()
         # Standardisation in float32 moves a byte by less than 1e-4.
         is_bytes = bool(((raw - whole).abs() < 1e-3).all() and (whole >= 0).all() and (whole <= 255).all())
@@ -79,91 +131,179 @@ class Dataset:
     @classmethod
     def from_arrays(
         cls,
-        x_train: np.ndarray | Tensor,
-        y_train: np.ndarray | Tensor,
-        x_test: np.ndarray | Tensor,
-        y_test: np.ndarray | Tensor,
+        x_train: Array,
+        y_train: Array | Sequence[Any],
+        x_test: Array | None = None,
+        y_test: Array | Sequence[Any] | None = None,
         *,
-        class_names: list[str] | tuple[str, ...] | None = None,
+        x_val: Array | None = None,
+        y_val: Array | Sequence[Any] | None = None,
+        class_names: Sequence[Any] | None = None,
         name: str = "custom",
         defaults: dict[str, float | int] | None = None,
+        test_split: float = 0.2,
+        seed: int = 0,
+        **about: Any,
     ) -> "Dataset":
-        """Build a data set from arrays or tensors: samples first, integer labels 0..C-1.
+        """Build a data set from arrays or tensors, of any byte order and strides.
 
-        Images are (n, height, width) or (n, channels, height, width), vectors (n, features), of any real dtype; they
-        become float32, standardised by the training set's mean and standard deviation (per channel for images, over
-        everything for vectors). Raises ValueError or TypeError naming the argument for shapes that disagree, labels
-        out of range, non-finite values, and classes without a training or test sample.
+        Images are (n, height, width), (n, channels, height, width) or, recognised by a last size of 1, 3 or 4 where the second
+        is none of these, (n, height, width, channels); vectors are (n, features); of any real dtype. They become float32,
+        standardised in float64 by the training set's mean and standard deviation, per channel for images and per column for
+        vectors. Labels are class indices from 0 or from 1, also as floats, or names of classes (see
+        `ltkernels._arrays.class_indices`). Without x_test and y_test, a share `test_split` of every class is held out, drawn by
+        `seed`; a class of one sample is then left out. `about` are further fields (image_size, train_files, ...).
+
+        Raises ValueError or TypeError naming the argument for shapes that disagree, labels out of range, non-finite values, and
+        classes without a training or test sample.
         """
-        x_train, x_test = _samples("x_train", x_train), _samples("x_test", x_test)
-        y_train, y_test = _labels("y_train", y_train, len(x_train)), _labels("y_test", y_test, len(x_test))
-        if x_train.shape[1:] != x_test.shape[1:]:
-            raise ValueError(
-                f"x_test has samples of shape {tuple(x_test.shape[1:])}, x_train {tuple(x_train.shape[1:])}"
-            )
-        num_classes = len(class_names) if class_names is not None else int(max(y_train.max(), y_test.max())) + 1
-        for argument, labels in (("y_train", y_train), ("y_test", y_test)):
-            if int(labels.max()) >= num_classes:
-                raise ValueError(f"{argument} holds label {int(labels.max())}, but there are {num_classes} classes")
-            # Before a table of all classes is made: one forged label would make it as large as it likes.
-            if num_classes > len(labels):
-                raise ValueError(f"{argument} has {len(labels)} samples for {num_classes} classes: some have none")
-            empty = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
-            if empty:
-                raise ValueError(f"{argument} has no sample of class {', '.join(map(str, empty))}")
-        axes = (0, 2, 3) if x_train.dim() == 4 else tuple(range(x_train.dim()))
-        mean = x_train.mean(axes, keepdim=True)
-        std = x_train.std(axes, keepdim=True).clamp_min(1e-6)
-        x_train, x_test = (x_train - mean) / std, (x_test - mean) / std
-        for argument, samples in (("x_train", x_train), ("x_test", x_test)):
-            if not bool(torch.isfinite(samples).all()):
-                raise ValueError(f"{argument} cannot be standardised in float32: its values are too large")
+        if (x_test is None) != (y_test is None) or (x_val is None) != (y_val is None):
+            raise ValueError("samples and labels go together: x_test with y_test, x_val with y_val")
+        given = {"train": (x_train, y_train), "test": (x_test, y_test), "val": (x_val, y_val)}
+        given = {part: pair for part, pair in given.items() if pair[0] is not None}
+        notes = list(about.pop("notes", ()))
+        samples = {part: read_samples(f"x_{part}", x) for part, (x, _) in given.items()}
+        if samples["train"][1]:
+            notes.append("images are read as (n, height, width, channels)")
+        samples_of = {part: x for part, (x, _) in samples.items()}
+        numbers, found = class_indices(
+            {f"y_{part}": _array(f"y_{part}", y) for part, (_, y) in given.items()}, class_names
+        )
+        labels = {part: _labels(f"y_{part}", numbers[f"y_{part}"], len(samples_of[part])) for part in given}
+        num_classes = len(found) if found is not None else 1 + max(int(y.max()) for y in labels.values())
+        for part, x in samples_of.items():
+            if x.shape[1:] != samples_of["train"].shape[1:]:
+                raise ValueError(
+                    f"x_{part} has samples of shape {x.shape[1:]}, x_train {samples_of['train'].shape[1:]}"
+                )
+            _check_classes(f"y_{part}", labels[part], num_classes, all_there=part != "val")
+        names: Sequence[str] = found if found is not None else [str(i) for i in range(num_classes)]
+        if "test" not in given:
+            split, names, said = split_off(labels["train"], names, test_split, seed)
+            notes += said
+            x, y, files = samples_of["train"], split.renumbered[labels["train"]], about.get("train_files")
+            for part, rows in (("train", split.kept), ("test", split.held)):
+                samples_of[part], labels[part] = x[rows], y[rows]
+                if files:
+                    about[f"{part}_files"] = tuple(files[i] for i in rows)
+            if "val" in labels:
+                y = split.renumbered[labels["val"]]
+                samples_of["val"], labels["val"] = samples_of["val"][y >= 0], y[y >= 0]
+        mean, std, said = _moments(samples_of["train"])
+        tensors = {f"x_{part}": standardised(f"x_{part}", x, mean, std) for part, x in samples_of.items()}
+        tensors |= {f"y_{part}": torch.from_numpy(y) for part, y in labels.items()}
+        about["notes"] = (*notes, *said)
         return cls(
-            name=name,
-            x_train=x_train,
-            y_train=y_train,
-            x_test=x_test,
-            y_test=y_test,
-            class_names=tuple(map(str, class_names)) if class_names is not None else _digits_of(num_classes),
-            defaults=dict(defaults or {}),
-            mean=mean.flatten(),
-            std=std.flatten(),
-        )
+            name=name, class_names=tuple(names), defaults=dict(defaults or {}), mean=mean, std=std, **tensors, **about
+        )  # fmt: skip
 
 
-def _digits_of(num_classes: int) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(num_classes))
+def _array(argument: str, value: Any) -> np.ndarray:
+    """Any array, tensor or list as a plain array of numbers or strings."""
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"{argument} must be real, got {value.dtype}")
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value.resolve_neg()).numpy()
+    array = np.asarray(value)
+    if array.dtype.kind == "O" and all(isinstance(item, str | bytes) for item in array.flat):
+        array = np.array([text(item) for item in array.flat]).reshape(array.shape)
+    if array.dtype.kind not in "biufSUc":
+        raise TypeError(f"{argument} must hold numbers or names, got {array.dtype}")
+    return plain(array)
 
 
-def _tensor(argument: str, value: np.ndarray | Tensor) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{argument} must hold numbers, got {getattr(value, 'dtype', type(value).__name__)}") from error
+def read_samples(argument: str, value: Any) -> tuple[np.ndarray, bool]:
+    """Samples as (n, features) or (n, channels, height, width), finite, and whether the channels came last.
 
-
-def _samples(argument: str, value: np.ndarray | Tensor) -> Tensor:
-    tensor = _tensor(argument, value)
-    if tensor.is_complex():
-        raise TypeError(f"{argument} must be real, got {tensor.dtype}")
-    if tensor.dim() not in (2, 3, 4) or tensor.numel() == 0:
+    Raises TypeError or ValueError naming the argument.
+    """
+    array = _array(argument, value)
+    if array.dtype.kind not in "biuf":
+        what = "real" if array.dtype.kind == "c" else "numbers"
+        raise TypeError(f"{argument} must {'be' if what == 'real' else 'hold'} {what}, got {array.dtype}")
+    if array.ndim not in (2, 3, 4) or array.size == 0:
         raise ValueError(
-            f"{argument} must be (n, features), (n, height, width) or (n, channels, height, width), "
-            f"got shape {tuple(tensor.shape)}"
+            f"{argument} must be (n, features), (n, height, width) or (n, channels, height, width), got shape {array.shape}"
         )
-    tensor = tensor.to(torch.float32)
-    if not bool(torch.isfinite(tensor).all()):
+    last = array.ndim == 4 and array.shape[3] in _CHANNELS and array.shape[1] not in _CHANNELS
+    if last:
+        array = array.transpose(0, 3, 1, 2)
+    if array.dtype.kind == "f" and not all(np.isfinite(block).all() for block in _blocks(array)):
         raise ValueError(f"{argument} holds NaN or infinite values")
-    return tensor.unsqueeze(1) if tensor.dim() == 3 else tensor
+    return (array[:, None] if array.ndim == 3 else array), last
 
 
-def _labels(argument: str, value: np.ndarray | Tensor, length: int) -> Tensor:
-    tensor = _tensor(argument, value)
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{argument} must hold integers, got {tensor.dtype}")
-    if tensor.shape != (length,):
-        raise ValueError(f"{argument} must have shape ({length},), got {tuple(tensor.shape)}")
-    tensor = tensor.to(torch.int64)
-    if int(tensor.min()) < 0:
-        raise ValueError(f"{argument} holds the negative label {int(tensor.min())}")
-    return tensor
+def _blocks(array: np.ndarray) -> list[np.ndarray]:
+    rows = max(1, _BLOCK_VALUES // max(1, array[0].size))
+    return [array[i : i + rows] for i in range(0, len(array), rows)]
+
+
+def _along(values: Tensor, dim: int) -> Tensor:
+    """(C,) values along axis 1 of samples of `dim` axes."""
+    return values.double().view(1, -1, *[1] * (dim - 2))
+
+
+def standardised(argument: str, samples: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
+    """(n, ...) float32: (samples - mean) / std in float64. ValueError where the result has no place in float32."""
+    result = torch.empty(samples.shape, dtype=torch.float32)
+    at, shift, scale = 0, _along(mean, samples.ndim), _along(std, samples.ndim)
+    for block in _blocks(samples):
+        values = torch.from_numpy(np.ascontiguousarray(block, dtype=np.float64))
+        result[at : at + len(block)] = (values - shift).div_(scale)
+        at += len(block)
+    if not bool(torch.isfinite(result).all()):
+        raise ValueError(f"{argument} cannot be standardised in float32: its values are too large")
+    return result
+
+
+def _moments(samples: np.ndarray) -> tuple[Tensor, Tensor, list[str]]:
+    """Mean and standard deviation (n - 1) by channel or column, in two float64 passes, and what is strange about them."""
+    axes = (0, *range(2, samples.ndim))
+    count = samples.size // samples.shape[1]
+    shape = (1, -1, *[1] * (samples.ndim - 2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = sum(block.sum(axes, dtype=np.float64) for block in _blocks(samples)) / count
+        square = sum(np.square(block - mean.reshape(shape)).sum(axes) for block in _blocks(samples))
+        std = np.sqrt(square / max(1, count - 1))
+    if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        raise ValueError("x_train cannot be standardised: its values are too large for float64")
+    largest = np.max([np.abs(block.astype(np.float64)).max(axes) for block in _blocks(samples)], 0)
+    # The mean of equal numbers need not be that number in the last place.
+    constant = std <= 8 * np.finfo(np.float64).eps * largest
+    notes = []
+    if samples.ndim == 2:
+        columns = np.flatnonzero(constant)
+        if len(columns):
+            notes.append(f"constant, and of no use: column {listed([str(c) for c in columns])} of {samples.shape[1]}")
+        spread = std[~constant]
+        if len(spread) and spread.max() > _FAR_APART * spread.min():
+            wide, narrow = (int(np.flatnonzero(std == value)[0]) for value in (spread.max(), spread.min()))
+            notes.append(
+                f"column {wide} spreads {spread.max() / spread.min():.3g} times as far as column {narrow}: each column is "
+                "standardised by itself"
+            )
+    elif constant.all():
+        notes.append("all pixels have one and the same value")
+    return torch.from_numpy(mean), torch.from_numpy(np.where(constant, 1.0, std)), notes
+
+
+def _labels(argument: str, labels: np.ndarray, length: int) -> np.ndarray:
+    if labels.shape != (length,):
+        raise ValueError(f"{argument} must have shape ({length},), got {labels.shape}")
+    if labels.min() < 0:
+        raise ValueError(f"{argument} holds the negative label {labels.min()}")
+    return labels
+
+
+def _check_classes(argument: str, labels: np.ndarray, num_classes: int, *, all_there: bool) -> None:
+    if labels.max() >= num_classes:
+        raise ValueError(f"{argument} holds label {labels.max()}, but there are {num_classes} classes")
+    if not all_there:
+        return
+    # Before a table of all classes is made: one forged label would make it as large as it likes.
+    if num_classes > len(labels):
+        raise ValueError(f"{argument} has {len(labels)} samples for {num_classes} classes: some have none")
+    empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0).tolist()
+    if empty:
+        raise ValueError(f"{argument} has no sample of class {', '.join(map(str, empty))}")

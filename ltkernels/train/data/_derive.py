@@ -24,7 +24,8 @@ def with_counts(data: Dataset, class_counts: Sequence[int], seed: int = 0) -> Da
         rows = (data.y_train == label).nonzero().flatten().numpy()
         kept.append(np.random.default_rng([seed, label]).permutation(rows)[:wanted])
     index = torch.from_numpy(np.concatenate(kept))
-    return replace(data, x_train=data.x_train[index], y_train=data.y_train[index])
+    files = tuple(data.train_files[i] for i in index.tolist()) if data.train_files else ()
+    return replace(data, x_train=data.x_train[index], y_train=data.y_train[index], train_files=files)
 
 
 def mix_categories(data: Dataset, majority: int, minority: int, rho: float, lam: float, seed: int = 0) -> Dataset:

@@ -1,5 +1,6 @@
-"""Decoding PNG and JPEG files that nobody vouches for: formats, sizes and totals are checked before pixels are decoded."""
+"""Decoding image files that nobody vouches for: formats, sizes and totals are checked before pixels are decoded."""
 
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,12 @@ import numpy as np
 
 from ltkernels.train.data._archive import clipped
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+# Of Pillow's forty decoders those of pictures as people keep them, and none that starts a program (PostScript).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".avif",
+)  # fmt: skip
 MAX_PIXELS = 1 << 26  # of one image: 67 million, more than today's cameras give
 MAX_FILE_BYTES = 1 << 27
 MAX_TOTAL_BYTES = 1 << 33  # of the decoded set: float32 copies of it take four times as much
@@ -50,12 +56,12 @@ def pillow() -> Any:
     return Image
 
 
-def decode(sources: Sequence[Source], size: int | None) -> np.ndarray:
-    """(n, 3, height, width) uint8: the images as RGB, transparent parts on white.
+def decode(sources: Sequence[Source], size: int | None, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """(n, 3, height, width) uint8: the images as RGB, transparent parts on white; of several frames the first.
 
     With `size`, each is scaled so that its shorter side has `size` pixels and cut to the central square; without, all
-    must have one size. Images are turned as their EXIF orientation says. Raises ImportError without Pillow,
-    and ValueError naming the file that is no PNG or JPEG, damaged, too large or of another size.
+    must have one size, (height, width) `shape` where it is given. Images are turned as their EXIF orientation says. Raises
+    ImportError without Pillow, and ValueError naming the file that is no image, damaged, too large or of another size.
     """
     image_module = pillow()
     if size is not None and not 1 <= size <= MAX_SIZE:
@@ -73,7 +79,8 @@ def decode(sources: Sequence[Source], size: int | None) -> np.ndarray:
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         for chunk, contents in _chunks(sources, order):
             if out is None:
-                out = _room(len(sources), _pixels(image_module, sources[chunk[0]], contents[0], size, None))
+                wanted = None if shape is None or size is not None else (*shape, 3)
+                out = _room(len(sources), _pixels(image_module, sources[chunk[0]], contents[0], size, wanted))
             # Pillow decodes outside Python's lock, but a small image is all Python, where threads only get in the way.
             each = pool.map if sum(map(len, contents)) > _WORTH_A_THREAD * len(contents) else map
             for _ in each(put, chunk, contents):
@@ -123,29 +130,30 @@ def _pixels(
     image_module: Any, source: Source, content: bytes, size: int | None, shape: tuple[int, ...] | None
 ) -> np.ndarray:
     """(height, width, 3) uint8; with `shape`, of that shape."""
-    from PIL import ImageOps
+    from PIL import UnidentifiedImageError
 
     pixels = None
     try:
-        # Two decoders of Pillow's forty; opening reads the header alone.
-        with image_module.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        if not content:
+            raise ValueError("the file is empty")
+        # Opening reads the header alone.
+        with image_module.open(io.BytesIO(content), formats=_formats(image_module)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
             # An image of another size is not decoded; one on its side may be turned by its EXIF orientation.
             if size is not None or shape is None or sorted(image.size) == sorted(shape[:2]):
                 if size is not None:
-                    image.draft(
-                        "RGB", (size, size)
-                    )  # a JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough
-                image = _as_rgb(image_module, ImageOps.exif_transpose(image))
-                if size is not None and image.size != (size, size):
-                    image = ImageOps.fit(image, (size, size), image_module.Resampling.BILINEAR)
-                pixels = np.asarray(image)
+                    # A JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough.
+                    image.draft("RGB", (size, size))
+                pixels = from_pillow(image, size)
                 height, width = pixels.shape[:2]
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(_formats(image_module))
+        raise ValueError(f"{source.label}: not a usable image: by its content it is none of {kinds}") from error
     except Exception as error:  # a damaged file makes Pillow raise OSError, SyntaxError, struct.error, ...
         reason = clipped(error).partition("\n")[0]
-        raise ValueError(f"{source.label}: not a usable PNG or JPEG image: {reason}") from error
+        raise ValueError(f"{source.label}: not a usable image: {reason}") from error
     if pixels is None or (shape is not None and pixels.shape != shape):
         assert shape is not None
         raise ValueError(
@@ -153,6 +161,23 @@ def _pixels(
             f"to one size"
         )
     return pixels
+
+
+@functools.cache
+def _formats(image_module: Any) -> tuple[str, ...]:
+    """Those of `_FORMATS` that this build of Pillow has."""
+    image_module.init()
+    return tuple(name for name in _FORMATS if name in image_module.OPEN)
+
+
+def from_pillow(image: Any, size: int | None) -> np.ndarray:
+    """(height, width, 3) uint8 of a Pillow image, prepared as `decode` says."""
+    from PIL import Image, ImageOps
+
+    image = _as_rgb(Image, ImageOps.exif_transpose(image))
+    if size is not None and image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def _as_rgb(image_module: Any, image: Any) -> Any:

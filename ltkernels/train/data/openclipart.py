@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ltkernels._arrays import natural_key
 from ltkernels.train.data._dataset import DataRequest, Dataset
 from ltkernels.train.data._images import Source, decode
 from ltkernels.train.data._longtail import make_long_tailed
-from ltkernels.train.data.folder import natural_key, walk
+from ltkernels.train.data.folder import walk
 
 DEBIAN_DIR = Path("/usr/share/openclipart/png")
 MIN_IMAGES = 15

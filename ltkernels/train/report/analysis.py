@@ -1,5 +1,6 @@
 """Sections of the report that look behind the accuracies: further measures, classifier norms, the feature space, FDG."""
 
+import heapq
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from ltkernels.train.metrics import GROUPS, group_of
 from ltkernels.train.report import charts, plots
 from ltkernels.train.report.parts import by_frequency, percent, table
+
+_MOST_PAIRS = 40
 
 
 def measures(summary: dict[str, Any]) -> str:
@@ -78,18 +81,38 @@ def feature_space(summary: dict[str, Any]) -> str:
     )
     # Features of different seeds live in different spaces: there is no mean of them.
     seed = f" Seed {summary['seeds'][0]} alone." if "seeds" in summary else ""
-    similarity = plots.matrix(
-        "similarity of the classes",
-        space["class_similarity"],
-        names,
-        order,
-        "cosine of mean features, frequent classes first; blue: alike, brown: opposed",
-    )
+    if len(order) > charts.MOST_CELLS:
+        similarity = _most_alike(space["class_similarity"], names)
+    else:
+        similarity = plots.matrix(
+            "similarity of the classes",
+            space["class_similarity"],
+            names,
+            order,
+            "cosine of mean features, frequent classes first; blue: alike, brown: opposed",
+        )
     return (
         f"<h2>Feature space</h2><p>Training features, before the classifier. V is how much a class holds, a count only how "
         f"often it occurs: classes of one size can differ widely.{seed}</p><div class=row>{diversity}{_embedding(summary)}</div>"
         f"<div class=scroll>{similarity}</div>"
     )
+
+
+def _most_alike(similarity: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+    """The pairs of largest cosine, where a matrix would be too large."""
+    pairs = ((similarity[a][b], a, b) for a in range(len(names)) for b in range(a))
+    rows = [[escape(names[a]), escape(names[b]), f"{value:.2f}"] for value, a, b in heapq.nlargest(_MOST_PAIRS, pairs)]
+    return f"<h3>The {len(rows)} pairs of classes most alike</h3>{table(['class', 'class', 'cosine of mean features'], rows)}"
+
+
+def top_confusions(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """The most frequent confusions as a table, where a matrix would be too large."""
+    cells = ((count, t, p) for t, row in enumerate(matrix) for p, count in enumerate(row) if count and t != p)
+    rows = [
+        [escape(names[t]), escape(names[p]), str(count), percent(count / max(1, sum(matrix[t])))]
+        for count, t, p in heapq.nlargest(_MOST_PAIRS, cells)
+    ]
+    return table(["true class", "predicted as", "samples", "% of the class"], rows)
 
 
 def _embedding(summary: dict[str, Any]) -> str:
@@ -125,7 +148,7 @@ def _what(group: str) -> str:
 def tradeoff(summary: dict[str, Any]) -> str:
     """FDG of the completed tail against balanced accuracy, with the random repeats; empty where there is nothing to compare."""
     drawn = [(i, v) for i, v in enumerate(summary["variants"]) if v["fdg_tail"] is not None]
-    repeats = summary.get("random_repeats") or []
+    repeats = [r for r in summary.get("random_repeats") or [] if r["fdg_tail"] is not None]
     if len(drawn) + len(repeats) < 3:
         return ""
     series: list[tuple[str, list[tuple[float, float]], list[str]]] = []

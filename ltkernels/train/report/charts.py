@@ -63,20 +63,37 @@ def legend(names: Sequence[str], series: Sequence[int] | None = None, *, column:
     return svg.render()
 
 
+# Of a matrix; three letters of a name at the head of a column told nothing, and ran into each other.
+_NAME_LETTERS = 18
+_LETTER = 8.2  # pixels of the widest common letters at size 12
+MOST_CELLS = 100
+"""More classes make no matrix that anybody reads, and a page of a hundred megabytes."""
+
+
+def matrix_margin(names: Sequence[str], cell: float) -> float:
+    """Room for the names left of a matrix."""
+    return 16 if cell < 10 else 40 + _LETTER * min(_NAME_LETTERS, max(map(len, names)))
+
+
+def row_label(name: str, row: int, cell: float) -> str:
+    """The name, and where the row's cells are numbered at the head, its number."""
+    return shorten(name, _NAME_LETTERS) + (f"  {row + 1}" if cell >= 20 else "")
+
+
 def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str], order: Sequence[int]) -> str:
     """Rows are true classes, columns predictions, both in `order`; a cell's shade is its share of the row."""
     n = len(order)
     cell = 22 if n <= 12 else max(4, 264 // n)
-    left, top = 70, 62
-    svg = Svg(left + n * cell + 12, top + n * cell + 14, f"confusion matrix of {title}")
+    left, top = matrix_margin(names, cell), 62
+    svg = Svg(max(300, left + n * cell + 12), top + n * cell + 14, f"confusion matrix of {title}")
     svg.text(0, 16, shorten(title, 44), bold=True)
-    svg.text(0, 34, "columns: predicted, in the order of the rows", color=MUTED, size=11)
+    svg.text(0, 34, "rows: true, columns: predicted, in the same order", color=MUTED, size=11)
     svg.rect(left, top, n * cell - (cell > 8), n * cell - (cell > 8), _shade(0.0))
     for r, true in enumerate(order):
         total = max(1, sum(matrix[true]))
         y = top + r * cell
         if cell >= 10:
-            svg.text(left - 8, y + cell / 2 + 4, shorten(names[true], 10), anchor="end", size=min(12, cell))
+            svg.text(left - 8, y + cell / 2 + 4, row_label(names[true], r, cell), anchor="end", size=min(12, cell))
         for c, predicted in enumerate(order):
             count = matrix[true][predicted]
             if not count:
@@ -88,9 +105,9 @@ def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str],
                 ink = "#ffffff" if share > 0.45 else INK
                 svg.text(left + (c + 0.5) * cell, y + cell / 2 + 4, str(count), anchor="middle", color=ink, size=10)
     if cell >= 20:
-        for c, predicted in enumerate(order):
+        for c in range(n):
             x = left + (c + 0.5) * cell - 0.5
-            svg.text(x, top - 6, shorten(names[predicted], 3), anchor="middle", color=MUTED, size=11)
+            svg.text(x, top - 6, str(c + 1), anchor="middle", color=MUTED, size=11)
     return svg.render()
 
 
@@ -115,7 +132,7 @@ def lines(title: str, x_label: str, series: Sequence[Series], colors: Sequence[i
         return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
 
     svg = Svg(width, height, title)
-    svg.text(left, 16, shorten(title, int(width / 7.2)), bold=True)
+    svg.text(0, 16, shorten(title, int(width / 8)), bold=True)
     for value in ticks(y_low, y_high):
         y = place(x_low, value)[1]
         svg.line(left, y, width - right, y, "#aaaaaa" if abs(value) < 1e-12 else GRID)

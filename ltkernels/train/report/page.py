@@ -167,6 +167,12 @@ def _gain(arm: dict[str, Any]) -> str:
 
 def _confusions(summary: dict[str, Any]) -> str:
     order, names = by_frequency(summary), summary["class_names"]
+    if len(order) > charts.MOST_CELLS:
+        chosen = next(v for v in summary["variants"] if v["name"] == summary["chosen"])
+        return (
+            f"<h2>Confusions</h2><p>The most frequent of {escape(chosen['title'])}; all are in tables/confusion.csv.</p>"
+            f"{analysis.top_confusions(chosen['confusion'], names)}"
+        )
     drawn = "".join(charts.confusion(v["title"], v["confusion"], names, order) for v in summary["variants"])
     return (
         "<h2>Confusion matrices</h2><p>Classes from the most to the least frequent in training; counts of test "
@@ -187,7 +193,10 @@ def _curves(summary: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
             ("test_balanced_accuracy", "balanced test accuracy, %", 100),
             ("train_loss", "training loss", 1),
         ):
-            drawn = [(p, [(float(r["epoch"]), factor * r[key]) for r in records]) for p, records in series.items()]
+            drawn = [
+                (p, [(float(r["epoch"]), factor * r.get(key, r.get("val_balanced_accuracy"))) for r in records])
+                for p, records in series.items()
+            ]
             if drawn:
                 panels.append(charts.lines(f"{title}: {what}", "epoch", drawn, [phases[p] for p in series]))
     legend = charts.line_legend([v["title"] for v in summary["variants"]], list(names.values()))

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; }
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #222;
   background: #fff; max-width: 1000px; margin: 32px auto 64px; padding: 0 24px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; }
@@ -21,6 +21,13 @@ th small, td small { font-weight: 400; color: #666; display: block; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } td.left, th.left { text-align: left; }
 tr.chosen td { background: #eef5fb; } svg { font-family: inherit; max-width: 100%; height: auto; }
 dt { font-weight: 600; margin-top: 8px; } dd { margin: 0 0 0 20px; max-width: 76ch; }
+@media (max-width: 700px) {
+  body { margin-top: 16px; padding: 0 12px; } .row { overflow-x: auto; flex-wrap: nowrap; } svg { max-width: none; flex: none; }
+}
+@media (prefers-color-scheme: dark) {
+  body { background: #16181c; color: #e4e4e4; } .sub, .note, th small, td small { color: #aaa; } th, td { border-color: #444; }
+  tr.chosen td { background: #22364a; } svg { background: #fff; border-radius: 6px; }
+}
 """
 
 

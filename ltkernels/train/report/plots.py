@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ltkernels.train.report.charts import shorten
+from ltkernels.train.report.charts import matrix_margin, row_label, shorten
 from ltkernels.train.report.svg import COLORS, GRID, MUTED, Svg, label, ticks
 
 _NEGATIVE, _WHITE, _POSITIVE = (166, 86, 40), (250, 250, 250), (8, 69, 120)
@@ -107,7 +107,7 @@ def matrix(title: str, values: Sequence[Sequence[float]], names: Sequence[str], 
     """A square matrix of numbers in [-1, 1], rows and columns in `order`; brown is negative, blue positive."""
     n = len(order)
     cell = 22 if n <= 12 else max(4, 400 // n)
-    left, top = 74, 62
+    left, top = matrix_margin(names, cell), 62
     svg = Svg(max(480, left + n * cell + 12), top + n * cell + 14, title)
     svg.text(0, 16, shorten(title, 60), bold=True)
     svg.text(0, 34, note, color=MUTED, size=11)
@@ -115,7 +115,7 @@ def matrix(title: str, values: Sequence[Sequence[float]], names: Sequence[str], 
     for r, row in enumerate(order):
         y = top + r * cell
         if cell >= 10:
-            svg.text(left - 8, y + cell / 2 + 4, shorten(names[row], 10), anchor="end", size=min(12, cell))
+            svg.text(left - 8, y + cell / 2 + 4, row_label(names[row], r, 0), anchor="end", size=min(12, cell))
         for c, column in enumerate(order):
             value = values[row][column]
             # What cannot be told from the background need not be drawn: a hundred classes have ten thousand cells.

@@ -3,6 +3,8 @@
 Only what `svg.Svg` writes is understood: lines, rectangles, circles, polylines, texts, and the paths of its markers.
 """
 
+import functools
+import importlib.util
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +36,7 @@ def save_pngs(page: str, folder: Path) -> list[Path]:
 def draw(drawing: ElementTree.Element) -> Any:
     """One <svg> element as a PIL image."""
     try:
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
     except ImportError as error:
         raise ImportError('PNG files need Pillow: pip install "ltkernels[images]"') from error
     unit = _SCALE * _SMOOTH
@@ -67,12 +69,22 @@ def draw(drawing: ElementTree.Element) -> Any:
                 unit,
             )
         elif element.tag == "text":
-            font = ImageFont.load_default(value["font-size"])
+            font = _font(value["font-size"])
             anchor = {"start": "ls", "middle": "ms", "end": "rs"}[element.get("text-anchor", "start")]
             bold = unit // 4 if element.get("font-weight") else 0
             place, text = (value["x"], value["y"]), element.text or ""
             pen.text(place, text, fill, font, anchor, stroke_width=bold, stroke_fill=fill)
     return canvas.resize((canvas.width // _SMOOTH, canvas.height // _SMOOTH), Image.Resampling.LANCZOS)
+
+
+@functools.cache
+def _font(size: float) -> Any:
+    """DejaVu Sans, which matplotlib brings, has the letters of most alphabets; Pillow's own has those of English."""
+    from PIL import ImageFont
+
+    found = importlib.util.find_spec("matplotlib")
+    path = Path(str(found.origin)).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf" if found else None
+    return ImageFont.truetype(str(path), size) if path and path.is_file() else ImageFont.load_default(size)
 
 
 def _numbers(element: ElementTree.Element, unit: int) -> dict[str, float]:

@@ -1,0 +1,224 @@
+"""Fine-tuning: pretrained weights from a file, frozen backbones, parameter groups, AdamW, clipping."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ltkernels import train
+from ltkernels.cli import main
+from ltkernels.nn import CosineLinear
+from ltkernels.train.data import Dataset
+from ltkernels.train.engine import optimizer_of
+from ltkernels.train.models import Classifier, cnn, load_weights, mlp
+from ltkernels.train.recipe import Recipe
+
+RECIPE = Recipe(epochs=1, batch_size=8, lr=0.1, weight_decay=0.25, seed=0)
+
+
+def _data(sizes=(40, 20, 8), features=6):
+    rng = np.random.default_rng(0)
+    y, y_test = np.repeat(np.arange(3), sizes), np.repeat(np.arange(3), 5)
+    x, x_test = (rng.normal(size=(len(v), features)) + v[:, None] for v in (y, y_test))
+    return Dataset.from_arrays(x, y, x_test, y_test)
+
+
+def _groups(made, model):
+    optimizer, shares = made
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[p]: (share, g["weight_decay"]) for g, share in zip(optimizer.param_groups, shares) for p in g["params"]
+    }
+
+
+def test_adamw_decays_matrices_alone_and_the_backbone_has_its_own_rate():
+    model = Classifier(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), CosineLinear(4, 3))
+    recipe = Recipe(**{**vars(RECIPE), "optimizer": "adamw", "lr_backbone": 0.01})
+    optimizer = optimizer_of(model, recipe)
+    assert isinstance(optimizer[0], torch.optim.AdamW)
+    assert _groups(optimizer, model) == {
+        "backbone.0.weight": (pytest.approx(0.1), 0.25), "backbone.0.bias": (pytest.approx(0.1), 0.0),
+        "backbone.1.weight": (pytest.approx(0.1), 0.0), "backbone.1.bias": (pytest.approx(0.1), 0.0), "head.weight": (1.0, 0.0),
+    }  # fmt: skip
+    # The published recipes decay everything.
+    assert set(_groups(optimizer_of(model, RECIPE), model).values()) == {(1.0, 0.25)}
+    model.backbone.requires_grad_(False)
+    assert set(_groups(optimizer_of(model, recipe), model)) == {"head.weight"}
+
+
+def test_rates_reach_the_parameters(monkeypatch):
+    """One step of SGD without momentum and decay moves by rate times gradient, in either part of the model."""
+    seen = []
+    real = torch.optim.SGD.step
+
+    def step(self, *args):
+        before = [[p.detach().clone() for p in g["params"]] for g in self.param_groups]
+        grads = [[p.grad.clone() for p in g["params"]] for g in self.param_groups]
+        real(self, *args)
+        for group, old, grad in zip(self.param_groups, before, grads):
+            for p, o, g in zip(group["params"], old, grad):
+                assert torch.allclose(p, o - group["lr"] * g, atol=1e-7)
+            seen.append(group["lr"])
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    config = train.Config(
+        model="mlp", epochs=1, batch_size=68, lr=0.5, lr_backbone=0.05, momentum=0, weight_decay=0, warmup=0, threads=1
+    )
+    train.train(config, _data())
+    assert sorted(seen) == pytest.approx([0.05, 0.5])
+
+
+def test_clipping_bounds_the_step(monkeypatch):
+    norms = []
+    real = torch.optim.SGD.step
+
+    def step(self, *args):
+        gradients = [p.grad for g in self.param_groups for p in g["params"]]
+        norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+        real(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    config = train.Config(model="mlp", epochs=2, batch_size=16, threads=1)
+    train.train(config.replace(clip=0.05), _data())
+    assert max(norms) == pytest.approx(0.05, rel=1e-3)
+    norms.clear()
+    train.train(config, _data())
+    assert max(norms) > 0.2
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "backbone.", "module."])
+def test_weights_from_a_file(tmp_path, wrap):
+    source = cnn((3, 8, 8))
+    state = {**source.state_dict(), "fc.weight": torch.zeros(5, 64)}
+    if wrap == "state_dict":
+        state = {"state_dict": state, "epoch": 3}
+    elif wrap:
+        state = {f"{wrap}{key}": value for key, value in state.items()}
+    torch.save(state, tmp_path / "w.pt")
+    other = cnn((3, 8, 8))
+    load_weights(other, tmp_path / "w.pt")
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), source.state_dict().values()))
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    torch.save(mlp((6,)).state_dict(), tmp_path / "small.pt")
+    with pytest.raises(ValueError, match=r"small\.pt: do not fit the backbone: .*size mismatch"):
+        load_weights(mlp((7,)), tmp_path / "small.pt")
+    with pytest.raises(ValueError, match=r"small\.pt: lacks \d+ of the backbone's \d+ tensors"):
+        load_weights(cnn((3, 8, 8)), tmp_path / "small.pt")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_weights(mlp((6,)), tmp_path / "none.pt")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"junk\.pt: not a checkpoint"):
+        load_weights(mlp((6,)), tmp_path / "junk.pt")
+
+
+def test_a_frozen_backbone_is_left_as_it_is_and_seen_once(tmp_path, monkeypatch):
+    torch.manual_seed(5)
+    source = mlp((6,))
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    calls = []
+    real = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: calls.append(self.out_features) or real(self, x))
+    config = train.Config(
+        model="mlp", weights=str(tmp_path / "w.pt"), freeze=True, head="cosine", head_init="means", epochs=5, threads=1
+    )
+    data = _data()
+    summary = train.train(config, data, out=tmp_path / "run")
+    # 128 units: when the model is looked at (twice), for the class means, for the features of both sets, and no more in 5 epochs.
+    assert calls.count(128) < 10
+    model = train.load(tmp_path / "run")
+    backbone = model._classifier.backbone
+    assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), source.state_dict().values()))
+    assert summary["balanced_accuracy"] > 0.5
+    assert train.evaluate(tmp_path / "run", data)[0]["balanced_accuracy"] == summary["balanced_accuracy"]
+
+
+def test_a_cosine_head_starts_from_the_class_means(monkeypatch):
+    from ltkernels.train import pipeline
+
+    class Seen(Exception):
+        pass
+
+    def fit(model, *_, **__):
+        raise Seen(model)
+
+    monkeypatch.setattr(pipeline, "fit", fit)
+    data = _data()
+    config = train.jobs.resolve(train.Config(model="mlp", head="cosine", head_init="means", threads=1), data)
+    job = pipeline.Job(config, data, None)
+    with pytest.raises(Seen) as seen:
+        job.train_plain()
+    (model,) = seen.value.args
+    features = model.backbone(job.x_train)
+    means = torch.stack([features[job.y_train == c].double().mean(0) for c in range(3)])
+    assert torch.allclose(model.head.weight.double(), means, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--freeze", "--data", "digits-lt", "--crop", "2"), "crop, flip, mix and pretrain"),
+        (("--freeze", "--lr-backbone", "0.1"), "freeze and lr_backbone"),
+        (("--head-init", "means"), "head_init means needs head cosine"),
+        (("--weights", "/no/such.pt"), "/no/such.pt: no such file"),
+        (("--clip", "0"), "clip must be positive"),
+        (("--optimizer", "adam"), "adamw"),
+    ],
+)
+def test_settings_that_do_not_go_together(tmp_path, capsys, arguments, words):
+    try:
+        code = main(["train", *arguments, "--out", str(tmp_path / "run")])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert (code, captured.err.count("\n")) == (2, 1)
+    assert words in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_adamw_resumes_to_the_bit(tmp_path):
+    config = train.Config(
+        model="mlp", optimizer="adamw", lr_backbone=1e-4, clip=1.0, epochs=4, checkpoint_seconds=0, threads=1
+    )
+    data = _data()
+    whole = train.train(config, data, out=tmp_path / "whole")
+
+    def stop(phase, done, total, record):
+        if done == 2 and phase.startswith("train"):
+            raise OSError("stopped")
+
+    with pytest.raises(OSError, match="stopped"):
+        train.train(config, data, out=tmp_path / "cut", progress=stop)
+    again = train.train(config, data, out=tmp_path / "cut", resume="auto")
+    assert again["variants"][0]["confusion"] == whole["variants"][0]["confusion"]
+    one, two = (
+        torch.load(tmp_path / f / "checkpoints" / "logit_adjusted.pt", weights_only=True)["state"]
+        for f in ("whole", "cut")
+    )
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_backbone_of_timm(tmp_path):
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch
+        pytest.skip(f"timm cannot be imported: {error}")
+    source = timm.create_model("test_resnet", pretrained=False, num_classes=7)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], (12, 6))
+    x = rng.integers(0, 255, (18, 32, 32, 3)).astype(np.uint8)
+    data = Dataset.from_arrays(x, y, x, y)
+    config = train.Config(
+        model="timm:test_resnet",
+        weights=str(tmp_path / "w.pt"),
+        optimizer="adamw",
+        lr_backbone=1e-4,
+        epochs=1,
+        threads=1,
+    )
+    summary = train.train(config, data, out=tmp_path / "run")
+    assert np.mean(train.load(tmp_path / "run").predict(x).numpy() == y) == pytest.approx(summary["top1"])
+    with pytest.raises(ValueError, match="timm:no_such"):
+        train.train(config.replace(model="timm:no_such"), data)
