@@ -304,6 +304,26 @@ def test_plans_hold_their_rows(dtype: torch.dtype) -> None:
         assert _cuda.plan(dtype, 262144, device=cpu) == ("cluster", 512, 512, 16)
 
 
+def test_every_kernel_asks_for_large_clusters() -> None:
+    """Permission for more than 8 blocks belongs to a kernel: what the first one was granted says nothing about the next."""
+    mixed = (torch.tensor([5, 262143]), torch.tensor([7, 0]), torch.tensor(0.5))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        z = cases.hostile_logits(2, 262144, dtype)
+        assert _cuda.plan(dtype, 262144, device=torch.device("cpu")).cluster == 16
+        cases.check("cpu", z, torch.tensor([5, 262143]))
+        cases.call("cpu", z, mixed)
+
+
+def test_code_older_than_clusters_has_none(monkeypatch) -> None:
+    """A device of sm_90 may run code that was compiled for sm_80, in which a cluster's blocks would all do the first part of a row."""
+    monkeypatch.setattr(_cuda, "library", library.emulated(80))
+    for path in ("any", "cluster"):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert _cuda.plan(dtype, 40001, path=path, device=torch.device("cpu")).cluster == 1
+            z, y = cases.hostile_logits(2, 40001, dtype), torch.tensor([40000, 3])
+            cases.check("cpu", z, y, path=path)
+
+
 def test_debug_switch_raises(monkeypatch) -> None:
     monkeypatch.setenv("LTKERNELS_CUDA_DEBUG", "1")
     z, y = torch.randn(4, 5), torch.tensor([0, 1, 5, 1])

@@ -49,7 +49,8 @@ Plan choose(const AdjustedCe& ce, Path path, bool aligned, int device) {
     const int width = kVec<T>, held = Traits<T>::kHeld;
     // The device is asked where the answer matters.
     const bool long_rows = ce.classes > static_cast<int64_t>(256) * held * width - width;
-    const int largest = path == Path::cluster || long_rows ? largest_cluster(kernel, kMaxBlock, device) : 1;
+    const void* const code = reinterpret_cast<const void*>(kernel);
+    const int largest = path == Path::cluster || long_rows ? abilities(code, kMaxBlock, device).largest_cluster : 1;
     return plan_rows(width, held, ce.classes, aligned, path, largest);
 }
 
@@ -225,9 +226,8 @@ const char* ltk_cuda_plan(int64_t device, int64_t path, int64_t dtype, int64_t c
     AdjustedCe ce{};
     ce.classes = classes;
     ce.closed.form = closed != 0 ? Form::seesaw : Form::none;
-    return with_type(dtype, [&](auto element) -> const char* {
-        const Plan chosen =
-            choose<decltype(element)>(ce, static_cast<Path>(path), aligned != 0, static_cast<int>(device));
+    return on_device(1, device, 0, dtype, [&](auto element, Where where) -> const char* {
+        const Plan chosen = choose<decltype(element)>(ce, static_cast<Path>(path), aligned != 0, where.device);
         int64_t* out = pointer<int64_t>(plan);
         out[0] = chosen.registers;
         out[1] = chosen.threads;

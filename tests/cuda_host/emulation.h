@@ -7,7 +7,8 @@
 // runs until a barrier, then the next one does. With LTK_HOST_THREADS they are real threads, so that the thread
 // sanitizer sees a missing barrier. Emulated: indices, static and dynamic shared memory, __syncthreads, __syncwarp,
 // shuffles, atomicAdd, clusters and their distributed shared memory. A barrier that not all threads reach, or that they
-// reach by different calls, aborts. 16-byte accesses must be aligned. Shared memory starts as NaN.
+// reach by different calls, aborts. 16-byte accesses must be aligned. Shared memory starts as NaN. Clusters of more
+// than 8 blocks need each kernel's permission, and code older than sm_90 (ltk_emulation_code) knows no clusters.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -22,6 +23,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -230,7 +232,22 @@ inline void run_fibers(std::vector<Thread>& threads) {
 }
 #endif
 
-inline void launch(const std::function<void()>& kernel, int64_t grid, int block, int cluster_size, size_t shared) {
+inline int code = 90;                         // what the kernels were compiled for
+inline std::set<const void*> large_clusters;  // the kernels that asked for more than 8 blocks
+
+inline int code_version(const void*) {
+    return code;
+}
+inline void allow_large_clusters(const void* kernel) {
+    large_clusters.insert(kernel);
+}
+inline bool clusters_fit(const void* kernel, int, int size) {
+    return size <= 8 || (size <= 16 && large_clusters.count(kernel) != 0);
+}
+
+inline const char* launch(const void* function, const std::function<void()>& kernel, int64_t grid, int block,
+                          int cluster_size, size_t shared) {
+    if (!clusters_fit(function, block, cluster_size)) return "cluster misconfiguration";
     if (grid <= 0 || grid % cluster_size != 0 || block <= 0 || block > 1024 || block % 32 != 0 || shared > 48 * 1024)
         fail("bad launch");
     grid_dim.x = static_cast<unsigned>(grid);
@@ -257,16 +274,18 @@ inline void launch(const std::function<void()>& kernel, int64_t grid, int block,
     }
     now = nullptr;
 #endif
+    return nullptr;
 }
 
 inline int cluster_rank() {
-    return now->block->rank;
+    return code >= 90 ? now->block->rank : 0;
 }
 inline void cluster_sync() {
-    wait(now->block->cluster->barrier, kClusterSync);
+    if (code >= 90) wait(now->block->cluster->barrier, kClusterSync);
 }
 template <class S>
 S* cluster_peer(S* shared, int rank) {
+    if (code < 90) return shared;
     Block& other = now->block->cluster->blocks[static_cast<size_t>(rank)];
     const auto offset = reinterpret_cast<unsigned char*>(shared) - now->block->fixed.get();
     return reinterpret_cast<S*>(other.fixed.get() + offset);
@@ -367,4 +386,9 @@ inline unsigned atomicAdd(unsigned* p, unsigned x) {
 }
 inline void __threadfence() {
     // The sanitizer does not know fences; the ticket that follows is an acquire-release operation in any case.
+}
+
+// For the tests: the architecture of the code that "runs".
+extern "C" inline __attribute__((used, visibility("default"))) void ltk_emulation_code(int version) {
+    emulation::code = version;
 }
