@@ -72,8 +72,9 @@ def adjusted_ce(
 ) -> None:
     """Fills `loss` and, where it is given, `grad`; the arguments are those of ``_backends.cpu_adjusted_ce``.
 
-    logits (N, C) with unit class stride, any row stride; grad likewise, may be the logits themselves. row_coef (N,) may be one
-    number, expanded. One launch for ``reduction="none"``, else two. `path` forces a kernel, for tests and benchmarks.
+    logits (N, C) with unit class stride, any row stride; grad likewise, may be the logits themselves. row_coef (N,) may be one number,
+    expanded. Two launches; one for ``reduction="none"``, unless C is odd and there are
+    tables. `path` forces a kernel, for tests and benchmarks.
 
     Raises RuntimeError where CUDA refuses a launch; ValueError for labels and tables with ``LTKERNELS_CUDA_DEBUG=1``.
     """
@@ -84,10 +85,12 @@ def adjusted_ce(
         if reduction != _NONE:
             loss.fill_(0.0 if reduction == _SUM else torch.nan)
         return
-    scratch = None
-    if reduction != _NONE:
-        scratch = torch.empty(library.cuda_scratch(rows), dtype=torch.float64, device=logits.device)
     form, table, seed, options = (0, None, None, (0.0, 0.0, 0.0)) if closed is None else closed
+    streamed = [_address(each) for each in (shift, scale, weight, table)]
+    scratch = None
+    if reduction != _NONE or any(streamed):
+        doubles = library.cuda_scratch(rows, classes, *streamed)
+        scratch = torch.empty(doubles, dtype=torch.float64, device=logits.device)
     _raise(
         library.cuda_adjusted_ce(
             *current_stream(logits.device),

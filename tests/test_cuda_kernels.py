@@ -280,12 +280,13 @@ def test_the_same_bits_again() -> None:
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_plans_hold_their_rows(dtype: torch.dtype) -> None:
     """Every plan has room for every vector of the row, and the borders are where csrc/cuda/job.h says."""
-    width, held = 16 // dtype.itemsize, 8 if dtype == torch.float32 else 4
+    width, held = 16 // dtype.itemsize, 4 if dtype == torch.float64 else 8
+    block = 128 if dtype.itemsize == 2 else 256
     cpu = torch.device("cpu")
     for classes in [*range(1, 600), 1000, 4096, 8142, 8192, 16384, 16385, 21841, 32768, 65537, 128256, 262144, 300000]:
         for aligned in (False, True):
             plan = _cuda.plan(dtype, classes, aligned=aligned, device=cpu)
-            vectors = -(-(classes + (0 if aligned else width - 1)) // width)
+            vectors, ends = classes // width, classes % width if aligned else min(classes, 2 * (width - 1))
             assert plan.block % 32 == 0
             assert plan.block % plan.threads == 0
             assert plan.threads & (plan.threads - 1) == 0
@@ -294,14 +295,15 @@ def test_plans_hold_their_rows(dtype: torch.dtype) -> None:
                 assert vectors > 16 * 512 * held
             else:
                 assert plan.threads * plan.cluster * held >= vectors
-                assert plan.cluster == 1 or plan.block == plan.threads >= 256
+                assert plan.threads * plan.cluster * (1 if dtype == torch.float64 else 2) >= ends
+                assert plan.cluster == 1 or plan.block == plan.threads >= block
     if dtype != torch.float64:
-        assert _cuda.plan(dtype, 100, device=cpu) == ("registers", 8, 128, 1)
-        assert _cuda.plan(dtype, 1000, device=cpu) == ("registers", 32, 128, 1)
-        assert _cuda.plan(dtype, 8192, device=cpu) == ("registers", 256, 256, 1)
-        assert _cuda.plan(dtype, 8192, aligned=False, device=cpu) == ("cluster", 256, 256, 2)
-        assert _cuda.plan(dtype, 128256, device=cpu) == ("cluster", 512, 512, 8)
-        assert _cuda.plan(dtype, 262144, device=cpu) == ("cluster", 512, 512, 16)
+        assert _cuda.plan(dtype, 100, device=cpu) == ("registers", 4, 128, 1)
+        assert _cuda.plan(dtype, 1000, device=cpu) == ("registers", 128 // width, 128, 1)
+        assert _cuda.plan(dtype, 8192, device=cpu) == ("registers", block, block, 1)
+        assert _cuda.plan(dtype, 8192, aligned=False, device=cpu) == ("registers", block, block, 1)
+        assert _cuda.plan(dtype, 128256, device=cpu) == ("cluster", block, block, 16)
+        assert _cuda.plan(dtype, 262144, device=cpu) == ("cluster", 2 * block, 2 * block, 16)
 
 
 def test_every_kernel_asks_for_large_clusters() -> None:

@@ -15,11 +15,21 @@ struct Where {
     void* stream;
 };
 
+struct Shape {
+    int64_t grid;
+    int block;
+    int cluster = 1;        // blocks that run together and see each other's shared memory
+    size_t shared = 0;      // bytes of dynamic shared memory
+    bool overlaps = false;  // begins while the launch before it runs: begin_second_launch, wait_for_first_launch
+};
+
 #if defined(LTK_CUDA_HOST)
 
 template <class Job>
-const char* launch(void (*kernel)(Job), int64_t grid, int block, int cluster, size_t shared, Where, const Job& job) {
-    return emulation::launch(reinterpret_cast<const void*>(kernel), [&] { kernel(job); }, grid, block, cluster, shared);
+const char* launch(void (*kernel)(Job), const Shape& shape, Where, const Job& job) {
+    return emulation::launch(
+        reinterpret_cast<const void*>(kernel), [&] { kernel(job); }, shape.grid, shape.block, shape.cluster,
+        shape.shared);
 }
 inline int code_version(const void* kernel) {
     return emulation::code_version(kernel);
@@ -41,31 +51,38 @@ inline const char* message(cudaError_t error) {
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// A launch of `size` blocks that run together and see each other's shared memory.
-struct ClusterLaunch {
-    ClusterLaunch(int64_t grid, int block, int size) {
-        config.gridDim = dim3(static_cast<unsigned>(grid));
-        config.blockDim = dim3(static_cast<unsigned>(block));
-        if (size == 1) return;
-        attribute.id = cudaLaunchAttributeClusterDimension;
-        attribute.val.clusterDim.x = static_cast<unsigned>(size);
-        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-        config.attrs = &attribute;
-        config.numAttrs = 1;
+// A shape in the runtime's words.
+struct Config {
+    explicit Config(const Shape& shape, Where where = {}) {
+        config.gridDim = dim3(static_cast<unsigned>(shape.grid));
+        config.blockDim = dim3(static_cast<unsigned>(shape.block));
+        config.dynamicSmemBytes = shape.shared;
+        config.stream = static_cast<cudaStream_t>(where.stream);
+        config.attrs = attributes;
+        if (shape.cluster > 1) {
+            cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
+            clusters.id = cudaLaunchAttributeClusterDimension;
+            clusters.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+            clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
+        }
+        if (shape.overlaps) {
+            cudaLaunchAttribute& early = attributes[config.numAttrs++];
+            early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+            early.val.programmaticStreamSerializationAllowed = 1;
+        }
     }
+    Config(const Config&) = delete;
+    Config& operator=(const Config&) = delete;
     cudaLaunchConfig_t config{};
-    cudaLaunchAttribute attribute{};
+    cudaLaunchAttribute attributes[2]{};
 };
 
 // Null, or what went wrong.
 template <class Job>
-const char* launch(void (*kernel)(Job), int64_t grid, int block, int cluster, size_t shared, Where where,
-                   const Job& job) {
-    if (grid > INT32_MAX) return "the batch needs more than 2^31 - 1 thread blocks";
-    ClusterLaunch together(grid, block, cluster);
-    together.config.dynamicSmemBytes = shared;
-    together.config.stream = static_cast<cudaStream_t>(where.stream);
-    const cudaError_t launched = cudaLaunchKernelEx(&together.config, kernel, job);
+const char* launch(void (*kernel)(Job), const Shape& shape, Where where, const Job& job) {
+    if (shape.grid > INT32_MAX) return "the batch needs more than 2^31 - 1 thread blocks";
+    const Config how(shape, where);
+    const cudaError_t launched = cudaLaunchKernelEx(&how.config, kernel, job);
     const cudaError_t last = cudaGetLastError();
     return message(launched != cudaSuccess ? launched : last);
 }
@@ -84,7 +101,7 @@ inline void allow_large_clusters(const void* kernel) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 inline bool clusters_fit(const void* kernel, int block, int size) {
-    const ClusterLaunch together(size, block, size);
+    const Config together(Shape{size, block, size});
     int clusters = 0;
     const bool fit = cudaOccupancyMaxActiveClusters(&clusters, kernel, &together.config) == cudaSuccess && clusters > 0;
     cudaGetLastError();  // a size that does not fit is an answer and not a failure

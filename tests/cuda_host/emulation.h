@@ -78,7 +78,8 @@ struct Thread {
     Block* block = nullptr;
     Warp* warp = nullptr;
     int lane = 0, parity = 0;
-    bool done = false;
+    bool done = false, arrived = false;  // at the cluster's barrier, and has not waited yet
+    uint64_t generation = 0;             // of that barrier
     jmp_buf jump;
     ucontext_t start;
 };
@@ -96,12 +97,16 @@ inline void complete(Barrier& b) {
     ++b.generation;
     released.notify_all();
 }
-inline void wait(Barrier& b, int tag) {
+inline uint64_t arrive(Barrier& b, int tag) {
     std::unique_lock<std::mutex> lock(mutex);
     if (b.arrived == 0) b.tag = tag;
     if (b.tag != tag) fail("threads met at one barrier by different calls");
     const uint64_t generation = b.generation;
-    if (++b.arrived == b.expected) return complete(b);
+    if (++b.arrived == b.expected) complete(b);
+    return generation;
+}
+inline void wait_beyond(Barrier& b, uint64_t generation) {
+    std::unique_lock<std::mutex> lock(mutex);
     released.wait(lock, [&] { return b.generation != generation; });
 }
 inline void leave(Barrier& b) {
@@ -120,11 +125,14 @@ inline void complete(Barrier& b) {
     ++b.generation;
     progress = true;
 }
-inline void wait(Barrier& b, int tag) {
+inline uint64_t arrive(Barrier& b, int tag) {
     if (b.arrived == 0) b.tag = tag;
     if (b.tag != tag) fail("threads met at one barrier by different calls");
     const uint64_t generation = b.generation;
-    if (++b.arrived == b.expected) return complete(b);
+    if (++b.arrived == b.expected) complete(b);
+    return generation;
+}
+inline void wait_beyond(Barrier& b, uint64_t generation) {
     while (b.generation == generation)
         if (_setjmp(now->jump) == 0) _longjmp(scheduler, 1);
 }
@@ -134,10 +142,15 @@ inline void leave(Barrier& b) {
 
 #endif
 
+inline void wait(Barrier& b, int tag) {
+    wait_beyond(b, arrive(b, tag));
+}
+
 enum Tag { kSyncWarp = 1, kSyncThreads, kClusterSync, kShuffle };
 
 inline void run_thread(const std::function<void()>& kernel) {
     kernel();
+    if (now->arrived) fail("a thread ends between arriving at the cluster's barrier and waiting");
     now->done = true;
     leave(now->warp->barrier);
     leave(now->block->barrier);
@@ -185,7 +198,7 @@ inline void prepare(Cluster& cluster, std::vector<Thread>& threads, int64_t firs
             thread.warp->barrier.expected = 32;
             thread.lane = t % 32;
             thread.parity = 0;
-            thread.done = false;
+            thread.done = thread.arrived = false;
         }
     }
 }
@@ -280,8 +293,17 @@ inline const char* launch(const void* function, const std::function<void()>& ker
 inline int cluster_rank() {
     return code >= 90 ? now->block->rank : 0;
 }
-inline void cluster_sync() {
-    if (code >= 90) wait(now->block->cluster->barrier, kClusterSync);
+inline void cluster_arrive() {
+    if (code < 90) return;
+    if (now->arrived) fail("a thread arrives twice at the cluster's barrier without waiting");
+    now->arrived = true;
+    now->generation = arrive(now->block->cluster->barrier, kClusterSync);
+}
+inline void cluster_wait() {
+    if (code < 90) return;
+    if (!now->arrived) fail("a thread waits at the cluster's barrier and has not arrived");
+    wait_beyond(now->block->cluster->barrier, now->generation);
+    now->arrived = false;
 }
 template <class S>
 S* cluster_peer(S* shared, int rank) {
@@ -292,15 +314,15 @@ S* cluster_peer(S* shared, int rank) {
 }
 
 template <class T>
-T shuffle_xor(T value, int offset) {
+T shuffle(T value, int from, int tag) {
     static_assert(sizeof(T) <= 8, "");
     Warp& warp = *now->warp;
     if (warp.barrier.expected != 32) fail("a shuffle without all lanes");
     const int parity = now->parity;
     now->parity ^= 1;
     std::memcpy(warp.slot[parity][now->lane], &value, sizeof value);
-    wait(warp.barrier, kShuffle + offset);
-    std::memcpy(&value, warp.slot[parity][now->lane ^ offset], sizeof value);
+    wait(warp.barrier, tag);
+    std::memcpy(&value, warp.slot[parity][from], sizeof value);
     return value;
 }
 
@@ -371,7 +393,12 @@ inline void __syncwarp() {
 template <class T>
 T __shfl_xor_sync(unsigned lanes, T value, int offset) {
     if (lanes != 0xffffffffu) emulation::fail("a shuffle that names some lanes only");
-    return emulation::shuffle_xor(value, offset);
+    return emulation::shuffle(value, emulation::now->lane ^ offset, emulation::kShuffle + offset);
+}
+template <class T>
+T __shfl_sync(unsigned lanes, T value, int lane) {
+    if (lanes != 0xffffffffu) emulation::fail("a shuffle that names some lanes only");
+    return emulation::shuffle(value, lane, emulation::kShuffle + 32 + lane);
 }
 template <class T>
 T __ldg(const T* p) {
