@@ -116,10 +116,9 @@ struct Smoothing {
         constexpr int kN = kExtent<Array>;
         Real w[kN];
         weights(j, w);
-        const bool has_label = label >= j && label < j + kN;
 #pragma unroll
         for (int k = 0; k < kN; ++k) {
-            if (has_label && j + k == label) continue;
+            if (j + k == label) continue;
             below += w[k] * gap[k];
             sum += w[k];
         }
@@ -218,12 +217,13 @@ __device__ __forceinline__ void adjusted_ce_held(const RowsJob& job) {
     const bool smooth = kTables == Tables::any && ce.label_smoothing != 0.0;
     const Smoothing<T, int> smoothing{view.copy(job.weight)};
     const Real origin = origin_of(top);
-    Real found[4] = {top, Real(0), Real(0), Real(0)};
+    constexpr int kSums = kTables == Tables::any ? 4 : 2;  // the last two are of smoothing
+    Real found[kSums] = {top};
     const auto exponentials = [&](int j, bool there, auto& a) {
         constexpr int kCount = kExtent<decltype(a)>;
 #pragma unroll
         for (int i = 0; i < kCount; ++i) a[i] -= origin;
-        if (smooth && there) smoothing.add(j, normal ? label : kNowhere, a, found[2], found[3]);
+        if (smooth && there) smoothing.add(j, normal ? label : kNowhere, a, found[kSums - 2], found[kSums - 1]);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) a[i] = exp_for<T>(a[i]);
         found[1] += total_of(a);
@@ -234,24 +234,14 @@ __device__ __forceinline__ void adjusted_ce_held(const RowsJob& job) {
     });
     each_end([&](int j, Real(&a)[1], int) { exponentials(j, true, a); });
 
-    if constexpr (kTables == Tables::any) {
-        group.template reduce<MaxSum<T>>(found);
-    } else {
-        Real two[2] = {found[0], found[1]};
-        group.template reduce<MaxSum<T>>(two);
-        found[0] = two[0];
-        found[1] = two[1];
-    }
+    group.template reduce<MaxSum<T>>(found);
     group.depart();
     Real told[4] = {}, loss = Real(0);  // factor of exponentials relative to the top, which that is, soft, the label's
     if (group.leading()) {
         const Real upstream = upstream_of<Real>(job, inside ? row : 0);
-        const Outcome<Real> out = finish(ce, term, found[0], found[1], found[2], found[3], upstream);
+        const Outcome<Real> out = finish(ce, term, found[0], found[1], found[kSums - 2], found[kSums - 1], upstream);
         loss = labels.state == RowState::ignored ? Real(0) : labels.state == RowState::bad ? Real(NAN) : out.loss;
-        told[0] = out.factor;
-        told[1] = origin_of(found[0]);
-        told[2] = out.soft;
-        told[3] = out.label_grad;
+        out.tell(told, found[0]);
     }
     group.answer(told);
     const unsigned ticket = announce_loss(job, group, loss);
@@ -397,48 +387,39 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
     const bool smooth = ce.label_smoothing != 0.0;
     const Smoothing<T, Index> smoothing{view.copy(job.weight)};
 
-    struct Told {
-        Real factor, origin, soft, label_grad, sigma;
-        Index column;
-    } told[2];
+    Real told[2][4], sigma[2];  // factor of exponentials, what they are relative to, soft, the label's
+    Index column[2];
     Real loss = Real(0);
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
         if (t >= terms) break;
-        Told& mine = told[t];
-        mine.column = normal ? static_cast<Index>(labels.label[t]) : kNowhere;
-        mine.sigma = normal ? at(ce.row_scale, labels.label[t], Real(1)) : Real(1);
+        column[t] = normal ? static_cast<Index>(labels.label[t]) : kNowhere;
+        sigma[t] = normal ? at(ce.row_scale, labels.label[t], Real(1)) : Real(1);
         Real found[4] = {minus_infinity, Real(0), Real(0), Real(0)};
         if (normal) {  // other rows need no sum, and without the branch ptxas spills
-            const ClosedTerm<Real> d(job, at_row, mine.column, mine.sigma * own[t], floor[0]);
+            const ClosedTerm<Real> d(job, at_row, column[t], sigma[t] * own[t], floor[0]);
             sweep([&](Index j, auto& b) {
                 constexpr int kCount = kExtent<decltype(b)>;
                 Real a[kCount];
 #pragma unroll
-                for (int k = 0; k < kCount; ++k) a[k] = mine.sigma * (closed ? b[k] + d(b[k], j + k) : b[k]);
-                const Real rise = accumulate(a, j, mine.column, found[0], found[1]);
+                for (int k = 0; k < kCount; ++k) a[k] = sigma[t] * (closed ? b[k] + d(b[k], j + k) : b[k]);
+                const Real rise = accumulate(a, j, column[t], found[0], found[1]);
                 if (smooth) {
                     found[2] += rise * found[3];
-                    smoothing.add(j, mine.column, a, found[2], found[3]);
+                    smoothing.add(j, column[t], a, found[2], found[3]);
                 }
             });
         }
         group.template reduce<MaxSum<T>>(found);
-        Real answer[4] = {};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) told[t][i] = Real(0);
         if (group.leading()) {
             const Outcome<Real> out =
                 finish(ce, term[t], found[0], found[1], found[2], found[3], upstream_of<Real>(job, at_row));
-            answer[0] = out.factor;
-            answer[1] = origin_of(found[0]);
-            answer[2] = out.soft;
-            answer[3] = out.label_grad;
+            out.tell(told[t], found[0]);
             loss += out.loss;
         }
-        group.answer(answer);
-        mine.factor = answer[0];
-        mine.origin = answer[1];
-        mine.soft = answer[2];
-        mine.label_grad = answer[3];
+        group.answer(told[t]);
     }
     group.depart();
     if (labels.state == RowState::ignored) loss = Real(0);
@@ -455,20 +436,19 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
 #pragma unroll
             for (int t = 0; t < 2; ++t) {
                 if (t >= terms) break;
-                const Told& mine = told[t];
-                const ClosedTerm<Real> d(job, at_row, mine.column, mine.sigma * own[t], floor[0]);
+                const ClosedTerm<Real> d(job, at_row, column[t], sigma[t] * own[t], floor[0]);
                 Real g[kCount];
 #pragma unroll
                 for (int k = 0; k < kCount; ++k) {
-                    const Real a = mine.sigma * (closed ? held[k] + d(held[k], j + k) : held[k]);
-                    g[k] = mine.factor * exp_for<T>(a - mine.origin);
-                    if (smooth) g[k] -= mine.soft * w[k];
+                    const Real a = sigma[t] * (closed ? held[k] + d(held[k], j + k) : held[k]);
+                    g[k] = told[t][0] * exp_for<T>(a - told[t][1]);
+                    if (smooth) g[k] -= told[t][2] * w[k];
                 }
                 adjust.chain(j, g);
-                if (mine.column >= j && mine.column < j + kCount) {
+                if (column[t] >= j && column[t] < j + kCount) {
 #pragma unroll
                     for (int k = 0; k < kCount; ++k)
-                        if (j + k == mine.column) g[k] = mine.label_grad;
+                        if (j + k == column[t]) g[k] = told[t][3];
                 }
 #pragma unroll
                 for (int k = 0; k < kCount; ++k) y[k] += g[k];

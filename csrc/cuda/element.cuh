@@ -86,17 +86,33 @@ __device__ __forceinline__ double get_element(const T* p) {
     return static_cast<double>(to_float(*p));
 }
 
-__device__ __forceinline__ float larger(float a, float b) {
-    return fmaxf(a, b);
+template <class Real>
+__device__ __forceinline__ Real larger(Real x, Real y) {
+    return std::fmax(x, y);
 }
-__device__ __forceinline__ double larger(double a, double b) {
-    return fmax(a, b);
+template <class Real>
+__device__ __forceinline__ Real pow_real(Real x, Real y) {
+    return std::pow(x, y);
 }
-__device__ __forceinline__ float exp_real(float x) {
-    return expf(x);
+template <class Real>
+__device__ __forceinline__ Real exp_real(Real x) {
+    return std::exp(x);
 }
-__device__ __forceinline__ double exp_real(double x) {
-    return exp(x);
+template <class Real>
+__device__ __forceinline__ Real log_real(Real x) {
+    return std::log(x);
+}
+template <class Real>
+__device__ __forceinline__ Real log1p_real(Real x) {
+    return std::log1p(x);
+}
+template <class Real>
+__device__ __forceinline__ Real expm1_real(Real x) {
+    return std::expm1(x);
+}
+template <class Real>
+__device__ __forceinline__ Real abs_real(Real x) {
+    return std::fabs(x);
 }
 // exp beside logits of type T: what is rounded to 16 bits in the end takes the two instructions of the base-2 unit.
 template <class T>
@@ -105,36 +121,6 @@ __device__ __forceinline__ real_t<T> exp_for(real_t<T> x) {
         return exp2_flushed(x * 1.4426950408889634f);
     else
         return exp_real(x);
-}
-__device__ __forceinline__ float log_real(float x) {
-    return logf(x);
-}
-__device__ __forceinline__ double log_real(double x) {
-    return log(x);
-}
-__device__ __forceinline__ float log1p_real(float x) {
-    return log1pf(x);
-}
-__device__ __forceinline__ double log1p_real(double x) {
-    return log1p(x);
-}
-__device__ __forceinline__ float expm1_real(float x) {
-    return expm1f(x);
-}
-__device__ __forceinline__ double expm1_real(double x) {
-    return expm1(x);
-}
-__device__ __forceinline__ float pow_real(float x, float y) {
-    return powf(x, y);
-}
-__device__ __forceinline__ double pow_real(double x, double y) {
-    return pow(x, y);
-}
-__device__ __forceinline__ float abs_real(float x) {
-    return fabsf(x);
-}
-__device__ __forceinline__ double abs_real(double x) {
-    return fabs(x);
 }
 
 // exp of a difference that was formed in double. A float argument alone would lose |x| 2^-24 of relative accuracy, and

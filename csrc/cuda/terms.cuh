@@ -119,6 +119,13 @@ __device__ __forceinline__ void focal(Real gamma, Real l, Real* phi, Real* slope
 template <class Real>
 struct Outcome {
     Real loss, factor, soft, label_grad;
+
+    __device__ __forceinline__ void tell(Real (&told)[4], Real top) const {
+        told[0] = factor;
+        told[1] = origin_of(top);
+        told[2] = soft;
+        told[3] = label_grad;
+    }
 };
 
 // `top` and `sum`: maximum of the adjusted logits but the label's, and the sum of their exponentials relative to it.
