@@ -281,12 +281,13 @@ def test_the_same_bits_again() -> None:
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_plans_hold_their_rows(dtype: torch.dtype) -> None:
     """Every plan has room for every vector of the row, and the borders are where csrc/cuda/job.h says."""
-    width, held = 16 // dtype.itemsize, 8 if dtype == torch.float32 else 4
+    width, held = 16 // dtype.itemsize, 4 if dtype == torch.float64 else 8
+    block = 128 if dtype.itemsize == 2 else 256
     cpu = torch.device("cpu")
     for classes in [*range(1, 600), 1000, 4096, 8142, 8192, 16384, 16385, 21841, 32768, 65537, 128256, 262144, 300000]:
         for aligned in (False, True):
             plan = _cuda.plan(dtype, classes, aligned=aligned, device=cpu)
-            vectors = -(-(classes + (0 if aligned else width - 1)) // width)
+            vectors, ends = classes // width, classes % width if aligned else min(classes, 2 * (width - 1))
             assert plan.block % 32 == 0
             assert plan.block % plan.threads == 0
             assert plan.threads & (plan.threads - 1) == 0
@@ -295,14 +296,35 @@ def test_plans_hold_their_rows(dtype: torch.dtype) -> None:
                 assert vectors > 16 * 512 * held
             else:
                 assert plan.threads * plan.cluster * held >= vectors
-                assert plan.cluster == 1 or plan.block == plan.threads >= 256
+                assert plan.threads * plan.cluster * (1 if dtype == torch.float64 else 2) >= ends
+                assert plan.cluster == 1 or plan.block == plan.threads >= block
     if dtype != torch.float64:
-        assert _cuda.plan(dtype, 100, device=cpu) == ("registers", 8, 128, 1)
-        assert _cuda.plan(dtype, 1000, device=cpu) == ("registers", 32, 128, 1)
-        assert _cuda.plan(dtype, 8192, device=cpu) == ("registers", 256, 256, 1)
-        assert _cuda.plan(dtype, 8192, aligned=False, device=cpu) == ("cluster", 256, 256, 2)
-        assert _cuda.plan(dtype, 128256, device=cpu) == ("cluster", 512, 512, 8)
-        assert _cuda.plan(dtype, 262144, device=cpu) == ("cluster", 512, 512, 16)
+        assert _cuda.plan(dtype, 100, device=cpu) == ("registers", 4, 128, 1)
+        assert _cuda.plan(dtype, 1000, device=cpu) == ("registers", 128 // width, 128, 1)
+        assert _cuda.plan(dtype, 8192, device=cpu) == ("registers", block, block, 1)
+        assert _cuda.plan(dtype, 8192, aligned=False, device=cpu) == ("registers", block, block, 1)
+        assert _cuda.plan(dtype, 128256, device=cpu) == ("cluster", block, block, 16)
+        assert _cuda.plan(dtype, 262144, device=cpu) == ("cluster", 2 * block, 2 * block, 16)
+
+
+def test_every_kernel_asks_for_large_clusters() -> None:
+    """Permission for more than 8 blocks belongs to a kernel: what the first one was granted says nothing about the next."""
+    mixed = (torch.tensor([5, 262143]), torch.tensor([7, 0]), torch.tensor(0.5))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        z = cases.hostile_logits(2, 262144, dtype)
+        assert _cuda.plan(dtype, 262144, device=torch.device("cpu")).cluster == 16
+        cases.check("cpu", z, torch.tensor([5, 262143]))
+        cases.call("cpu", z, mixed)
+
+
+def test_code_older_than_clusters_has_none(monkeypatch) -> None:
+    """A device of sm_90 may run code that was compiled for sm_80, in which a cluster's blocks would all do the first part of a row."""
+    monkeypatch.setattr(_cuda, "library", library.emulated(80))
+    for path in ("any", "cluster"):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert _cuda.plan(dtype, 40001, path=path, device=torch.device("cpu")).cluster == 1
+            z, y = cases.hostile_logits(2, 40001, dtype), torch.tensor([40000, 3])
+            cases.check("cpu", z, y, path=path)
 
 
 def test_debug_switch_raises(monkeypatch) -> None:

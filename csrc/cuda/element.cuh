@@ -5,23 +5,24 @@
 namespace ltk {
 namespace cuda {
 
-// By element type: the arithmetic type; the vectors of 16 bytes that one thread holds; the registers that leaves for a
-// thread of the main kernel: three blocks of 256 threads an SM for 16-bit logits, two for float32, whose loads are
-// twice as many bytes a thread.
+// By element type: the arithmetic type; how many vectors of 16 bytes of a row, and of the logits beside them (row.cuh),
+// one thread holds, with several terms a row fewer; the registers that leaves for a thread of the main kernel; the
+// threads of a block in a cluster. 16-bit logits cost more instructions a byte, so a thread does 64 of them for what a
+// row costs it once: four blocks of 128 threads an SM. float32: three blocks of 256 threads.
 template <class T>
 struct Traits {
     using Real = float;
-    static constexpr int kHeld = 4, kRegisters = 80;
+    static constexpr int kHeld = 8, kHeldTerms = 4, kEnds = 2, kRegisters = 128, kClusterBlock = 128;
 };
 template <>
 struct Traits<float> {
     using Real = float;
-    static constexpr int kHeld = 8, kRegisters = 96;
+    static constexpr int kHeld = 8, kHeldTerms = 8, kEnds = 2, kRegisters = 80, kClusterBlock = 256;
 };
 template <>
 struct Traits<double> {
     using Real = double;
-    static constexpr int kHeld = 4, kRegisters = 128;
+    static constexpr int kHeld = 4, kHeldTerms = 4, kEnds = 1, kRegisters = 128, kClusterBlock = 256;
 };
 template <class T>
 using real_t = typename Traits<T>::Real;
@@ -85,47 +86,41 @@ __device__ __forceinline__ double get_element(const T* p) {
     return static_cast<double>(to_float(*p));
 }
 
-__device__ __forceinline__ float larger(float a, float b) {
-    return fmaxf(a, b);
+template <class Real>
+__device__ __forceinline__ Real larger(Real x, Real y) {
+    return std::fmax(x, y);
 }
-__device__ __forceinline__ double larger(double a, double b) {
-    return fmax(a, b);
+template <class Real>
+__device__ __forceinline__ Real pow_real(Real x, Real y) {
+    return std::pow(x, y);
 }
-__device__ __forceinline__ float exp_real(float x) {
-    return expf(x);
+template <class Real>
+__device__ __forceinline__ Real exp_real(Real x) {
+    return std::exp(x);
 }
-__device__ __forceinline__ double exp_real(double x) {
-    return exp(x);
+template <class Real>
+__device__ __forceinline__ Real log_real(Real x) {
+    return std::log(x);
 }
-__device__ __forceinline__ float log_real(float x) {
-    return logf(x);
+template <class Real>
+__device__ __forceinline__ Real log1p_real(Real x) {
+    return std::log1p(x);
 }
-__device__ __forceinline__ double log_real(double x) {
-    return log(x);
+template <class Real>
+__device__ __forceinline__ Real expm1_real(Real x) {
+    return std::expm1(x);
 }
-__device__ __forceinline__ float log1p_real(float x) {
-    return log1pf(x);
+template <class Real>
+__device__ __forceinline__ Real abs_real(Real x) {
+    return std::fabs(x);
 }
-__device__ __forceinline__ double log1p_real(double x) {
-    return log1p(x);
-}
-__device__ __forceinline__ float expm1_real(float x) {
-    return expm1f(x);
-}
-__device__ __forceinline__ double expm1_real(double x) {
-    return expm1(x);
-}
-__device__ __forceinline__ float pow_real(float x, float y) {
-    return powf(x, y);
-}
-__device__ __forceinline__ double pow_real(double x, double y) {
-    return pow(x, y);
-}
-__device__ __forceinline__ float abs_real(float x) {
-    return fabsf(x);
-}
-__device__ __forceinline__ double abs_real(double x) {
-    return fabs(x);
+// exp beside logits of type T: what is rounded to 16 bits in the end takes the two instructions of the base-2 unit.
+template <class T>
+__device__ __forceinline__ real_t<T> exp_for(real_t<T> x) {
+    if constexpr (sizeof(T) == 2)
+        return exp2_flushed(x * 1.4426950408889634f);
+    else
+        return exp_real(x);
 }
 
 // exp of a difference that was formed in double. A float argument alone would lose |x| 2^-24 of relative accuracy, and

@@ -33,9 +33,11 @@ const char* with_type(int64_t dtype, F f) {
     return "unknown dtype";
 }
 
-template <class T>
-bool aligned_rows(const AdjustedCe& ce) {
-    return reinterpret_cast<uintptr_t>(ce.logits) % 16 == 0 && ce.logits_stride % kVec<T> == 0;
+// Elements that rows begin at a multiple of, counted from a 16-byte boundary: up to `width`.
+int64_t granule_of_rows(const AdjustedCe& ce, int64_t size, int64_t width) {
+    const int64_t offset = static_cast<int64_t>(reinterpret_cast<uintptr_t>(ce.logits) % 16) / size;
+    const int64_t granule = granule_of(offset, width);
+    return ce.rows > 1 ? granule_of(ce.logits_stride, granule) : granule;
 }
 
 // Closed forms that change more than the label's logit, and mixed labels, recompute their exponentials.
@@ -43,51 +45,87 @@ bool keeps(const AdjustedCe& ce) {
     return ce.target_b == nullptr && (ce.closed.form == Form::none || ce.closed.form == Form::arcface);
 }
 
+using RowsKernel = void (*)(RowsJob);
 template <class T>
-Plan choose(const AdjustedCe& ce, Path path, bool aligned, int device) {
-    const auto kernel = keeps(ce) ? adjusted_ce_rows<T> : adjusted_ce_rows_terms<T>;
-    const int width = kVec<T>, held = Traits<T>::kHeld;
-    // The device is asked where the answer matters.
-    const bool long_rows = ce.classes > static_cast<int64_t>(256) * held * width - width;
-    const int largest = path == Path::cluster || long_rows ? largest_cluster(kernel, kMaxBlock, device) : 1;
-    return plan_rows(width, held, ce.classes, aligned, path, largest);
+RowsKernel held_kernel(const AdjustedCe& ce) {
+    if (!keeps(ce)) return adjusted_ce_rows_terms<T>;
+    if constexpr (sizeof(T) <= 4)  // float64 is not where time is spent: one kernel for all tables
+        if (ce.scale == nullptr && ce.row_scale == nullptr && ce.label_smoothing == 0.0)
+            return ce.shift == nullptr ? adjusted_ce_rows<T, Tables::none> : adjusted_ce_rows<T, Tables::shift>;
+    return adjusted_ce_rows<T, Tables::any>;
 }
 
 template <class T>
-const char* launch_rows(RowsJob& job, Path path, Where where) {
-    using Real = real_t<T>;
-    const bool sigmoid = job.ce.closed.form == Form::sigmoid;
-    void (*kernel)(RowsJob) = nullptr;
-    if (sigmoid) path = Path::memory;
-    job.plan = choose<T>(job.ce, path, aligned_rows<T>(job.ce), where.device);
-    if (sigmoid)
-        kernel = sigmoid_bce_rows<T>;
-    else if (!job.plan.registers)
-        kernel = adjusted_ce_rows_memory<T>;
-    else
-        kernel = keeps(job.ce) ? adjusted_ce_rows<T> : adjusted_ce_rows_terms<T>;
+Plan choose(const AdjustedCe& ce, Path path, int64_t granule, int device) {
+    const int held = keeps(ce) ? Traits<T>::kHeld : Traits<T>::kHeldTerms;
+    const Room room{kVec<T>, held, Traits<T>::kEnds, Traits<T>::kClusterBlock};
+    // The device is asked where the answer matters.
+    const bool long_rows = ce.classes > static_cast<int64_t>(room.cluster_block) * room.held * room.width;
+    int largest = 1;
+    if (path == Path::cluster || long_rows)
+        largest = abilities(reinterpret_cast<const void*>(held_kernel<T>(ce)), kMaxBlock, device).largest_cluster;
+    return plan_rows(room, ce.classes, granule, path, largest);
+}
 
+// The tables of a call, copied into `scratch` where rows or the table itself do not begin at a 16-byte boundary.
+template <class Real>
+double* lay_out_tables(RowsJob& job, int64_t granule, double* scratch) {
+    constexpr int64_t kWidth = 16 / static_cast<int64_t>(sizeof(Real));
+    const AdjustedCe& ce = job.ce;
+    job.scale.source = ce.scale;
+    job.shift.source = ce.closed.form == Form::sigmoid ? ce.closed.table : ce.shift;
+    job.weight.source = ce.label_smoothing == 0.0 ? nullptr : ce.weight;
+    for (Table* table : {&job.scale, &job.shift, &job.weight}) {
+        if (table->source == nullptr) continue;
+        if (granule % kWidth == 0 && reinterpret_cast<uintptr_t>(table->source) % 16 == 0) continue;
+        table->copies = scratch;
+        table->step = table_pitch(ce.classes) + 1;
+        scratch += table_doubles(ce.classes);
+        ++job.copied;
+    }
+    return scratch;
+}
+
+template <class T>
+const char* launch_rows(RowsJob& job, Path path, double* scratch, Where where) {
+    using Real = real_t<T>;
+    const AdjustedCe& ce = job.ce;
+    const bool sigmoid = ce.closed.form == Form::sigmoid;
+    const int64_t granule = granule_of_rows(ce, sizeof(T), kVec<T>);
+    job.plan = choose<T>(ce, sigmoid ? Path::memory : path, granule, where.device);
+    const RowsKernel kernel = sigmoid              ? sigmoid_bce_rows<T>
+                              : job.plan.registers ? held_kernel<T>(ce)
+                                                   : adjusted_ce_rows_memory<T>;
     const int64_t rows_per_block = job.plan.block / job.plan.threads;
-    job.groups = (job.ce.rows + rows_per_block - 1) / rows_per_block;  // with clusters, one row each
-    if (job.reduction != Reduction::none) {
-        const int64_t blocks = (job.ce.rows + 4095) / 4096;
+    job.groups = (ce.rows + rows_per_block - 1) / rows_per_block;  // with clusters, one row each
+    job.denominators = lay_out_tables<Real>(job, granule, scratch + 2);
+    job.group_loss = job.denominators + kMaxPartials;
+    const bool reduced = job.reduction != Reduction::none, two = reduced || job.copied != 0;
+    if (two && scratch == nullptr) return "scratch is missing";
+    if (two) {
+        if (reduced) job.ticket = reinterpret_cast<unsigned*>(scratch);
+        const int64_t partials = (ce.rows + kPartialRows - 1) / kPartialRows;
         const bool divides = job.reduction == Reduction::mean || job.reduction == Reduction::batch_mean;
-        job.partials = divides ? static_cast<int>(blocks < kMaxPartials ? blocks : kMaxPartials) : 0;
-        const char* error = launch(loss_denominator<Real>, divides ? job.partials : 1, kMaxBlock, 1, 0, where, job);
+        job.partials = divides ? static_cast<int>(partials < kMaxPartials ? partials : kMaxPartials) : 0;
+        int64_t grid = job.copied != 0 ? (ce.classes + kMaxBlock - 1) / kMaxBlock : 1;
+        if (grid > 132) grid = 132;
+        if (grid < job.partials) grid = job.partials;
+        const char* error = launch(loss_prologue<Real>, {grid, kMaxBlock}, where, job);
         if (error != nullptr) return error;
     }
-    return launch(kernel, job.groups * job.plan.cluster, job.plan.block, job.plan.cluster, 0, where, job);
+    Shape shape{job.groups * job.plan.cluster, job.plan.block, job.plan.cluster};
+    shape.overlaps = two && abilities(reinterpret_cast<const void*>(kernel), kMaxBlock, where.device).code >= 90;
+    return launch(kernel, shape, where, job);
 }
 
 template <class T>
 const char* launch_part(void (*kernel)(PartJob), PartJob& job, Where where) {
     const ClassPart& part = job.part;
     if (part.classes > INT32_MAX / 2) return "a part of the classes has more than 2^30 of them";
-    const bool aligned = reinterpret_cast<uintptr_t>(part.logits) % 16 == 0 && part.logits_stride % kVec<T> == 0;
-    const Plan plan = plan_rows(kVec<T>, Traits<T>::kHeld, part.classes, aligned, Path::memory, 1);
-    job.threads = plan.threads;
-    const int64_t rows_per_block = plan.block / plan.threads;
-    return launch(kernel, (part.rows + rows_per_block - 1) / rows_per_block, plan.block, 1, 0, where, job);
+    const Room room{kVec<T>, Traits<T>::kHeld, Traits<T>::kEnds, kMemoryBlock};
+    job.plan = plan_rows(room, part.classes, 1, Path::memory, 1);
+    const int64_t rows_per_block = job.plan.block / job.plan.threads;
+    return launch(kernel, {(part.rows + rows_per_block - 1) / rows_per_block, job.plan.block}, where, job);
 }
 
 PartJob part_job(int64_t logits, int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
@@ -156,14 +194,9 @@ const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, i
     job.row_coef_stride = row_coef_stride;
     job.reduction = static_cast<Reduction>(reduction);
     job.loss = pointer(loss);
-    if (scratch != 0) {
-        job.ticket = pointer<unsigned>(scratch);
-        job.denominators = pointer<double>(scratch) + 1;
-        job.group_loss = job.denominators + kMaxPartials;
-    }
     // Without rows Python knows the loss.
     return on_device(rows, device, stream, dtype, [&](auto element, Where where) {
-        return launch_rows<decltype(element)>(job, static_cast<Path>(path), where);
+        return launch_rows<decltype(element)>(job, static_cast<Path>(path), pointer<double>(scratch), where);
     });
 }
 
@@ -198,9 +231,9 @@ const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_
     const ScaleJob job{pointer(x), n, pointer(factor), pointer(expected)};
     return on_device(n, device, stream, dtype, [&](auto element, Where where) {
         using T = decltype(element);
-        const int64_t blocks = (n + 8 * 256 * kVec<T> - 1) / (8 * 256 * kVec<T>);
-        // Enough to fill a large device; where there is nothing to do, few enough to be gone in a microsecond or two.
-        return launch(scale_elements<T>, blocks < 2048 ? blocks : 2048, 256, 1, 0, where, job);
+        // As many as a large device holds at once, and where there is nothing to do, few enough to be gone at once.
+        const int64_t blocks = (n + 4 * kScaleBlock * kVec<T> - 1) / (4 * kScaleBlock * kVec<T>);
+        return launch(scale_elements<T>, {blocks < 264 ? blocks : 264, kScaleBlock}, where, job);
     });
 }
 
@@ -214,7 +247,7 @@ const char* ltk_cuda_logdet(int64_t device, int64_t stream, int64_t dtype, int64
             const size_t bytes = logdet_bytes<T>(job.n);
             int warps = 8;
             while (warps > 1 && warps * bytes > 48 * 1024) warps /= 2;
-            return launch(logdet_warps<T>, (batch + warps - 1) / warps, 32 * warps, 1, warps * bytes, where, job);
+            return launch(logdet_warps<T>, {(batch + warps - 1) / warps, 32 * warps, 1, warps * bytes}, where, job);
         }
         return "log-determinants need float32 or float64";
     });
@@ -225,9 +258,9 @@ const char* ltk_cuda_plan(int64_t device, int64_t path, int64_t dtype, int64_t c
     AdjustedCe ce{};
     ce.classes = classes;
     ce.closed.form = closed != 0 ? Form::seesaw : Form::none;
-    return with_type(dtype, [&](auto element) -> const char* {
-        const Plan chosen =
-            choose<decltype(element)>(ce, static_cast<Path>(path), aligned != 0, static_cast<int>(device));
+    return on_device(1, device, 0, dtype, [&](auto element, Where where) -> const char* {
+        using T = decltype(element);
+        const Plan chosen = choose<T>(ce, static_cast<Path>(path), aligned != 0 ? kVec<T> : 1, where.device);
         int64_t* out = pointer<int64_t>(plan);
         out[0] = chosen.registers;
         out[1] = chosen.threads;
@@ -237,7 +270,8 @@ const char* ltk_cuda_plan(int64_t device, int64_t path, int64_t dtype, int64_t c
     });
 }
 
-int64_t ltk_cuda_scratch(int64_t rows) {
-    return adjusted_ce_cuda_scratch(rows);
+int64_t ltk_cuda_scratch(int64_t rows, int64_t classes, int64_t shift, int64_t scale, int64_t weight,
+                         int64_t form_table) {
+    return adjusted_ce_cuda_scratch(rows, classes, (shift != 0) + (scale != 0) + (weight != 0) + (form_table != 0));
 }
 }

@@ -6,8 +6,8 @@
 extern "C" {
 
 // Loss and gradient on `stream` of `device`; no synchronisation, no allocation. `scratch` holds
-// adjusted_ce_cuda_scratch(rows) doubles where the reduction is not none. A zero address is a null pointer; see
-// cpu/adjusted_ce.h for the fields and job.h for `path`.
+// ltk_cuda_scratch(...) doubles where the reduction is not none or there are tables. A zero address is a null pointer;
+// see cpu/adjusted_ce.h for the fields and job.h for `path`.
 const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, int64_t dtype, int64_t logits,
                                  int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t target_b,
                                  int64_t lam, int64_t shift, int64_t scale, int64_t margin, int64_t row_scale,
@@ -38,5 +38,7 @@ const char* ltk_cuda_logdet(int64_t device, int64_t stream, int64_t dtype, int64
 const char* ltk_cuda_plan(int64_t device, int64_t path, int64_t dtype, int64_t classes, int64_t aligned, int64_t closed,
                           int64_t plan);
 
-int64_t ltk_cuda_scratch(int64_t rows);
+// Doubles of scratch for a call with these tables (0: none).
+int64_t ltk_cuda_scratch(int64_t rows, int64_t classes, int64_t shift, int64_t scale, int64_t weight,
+                         int64_t form_table);
 }

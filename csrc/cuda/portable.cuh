@@ -62,12 +62,20 @@ inline float as_float(uint32_t bits) {
 inline uint32_t as_bits(float x) {
     return emulation::float_bits(x);
 }
+inline float exp2_flushed(float x) {
+    return std::exp2(x);
+}
 inline int cluster_rank() {
     return emulation::cluster_rank();
 }
-inline void cluster_sync() {
-    emulation::cluster_sync();
+inline void cluster_arrive() {
+    emulation::cluster_arrive();
 }
+inline void cluster_wait() {
+    emulation::cluster_wait();
+}
+inline void wait_for_first_launch() {}
+inline void begin_second_launch() {}
 template <class S>
 S* cluster_peer(S* shared, int rank) {
     return emulation::cluster_peer(shared, rank);
@@ -115,6 +123,12 @@ __device__ __forceinline__ float as_float(uint32_t bits) {
 __device__ __forceinline__ uint32_t as_bits(float x) {
     return __float_as_uint(x);
 }
+// 2^x; denormal results are 0.
+__device__ __forceinline__ float exp2_flushed(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 __device__ __forceinline__ int cluster_rank() {
 #if __CUDA_ARCH__ >= 900
     return static_cast<int>(cooperative_groups::this_cluster().block_rank());
@@ -122,9 +136,25 @@ __device__ __forceinline__ int cluster_rank() {
     return 0;
 #endif
 }
-__device__ __forceinline__ void cluster_sync() {
+__device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-    cooperative_groups::this_cluster().sync();
+    cooperative_groups::this_cluster().barrier_arrive();
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    cooperative_groups::this_cluster().barrier_wait();
+#endif
+}
+// The rows' launch begins while the launch before it runs, and waits here for what that one writes.
+__device__ __forceinline__ void wait_for_first_launch() {
+#if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
+}
+__device__ __forceinline__ void begin_second_launch() {
+#if __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 // The same shared variable in another block of the cluster.

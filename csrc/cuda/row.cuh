@@ -1,8 +1,8 @@
-// One row of logits as 16-byte vectors. Vector v holds the columns [v kVec - phase, (v + 1) kVec - phase), where phase
-// is the row's offset from a 16-byte boundary: every vector but the two ends is one aligned access, whatever the number
-// of classes. The ends are read and written element by element, so that nothing outside the row is touched.
+// One row of logits: vectors of 16 bytes, every one an aligned access whatever the number of classes, and at either end
+// fewer logits than a vector has, read and written one by one, so that nothing outside the row is touched.
 #pragma once
 #include "element.cuh"
+#include "job.h"
 
 namespace ltk {
 namespace cuda {
@@ -10,99 +10,100 @@ namespace cuda {
 template <class T, class Index>
 struct Row {
     using Real = real_t<T>;
-    static constexpr int kN = kVec<T>;
+    static constexpr int kN = kVec<T>, kWidth = 16 / static_cast<int>(sizeof(Real));
 
     __device__ __forceinline__ Row(const void* logits, void* gradient, int64_t columns, bool inside)
-        : z(static_cast<const T*>(logits)), grad(static_cast<T*>(gradient)), classes(static_cast<Index>(columns)) {
+        : z(static_cast<const T*>(logits)), grad(static_cast<T*>(gradient)) {
         const unsigned offset = static_cast<unsigned>(reinterpret_cast<uintptr_t>(z)) & 15u;
-        phase = static_cast<int>(offset / sizeof(T));
-        vectors = inside ? (classes + phase + kN - 1) / kN : 0;
-        same_phase = (static_cast<unsigned>(reinterpret_cast<uintptr_t>(grad)) & 15u) == offset;
+        const Index classes = inside ? static_cast<Index>(columns) : 0;
+        head = static_cast<int>((16u - offset) & 15u) / static_cast<int>(sizeof(T));
+        if (head > classes) head = static_cast<int>(classes);
+        vectors = (classes - head) / kN;
+        ends = static_cast<int>(classes - vectors * kN);
+        behind = vectors * kN;
+        together = (static_cast<unsigned>(reinterpret_cast<uintptr_t>(grad)) & 15u) == offset;
     }
-    __device__ __forceinline__ Index first(Index v) const { return v * kN - phase; }
-    __device__ __forceinline__ bool full(Index j) const { return j >= 0 && j + kN <= classes; }
-    __device__ __forceinline__ bool valid(Index j) const { return j >= 0 && j < classes; }
+    __device__ __forceinline__ Index column(Index v) const { return v * kN + head; }
+    __device__ __forceinline__ Index end(Index e) const { return e < head ? e : behind + e; }
 
-    // Columns outside the row are 0.
-    __device__ __forceinline__ Raw fetch(Index v) const {
-        const Index j = first(v);
-        if (full(j)) return load16(z + j);
-        Raw raw{{0u, 0u, 0u, 0u}};
-#pragma unroll
-        for (int k = 0; k < kN; ++k) {
-            if (!valid(j + k)) continue;
-            if constexpr (sizeof(T) == 2) {
-                raw.word[k / 2] |= static_cast<uint32_t>(z[j + k].bits) << (16 * (k & 1));
-            } else if constexpr (sizeof(T) == 4) {
-                raw.word[k] = as_bits(z[j + k]);
-            } else {
-                uint64_t bits;
-                const T element = z[j + k];
-                memcpy(&bits, &element, sizeof bits);
-                raw.word[2 * k] = static_cast<uint32_t>(bits);
-                raw.word[2 * k + 1] = static_cast<uint32_t>(bits >> 32);
-            }
-        }
-        return raw;
+    __device__ __forceinline__ Raw load(Index v) const { return load16(z + column(v)); }
+    __device__ __forceinline__ Real element(Index j) const { return static_cast<Real>(get_element(z + j)); }
+
+    // The copy of a table in which this row's vectors are aligned; null where there is no table.
+    __device__ __forceinline__ const Real* copy(const Table& table) const {
+        if (table.copies == nullptr) return static_cast<const Real*>(table.source);
+        return static_cast<const Real*>(table.copies) + (-head & (kWidth - 1)) * table.step;
     }
-
-    // f(k, entry of the table for column j + k). A row of odd phase finds the table at any offset: it reads one vector
-    // more and shifts, because single reads would cost more first-level cache cycles than the row has.
-    template <class F>
-    __device__ __forceinline__ void table(const Real* values, Index j, F f) const {
-        constexpr int kWidth = 16 / static_cast<int>(sizeof(Real));
-        if (j < kWidth || j + kN + kWidth > classes) {
-#pragma unroll
-            for (int k = 0; k < kN; ++k)
-                if (valid(j + k)) f(k, __ldg(values + j + k));
-            return;
-        }
-        const Real* at = values + j;
-        const int shift = static_cast<int>((reinterpret_cast<uintptr_t>(at) & 15u) / sizeof(Real));
-        at -= shift;
-        Real line[2 * kWidth];
-        take(at, line, 0);
+    // Entries of such a copy for a vector's columns, and for one column.
+    static __device__ __forceinline__ void read(const Real* copy, Index j, Real (&t)[kN]) {
 #pragma unroll
         for (int q = 0; q < kN / kWidth; ++q) {
-            if (q + 1 < kN / kWidth || shift != 0) take(at + (q + 1) * kWidth, line, kWidth);
+            Real part[kWidth];
+            unpack(load16_table(copy + j + q * kWidth), part, Real());
 #pragma unroll
-            for (int k = 0; k < kWidth; ++k) {
-                Real t = line[k];
-                if (shift == 1) t = line[k + 1];
-                if constexpr (kWidth == 4) {
-                    if (shift == 2) t = line[k + 2];
-                    if (shift == 3) t = line[k + 3];
-                }
-                f(q * kWidth + k, t);
-            }
-#pragma unroll
-            for (int k = 0; k < kWidth; ++k) line[k] = line[k + kWidth];
+            for (int k = 0; k < kWidth; ++k) t[q * kWidth + k] = part[k];
         }
     }
-    static __device__ __forceinline__ void take(const Real* at, Real* line, int first) {
-        constexpr int kWidth = 16 / static_cast<int>(sizeof(Real));
-        Real part[kWidth];
-        unpack(load16_table(at), part, Real());
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) line[first + k] = part[k];
-    }
+    static __device__ __forceinline__ void read(const Real* copy, Index j, Real (&t)[1]) { t[0] = __ldg(copy + j); }
 
     __device__ __forceinline__ void store(Index j, const Real (&y)[kN]) const {
-        if (same_phase && full(j)) {
+        if (together) {
             store16(grad + j, packed(y, T()));
             return;
         }
 #pragma unroll
-        for (int k = 0; k < kN; ++k)
-            if (valid(j + k)) put_element(grad + j + k, y[k]);
+        for (int k = 0; k < kN; ++k) put_element(grad + j + k, y[k]);
+    }
+    __device__ __forceinline__ void store(Index j, const Real (&y)[1]) const { put_element(grad + j, y[0]); }
+
+    // f(first column, logits) for the vectors and the ends of one of `members` threads, `kFlight` loads at a time.
+    template <int kFlight, class F>
+    __device__ __forceinline__ void stream(Index member, Index members, F f) const {
+        for (Index base = member; base < vectors; base += kFlight * members) {
+            Raw raw[kFlight];
+#pragma unroll
+            for (int k = 0; k < kFlight; ++k)
+                if (base + k * members < vectors) raw[k] = load(base + k * members);
+#pragma unroll
+            for (int k = 0; k < kFlight; ++k) {
+                if (base + k * members >= vectors) break;
+                Real x[kN];
+                unpack(raw[k], x, T());
+                f(column(base + k * members), x);
+            }
+        }
+        for (Index e = member; e < ends; e += members) {
+            Real x[1] = {element(end(e))};
+            f(end(e), x);
+        }
+    }
+
+    // The same gradient for the whole row.
+    __device__ __forceinline__ void fill(Index member, Index members, Real value) const {
+        Real y[kN], one[1] = {value};
+#pragma unroll
+        for (int k = 0; k < kN; ++k) y[k] = value;
+        for (Index v = member; v < vectors; v += members) store(column(v), y);
+        for (Index e = member; e < ends; e += members) store(end(e), one);
     }
 
     const T* z;
     T* grad;
-    Index classes, vectors;
-    int phase;
-    bool same_phase;
+    Index vectors, behind;  // behind: columns in vectors, so that an end behind them is column behind + e
+    int head, ends;
+    bool together;  // the gradient has the same distance to a 16-byte boundary
 };
+
+// Elements of an array, for functions of vectors and single elements alike: kExtent<decltype(x)>.
+template <class Array>
+constexpr int kExtent = static_cast<int>(std::extent_v<std::remove_reference_t<Array>>);
+template <class Array>
+__device__ __forceinline__ auto total_of(const Array& e) {
+    if constexpr (kExtent<Array> == 1) return e[0];
+    if constexpr (kExtent<Array> == 2) return e[0] + e[1];
+    if constexpr (kExtent<Array> == 4) return (e[0] + e[1]) + (e[2] + e[3]);
+    if constexpr (kExtent<Array> == 8) return ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
+}
 
 }  // namespace cuda
 }  // namespace ltk

@@ -13,22 +13,23 @@ struct ScaleJob {
     const void* expected;  // one real, or null: 1
 };
 
+constexpr int kScaleBlock = 512;
+
 template <class T>
-__global__ void __launch_bounds__(256) scale_elements(const ScaleJob job) {
+__global__ void __launch_bounds__(kScaleBlock) scale_elements(const ScaleJob job) {
     using Real = real_t<T>;
     const Real expected = job.expected == nullptr ? Real(1) : *static_cast<const Real*>(job.expected);
     Real factor = *static_cast<const Real*>(job.factor);
     if (factor == expected) return;
     factor /= expected;
     const Row<T, int64_t> view(job.x, job.x, job.n, true);
-    for (int64_t v = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; v < view.vectors;
-         v += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-        Real x[kVec<T>];
-        unpack(view.fetch(v), x, T());
+    const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+    view.template stream<4>(static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, threads,
+                            [&](int64_t j, auto& x) {
 #pragma unroll
-        for (int k = 0; k < kVec<T>; ++k) x[k] *= factor;
-        view.store(view.first(v), x);
-    }
+                                for (int k = 0; k < kExtent<decltype(x)>; ++k) x[k] *= factor;
+                                view.store(j, x);
+                            });
 }
 
 }  // namespace cuda

@@ -26,22 +26,18 @@ template <class T>
 __global__ void __launch_bounds__(kMemoryBlock) sigmoid_bce_rows(const RowsJob job) {
     using Real = real_t<T>;
     using Index = int64_t;
-    constexpr int kN = kVec<T>;
+    constexpr int kFlight = sizeof(T) == 4 ? 4 : 2;  // loads in flight a thread: 32 to 48 KiB an SM
     const AdjustedCe& ce = job.ce;
-    Group<Real> group(job.plan.threads, 1);
+    Group<Real> group(job.plan);
     const int64_t row = group.row();
     const bool inside = row < ce.rows;
     const int64_t at_row = inside ? row : 0;
-    const Row<T, Index> view(static_cast<const T*>(ce.logits) + at_row * ce.logits_stride,
-                             ce.grad == nullptr ? nullptr : static_cast<T*>(ce.grad) + at_row * ce.grad_stride,
-                             ce.classes, inside);
+    const Row<T, Index> view = row_of<T, Index>(ce, at_row, inside);
     const Labels<Real> labels = labels_of<Real>(job, at_row, inside);
     const bool normal = labels.state == RowState::normal;
     const Real gamma = static_cast<Real>(ce.focal_gamma);
-    const Real* const negative = static_cast<const Real*>(ce.closed.table);
-    Real upstream = Real(1) / static_cast<Real>(denominator_of(job));
-    if (ce.row_coef != nullptr)
-        upstream *= static_cast<const Real*>(ce.row_coef)[job.row_coef_stride == 0 ? 0 : at_row];
+    const Real* const negative = view.copy(job.shift);
+    const Real upstream = upstream_of<Real>(job, at_row);
 
     const int terms = ce.target_b == nullptr ? 1 : 2;
     Index label[2] = {kNowhere, kNowhere};
@@ -51,39 +47,42 @@ __global__ void __launch_bounds__(kMemoryBlock) sigmoid_bce_rows(const RowsJob j
         if (t >= terms || !normal) break;
         label[t] = labels.label[t];
         hard[t] = labels.share[t] * at(ce.weight, labels.label[t], Real(1));
-        focal_softplus(gamma, static_cast<Real>(-get_element(view.z + label[t])), &own_loss[t], &own_slope[t]);
+        focal_softplus(gamma, -view.element(label[t]), &own_loss[t], &own_slope[t]);
     }
     group.fence();  // the labels' logits have been read
 
     Real others[2] = {Real(0), Real(0)};
-    for (Index v = group.member(); v < view.vectors; v += group.members()) {
-        const Index j = view.first(v);
-        Real z[kN], y[kN], factor[kN];
-        unpack(view.fetch(v), z, T());
+    const Index member = group.member(), members = group.members();
+    if (normal) {
+        view.template stream<kFlight>(member, members, [&](Index j, auto& z) {
+            constexpr int kN = kExtent<decltype(z)>;
+            Real y[kN], factor[kN];
 #pragma unroll
-        for (int k = 0; k < kN; ++k) factor[k] = Real(1);
-        if (negative != nullptr) view.table(negative, j, [&](int k, Real t) { factor[k] = t; });
+            for (int k = 0; k < kN; ++k) factor[k] = Real(1);
+            if (negative != nullptr) Row<T, Index>::read(negative, j, factor);
 #pragma unroll
-        for (int k = 0; k < kN; ++k) {
-            y[k] = labels.state == RowState::bad ? Real(NAN) : Real(0);
-            if (!normal || !view.valid(j + k)) continue;
-            Real value, slope;
-            focal_softplus(gamma, z[k], &value, &slope);
+            for (int k = 0; k < kN; ++k) {
+                y[k] = Real(0);
+                Real value, slope;
+                focal_softplus(gamma, z[k], &value, &slope);
 #pragma unroll
-            for (int t = 0; t < 2; ++t) {
-                const bool own = j + k == label[t];
-                others[t] += own ? Real(0) : factor[k] * value;
-                if (t < terms) y[k] += hard[t] * upstream * (own ? -own_slope[t] : factor[k] * slope);
+                for (int t = 0; t < 2; ++t) {
+                    const bool own = j + k == label[t];
+                    others[t] += own ? Real(0) : factor[k] * value;
+                    if (t < terms) y[k] += hard[t] * upstream * (own ? -own_slope[t] : factor[k] * slope);
+                }
             }
-        }
-        if (ce.grad != nullptr) view.store(j, y);
+            if (ce.grad != nullptr) view.store(j, y);
+        });
+    } else if (ce.grad != nullptr) {
+        view.fill(member, members, labels.state == RowState::bad ? Real(NAN) : Real(0));
     }
-    group.sum(others[0], others[1]);
+    group.template reduce<Sum>(others);
     Real loss = hard[0] * (own_loss[0] + others[0]);
     if (terms == 2) loss += hard[1] * (own_loss[1] + others[1]);
     if (labels.state == RowState::ignored) loss = Real(0);
     if (labels.state == RowState::bad) loss = Real(NAN);
-    write_loss(job, group, loss);
+    collect_losses(job, group, announce_loss(job, group, loss));
 }
 
 }  // namespace cuda

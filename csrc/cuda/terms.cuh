@@ -43,6 +43,14 @@ __device__ __forceinline__ Labels<Real> labels_of(const RowsJob& job, int64_t ro
     return out;
 }
 
+// A row of logits that one call is about, and its gradient.
+template <class T, class Index>
+__device__ __forceinline__ Row<T, Index> row_of(const AdjustedCe& ce, int64_t row, bool inside) {
+    return Row<T, Index>(static_cast<const T*>(ce.logits) + row * ce.logits_stride,
+                         ce.grad == nullptr ? nullptr : static_cast<T*>(ce.grad) + row * ce.grad_stride, ce.classes,
+                         inside);
+}
+
 template <class Real, class Index>
 struct Term {
     Index column;   // of the label; kNowhere where the row has no loss
@@ -111,29 +119,37 @@ __device__ __forceinline__ void focal(Real gamma, Real l, Real* phi, Real* slope
     *slope = power + (p > Real(0) ? gamma * l * p * power / q : Real(0));
 }
 
-// Loss and gradient of one label:  dL/dz_j = beta_j (factor exp(a_j - highest) - soft weight_j)  but at the label.
+// Loss and gradient of one label:  dL/dz_j = beta_j (factor exp(a_j - top) - soft weight_j)  but at the label.
 template <class Real>
 struct Outcome {
     Real loss, factor, soft, label_grad;
-    double highest;
+
+    __device__ __forceinline__ void tell(Real (&told)[4], Real top) const {
+        told[0] = factor;
+        told[1] = origin_of(top);
+        told[2] = soft;
+        told[3] = label_grad;
+    }
 };
 
 // `top` and `sum`: maximum of the adjusted logits but the label's, and the sum of their exponentials relative to it.
-// `below` and `weights`: with smoothing, sum of weight_j (a_j - top), and of weight_j, but the label's.
+// `below` and `weights`: with smoothing, sum of weight_j (a_j - top), and of weight_j, but the label's. The factor is
+// that of exponentials relative to `top`.
 template <class Real, class Index>
 __device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term<Real, Index>& term, Real top, Real sum,
                                                 Real below, Real weights, Real upstream) {
     Outcome<Real> out;
     const double gap = static_cast<double>(top) - term.target;
-    Real others = sum, label_e;
+    double highest = static_cast<double>(top);
+    Real others = sum, label_e, others_e = Real(1);  // of the label, of what is as high as the highest of the others
     if (gap > 0.0) {
         label_e = exp_wide(-gap, Real());
-        out.highest = static_cast<double>(top);
     } else {
-        if (others != Real(0)) others *= exp_wide(gap, Real());
+        others_e = exp_wide(gap, Real());
+        if (others != Real(0)) others *= others_e;
         // An infinite label, and a row of -inf, have no probabilities.
         label_e = gap <= 0.0 && term.target < static_cast<double>(INFINITY) ? Real(1) : Real(NAN);
-        out.highest = term.target;
+        highest = term.target;
     }
     const Real total = others + label_e;
     // Next to the maximum log(total) would round a small loss away; log1p keeps its relative accuracy.
@@ -149,11 +165,11 @@ __device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term
     const Real every = smooth ? weights + term.weight : Real(0);
     if (smooth) {
         const double origin = top == -Real(INFINITY) ? 0.0 : static_cast<double>(top);
-        const Real lift = static_cast<Real>(out.highest - origin), own = static_cast<Real>(term.target - origin);
+        const Real lift = static_cast<Real>(highest - origin), own = static_cast<Real>(term.target - origin);
         out.loss += soft * ((log_real(total) + lift) * every - (below + term.weight * own));
     }
     const Real outer = upstream * term.sigma, soft_total = soft * every;
-    out.factor = outer * (hard * slope + soft_total) / total;
+    out.factor = outer * (hard * slope + soft_total) / total * others_e;
     out.soft = outer * soft;
     // Minus the sum of the others and not P_y - 1, which cancels to 0 on confident rows.
     out.label_grad = soft_total * (label_e / total) - hard * slope * (others / total);
@@ -162,7 +178,7 @@ __device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term
     return out;
 }
 
-// The denominator of the reduction, in every thread. The partial sums lie in a fixed order.
+// The denominator of the reduction, for a whole warp. The partial sums lie in a fixed order.
 __device__ __forceinline__ double denominator_of(const RowsJob& job) {
     if (job.partials == 0) return 1.0;
     if (job.partials == 1) return job.denominators[0];
@@ -171,15 +187,39 @@ __device__ __forceinline__ double denominator_of(const RowsJob& job) {
     return x;
 }
 
-// First launch of a reduced loss: partial denominators over the labels, and the ticket of the second launch.
+// The factor on a row's gradient, for a whole warp.
 template <class Real>
-__global__ void __launch_bounds__(kMaxBlock) loss_denominator(const RowsJob job) {
+__device__ __forceinline__ Real upstream_of(const RowsJob& job, int64_t row) {
+    wait_for_first_launch();
+    const Real upstream = Real(1) / static_cast<Real>(denominator_of(job));
+    if (job.ce.row_coef == nullptr) return upstream;
+    return upstream * static_cast<const Real*>(job.ce.row_coef)[job.row_coef_stride == 0 ? 0 : row];
+}
+
+template <class Real>
+__device__ __forceinline__ void copy_table(const Table& table, int64_t classes) {
+    if (table.copies == nullptr) return;
+    for (int64_t j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; j < classes;
+         j += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+        const Real t = __ldg(static_cast<const Real*>(table.source) + j);
+        for (int p = 0; p < 16 / static_cast<int>(sizeof(Real)); ++p)
+            static_cast<Real*>(table.copies)[p * table.step + j] = t;
+    }
+}
+
+// First launch: partial denominators over the labels, the ticket of the second launch, copies of the tables.
+template <class Real>
+__global__ void __launch_bounds__(kMaxBlock) loss_prologue(const RowsJob job) {
+    begin_second_launch();
     const AdjustedCe& ce = job.ce;
+    copy_table<Real>(job.scale, ce.classes);
+    copy_table<Real>(job.shift, ce.classes);
+    copy_table<Real>(job.weight, ce.classes);
     const bool weighted = job.reduction == Reduction::mean;
     double sum = 0.0;
-    if (job.partials > 0)
+    if (static_cast<int>(blockIdx.x) < job.partials)
         for (int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; row < ce.rows;
-             row += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+             row += static_cast<int64_t>(job.partials) * blockDim.x) {
             const Labels<Real> labels = labels_of<Real>(job, row, true);
             if (labels.state != RowState::normal) continue;
             if (!weighted || ce.weight == nullptr) {
@@ -195,33 +235,39 @@ __global__ void __launch_bounds__(kMaxBlock) loss_denominator(const RowsJob job)
         }
     sum = block_sum(sum, block_shared<Shared<Real>>());
     if (threadIdx.x != 0) return;
-    if (job.partials > 0) job.denominators[blockIdx.x] = sum;
-    if (blockIdx.x == 0) *job.ticket = 0;
+    if (static_cast<int>(blockIdx.x) < job.partials) job.denominators[blockIdx.x] = sum;
+    if (blockIdx.x == 0 && job.ticket != nullptr) *job.ticket = 0;
 }
 
-// The row's loss goes out, or into the block's partial loss; the last block adds those up in their order.
+// The row's loss (of its leading warp) goes out, or into the block's partial loss with a ticket for thread 0: before
+// the gradient, whose stores cover the time that takes.
 template <class Real>
-__device__ __forceinline__ void write_loss(const RowsJob& job, const Group<Real>& group, Real loss) {
-    Shared<Real>& shared = group.shared;
+__device__ __forceinline__ unsigned announce_loss(const RowsJob& job, const Group<Real>& group, Real loss) {
     const int64_t row = group.row();
     const bool leader = row < job.ce.rows && group.member() == 0;
     if (job.reduction == Reduction::none) {
         if (leader) static_cast<Real*>(job.loss)[row] = loss;
-        return;
+        return 0;
     }
-    const double partial = block_sum(leader ? static_cast<double>(loss) : 0.0, shared);
-    if (group.cluster > 1 && group.member() >= group.threads) return;  // the row's first block speaks for it
-    if (threadIdx.x == 0) {
-        job.group_loss[group.cluster > 1 ? row : static_cast<int64_t>(blockIdx.x)] = partial;
-        __threadfence();  // the partial loss is visible before the ticket says so
-        shared.ticket = atomicAdd(job.ticket, 1u);
-    }
-    __syncthreads();
-    if (shared.ticket != static_cast<unsigned>(job.groups) - 1u) return;
+    double partial = leader ? static_cast<double>(loss) : 0.0;
+    if (group.threads < static_cast<int>(blockDim.x)) partial = block_sum(partial, group.shared, group.threads);
+    if (threadIdx.x != 0 || group.member() != 0) return 0;  // the row's first block speaks for it
+    job.group_loss[group.cluster > 1 ? row : static_cast<int64_t>(blockIdx.x)] = partial;
+    __threadfence();  // the partial loss is visible before the ticket says so
+    return atomicAdd(job.ticket, 1u);
+}
+// The first warp of the last block adds the partial losses up in their order; no other warp waits for anything.
+template <class Real>
+__device__ __forceinline__ void collect_losses(const RowsJob& job, const Group<Real>& group, unsigned ticket) {
+    if (job.reduction == Reduction::none || threadIdx.x >= 32) return;
+    ticket = __shfl_sync(kAllLanes, ticket, 0);
+    if (ticket != static_cast<unsigned>(job.groups) - 1u) return;
+    if (group.cluster > 1 && group.member() >= group.threads) return;
     __threadfence();
     double total = 0.0;
-    for (int64_t g = threadIdx.x; g < job.groups; g += blockDim.x) total += __ldcg(job.group_loss + g);
-    total = block_sum(total, shared);
+#pragma unroll 16
+    for (int64_t g = threadIdx.x; g < job.groups; g += 32) total += __ldcg(job.group_loss + g);
+    for (int o = 16; o > 0; o /= 2) total += __shfl_xor_sync(kAllLanes, total, o);
     const double denominator = denominator_of(job);
     if (threadIdx.x == 0) *static_cast<Real*>(job.loss) = static_cast<Real>(total / denominator);
 }

@@ -2,16 +2,14 @@
 // cpu/row_statistics.inl is the twin. The logits are read once in each phase.
 #pragma once
 #include "../cpu/row_statistics.h"
-#include "job.h"
-#include "reduce.cuh"
-#include "row.cuh"
+#include "terms.cuh"
 
 namespace ltk {
 namespace cuda {
 
 struct PartJob {
     ClassPart part;
-    int threads;          // of one row
+    Plan plan;
     bool smooth;          // statistics: also the smoothing sum
     double* out;          // statistics (rows, kStatistics)
     const double* terms;  // gradient (rows, kGradientTerms)
@@ -21,13 +19,43 @@ struct PartJob {
 
 constexpr int kPartRegisters = 80;  // three blocks of 256 threads an SM
 
+// Entries of a table at any distance to a 16-byte boundary, for a vector's columns and for one column. One vector more
+// is read and shifted: single reads would cost more first-level cache cycles than a row of 16-bit logits has.
+template <class Real, int kN>
+__device__ __forceinline__ void read_shifted(const Real* values, int64_t classes, int j, Real (&t)[kN]) {
+    constexpr int kWidth = 16 / static_cast<int>(sizeof(Real));
+    const Real* at = values + j;
+    const int shift = static_cast<int>((reinterpret_cast<uintptr_t>(at) & 15u) / sizeof(Real));
+    if (kN == 1 || (shift != 0 && (j < shift || j + kN + kWidth > classes))) {
+#pragma unroll
+        for (int k = 0; k < kN; ++k) t[k] = __ldg(at + k);
+        return;
+    }
+    at -= shift;
+    Real line[2][kWidth];
+    unpack(load16_table(at), line[0], Real());
+#pragma unroll
+    for (int q = 0; q < kN / kWidth; ++q) {
+        if (q + 1 < kN / kWidth || shift != 0) unpack(load16_table(at + (q + 1) * kWidth), line[1], Real());
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) {
+            t[q * kWidth + k] = line[0][k];
+#pragma unroll
+            for (int s = 1; s < kWidth; ++s)
+                if (shift == s) t[q * kWidth + k] = line[(k + s) / kWidth][(k + s) % kWidth];
+        }
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) line[0][k] = line[1][k];
+    }
+}
+
 // A thread's share of one row.
 template <class T>
 struct PartRow {
     using Real = real_t<T>;
-    static constexpr int kN = kVec<T>, kFlight = sizeof(T) == 8 ? 1 : 2;
+    static constexpr int kFlight = sizeof(T) == 4 ? 4 : sizeof(T) == 2 ? 3 : 1;
 
-    __device__ __forceinline__ PartRow(const PartJob& job, const Group<double>& group)
+    __device__ __forceinline__ PartRow(const PartJob& job, const Group<Real>& group)
         : part(job.part),
           inside(group.row() < part.rows),
           row(inside ? group.row() : 0),
@@ -37,33 +65,31 @@ struct PartRow {
           members(group.members()) {
         const int64_t label = part.target[row];
         ignored = label == kIgnoredRow;
-        column = label >= 0 && label < part.classes ? static_cast<int>(label) : -kN;  // -kN: in no vector
+        column = label >= 0 && label < part.classes ? static_cast<int>(label) : kNowhere;
         sigma = static_cast<Real>(part.row_scale[row]);
     }
 
-    // f(first column, sigma (scale z + shift)); columns outside the row hold anything.
+    template <class Array>
+    __device__ __forceinline__ bool read(const void* table, int j, Array& t) const {
+        if (table != nullptr) read_shifted(static_cast<const Real*>(table), part.classes, j, t);
+        return table != nullptr;
+    }
+    // f(first column, sigma (scale z + shift)).
     template <class F>
     __device__ __forceinline__ void sweep(F f) const {
-        const Real* const scale = static_cast<const Real*>(part.scale);
-        const Real* const shift = static_cast<const Real*>(part.shift);
-        for (int base = member; base < view.vectors; base += kFlight * members) {
-            Raw raw[kFlight];
+        view.template stream<kFlight>(member, members, [&](int j, auto& a) {
+            constexpr int kN = kExtent<decltype(a)>;
+            Real t[kN];
+            if (read(part.scale, j, t))
 #pragma unroll
-            for (int k = 0; k < kFlight; ++k)
-                if (base + k * members < view.vectors) raw[k] = view.fetch(base + k * members);
+                for (int k = 0; k < kN; ++k) a[k] *= t[k];
+            if (read(part.shift, j, t))
 #pragma unroll
-            for (int k = 0; k < kFlight; ++k) {
-                if (base + k * members >= view.vectors) break;
-                const int j = view.first(base + k * members);
-                Real a[kN];
-                unpack(raw[k], a, T());
-                if (scale != nullptr) view.table(scale, j, [&](int i, Real t) { a[i] *= t; });
-                if (shift != nullptr) view.table(shift, j, [&](int i, Real t) { a[i] += t; });
+                for (int k = 0; k < kN; ++k) a[k] += t[k];
 #pragma unroll
-                for (int i = 0; i < kN; ++i) a[i] *= sigma;
-                f(j, a);
-            }
-        }
+            for (int k = 0; k < kN; ++k) a[k] *= sigma;
+            f(j, a);
+        });
     }
 
     const ClassPart& part;
@@ -79,33 +105,33 @@ struct PartRow {
 template <class T>
 __global__ void __maxnreg__(kPartRegisters) part_statistics(const PartJob job) {
     using Real = real_t<T>;
-    constexpr int kN = kVec<T>;
-    Group<double> group(job.threads, 1);
+    Group<Real> group(job.plan);
     const PartRow<T> mine(job, group);
     const ClassPart& part = job.part;
-    const Real* const weight = static_cast<const Real*>(part.weight);
 
-    Real top = -Real(INFINITY), sum = Real(0), weighted = Real(0);
-    mine.sweep([&](int j, Real(&a)[kN]) {
+    Real found[4] = {-Real(INFINITY), Real(0), Real(0), Real(0)};  // maximum, sum; smoothing sum
+    mine.sweep([&](int j, auto& a) {
+        constexpr int kN = kExtent<decltype(a)>;
+        Real w[kN];
+        const bool weighted = job.smooth && mine.read(part.weight, j, w);
+        Real highest = found[0];
 #pragma unroll
         for (int k = 0; k < kN; ++k) {
-            const bool other = mine.view.valid(j + k) && j + k != mine.column;
-            if (other && job.smooth) weighted += weight == nullptr ? a[k] : __ldg(weight + j + k) * a[k];
-            if (!other) a[k] = -Real(INFINITY);
+            if (j + k == mine.column) {
+                a[k] = -Real(INFINITY);
+                continue;
+            }
+            if (job.smooth) found[2] += weighted ? w[k] * a[k] : a[k];
+            highest = larger(highest, a[k]);
         }
-        Real highest = top;
+        const Real reference = origin_of(highest);
+        if (found[1] != Real(0)) found[1] *= exp_for<T>(found[0] - reference);
 #pragma unroll
-        for (int k = 0; k < kN; ++k) highest = larger(highest, a[k]);
-        const Real reference = highest == -Real(INFINITY) ? Real(0) : highest;
-        if (sum != Real(0)) sum *= exp_real(top - reference);
-#pragma unroll
-        for (int k = 0; k < kN; ++k) sum += exp_real(a[k] - reference);
-        top = highest;
+        for (int k = 0; k < kN; ++k) a[k] = exp_for<T>(a[k] - reference);
+        found[1] += total_of(a);
+        found[0] = highest;
     });
-    double whole_top = static_cast<double>(top), whole_sum = static_cast<double>(sum);
-    group.max_sum(whole_top, whole_sum);
-    double smooth_a = static_cast<double>(weighted), nothing = 0.0;
-    if (job.smooth) group.sum(smooth_a, nothing);
+    group.template reduce<MaxSum<T>>(found);  // without weights the third is a plain sum
     if (!mine.inside || mine.member != 0) return;
     double label_a = -static_cast<double>(INFINITY);
     if (mine.column >= 0) {
@@ -115,33 +141,35 @@ __global__ void __maxnreg__(kPartRegisters) part_statistics(const PartJob job) {
         label_a *= part.row_scale[mine.row];
     }
     double* const out = job.out + mine.row * kStatistics;
-    out[0] = mine.ignored ? 0.0 : whole_top;
-    out[1] = mine.ignored ? 0.0 : whole_sum;
+    out[0] = mine.ignored ? 0.0 : static_cast<double>(found[0]);
+    out[1] = mine.ignored ? 0.0 : static_cast<double>(found[1]);
     out[2] = mine.ignored ? 0.0 : label_a;
-    out[3] = mine.ignored ? 0.0 : smooth_a;
+    out[3] = mine.ignored ? 0.0 : static_cast<double>(found[2]);
 }
 
 template <class T>
 __global__ void __maxnreg__(kPartRegisters) part_gradient(const PartJob job) {
     using Real = real_t<T>;
-    constexpr int kN = kVec<T>;
-    const Group<double> group(job.threads, 1);
+    const Group<Real> group(job.plan);
     const PartRow<T> mine(job, group);
     const ClassPart& part = job.part;
-    const Real* const weight = static_cast<const Real*>(part.weight);
-    const Real* const scale = static_cast<const Real*>(part.scale);
     const double* const terms = job.terms + mine.row * kGradientTerms;
     const Real reference = terms[0] == -static_cast<double>(INFINITY) ? Real(0) : static_cast<Real>(terms[0]);
     const Real factor = static_cast<Real>(terms[1]), soft = static_cast<Real>(terms[2]);
     const Real own = static_cast<Real>(terms[3]);
-    mine.sweep([&](int j, Real(&a)[kN]) {
+    mine.sweep([&](int j, auto& a) {
+        constexpr int kN = kExtent<decltype(a)>;
+        Real t[kN];
 #pragma unroll
-        for (int k = 0; k < kN; ++k) {
-            a[k] = factor * exp_real(a[k] - reference);
-            if (soft != Real(0) && mine.view.valid(j + k))
-                a[k] += weight == nullptr ? soft : soft * __ldg(weight + j + k);
+        for (int k = 0; k < kN; ++k) a[k] = factor * exp_for<T>(a[k] - reference);
+        if (soft != Real(0)) {
+            const bool weighted = mine.read(part.weight, j, t);
+#pragma unroll
+            for (int k = 0; k < kN; ++k) a[k] += weighted ? soft * t[k] : soft;
         }
-        if (scale != nullptr) mine.view.table(scale, j, [&](int k, Real t) { a[k] *= t; });
+        if (mine.read(part.scale, j, t))
+#pragma unroll
+            for (int k = 0; k < kN; ++k) a[k] *= t[k];
 #pragma unroll
         for (int k = 0; k < kN; ++k) {
             if (j + k == mine.column) a[k] = own;

@@ -54,8 +54,8 @@ def current_stream(device: torch.device) -> tuple[int, int]:
 def adjusted_ce(logits: Tensor, call: Call, out: Out, *, path: str = "any") -> None:
     """Fills `out`, without gradients of tables.
 
-    logits (N, C) with unit class stride, any row stride; the gradient likewise. One launch for ``reduction="none"``, else two. `path`
-    forces a kernel, for tests and benchmarks.
+    logits (N, C) with unit class stride, any row stride; the gradient likewise. Two launches; one for ``reduction="none"``, unless C is
+    odd and there are tables. `path` forces a kernel, for tests and benchmarks.
 
     Raises RuntimeError where CUDA refuses a launch; ValueError for labels and tables with ``LTKERNELS_CUDA_DEBUG=1``.
     """
@@ -69,9 +69,13 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out, *, path: str = "any") -> N
         if call.reduction != _NONE:
             loss.fill_(0.0 if call.reduction == _SUM else torch.nan)
         return
+    streamed = (
+        address(call.shift, "shift"), address(call.scale, "scale"), address(call.weight, "weight"), address(call.table, "the loss' table"),
+    )  # fmt: skip
     scratch = None
-    if call.reduction != _NONE:
-        scratch = torch.empty(library.cuda_scratch(rows), dtype=torch.float64, device=logits.device)
+    if call.reduction != _NONE or any(streamed):
+        doubles = library.cuda_scratch(rows, classes, *streamed)
+        scratch = torch.empty(doubles, dtype=torch.float64, device=logits.device)
     factor = call.factor(rows)
     _raise(
         library.cuda_adjusted_ce(

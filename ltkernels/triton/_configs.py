@@ -64,10 +64,11 @@ _ROWS = (
     Tile(1, 1024, 4),  # ImageNet-LT: 8 logits a thread; four warps are the cheapest block-wide reduction
     Tile(1, 2048, 4),  # LVIS: 16 a thread
     Tile(1, 4096, 8),  # 16 a thread
-    Tile(1, 8192, 16),  # iNaturalist: 8142 of 8192; 16 a thread, four such blocks fill a multiprocessor
+    Tile(1, 8192, 16),  # iNaturalist: 8142 of 8192; 16 a thread; with tables a block has a multiprocessor to itself
 )
-# 16 a thread and 1024 threads, the largest block there is, at 64 registers a thread: where no table is read.
-_PLAIN = Tile(1, 16384, 32)
+# 16 a thread and 1024 threads, the largest block there is, at 64 registers a thread: where no table is read. A warp of AMD's data centre
+# GPUs has 64 lanes, so 16 of them are as many threads.
+_PLAIN = Tile(1, 16384, 32 if torch.version.hip is None else 16)
 # Up to here the tables cost eight registers of forty, and there is no variant without them.
 _ONE_VARIANT = 2048
 # Longer rows, and what else `rows` does not do: a tile is short of what a program could hold, because two labels' state and the tables

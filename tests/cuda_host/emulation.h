@@ -7,7 +7,8 @@
 // runs until a barrier, then the next one does. With LTK_HOST_THREADS they are real threads, so that the thread
 // sanitizer sees a missing barrier. Emulated: indices, static and dynamic shared memory, __syncthreads, __syncwarp,
 // shuffles, atomicAdd, clusters and their distributed shared memory. A barrier that not all threads reach, or that they
-// reach by different calls, aborts. 16-byte accesses must be aligned. Shared memory starts as NaN.
+// reach by different calls, aborts. 16-byte accesses must be aligned. Shared memory starts as NaN. Clusters of more
+// than 8 blocks need each kernel's permission, and code older than sm_90 (ltk_emulation_code) knows no clusters.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -22,6 +23,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -76,7 +78,8 @@ struct Thread {
     Block* block = nullptr;
     Warp* warp = nullptr;
     int lane = 0, parity = 0;
-    bool done = false;
+    bool done = false, arrived = false;  // at the cluster's barrier, and has not waited yet
+    uint64_t generation = 0;             // of that barrier
     jmp_buf jump;
     ucontext_t start;
 };
@@ -94,12 +97,16 @@ inline void complete(Barrier& b) {
     ++b.generation;
     released.notify_all();
 }
-inline void wait(Barrier& b, int tag) {
+inline uint64_t arrive(Barrier& b, int tag) {
     std::unique_lock<std::mutex> lock(mutex);
     if (b.arrived == 0) b.tag = tag;
     if (b.tag != tag) fail("threads met at one barrier by different calls");
     const uint64_t generation = b.generation;
-    if (++b.arrived == b.expected) return complete(b);
+    if (++b.arrived == b.expected) complete(b);
+    return generation;
+}
+inline void wait_beyond(Barrier& b, uint64_t generation) {
+    std::unique_lock<std::mutex> lock(mutex);
     released.wait(lock, [&] { return b.generation != generation; });
 }
 inline void leave(Barrier& b) {
@@ -118,11 +125,14 @@ inline void complete(Barrier& b) {
     ++b.generation;
     progress = true;
 }
-inline void wait(Barrier& b, int tag) {
+inline uint64_t arrive(Barrier& b, int tag) {
     if (b.arrived == 0) b.tag = tag;
     if (b.tag != tag) fail("threads met at one barrier by different calls");
     const uint64_t generation = b.generation;
-    if (++b.arrived == b.expected) return complete(b);
+    if (++b.arrived == b.expected) complete(b);
+    return generation;
+}
+inline void wait_beyond(Barrier& b, uint64_t generation) {
     while (b.generation == generation)
         if (_setjmp(now->jump) == 0) _longjmp(scheduler, 1);
 }
@@ -132,10 +142,15 @@ inline void leave(Barrier& b) {
 
 #endif
 
+inline void wait(Barrier& b, int tag) {
+    wait_beyond(b, arrive(b, tag));
+}
+
 enum Tag { kSyncWarp = 1, kSyncThreads, kClusterSync, kShuffle };
 
 inline void run_thread(const std::function<void()>& kernel) {
     kernel();
+    if (now->arrived) fail("a thread ends between arriving at the cluster's barrier and waiting");
     now->done = true;
     leave(now->warp->barrier);
     leave(now->block->barrier);
@@ -183,7 +198,7 @@ inline void prepare(Cluster& cluster, std::vector<Thread>& threads, int64_t firs
             thread.warp->barrier.expected = 32;
             thread.lane = t % 32;
             thread.parity = 0;
-            thread.done = false;
+            thread.done = thread.arrived = false;
         }
     }
 }
@@ -230,7 +245,22 @@ inline void run_fibers(std::vector<Thread>& threads) {
 }
 #endif
 
-inline void launch(const std::function<void()>& kernel, int64_t grid, int block, int cluster_size, size_t shared) {
+inline int code = 90;                         // what the kernels were compiled for
+inline std::set<const void*> large_clusters;  // the kernels that asked for more than 8 blocks
+
+inline int code_version(const void*) {
+    return code;
+}
+inline void allow_large_clusters(const void* kernel) {
+    large_clusters.insert(kernel);
+}
+inline bool clusters_fit(const void* kernel, int, int size) {
+    return size <= 8 || (size <= 16 && large_clusters.count(kernel) != 0);
+}
+
+inline const char* launch(const void* function, const std::function<void()>& kernel, int64_t grid, int block,
+                          int cluster_size, size_t shared) {
+    if (!clusters_fit(function, block, cluster_size)) return "cluster misconfiguration";
     if (grid <= 0 || grid % cluster_size != 0 || block <= 0 || block > 1024 || block % 32 != 0 || shared > 48 * 1024)
         fail("bad launch");
     grid_dim.x = static_cast<unsigned>(grid);
@@ -257,31 +287,42 @@ inline void launch(const std::function<void()>& kernel, int64_t grid, int block,
     }
     now = nullptr;
 #endif
+    return nullptr;
 }
 
 inline int cluster_rank() {
-    return now->block->rank;
+    return code >= 90 ? now->block->rank : 0;
 }
-inline void cluster_sync() {
-    wait(now->block->cluster->barrier, kClusterSync);
+inline void cluster_arrive() {
+    if (code < 90) return;
+    if (now->arrived) fail("a thread arrives twice at the cluster's barrier without waiting");
+    now->arrived = true;
+    now->generation = arrive(now->block->cluster->barrier, kClusterSync);
+}
+inline void cluster_wait() {
+    if (code < 90) return;
+    if (!now->arrived) fail("a thread waits at the cluster's barrier and has not arrived");
+    wait_beyond(now->block->cluster->barrier, now->generation);
+    now->arrived = false;
 }
 template <class S>
 S* cluster_peer(S* shared, int rank) {
+    if (code < 90) return shared;
     Block& other = now->block->cluster->blocks[static_cast<size_t>(rank)];
     const auto offset = reinterpret_cast<unsigned char*>(shared) - now->block->fixed.get();
     return reinterpret_cast<S*>(other.fixed.get() + offset);
 }
 
 template <class T>
-T shuffle_xor(T value, int offset) {
+T shuffle(T value, int from, int tag) {
     static_assert(sizeof(T) <= 8, "");
     Warp& warp = *now->warp;
     if (warp.barrier.expected != 32) fail("a shuffle without all lanes");
     const int parity = now->parity;
     now->parity ^= 1;
     std::memcpy(warp.slot[parity][now->lane], &value, sizeof value);
-    wait(warp.barrier, kShuffle + offset);
-    std::memcpy(&value, warp.slot[parity][now->lane ^ offset], sizeof value);
+    wait(warp.barrier, tag);
+    std::memcpy(&value, warp.slot[parity][from], sizeof value);
     return value;
 }
 
@@ -352,7 +393,12 @@ inline void __syncwarp() {
 template <class T>
 T __shfl_xor_sync(unsigned lanes, T value, int offset) {
     if (lanes != 0xffffffffu) emulation::fail("a shuffle that names some lanes only");
-    return emulation::shuffle_xor(value, offset);
+    return emulation::shuffle(value, emulation::now->lane ^ offset, emulation::kShuffle + offset);
+}
+template <class T>
+T __shfl_sync(unsigned lanes, T value, int lane) {
+    if (lanes != 0xffffffffu) emulation::fail("a shuffle that names some lanes only");
+    return emulation::shuffle(value, lane, emulation::kShuffle + 32 + lane);
 }
 template <class T>
 T __ldg(const T* p) {
@@ -367,4 +413,9 @@ inline unsigned atomicAdd(unsigned* p, unsigned x) {
 }
 inline void __threadfence() {
     // The sanitizer does not know fences; the ticket that follows is an acquire-release operation in any case.
+}
+
+// For the tests: the architecture of the code that "runs".
+extern "C" inline __attribute__((used, visibility("default"))) void ltk_emulation_code(int version) {
+    emulation::code = version;
 }

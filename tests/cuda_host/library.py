@@ -40,13 +40,23 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @functools.cache
-def emulated() -> SimpleNamespace:
-    """The entry points of csrc/cuda/entry.h under their names without ``ltk_``; a few seconds of compilation, once a process."""
+def _built() -> bytes:
+    """The shared library; several seconds of compilation, once a process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "emulated.so"
         command = ["g++", *FLAGS, "-O1", "-shared", "-fPIC", str(CUDA / "entry.cu"), "-o", str(path)]
         subprocess.run(command, check=True)
-        native = ctypes.CDLL(str(path))  # which outlives its file
+        return path.read_bytes()
+
+
+@functools.cache
+def emulated(code: int = 90) -> SimpleNamespace:
+    """The entry points of csrc/cuda/entry.h under their names without ``ltk_``, as compiled for sm_`code`; each with statics of its own."""
+    with tempfile.NamedTemporaryFile(suffix=f"_{code}.so") as file:
+        file.write(_built())
+        file.flush()
+        native = ctypes.CDLL(file.name)  # which outlives its file
+    native.ltk_emulation_code(code)
     found = SimpleNamespace()
     # Argument types come from the header: a changed signature cannot be called with the old one.
     for result, name, arguments in re.findall(

@@ -30,7 +30,7 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
     Buffer<T> logits(rows * classes + 1), grad(rows * classes + 1);
     Buffer<int64_t> a(rows), b(rows), seed(1);
     Buffer<float> lam(rows), table(classes), out(rows), again(rows);
-    Buffer<double> scratch(adjusted_ce_cuda_scratch(rows));
+    Buffer<double> scratch(adjusted_ce_cuda_scratch(rows, classes, 4));
     for (int64_t i = 0; i < rows * classes; ++i) put(&logits[i + 1], value(i));
     for (int64_t i = 0; i < rows; ++i) {
         a[i] = i == 1 ? -100 : i % classes;
@@ -49,9 +49,8 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
             0, 0, static_cast<int64_t>(path), dtype, in, classes, rows, classes, a.address(), mixed ? b.address() : 0,
             mixed ? lam.address() : 0, tables, tables, tables, tables, table.address(), 0, 0, 1.5,
             form == Form::sigmoid || form == Form::equalization ? 0.0 : 0.1, -100, static_cast<int64_t>(reduction),
-            pass == 0 ? out.address() : again.address(), to, classes,
-            reduction == Reduction::none ? 0 : scratch.address(), static_cast<int64_t>(form), table.address(),
-            seed.address(), 0.5, 0.5, -4.0);
+            pass == 0 ? out.address() : again.address(), to, classes, scratch.address(), static_cast<int64_t>(form),
+            table.address(), seed.address(), 0.5, 0.5, -4.0);
         if (error != nullptr) emulation::fail(error);
         ++calls;
     }
