@@ -49,6 +49,12 @@ class Call(NamedTuple):
     backend: str = "cpu"
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The first fields: all tensors but `numbers`."""
+        found: tuple[Tensor | None, ...] = self[:11]
+        return found
+
+    @property
     def tables(self) -> Tables:
         return self[3:8]
 
@@ -58,7 +64,8 @@ class Call(NamedTuple):
         return None if scale is None else scale.expand(rows) if scale.dim() == 0 else scale.contiguous()
 
     def with_tables(self, tables: tuple[Tensor | None, ...]) -> Call:
-        return self._replace(**dict(zip(TABLES, tables, strict=True)))
+        shift, scale, margin, row_scale, weight = tables
+        return self._replace(shift=shift, scale=scale, margin=margin, row_scale=row_scale, weight=weight)
 
     def with_numbers(self) -> Call:
         """With `numbers` as Python's, which waits for nothing: they are on the CPU."""

@@ -15,7 +15,7 @@ not rounded to 16 bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -270,7 +270,7 @@ class _LinearAdjustedCrossEntropy(torch.autograd.Function):
         return *of_inputs, *_ops.spread(grads[3], needs[3:]), *rest
 
 
-_apply = super(torch.autograd.Function, _LinearAdjustedCrossEntropy).apply
+_apply: Callable[..., Any] = super(torch.autograd.Function, _LinearAdjustedCrossEntropy).apply
 
 
 def _operands_of(ctx: Any) -> tuple[tuple[Tensor, Tensor, Tensor | None], Call]:
@@ -295,7 +295,8 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor | None, create_graph: b
     inputs, call = _operands_of(ctx)
 
     def of_inputs(*given: Any) -> Tensor:
-        logits = logits_of(*given[:3], ctx.settings[0])
+        features, weight, bias = given[:3]
+        logits = logits_of(features, weight, bias, ctx.settings[0])
         return _reference.adjusted_cross_entropy(logits, call.with_tables(given[3:]))
 
     return differentiable(of_inputs, (*inputs, *call.tables), ctx.needs_input_grad[:_INPUTS], upstream, create_graph)
@@ -337,7 +338,7 @@ def loss_in_chunks(
 ) -> Tensor:
     """The loss of a checked call without the logits; differentiable in features, weight, bias and tables."""
     inputs = (features, weight, bias)
-    if not direct((*inputs, *call[:TENSORS])):
+    if not direct((*inputs, *call.tensors)):
         refuse_dtensors(call)
         loss: Tensor = operator(*inputs, *as_operands(call), normalize, chunk_rows, (False,) * _INPUTS)[0]
     elif wants_gradient((*inputs, *call.tables)):

@@ -49,12 +49,14 @@ def define(
     for device in _DEVICES:
         _library.impl(name, kernel, device)
     torch.library.register_fake(f"ltkernels::{name}", fake, lib=_library)
-    operator = getattr(torch.ops.ltkernels, name).default
+    operator: Callable[..., Any] = getattr(torch.ops.ltkernels, name).default
 
     def under_autograd(keyset: Any, *arguments: Any) -> Any:
         def below(*arguments: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+                return operator.redispatch(  # type: ignore[attr-defined]
+                    keyset & torch._C._after_autograd_keyset, *arguments
+                )
 
         return autograd(below, *arguments)
 

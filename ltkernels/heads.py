@@ -18,7 +18,7 @@ from ._errors import ArgumentError, DTypeError
 from ._head import EPS, check_tables, logits_of, loss_in_chunks
 from ._watch import direct_types, is_dtensor, wants_gradient
 from .losses import _autograd, _reference, _terms
-from .losses._door import Checked, Options, Target, check_options, checked, takes_options
+from .losses._door import Checked, Shared, Target, check_options, checked, takes_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,7 +92,7 @@ def linear_adjusted_cross_entropy(
     normalize: bool = False,
     class_weight: Tensor | None = None,
     chunk_rows: int | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[Shared],
 ) -> Tensor:
     """``adjusted_cross_entropy(F.linear(features, weight, bias), target, ...)`` without the B x C logits.
 
@@ -155,11 +155,9 @@ def _prepare(
     bias: Tensor | None,
     class_weight: Tensor | None,
     chunk_rows: int | None,
-    options: Options,
+    options: Shared,
 ) -> _Path:
     """Checks what the loss cannot check, flattens the batch, casts for autocast and chooses the path."""
-    if "weight" in options:  # the classifier's is positional
-        raise TypeError("linear_adjusted_cross_entropy() takes the class weights as class_weight")
     for name, value in (("features", features), ("weight", weight), ("bias", bias)):
         if value is None and name == "bias":
             continue
@@ -284,7 +282,7 @@ def _explain(
     normalize: bool = False,
     class_weight: Tensor | None = None,
     chunk_rows: int | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[Shared],
 ) -> _backends.Explanation:
     """`ltkernels.explain` of the head."""
     path = _prepare(features, weight, target, bias, class_weight, chunk_rows, options)

@@ -147,10 +147,13 @@ def scale_kernel(backend: str) -> Callable[[Tensor, Tensor, Tensor | None], obje
     """``scale_gradient(grad, upstream, expected)`` of a GPU backend: `grad` times upstream / expected, in place, and without a pass over
     it where they are equal. Both are numbers on the device that the host does not wait for; `expected` None is 1."""
     if backend == "cuda":
-        from .cuda import scale_gradient
-    else:
-        from ..triton.adjusted_ce import scale_gradient
-    return scale_gradient
+        from . import cuda
+
+        return cuda.scale_gradient
+    from ..triton import adjusted_ce
+
+    found: Callable[[Tensor, Tensor, Tensor | None], object] = adjusted_ce.scale_gradient
+    return found
 
 
 def two_phase_kernels(device: torch.device) -> tuple[Callable[..., None], Callable[..., None]] | None:

@@ -12,7 +12,7 @@ from .._call import TABLES, Call
 from .._errors import ArgumentError, DTypeError
 from .._head import check_tables, denominator_of
 from .._watch import is_dtensor, transforms, wants_gradient
-from ..losses._door import Options, Target, check_labels, check_options, checked, takes_options
+from ..losses._door import Shared, Target, check_labels, check_options, checked, takes_options
 from . import _autograd, _exchange, _placement, _sampling
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def sharded_linear_adjusted_cross_entropy(
     bias: Tensor | None = None,
     normalize: bool = False,
     class_weight: Tensor | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[Shared],
 ) -> Tensor:
     """`ltkernels.functional.linear_adjusted_cross_entropy` with the classifier's rows split over the ranks.
 
@@ -114,9 +114,7 @@ def sharded_linear_adjusted_cross_entropy(
     return loss
 
 
-def _checked_call(
-    features: Tensor, target: Target, classes: int, class_weight: Tensor | None, options: Options
-) -> Call:
+def _checked_call(features: Tensor, target: Target, classes: int, class_weight: Tensor | None, options: Shared) -> Call:
     """The loss' record; raises where the sharded loss has not what the others have."""
     check_options("sharded_linear_adjusted_cross_entropy", options)
     if transforms():
@@ -139,7 +137,7 @@ def _checked_call(
         raise DTypeError(f"target has dtype {target.dtype}; the sharded loss takes class indices")
     # The logits' shape, dtype and device without their memory; their kernels are others, and nothing of theirs is in place.
     stand_in = features.new_empty(()).expand(len(features), classes)
-    rest: Options = {**options, "inplace": False}
+    rest: Shared = {**options, "inplace": False}
     call = checked(stand_in, target, weight=class_weight, weight_name="class_weight", **rest).call
     served = "torch" if _backends.two_phase_kernels(features.device) is None else features.device.type
     if options.get("backend") not in (None, served):

@@ -33,7 +33,7 @@ Grads = tuple[Tensor | None, Tensor | None]  # of the logits; of the wanted tabl
 
 # Where the gradient is between forward and backward.
 _LATER, _OWNED, _SAVED, _INPLACE = range(4)
-_profiling = torch.autograd._profiler_enabled
+_profiling = torch._C._autograd._profiler_enabled
 _NO_TABLES = (False, False, False, False, False)
 
 
@@ -222,7 +222,7 @@ def _forward_inplace(ctx: Any, logits: Tensor, call: Call, below: Below | None) 
 
 
 # Function.apply unwraps function transforms first; without any, that is a tenth of a small loss' time.
-_apply = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
+_apply: Callable[..., Any] = super(torch.autograd.Function, _AdjustedCrossEntropy).apply
 
 
 def _operands_of(ctx: Any) -> tuple[Tensor, Call]:

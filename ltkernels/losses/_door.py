@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from .._call import NONE, TENSORS, Call, Tables
+from .._call import NONE, Call, Tables
 from .._errors import ArgumentError, DTypeError
 from .._watch import direct, direct_types, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
 from . import _terms
@@ -29,14 +29,13 @@ _CODES = {name: code for code, name in enumerate(_checks.REDUCTIONS)}
 _REALS = {dtype: _checks.real_dtype(dtype) for dtype in _checks.FLOATING}
 
 
-class Options(TypedDict, total=False):
+class Shared(TypedDict, total=False):
     """The keywords that every form of the loss takes; `ltkernels.functional.adjusted_cross_entropy` describes them."""
 
     shift: Tensor | None
     scale: Tensor | None
     margin: Tensor | None
     row_scale: Tensor | None
-    weight: Tensor | None
     focal_gamma: float
     label_smoothing: float
     ignore_index: int
@@ -45,6 +44,12 @@ class Options(TypedDict, total=False):
     backend: str | None
     grad_scale: Tensor | float | None
     term: _terms.Term | None
+
+
+class Options(Shared, total=False):
+    """Those of the loss of logits, whose class weights are `weight`: a head's `weight` is its classifier."""
+
+    weight: Tensor | None
 
 
 class Checked(NamedTuple):
@@ -134,7 +139,8 @@ def checked(
         more = True
         weight = _checks.table(weight_name, weight, classes, device, real)
     tables = (shift, scale, margin, row_scale, weight)
-    form, table, seed, form_options = 0, None, None, ()
+    form, table, seed = 0, None, None
+    form_options: tuple[float, ...] = ()
     if term is not None:
         more = True
         if probabilities:
@@ -178,7 +184,7 @@ def checked(
         refuse_dtensors(call)
         if not probabilities:
             check_labels(call, classes)
-    plain = not seen and (direct_types((logits, *call[:TENSORS])) if more else direct_types((logits, first)))
+    plain = not seen and direct_types((logits, *call.tensors) if more else (logits, first))
     return Checked(logits, call, inplace, shape, needs_torch, plain)
 
 
@@ -190,19 +196,23 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 def takes_options(function: _Function) -> _Function:
     """For a public function that hands ``**options`` on to `checked`: shows them in its signature."""
     own = inspect.signature(function)
-    options = [p for p in inspect.signature(checked).parameters.values() if p.name in Options.__annotations__]
+    options = [
+        p
+        for p in inspect.signature(checked).parameters.values()
+        if p.name in Options.__annotations__ or p.name in Shared.__annotations__
+    ]
     named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    taken = {p.name for p in named}
+    taken = {p.name for p in named} | ({"weight"} if "class_weight" in own.parameters else set())
     function.__signature__ = own.replace(  # type: ignore[attr-defined]
         parameters=[*named, *(p for p in options if p.name not in taken)]
     )
     return function
 
 
-def check_options(name: str, options: dict[str, object]) -> None:
+def check_options(name: str, options: Shared) -> None:
     """Raises TypeError for a keyword that is no option, naming the public function that it was given to."""
     for option in options:
-        if option not in Options.__annotations__:
+        if option not in Shared.__annotations__:
             raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
 
 

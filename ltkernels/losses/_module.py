@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._call import TABLES
 from ..heads import linear_adjusted_cross_entropy
-from ._adjustment import NEUTRAL, TABLES, Adjustment, built_classes, rounded
+from ._adjustment import NEUTRAL, Adjustment, built_classes, rounded
 from ._core import adjusted_cross_entropy
 from ._door import Options, Target
 from ._range import CosineRange
@@ -309,11 +310,11 @@ class AdjustedCrossEntropy(torch.nn.Module):
         bias: Tensor | None = None,
         normalize: bool = False,
         chunk_rows: int | None = None,
-        **said: Unpack[Options],
+        **said: Any,
     ) -> Tensor:
-        """This loss of a linear or cosine classifier, without its logits; the arguments are those of
-        `ltkernels.functional.linear_adjusted_cross_entropy`, and count as in `forward`."""
-        options: Options = {**self.call_options(), **said}
+        """This loss of a linear or cosine classifier `weight`, without its logits; the arguments are those of
+        `ltkernels.functional.linear_adjusted_cross_entropy`, and count as in `forward`. Class weights are the loss' own."""
+        options: Any = self.call_options() | said
         class_weight = options.pop("weight")
         return linear_adjusted_cross_entropy(
             features,

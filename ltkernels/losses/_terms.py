@@ -75,12 +75,15 @@ def add_term(a: Tensor, z: Tensor, labels: Tensor, term: Term) -> Tensor:
         p, q, log_eps = term.options
         log_p = torch.log_softmax(z.detach(), dim=1)
         own = log_p.gather(1, at).clamp(min=log_eps)
+        assert term.table is not None
         counts = term.table
         rarer = (counts - counts[at]).clamp(max=0)
         # A masked class (-inf) stays masked, whatever the label's probability.
         ahead = (log_p - own).clamp(min=0)
         return a + (p * rarer + q * ahead)
-    mask = equalization_mask(term.seed, *z.shape, term.options[0]) & (term.table != 0)
+    assert term.seed is not None
+    rows, classes = z.shape
+    mask = equalization_mask(term.seed, rows, classes, term.options[0]) & (term.table != 0)
     return a.masked_fill(mask.scatter(1, at, False), -torch.inf)
 
 

@@ -17,7 +17,7 @@ SCHEDULES: dict[str, float | None] = {"none": None, "drw": _LATE, "drs": _LATE, 
 
 def loss_name(name: str) -> str:
     """The command-line name of a loss that is spelled so, or as its class is, in any capitals; else `name` as it is."""
-    spelled = {plain(known): known for known in LOSSES} | {plain(loss.class_name): key for key, loss in LOSSES.items()}
+    spelled = {plain(known): known for known in LOSSES} | {plain(loss.__name__): key for key, loss in LOSSES.items()}
     return spelled.get(plain(name), name)
 
 

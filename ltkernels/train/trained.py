@@ -86,7 +86,7 @@ def prior_power(record: Loss, options: str) -> float | None:
 
 def logit_scale(record: Loss, spec: HeadSpec, options: str) -> float:
     """What logits are multiplied by before softmax makes probabilities of them: the loss' own scale s of bare cosines."""
-    default = record.options["s"].default if "s" in record.options else 1.0
+    default = record.own_options["s"].default if "s" in record.own_options else 1.0
     bare = spec.kind == "cosine" and spec.logits == "cosine"
     return float(parse_options(options).get("s", default)) if bare else 1.0
 
