@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _backends
 from .._watch import is_dtensor
 from . import _autograd, _reference
-from ._door import Options, Shared, Target, checked, takes_options
+from ._door import Options, Target, checked, takes_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -101,8 +101,7 @@ def explain(op: object, *args: Any, **kwargs: Any) -> _backends.Explanation:
 
 def _explain(op: object, logits: Tensor, target: Target, *_: object, **kwargs: Any) -> _backends.Explanation:
     """`explain` of the op, or of a Module, whose own tables and options count."""
-    names = {*Options.__annotations__, *Shared.__annotations__}
-    options = {name: kwargs[name] for name in names if name in kwargs}
+    options = {name: kwargs[name] for name in Options.__annotations__ if name in kwargs}
     if isinstance(op, torch.nn.Module):
         own = cast("Callable[[], Options]", op.call_options)()
         options = {**own, **options}

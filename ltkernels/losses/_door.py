@@ -196,11 +196,7 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 def takes_options(function: _Function) -> _Function:
     """For a public function that hands ``**options`` on to `checked`: shows them in its signature."""
     own = inspect.signature(function)
-    options = [
-        p
-        for p in inspect.signature(checked).parameters.values()
-        if p.name in Options.__annotations__ or p.name in Shared.__annotations__
-    ]
+    options = [p for p in inspect.signature(checked).parameters.values() if p.name in Options.__annotations__]
     named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     taken = {p.name for p in named} | ({"weight"} if "class_weight" in own.parameters else set())
     function.__signature__ = own.replace(  # type: ignore[attr-defined]
