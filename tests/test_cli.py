@@ -143,7 +143,9 @@ def test_select_on_own_features(tmp_path, capsys):
     features = rng.normal(size=(98, 6)).astype(np.float32)
     np.savez(tmp_path / "features.npz", features=features, labels=labels)
     out = tmp_path / "out"
-    assert _code("select", tmp_path / "features.npz", "--out", out, "--select", "min") == 0
+    assert _code("select", tmp_path / "features.npz", "--out", tmp_path / "half", "--select", "min") == 0
+    assert "class 2: 30 added" in capsys.readouterr().out  # by default half of the largest class at most
+    assert _code("select", tmp_path / "features.npz", "--out", out, "--select", "min", "--share", "1") == 0
     assert "class 2: 52 added" in capsys.readouterr().out
     added = np.load(out / "selection.npz")
     assert added["features"].shape == (52, 6)
