@@ -117,7 +117,8 @@ class _Dead:
 
 def test_the_worker_of_a_killed_experiment_writes_nothing(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    options = {"data": ["digits-lt"], "methods": ["smote"], "levels": 2, "sets": 3, "processes": 1, "out": out}
+    protocol = experiment.Protocol(levels=2, sets=3)
+    options = {"data": ["digits-lt"], "methods": ["smote"], "protocol": protocol, "processes": 1, "out": out}
     config = Config(model="mlp", epochs=1, retrain_epochs=1, threads=1, head_ratio=0.97)
     with monkeypatch.context() as patch:
         patch.setattr(multiprocessing, "parent_process", lambda: _Dead)

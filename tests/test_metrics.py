@@ -87,7 +87,7 @@ def test_import_path_and_bad_models():
     assert isinstance(backbone, torch.nn.Module)
     assert width == 7
     for name, message in (
-        ("vgg", "known: cnn, mlp, resnet32"),
+        ("vgg", "known: cnn, mlp, wide, resnet32, timm:NAME"),
         ("no.such.module:Name", "cannot be imported"),
         ("test_metrics:shapeless", r"\(2, d\) features"),
     ):

@@ -255,7 +255,7 @@ def test_divergence_is_one_clear_error(tmp_path):
 
 
 def test_unknown_loss_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown loss 'cee'; known: .*ldam"):
+    with pytest.raises(ValueError, match=r"unknown loss 'cee' \(did you mean ce\?\); known: .*ldam"):
         train.train(QUICK.replace(loss="cee"))
 
 
