@@ -160,6 +160,8 @@ def fdg_recipe(
     done = []
     with together(ranks):
         for number, c in enumerate(mine):
+            if class_counts[c] == 1:  # before its arms: what they would report is FDG
+                raise ValueError(f"class {c} has one sample: its feature diversity gain is undefined")
             need = min(largest - class_counts[c], max(1, math.floor(share * largest)))
             if m is not None:
                 need = min(need, m * subset_size)
