@@ -99,8 +99,12 @@ def run(
             grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if True in needs:
         tables = _grad_tables(logits, needs)
-    loss = _loss_like(logits, call.reduction)
-    _compute(logits, call, Out(loss, grad, tables, needs))
+    real = torch.float64 if logits.dtype is torch.float64 else torch.float32
+    loss = torch.empty((logits.shape[0],) if call.reduction == NONE else (), dtype=real, device=logits.device)
+    if call.numbers is None and not _profiling():
+        _backends.kernel(call.backend)(logits, call, Out(loss, grad, tables, needs))
+    else:
+        _compute(logits, call, Out(loss, grad, tables, needs))
     return loss, grad, tables
 
 
@@ -175,13 +179,13 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         if inplace:
             return _forward_inplace(ctx, logits, call, below)
         if below is None:
-            later = in_backward(call, logits.dtype) or hooks_active()
-            if later:
+            if in_backward(call, logits.dtype) or hooks_active():
+                ctx.state = _LATER
                 loss = run(logits, call)[0]
             else:
-                loss, *grads = run(logits, call, needs[0], needs[1:6])
-                own(ctx, grads, call)
-            ctx.state = _LATER if later else _OWNED
+                ctx.state = _OWNED
+                loss, grad, tables = run(logits, call, needs[0], needs[1:6])
+                own(ctx, (grad, tables), call)
             ctx.save_for_backward(logits, *call[:TENSORS])
             return loss
         later = in_backward(call, logits.dtype)
@@ -321,6 +325,15 @@ def give(ctx: Any, upstream: Tensor, form_again: Callable[[Any, Tensor | None], 
     if ctx.saved:
         saved = ctx.saved_tensors
         return [multiplied(each, upstream, expected) for each in saved[len(saved) - ctx.saved :]]
+    if not watched() and call.backend == "cpu" and expected is None and ctx.grads is not None:  # nearly always
+        grads, ctx.grads = ctx.grads, None
+        try:
+            if upstream.item() == 1.0:
+                return grads
+        except RuntimeError:  # a batch of upstream gradients
+            if not batched(upstream):
+                raise
+        ctx.grads = grads
     traced = watched() or batched(upstream)  # who sees no Python numbers and no memory
     if expected is not None and not traced and expected._version != ctx.version:
         raise RuntimeError("grad_scale was changed in place between the loss and its backward; pass a clone of it")

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _backends, _checks
 from .._call import NONE, Call, Tables
 from .._errors import ArgumentError, DTypeError
-from .._watch import direct, direct_types, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
+from .._watch import PLAIN, direct, direct_types, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
 from . import _terms
 
 if TYPE_CHECKING:
@@ -89,8 +89,10 @@ def checked(
 
     Raises `ltkernels._errors`: ArgumentError (a ValueError and RuntimeError), DTypeError (a TypeError and RuntimeError).
     """
-    if not isinstance(logits, Tensor) or logits.dtype not in _REALS or logits.layout is not torch.strided:
+    real = _REALS.get(logits.dtype) if isinstance(logits, Tensor) else None
+    if real is None or logits.layout is not torch.strided:
         _checks.logits(logits)  # says what is wrong
+        real = _checks.real_dtype(logits.dtype)
     code = _CODES.get(reduction) if isinstance(reduction, str) else None
     if code is None:
         code = _checks.reduction(reduction)
@@ -104,8 +106,7 @@ def checked(
     dim = len(size)
     if dim == 0:
         _checks.logits(logits)
-    device = logits.device
-    real = _REALS[logits.dtype]
+    device, on_cpu = logits.device, logits.is_cpu
     target_b = lam = None
     if (  # the usual case, without the calls
         type(target) is Tensor
@@ -113,7 +114,7 @@ def checked(
         and target.dtype is torch.int64
         and target.dim() == 1
         and target.shape[0] == size[0]
-        and target.device == device
+        and (target.is_cpu if on_cpu else target.device == device)
     ):
         first = target
         probabilities = False
@@ -158,7 +159,7 @@ def checked(
     if more or seen or classes == 0:
         needs_torch = _needs_torch(first, lam, tables, label_smoothing, form, backend, logits)
     served = "cpu"
-    if backend is not None or needs_torch or device.type != "cpu":
+    if backend is not None or needs_torch or not on_cpu:
         served = _backends.choose(backend, device, needs_torch)
     if inplace and (code == NONE or served == "torch"):
         reason = (
@@ -184,7 +185,10 @@ def checked(
         refuse_dtensors(call)
         if not probabilities:
             check_labels(call, classes)
-    plain = not seen and direct_types((logits, *call.tensors) if more else (logits, first))
+    if more or seen:
+        plain = not seen and direct_types((logits, *call.tensors))
+    else:  # the labels are a plain tensor, see above
+        plain = type(logits) in PLAIN and not logits.is_neg() and not first.is_neg()
     return Checked(logits, call, inplace, shape, needs_torch, plain)
 
 
