@@ -209,12 +209,34 @@ def subsets(draw: Draw) -> None:
     refused(lambda: diversity.subset_gains(z, spoiled(draw, x), offsets))
 
 
+def targets(draw: Draw) -> None:
+    """The offset by its definition; a target that lies between the draws it is the mean of."""
+    width, n, more = draw.size(10), 2 + draw.size(20), 1 + draw.size(20)
+    z, x = draw.normal(n, width), draw.normal(more, width)
+    error = math.sqrt(float((z.double() - z.double().mean(0)).square().sum())) / n
+    if error > 0.0:
+        length = float((x.double().mean(0) - z.double().mean(0)).norm())
+        close(diversity.standardized_offset(z, x), length / error, 1e4)
+    assert diversity.FAR > 0
+    heads = {label: draw.normal(30 + draw.size(10), width) for label in "ab"}
+    small = draw.randint(2, 9)
+    found = diversity.fdg_target(heads, None, small, repeats=3, seed=draw.case)
+    assert isinstance(found, diversity.FdgTarget)
+    assert math.isfinite(found.value)
+    assert found == diversity.fdg_target(heads, None, small, repeats=3, seed=draw.case)
+    refused(lambda: diversity.standardized_offset(z, x[:0]))
+    refused(lambda: diversity.standardized_offset(spoiled(draw, z), x))
+    refused(lambda: diversity.fdg_target(heads, None, draw.choice([1, 0, 2.5, 10_000])))
+    refused(lambda: diversity.fdg_target(heads, {"c": x}, 2))
+
+
 DIVERSITY: dict[Callable[[Draw], None], set[str]] = {
     measures: {"feature_diversity", "feature_diversity_gain", "fdg_lower_bound", "fdg_infimum", "original_diversity",
                "cholesky_log_det", "CENTERINGS", "check_alpha", "check_centering", "check_features", "check_original", "check_same_width"},
     statistics: {"FeatureStatistics", "class_diversities"},
     parties: {"ClassStatistics"},
     representatives: {"select_representatives"},
+    targets: {"FAR", "FdgTarget", "fdg_target", "standardized_offset"},
     subsets: {"subset_gains", "check_offsets", "SizeGroup", "Start", "group_by_size", "grown_log_dets", "mixed_columns", "start_state"},
 }  # fmt: skip
 
@@ -393,11 +415,34 @@ def recipe(draw: Draw) -> None:
     refused(lambda: selection.fdg_recipe(originals, lambda c, rows: None, counts, classes=[0]))
 
 
+def matched(draw: Draw) -> None:
+    """Different rows, the same for a seed; nothing asked for is the random draw; what is reported is what was chosen."""
+    width, n = draw.size(8), 2 + draw.size(20)
+    z, pool = draw.normal(n, width), draw.normal(20 + draw.size(60), width)
+    take = draw.randint(1, 20)
+    options = draw.say("options", draw.choice([{}, {"fdg": 0.3}, {"mean": None, "fdg": 0.2}, {"mean": None}]))
+    found = selection.match_pool(z, pool, take, seed=draw.case, **options)
+    rows = found.indices.tolist()
+    assert len(set(rows)) == take
+    assert rows == selection.match_pool(z, pool, take, seed=draw.case, **options).indices.tolist()
+    close(float(found.fdg[-1]), gain_of(z, pool[found.indices], "joint", 1.0), 1e3)
+    close(found.offset, diversity.standardized_offset(z, pool[found.indices]), 1e4)
+    if options == {"mean": None}:
+        drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw.case))[:take]
+        assert sorted(rows) == sorted(drawn.tolist())
+    refused(lambda: selection.match_pool(z, pool, draw.choice([0, -1, 1.5, True, len(pool) + 1])))
+    refused(lambda: selection.match_pool(z, spoiled(draw, pool), 1))
+    refused(
+        lambda: selection.match_pool(z, pool, 1, **draw.choice([{"fdg": "max"}, {"mean": "pool"}, {"fdg": "auto"}]))
+    )
+
+
 SELECTION: dict[Callable[[Draw], None], set[str]] = {
     one_selection: {"select_subsets", "Selection"},
     clusters: {"kmeans_subsets", "kmeans_subsets_batched", "Subsets"},
     batched: {"select_subsets_batched"},
     uniform_sets: {"uniform_fdg_sets", "UniformSets"},
+    matched: {"match_pool"},
     recipe: {"fdg_recipe", "head_tail_split", "ClassSets", "Recipe"},
 }
 
