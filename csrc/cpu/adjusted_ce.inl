@@ -91,9 +91,9 @@ LTK_INLINE void for_vectors(int64_t begin, int64_t end, int64_t label, F f) noex
 }
 
 // beta * z + delta of one vector.
-template <class V, bool Scale, bool Shift, class T>
+template <class V, bool Scale, bool Shift, class T, class Mask>
 LTK_INLINE typename V::Reg adjusted(const T* z, const typename V::Real* scale, const typename V::Real* shift, int64_t j,
-                                    typename V::Mask mask) noexcept {
+                                    Mask mask) noexcept {
     typename V::Reg x = V::load(z + j, mask);
     if (Scale && Shift) return V::fma(V::load(scale + j, mask), x, V::load(shift + j, mask));
     if (Scale) return V::mul(V::load(scale + j, mask), x);
@@ -136,17 +136,16 @@ LTK_INLINE RowSums<V> row_sums(const T* z, int64_t classes, const Table* scale, 
                                Table* block_reference) noexcept {
     using Real = typename V::Real;
     using Reg = typename V::Reg;
-    using Mask = typename V::Mask;
     const Real infinity = static_cast<Real>(INFINITY);
     const Reg sigma = V::set(static_cast<Real>(row_scale));
     const Reg minus_infinity = V::set(-infinity);
-    const auto exponent = [&](int64_t j, Mask mask, Reg minus_reference) LTK_INLINE_LAMBDA {
+    const auto exponent = [&](int64_t j, auto mask, Reg minus_reference) LTK_INLINE_LAMBDA {
         const Reg x = V::fma(adjusted<V, Scale, Shift>(z, scale, shift, j, mask), sigma, minus_reference);
         return V::select(mask, x, minus_infinity);
     };
     const auto highest_of = [&](int64_t begin, int64_t end) {
         Reg top = minus_infinity;
-        for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
+        for_vectors<V>(begin, end, label, [&](int64_t j, auto mask, int) LTK_INLINE_LAMBDA {
             const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
             top = V::max(top, V::select(mask, a, minus_infinity));
         });
@@ -165,7 +164,7 @@ LTK_INLINE RowSums<V> row_sums(const T* z, int64_t classes, const Table* scale, 
             const Reg minus_reference = V::set(-usable);
             Reg sum[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
             Reg top[4] = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
-            for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int slot) LTK_INLINE_LAMBDA {
+            for_vectors<V>(begin, end, label, [&](int64_t j, auto mask, int slot) LTK_INLINE_LAMBDA {
                 prefetch(z + j);
                 const Reg x = exponent(j, mask, minus_reference);
                 top[slot] = V::max(top[slot], x);
@@ -189,7 +188,7 @@ LTK_INLINE RowSums<V> row_sums(const T* z, int64_t classes, const Table* scale, 
         if (smooth) {
             const Real usable = row.reference == -infinity ? Real(0) : row.reference;
             Reg below = V::set(0), weights = V::set(0);
-            for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int) LTK_INLINE_LAMBDA {
+            for_vectors<V>(begin, end, label, [&](int64_t j, auto mask, int) LTK_INLINE_LAMBDA {
                 const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
                 const Reg w = weight == nullptr ? V::set(1) : V::load(weight + j, mask);
                 below = V::add(below, V::select(mask, V::mul(w, V::sub(a, V::set(usable))), V::set(0)));
@@ -210,7 +209,6 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
                               G* grad, const TableSums<typename V::Real>* sums = nullptr) noexcept {
     using Real = typename V::Real;
     using Reg = typename V::Reg;
-    using Mask = typename V::Mask;
     const Real* scale = static_cast<const Real*>(job.scale);
     const Real* shift = static_cast<const Real*>(job.shift);
     const Real* weight = static_cast<const Real*>(job.weight);
@@ -276,7 +274,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         const Reg c_row = V::set(static_cast<Real>(-upstream * soft));
         const Reg target_u = V::set(static_cast<Real>(term.target_u));
         Reg along_block = V::set(0);
-        const auto take = [&](int64_t j, Mask mask, Reg p, Reg h) LTK_INLINE_LAMBDA {
+        const auto take = [&](int64_t j, auto mask, Reg p, Reg h) LTK_INLINE_LAMBDA {
             if (shift_sum != nullptr) V::store(shift_sum + j, V::add(V::load(shift_sum + j, mask), h), mask);
             if (scale_sum != nullptr) {
                 const Reg logit = V::max(V::load(z + j, mask), lowest);
@@ -289,7 +287,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
                 along_block = V::fma(V::select(mask, y, V::set(0)), V::sub(u, target_u), along_block);
             }
         };
-        const auto value = [&](int64_t j, Mask mask) LTK_INLINE_LAMBDA {
+        const auto value = [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
             const Reg p = V::load(e + j, mask);
             Reg y = V::mul(k, p);
             if (smooth) y = V::add(y, weight == nullptr ? c : V::mul(c, V::load(weight + j, mask)));

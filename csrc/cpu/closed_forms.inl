@@ -14,20 +14,19 @@ static inline void seesaw_term(const AdjustedCe& job, const T* z, int64_t label,
     const int64_t classes = job.classes;
     const Real* log_counts = static_cast<const Real*>(job.closed.table);
     const Reg minus_infinity = V::set(static_cast<Real>(-INFINITY));
-    const auto mask_at = [classes](int64_t j) { return j + V::N <= classes ? V::all() : V::first(classes - j); };
-
     Reg top = minus_infinity;
-    for (int64_t j = 0; j < classes; j += V::N)
-        top = V::max(top, V::select(mask_at(j), V::load(z + j, mask_at(j)), minus_infinity));
+    each_vector<V>(0, classes, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
+        top = V::max(top, V::select(mask, V::load(z + j, mask), minus_infinity));
+    });
     const Real highest = V::horizontal_max(top);
     double total = 0.0;
     for (int64_t begin = 0; begin < classes; begin += kBlock) {
         const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
         Reg sum = V::set(0);
-        for (int64_t j = begin; j < end; j += V::N) {
-            const Reg x = V::sub(V::load(z + j, mask_at(j)), V::set(highest));
-            sum = V::add(sum, V::exp(V::select(mask_at(j), x, minus_infinity)));
-        }
+        each_vector<V>(begin, end, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
+            const Reg x = V::sub(V::load(z + j, mask), V::set(highest));
+            sum = V::add(sum, V::exp(V::select(mask, x, minus_infinity)));
+        });
         total += static_cast<double>(V::horizontal_sum(sum));
     }
     const double floor = static_cast<double>(highest) + std::log(total) + job.closed.options[2];
@@ -37,12 +36,11 @@ static inline void seesaw_term(const AdjustedCe& job, const T* z, int64_t label,
     const Reg reference = V::set(static_cast<Real>(own > floor ? own : floor));
     const Reg label_count = V::set(log_counts[label]);
     const Reg zero = V::set(0);
-    for (int64_t j = 0; j < classes; j += V::N) {
-        const auto mask = mask_at(j);
+    each_vector<V>(0, classes, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
         const Reg rarer = V::max(V::sub(label_count, V::load(log_counts + j, mask)), zero);
         const Reg ahead = V::max(V::sub(V::load(z + j, mask), reference), zero);
         V::store(d + j, V::fma(p, rarer, V::mul(q, ahead)), mask);
-    }
+    });
 }
 
 // lowbias32 of Chris Wellons' hash prospector: a bijection of 32 bits without measurable bias.

@@ -15,10 +15,7 @@ namespace ltk {
 namespace LTK_NAMESPACE {
 
 static void exp_f32(const float* x, float* y, int64_t n) noexcept {
-    for (int64_t i = 0; i < n; i += F32::N) {
-        const F32::Mask mask = n - i < F32::N ? F32::first(n - i) : F32::all();
-        F32::store(y + i, F32::exp(F32::load(x + i, mask)), mask);
-    }
+    each_vector<F32>(0, n, [&](int64_t i, auto mask) { F32::store(y + i, F32::exp(F32::load(x + i, mask)), mask); });
 }
 
 extern const Kernels kernels;

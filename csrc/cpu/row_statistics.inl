@@ -36,7 +36,6 @@ static void gradient_rows(const ClassPart& job, const double* rows, int64_t begi
                           int64_t grad_stride) noexcept {
     using Real = typename V::Real;
     using Reg = typename V::Reg;
-    using Mask = typename V::Mask;
     const Real* scale = static_cast<const Real*>(job.scale);
     const Real* shift = static_cast<const Real*>(job.shift);
     const Real* weight = static_cast<const Real*>(job.weight);
@@ -55,17 +54,14 @@ static void gradient_rows(const ClassPart& job, const double* rows, int64_t begi
         const Reg k = V::set(static_cast<Real>(row[1]));
         const Reg c = V::set(static_cast<Real>(row[2]));
         const bool smooth = row[2] != 0.0;
-        const auto write = [&](int64_t j, Mask mask) LTK_INLINE_LAMBDA {
+        each_vector<V>(0, job.classes, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
             prefetch(z + j);
             const Reg x = V::fma(adjusted<V, Scale, Shift>(z, scale, shift, j, mask), sigma, minus_reference);
             Reg y = V::mul(k, V::exp(x));
             if (smooth) y = V::add(y, weight == nullptr ? c : V::mul(c, V::load(weight + j, mask)));
             if (Scale) y = V::mul(y, V::load(scale + j, mask));
             V::store(grad + j, y, mask);
-        };
-        int64_t j = 0;
-        for (; j + V::N <= job.classes; j += V::N) write(j, V::all());
-        if (j < job.classes) write(j, V::first(job.classes - j));
+        });
         if (label >= 0 && label < job.classes) put(row[3], grad + label);
     }
 }

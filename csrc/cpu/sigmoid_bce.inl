@@ -43,7 +43,6 @@ static inline double sigmoid_term(const AdjustedCe& job, const T* z, int64_t lab
                                   const typename V::Real* add, G* grad) noexcept {
     using Real = typename V::Real;
     using Reg = typename V::Reg;
-    using Mask = typename V::Mask;
     const Real* negative = static_cast<const Real*>(job.closed.table);
     const double hard =
         share * (job.weight == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.weight)[label]));
@@ -58,7 +57,7 @@ static inline double sigmoid_term(const AdjustedCe& job, const T* z, int64_t lab
     for (int64_t begin = 0; begin < job.classes; begin += kBlock) {
         const int64_t end = begin + kBlock < job.classes ? begin + kBlock : job.classes;
         Reg sum[4] = {zero, zero, zero, zero};
-        for_vectors<V>(begin, end, label, [&](int64_t j, Mask mask, int slot) {
+        for_vectors<V>(begin, end, label, [&](int64_t j, auto mask, int slot) {
             const Reg x = V::load(z + j, mask);
             const Reg minus = V::sub(zero, x);
             const Reg t = V::exp(V::sub(zero, V::max(x, minus)));

@@ -1,6 +1,8 @@
 // The vector types of one instruction set, inside the namespace that the including file names. A lane type has
 //   Real, Reg, Mask, N             element, register, lane mask, lanes
-//   all(), first(n), without(m, l) masks: every lane, the first n, m less lane l
+//   all(), first(n), without(m, l) masks: every lane, the first n, m less lane l. all() is of a type of its own: a
+//   masked
+//                                  store costs some processors of AVX2 ten times a plain one, whatever the mask says
 //   load<T>(p, m), store<T>(p, x, m)  T in memory, Real in the register; inactive lanes load 0 and are neither read nor
 //                                     written
 //   stream<T>(p, x)                   store of all lanes past the caches, where p has no unaligned<T>(p) elements to go
@@ -51,6 +53,8 @@ static inline int64_t to_multiple(const T* p, int64_t bytes) noexcept {
            static_cast<int64_t>(sizeof(T));
 }
 
+struct AllLanes {};
+
 constexpr float kExpFlush = -86.5f;
 constexpr float kLog2e = 1.44269504f;
 constexpr float kLn2High = 0.693145752f;  // 16 significant bits: a product with an integer exponent is exact
@@ -88,9 +92,10 @@ struct F32 {
     using Mask = __mmask16;
     static constexpr int N = 16;
 
-    static Mask all() noexcept { return 0xffff; }
+    static AllLanes all() noexcept { return {}; }
     static Mask first(int64_t n) noexcept { return static_cast<Mask>((1u << n) - 1u); }
     static Mask without(Mask m, int64_t lane) noexcept { return static_cast<Mask>(m & ~(1u << lane)); }
+    static Mask without(AllLanes, int64_t lane) noexcept { return without(Mask{0xffff}, lane); }
     static Reg set(float x) noexcept { return _mm512_set1_ps(x); }
     static Reg add(Reg a, Reg b) noexcept { return _mm512_add_ps(a, b); }
     static Reg sub(Reg a, Reg b) noexcept { return _mm512_sub_ps(a, b); }
@@ -98,6 +103,7 @@ struct F32 {
     static Reg fma(Reg a, Reg b, Reg c) noexcept { return _mm512_fmadd_ps(a, b, c); }
     static Reg max(Reg a, Reg b) noexcept { return _mm512_max_ps(a, b); }
     static Reg select(Mask m, Reg a, Reg b) noexcept { return _mm512_mask_blend_ps(m, b, a); }
+    static Reg select(AllLanes, Reg a, Reg) noexcept { return a; }
     static float horizontal_max(Reg a) noexcept { return _mm512_reduce_max_ps(a); }
     static float horizontal_sum(Reg a) noexcept { return _mm512_reduce_add_ps(a); }
 
@@ -106,6 +112,16 @@ struct F32 {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
     }
     static Reg load(const f16* p, Mask m) noexcept { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
+    template <class T>
+    static Reg load(const T* p, AllLanes) noexcept {
+        return load(p, Mask{0xffff});
+    }
+    static Reg load(const float* p, AllLanes) noexcept { return _mm512_loadu_ps(p); }
+    template <class T>
+    static void store(T* p, Reg x, AllLanes) noexcept {
+        store(p, x, Mask{0xffff});
+    }
+    static void store(float* p, Reg x, AllLanes) noexcept { _mm512_storeu_ps(p, x); }
     static void store(float* p, Reg x, Mask m) noexcept { _mm512_mask_storeu_ps(p, m, x); }
     static __m256i round_bf16(Reg x) noexcept {
         const __m512i bits = _mm512_castps_si512(x);
@@ -153,7 +169,7 @@ struct F32 {
     using Mask = __m256i;
     static constexpr int N = 8;
 
-    static Mask all() noexcept { return _mm256_set1_epi32(-1); }
+    static AllLanes all() noexcept { return {}; }
     static Mask first(int64_t n) noexcept {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
@@ -162,6 +178,7 @@ struct F32 {
             _mm256_cmpeq_epi32(_mm256_set1_epi32(static_cast<int>(lane)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
             m);
     }
+    static Mask without(AllLanes, int64_t lane) noexcept { return without(_mm256_set1_epi32(-1), lane); }
     static Reg set(float x) noexcept { return _mm256_set1_ps(x); }
     static Reg add(Reg a, Reg b) noexcept { return _mm256_add_ps(a, b); }
     static Reg sub(Reg a, Reg b) noexcept { return _mm256_sub_ps(a, b); }
@@ -169,6 +186,7 @@ struct F32 {
     static Reg fma(Reg a, Reg b, Reg c) noexcept { return _mm256_fmadd_ps(a, b, c); }
     static Reg max(Reg a, Reg b) noexcept { return _mm256_max_ps(a, b); }
     static Reg select(Mask m, Reg a, Reg b) noexcept { return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(m)); }
+    static Reg select(AllLanes, Reg a, Reg) noexcept { return a; }
     static float horizontal_max(Reg a) noexcept {
         __m128 h = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
         h = _mm_max_ps(h, _mm_movehl_ps(h, h));
@@ -185,26 +203,38 @@ struct F32 {
     static __m128i gather16(const T* p, Mask m) noexcept {
         alignas(16) uint16_t lanes[N] = {};
         const int active = _mm256_movemask_ps(_mm256_castsi256_ps(m));
-        if (active == 0xff) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
         for (int i = 0; i < N; ++i)
             if (active >> i & 1) std::memcpy(&lanes[i], p + i, 2);
         return _mm_load_si128(reinterpret_cast<const __m128i*>(lanes));
     }
     template <class T>
+    static __m128i gather16(const T* p, AllLanes) noexcept {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    }
+    template <class T>
+    static void scatter16(T* p, __m128i x, AllLanes) noexcept {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x);
+    }
+    template <class T>
     static void scatter16(T* p, __m128i x, Mask m) noexcept {
         const int active = _mm256_movemask_ps(_mm256_castsi256_ps(m));
-        if (active == 0xff) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x);
         alignas(16) uint16_t lanes[N];
         _mm_store_si128(reinterpret_cast<__m128i*>(lanes), x);
         for (int i = 0; i < N; ++i)
             if (active >> i & 1) std::memcpy(p + i, &lanes[i], 2);
     }
     static Reg load(const float* p, Mask m) noexcept { return _mm256_maskload_ps(p, m); }
-    static Reg load(const bf16* p, Mask m) noexcept {
+    static Reg load(const float* p, AllLanes) noexcept { return _mm256_loadu_ps(p); }
+    template <class M>
+    static Reg load(const bf16* p, M m) noexcept {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(gather16(p, m)), 16));
     }
-    static Reg load(const f16* p, Mask m) noexcept { return _mm256_cvtph_ps(gather16(p, m)); }
+    template <class M>
+    static Reg load(const f16* p, M m) noexcept {
+        return _mm256_cvtph_ps(gather16(p, m));
+    }
     static void store(float* p, Reg x, Mask m) noexcept { _mm256_maskstore_ps(p, m, x); }
+    static void store(float* p, Reg x, AllLanes) noexcept { _mm256_storeu_ps(p, x); }
     static __m128i round_bf16(Reg x) noexcept {
         const __m256i bits = _mm256_castps_si256(x);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -214,8 +244,12 @@ struct F32 {
                                      _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
         return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
     }
-    static void store(bf16* p, Reg x, Mask m) noexcept { scatter16(p, round_bf16(x), m); }
-    static void store(f16* p, Reg x, Mask m) noexcept {
+    template <class M>
+    static void store(bf16* p, Reg x, M m) noexcept {
+        scatter16(p, round_bf16(x), m);
+    }
+    template <class M>
+    static void store(f16* p, Reg x, M m) noexcept {
         scatter16(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), m);
     }
     template <class T>
@@ -255,7 +289,7 @@ struct F32 {
     typedef int32_t Mask __attribute__((vector_size(16)));
     static constexpr int N = 4;
 
-    static Mask all() noexcept { return Mask{-1, -1, -1, -1}; }
+    static AllLanes all() noexcept { return {}; }
     static Mask first(int64_t n) noexcept {
         const int32_t k = static_cast<int32_t>(n);
         return Mask{k, k, k, k} > Mask{0, 1, 2, 3};
@@ -264,6 +298,7 @@ struct F32 {
         m[lane] = 0;
         return m;
     }
+    static Mask without(AllLanes, int64_t lane) noexcept { return without(Mask{-1, -1, -1, -1}, lane); }
     static Reg set(float x) noexcept { return Reg{x, x, x, x}; }
     static Reg add(Reg a, Reg b) noexcept { return a + b; }
     static Reg sub(Reg a, Reg b) noexcept { return a - b; }
@@ -271,6 +306,7 @@ struct F32 {
     static Reg fma(Reg a, Reg b, Reg c) noexcept { return a * b + c; }
     static Reg max(Reg a, Reg b) noexcept { return a > b ? a : b; }
     static Reg select(Mask m, Reg a, Reg b) noexcept { return m ? a : b; }
+    static Reg select(AllLanes, Reg a, Reg) noexcept { return a; }
     static float horizontal_max(Reg a) noexcept {
         const float x = a[0] > a[1] ? a[0] : a[1];
         const float y = a[2] > a[3] ? a[2] : a[3];
@@ -299,6 +335,16 @@ struct F32 {
     static void store(T* p, Reg x, Mask m) noexcept {
         for (int i = 0; i < N; ++i)
             if (m[i]) narrow(x[i], p + i);
+    }
+    template <class T>
+    static Reg load(const T* p, AllLanes) noexcept {
+        Reg x = {};
+        for (int i = 0; i < N; ++i) x[i] = widen(p[i]);
+        return x;
+    }
+    template <class T>
+    static void store(T* p, Reg x, AllLanes) noexcept {
+        for (int i = 0; i < N; ++i) narrow(x[i], p + i);
     }
     // No store past the caches here.
     template <class T>
@@ -335,9 +381,10 @@ struct F64 {
     using Mask = bool;
     static constexpr int N = 1;
 
-    static Mask all() noexcept { return true; }
+    static AllLanes all() noexcept { return {}; }
     static Mask first(int64_t n) noexcept { return n > 0; }
     static Mask without(Mask, int64_t) noexcept { return false; }
+    static Mask without(AllLanes, int64_t) noexcept { return false; }
     static Reg set(double x) noexcept { return x; }
     static Reg add(Reg a, Reg b) noexcept { return a + b; }
     static Reg sub(Reg a, Reg b) noexcept { return a - b; }
@@ -345,12 +392,15 @@ struct F64 {
     static Reg fma(Reg a, Reg b, Reg c) noexcept { return a * b + c; }
     static Reg max(Reg a, Reg b) noexcept { return a > b ? a : b; }
     static Reg select(Mask m, Reg a, Reg b) noexcept { return m ? a : b; }
+    static Reg select(AllLanes, Reg a, Reg) noexcept { return a; }
     static double horizontal_max(Reg a) noexcept { return a; }
     static double horizontal_sum(Reg a) noexcept { return a; }
     static Reg load(const double* p, Mask m) noexcept { return m ? *p : 0.0; }
     static void store(double* p, Reg x, Mask m) noexcept {
         if (m) *p = x;
     }
+    static Reg load(const double* p, AllLanes) noexcept { return *p; }
+    static void store(double* p, Reg x, AllLanes) noexcept { *p = x; }
     // No store past the caches here.
     template <class T>
     static int64_t unaligned(const T*) noexcept {
@@ -362,6 +412,14 @@ struct F64 {
     }
     static Reg exp(Reg x) noexcept { return std::exp(x); }
 };
+
+// Calls f(j, mask) for the vectors of [begin, end).
+template <class V, class F>
+LTK_INLINE void each_vector(int64_t begin, int64_t end, F f) noexcept {
+    int64_t j = begin;
+    for (; j + V::N <= end; j += V::N) f(j, V::all());
+    if (j < end) f(j, V::first(end - j));
+}
 
 }  // namespace LTK_NAMESPACE
 }  // namespace ltk
