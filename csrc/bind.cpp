@@ -14,6 +14,7 @@
 #include "cpu/row_statistics.h"
 #include "cpu/subset_scores.h"
 #include "cpu/vector_gradients.h"
+#include "plain_call.h"
 #if defined(LTK_HAVE_CUDA)
 #include "cuda/device.h"
 #include "cuda/entry.h"
@@ -68,6 +69,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     if (ltk::choose_isa(&error) == nullptr)
         throw py::import_error("ltkernels: LTKERNELS_ISA=" + std::string(std::getenv("LTKERNELS_ISA")) + ": " + error);
 
+    if (!ltk::add_plain_call(m.ptr())) throw py::error_already_set();
     m.def("info", &info, "Instruction sets, the active one, compiler, CUDA runtime.");
 
     m.def(

@@ -5,7 +5,7 @@ The operators' schemas are read from its fields (`ltkernels._ops.operands`), and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -57,6 +57,15 @@ class Call(NamedTuple):
     @property
     def tables(self) -> Tables:
         return self[3:8]
+
+    def held(self) -> list[Tensor]:
+        """The tensors that there are, to be saved for a backward: saving eleven Nones takes longer than a small kernel."""
+        return [tensor for tensor in self[:11] if tensor is not None]
+
+    def holding(self, held: Iterable[Tensor]) -> Call:
+        """With these, in the order of `held`, in place of its own."""
+        tensors = iter(held)
+        return Call._make([*(None if own is None else next(tensors) for own in self[:11]), *self[11:]])
 
     def factor(self, rows: int) -> Tensor | None:
         """`grad_scale`, one number a row; one number for all of them comes expanded."""

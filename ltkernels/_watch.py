@@ -38,12 +38,10 @@ def watched() -> bool:
 
 
 def direct(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a kernel may be called with these tensors' addresses."""
-    return not watched() and direct_types(tensors)
-
-
-def direct_types(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether each is what it seems to be: no subclass, no view that stands for other numbers."""
+    """Whether a kernel may be called with these tensors' addresses: nobody watches, and each is what it seems to be, no subclass, no view
+    that stands for other numbers."""
+    if watched():
+        return False
     for tensor in tensors:  # noqa: SIM110  a generator takes twice the time
         if tensor is not None and (type(tensor) not in PLAIN or tensor.is_neg()):
             return False

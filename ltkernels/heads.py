@@ -16,8 +16,9 @@ from . import _backends, _checks
 from ._call import NONE
 from ._errors import ArgumentError, DTypeError
 from ._head import EPS, check_tables, logits_of, loss_in_chunks
-from ._watch import direct_types, is_dtensor, wants_gradient
+from ._watch import direct, is_dtensor, wants_gradient
 from .losses import _autograd, _reference, _terms
+from .losses._core import of_checked
 from .losses._door import Checked, Shared, Target, check_options, checked, takes_options
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ def linear_adjusted_cross_entropy(
         TypeError: a dtype that does not fit.
     """
     check_options("linear_adjusted_cross_entropy", options)
+    if chunk_rows is None and class_weight is None and _is_plain(features, weight, target, bias):
+        logits = logits_of(features, weight, bias, normalize) if normalize else F.linear(features, weight, bias)
+        return of_checked(checked(logits, target, **options))
     path = _prepare(features, weight, target, bias, class_weight, chunk_rows, options)
     features, weight, bias = path.features, path.weight, path.bias
     call = path.loss.call
@@ -144,8 +148,35 @@ def linear_adjusted_cross_entropy(
         if call.backend == "torch":
             loss = _reference.adjusted_cross_entropy(logits, call)
         else:
-            loss = _autograd.loss(logits, call, path.loss.inplace, path.loss.direct and direct_types((logits,)))
+            loss = _autograd.loss(logits, call, path.loss.inplace, path.loss.direct and direct((logits,)))
     return loss.reshape(path.shape) if call.reduction == NONE else loss
+
+
+def _is_plain(features: Tensor, weight: Tensor, target: Target, bias: Tensor | None) -> bool:
+    """Whether a call is a small one on the CPU with nothing to convert, flatten or refuse in it: the loss of logits does the rest, and what
+    `_prepare` looks at would take a third of its time. Nobody's watching either, who might see another operator than the head's."""
+    if not (isinstance(features, Tensor) and isinstance(weight, Tensor) and type(target) is Tensor):
+        return False
+    if bias is not None and not isinstance(bias, Tensor):
+        return False
+    dtype, size, of_weight = features.dtype, features.shape, weight.shape
+    return (
+        (dtype is torch.float32 or dtype is torch.float64)
+        and len(size) == 2
+        and len(of_weight) == 2
+        and size[1] == of_weight[1]
+        and of_weight[0] > 0
+        and (of_weight[0] <= size[1] or size[0] * of_weight[0] <= _SMALL)
+        and weight.dtype is dtype
+        and (bias is None or (bias.dtype is dtype and bias.shape == of_weight[:1]))
+        and target.dtype is torch.int64
+        and target.shape == size[:1]
+        and features.is_cpu
+        and direct((features, weight, target, bias))
+        and weight.is_cpu
+        and (bias is None or bias.is_cpu)
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _prepare(

@@ -22,6 +22,7 @@ from .._call import Call, Out
 from .._errors import ArgumentError
 from . import cpu
 from ._shared import LARGEST_LOG_DET, ClassPart, find_bad_label
+from .cpu import plain_loss
 
 BACKENDS = ("cpu", "cuda", "triton", "torch")
 ON_DEVICE = ("cuda", "triton")  # whose kernels run beside the host
@@ -212,6 +213,7 @@ __all__ = [
     "find_bad_label",
     "kernel",
     "log_det_kernel",
+    "plain_loss",
     "scale_kernel",
     "triton_problem",
     "two_phase_kernels",

@@ -12,6 +12,19 @@ from .._call import Call, Out
 from .._watch import address
 from ._shared import DTYPE_CODES, ClassPart, bad_label, bad_table
 
+# torch's table of C functions that say what a tensor is (DLPack's exchange table, since torch 2.10).
+_EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+if _EXCHANGE is not None:
+    _C.plain_setup(
+        _EXCHANGE,
+        Tensor,
+        torch.nn.Parameter,
+        Call._fields,
+        tuple(Call(torch.empty(0, device="cpu"))),
+        torch.empty_like,
+        torch.empty((), dtype=torch.float32, device="cpu"),
+        torch.empty((), dtype=torch.float64, device="cpu"),
+    )
 _STACK: int = _C.ADJUSTED_CE_STACK
 _scratch = functools.cache(_C.adjusted_ce_scratch)
 
@@ -21,9 +34,15 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
 
     Raises ValueError for a label out of range and for a table with an entry that is not finite; nothing is written then.
     """
+    loss, grad, grad_tables, needs = out
+    if grad_tables is None:
+        status = _C.plain_run(logits, call, loss, grad, torch.get_num_threads())
+        if status is not None:
+            if status != -1:
+                _refuse(status, call, logits.shape[1])
+            return
     rows, classes = logits.shape
     dtype = logits.dtype
-    loss, grad, grad_tables, needs = out
     target = call.target
     job = _C.AdjustedCe(
         DTYPE_CODES[dtype],
@@ -83,6 +102,14 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
     status = job.run(call.reduction, row_loss, loss_address, scratch_address, threads)
     if status != -1:
         _refuse(status, call, classes)
+
+
+def plain_loss(logits: Tensor, call: Call, need_grad: bool) -> tuple[Tensor, Tensor | None] | None:
+    """Loss and gradient of a call that needs nothing said of its memory, in one step; None where it does."""
+    found = _C.plain_loss(logits, call, need_grad, torch.get_num_threads())
+    if type(found) is int:
+        _refuse(found, call, logits.shape[1])
+    return found  # type: ignore[no-any-return]
 
 
 def _refuse(status: int, call: Call, classes: int) -> None:

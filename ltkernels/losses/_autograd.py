@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _ops
-from .._call import NONE, TENSORS, Call, Out
+from .._call import NONE, Call, Out
 from .._checks import real_dtype
 from .._watch import batched, direct, hooks_active, refuse_dtensors, transforms, wants_gradient, watched
 from . import _reference
@@ -71,9 +71,8 @@ def as_operands(call: Call) -> Call:
 
 
 def _loss_like(logits: Tensor, reduction: int) -> Tensor:
-    shape = (logits.shape[0],) if reduction == NONE else ()
     dtype = torch.float64 if logits.dtype is torch.float64 else torch.float32
-    return torch.empty(shape, dtype=dtype, device=logits.device)
+    return torch.empty((logits.shape[0],) if reduction == NONE else (), dtype=dtype, device=logits.device)
 
 
 def _grad_tables(logits: Tensor, needs: Sequence[bool]) -> Tensor:
@@ -89,22 +88,15 @@ def run(
     logits: Tensor, call: Call, need_grad: bool = False, needs: Sequence[bool] = ()
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss, gradient and the wanted tables' gradients by the call's back end; None where not wanted."""
-    grad = tables = None
-    if logits.is_contiguous():
-        if need_grad:
-            grad = torch.empty_like(logits)
-    else:
-        logits = _consecutive(logits)
-        if need_grad:
-            grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    if True in needs:
-        tables = _grad_tables(logits, needs)
-    real = torch.float64 if logits.dtype is torch.float64 else torch.float32
-    loss = torch.empty((logits.shape[0],) if call.reduction == NONE else (), dtype=real, device=logits.device)
-    if call.numbers is None and not _profiling():
-        _backends.kernel(call.backend)(logits, call, Out(loss, grad, tables, needs))
-    else:
-        _compute(logits, call, Out(loss, grad, tables, needs))
+    if call.backend == "cpu" and True not in needs and not _profiling():
+        found = _backends.plain_loss(logits, call, need_grad)
+        if found is not None:
+            return *found, None
+    logits = _consecutive(logits)
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format) if need_grad else None
+    loss = _loss_like(logits, call.reduction)
+    tables = _grad_tables(logits, needs) if True in needs else None
+    _compute(logits, call, Out(loss, grad, tables, needs))
     return loss, grad, tables
 
 
@@ -179,20 +171,17 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
         if inplace:
             return _forward_inplace(ctx, logits, call, below)
         if below is None:
-            if in_backward(call, logits.dtype) or hooks_active():
-                ctx.state = _LATER
-                loss = run(logits, call)[0]
-            else:
-                ctx.state = _OWNED
-                loss, grad, tables = run(logits, call, needs[0], needs[1:6])
-                own(ctx, (grad, tables), call)
-            ctx.save_for_backward(logits, *call[:TENSORS])
+            later = in_backward(call, logits.dtype) or hooks_active()
+            ctx.state = _LATER if later else _OWNED
+            loss, *grads = run(logits, call) if later else run(logits, call, needs[0], needs[1:6])
+            own(ctx, grads, call)
+            ctx.save_for_backward(logits, *call.held())
             return loss
         later = in_backward(call, logits.dtype)
         loss, *grads = below(logits, *call, not later and needs[0], _NO_TABLES if later else needs[1:6])
         ctx.state = _LATER if later else _SAVED
         ctx.saved = len(grads)
-        ctx.save_for_backward(logits, *call[:TENSORS], *([] if later else grads))
+        ctx.save_for_backward(logits, *call.held(), *([] if later else grads))
         return loss
 
     @staticmethod
@@ -231,8 +220,8 @@ _apply: Callable[..., Any] = super(torch.autograd.Function, _AdjustedCrossEntrop
 
 def _operands_of(ctx: Any) -> tuple[Tensor, Call]:
     """The logits and the call as they were saved."""
-    logits, *tensors = ctx.saved_tensors[: 1 + TENSORS]
-    return logits, Call(*tensors, *ctx.call[TENSORS:])
+    logits, *held = ctx.saved_tensors  # and what forward formed
+    return logits, ctx.call.holding(held)
 
 
 def _recomputed(ctx: Any, upstream: Tensor | None) -> Grads:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _backends
 from .._watch import is_dtensor
 from . import _autograd, _reference
-from ._door import Options, Target, checked, takes_options
+from ._door import Checked, Options, Target, checked, takes_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -75,7 +75,12 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
         from ..distributed._dtensor import adjusted_cross_entropy as of_dtensor
 
         return of_dtensor(logits, target, **options)
-    logits, call, inplace, shape, _, direct = checked(logits, target, **options)
+    return of_checked(checked(logits, target, **options))
+
+
+def of_checked(checked: Checked) -> Tensor:
+    """The loss of what the door let in."""
+    logits, call, inplace, shape, _, direct = checked
     if call.backend == "torch":
         loss = _reference.adjusted_cross_entropy(logits, call)
     else:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks
+from .. import _C, _backends, _checks
 from .._call import NONE, Call, Tables
 from .._errors import ArgumentError, DTypeError
-from .._watch import PLAIN, direct, direct_types, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
+from .._watch import direct, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
 from . import _terms
 
 if TYPE_CHECKING:
@@ -89,6 +89,28 @@ def checked(
 
     Raises `ltkernels._errors`: ArgumentError (a ValueError and RuntimeError), DTypeError (a TypeError and RuntimeError).
     """
+    if (  # the usual call, whose tensors one C function looks at; whatever is not as usual is told apart below
+        term is None
+        and grad_scale is None
+        and backend is None
+        and type(reduction) is str
+        and reduction in _CODES
+        and type(ignore_index) is int
+        and type(focal_gamma) is float
+        and 0.0 <= focal_gamma < 1e30
+        and type(label_smoothing) is float
+        and 0.0 <= label_smoothing <= 1.0
+        and not inplace
+        and isinstance(target, Tensor)
+        and not watched()
+        and _C.plain(logits, target, shift, scale, margin, row_scale, weight)
+        and (label_smoothing == 0.0 or weight is None or not weight.requires_grad)
+    ):
+        call = Call(
+            target, None, None, shift, scale, margin, row_scale, weight, None, None, None, None,
+            focal_gamma, label_smoothing, ignore_index, _CODES[reduction],
+        )  # fmt: skip
+        return Checked(logits, call, False, None, "", True)
     real = _REALS.get(logits.dtype) if isinstance(logits, Tensor) else None
     if real is None or logits.layout is not torch.strided:
         _checks.logits(logits)  # says what is wrong
@@ -106,44 +128,24 @@ def checked(
     dim = len(size)
     if dim == 0:
         _checks.logits(logits)
-    device, on_cpu = logits.device, logits.is_cpu
-    target_b = lam = None
-    if (  # the usual case, without the calls
-        type(target) is Tensor
-        and dim == 2
-        and target.dtype is torch.int64
-        and target.dim() == 1
-        and target.shape[0] == size[0]
-        and (target.is_cpu if on_cpu else target.device == device)
-    ):
-        first = target
-        probabilities = False
-        more = False  # whether there are other tensors than logits and labels
-    else:
-        more = True
-        first, target_b, lam = split_target(target, logits)
-        probabilities = first.is_floating_point()
+    device = logits.device
+    first, target_b, lam = split_target(target, logits)
+    probabilities = first.is_floating_point()
     classes = size[1 if dim > 1 else 0]
     if shift is not None:
-        more = True
         shift = _checks.table("shift", shift, classes, device, real)
     if scale is not None:
-        more = True
         scale = _checks.table("scale", scale, classes, device, real)
     if margin is not None:
-        more = True
         margin = _checks.table("margin", margin, classes, device, real)
     if row_scale is not None:
-        more = True
         row_scale = _checks.table("row_scale", row_scale, classes, device, real)
     if weight is not None:
-        more = True
         weight = _checks.table(weight_name, weight, classes, device, real)
     tables = (shift, scale, margin, row_scale, weight)
     form, table, seed = 0, None, None
     form_options: tuple[float, ...] = ()
     if term is not None:
-        more = True
         if probabilities:
             raise ArgumentError(f"target holds class probabilities; the closed form {term.form!r} needs class indices")
         term = _checked_term(term, classes, device, real, tables, label_smoothing)
@@ -152,15 +154,9 @@ def checked(
         _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
     factor = None
     if grad_scale is not None:
-        more = True
         factor = _checks.grad_scale(grad_scale, device, real)
-    seen = watched()
-    needs_torch = ""
-    if more or seen or classes == 0:
-        needs_torch = _needs_torch(first, lam, tables, label_smoothing, form, backend, logits)
-    served = "cpu"
-    if backend is not None or needs_torch or not on_cpu:
-        served = _backends.choose(backend, device, needs_torch)
+    needs_torch = _needs_torch(first, lam, tables, label_smoothing, form, backend, logits)
+    served = _backends.choose(backend, device, needs_torch)
     if inplace and (code == NONE or served == "torch"):
         reason = (
             "reduction='none' needs the logits in backward"
@@ -185,11 +181,7 @@ def checked(
         refuse_dtensors(call)
         if not probabilities:
             check_labels(call, classes)
-    if more or seen:
-        plain = not seen and direct_types((logits, *call.tensors))
-    else:  # the labels are a plain tensor, see above
-        plain = type(logits) in PLAIN and not logits.is_neg() and not first.is_neg()
-    return Checked(logits, call, inplace, shape, needs_torch, plain)
+    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors)))
 
 
 checked.__qualname__ = "adjusted_cross_entropy"  # as a wrong keyword is reported

@@ -67,8 +67,10 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
 }  # fmt: skip
 # What takes no buffers, and what has a class of its own below.
 HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
-            "vector_gradients_scratch"}  # fmt: skip
-OWN = {"AdjustedCe", "Greedy", "greedy_runs"}
+            "vector_gradients_scratch", "plain", "plain_setup"}  # fmt: skip
+# What hands a tensor's memory on from C++; closed, so that every call goes the long way, through AdjustedCe.
+SHORT_WAY = {"plain_run", "plain_loss"}
+OWN = {"AdjustedCe", "Greedy", "greedy_runs"} | SHORT_WAY
 
 
 def _numbers(address: int, count: int) -> list[int]:
@@ -297,5 +299,7 @@ def install(seed: int) -> None:
     dice = random.Random(seed)
     for name, extents in EXTENTS.items():
         setattr(_C, name, _wrapped(getattr(_C, name), extents, dice))
+    for name in SHORT_WAY:
+        setattr(_C, name, lambda *_: None)
     _C.AdjustedCe = _adjusted_ce(dice)
     _C.Greedy, _C.greedy_runs = _greedy(dice)

@@ -1,0 +1,166 @@
+"""Promise: the short way of a call (csrc/plain_call.h) has the bits of the long one, and takes nothing but what is what it seems to be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import ltkernels as ltk
+from ltkernels import _C
+from ltkernels._call import SUM, TABLES, Call
+
+CE = ltk.functional.adjusted_cross_entropy
+OPEN = hasattr(Tensor, "__dlpack_c_exchange_api__")
+pytestmark = pytest.mark.skipif(not OPEN, reason="this torch has no exchange table: every call goes the long way")
+
+Z = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(9) % 7
+T = torch.linspace(0.5, 1.5, 7)
+
+
+def plain(logits: object = Z, target: object = Y, **tables: object) -> bool:
+    return bool(_C.plain(logits, target, *(tables.get(name) for name in TABLES)))
+
+
+def results(
+    rows: int, classes: int, dtype: torch.dtype, gap: int, names: tuple[str, ...], **options: object
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rows + classes)
+    logits = torch.randn(rows, classes + gap, generator=generator).to(dtype)[:, :classes].requires_grad_()
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    if rows > 2:
+        labels[rows // 2] = options.get("ignore_index", -100)
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    tables = {name: (torch.rand(classes, generator=generator) + 0.5).to(real) for name in names}
+    alone = CE(logits.detach(), labels, **tables, **options)
+    loss = CE(logits, labels, **tables, **options)
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    return [alone, loss.detach(), grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        ((), {}),
+        (("shift",), {}),
+        (TABLES, {"focal_gamma": 1.5, "reduction": "batch_mean"}),
+        (("scale", "weight"), {"label_smoothing": 0.1, "ignore_index": 3, "reduction": "sum"}),
+        (("margin", "row_scale"), {"reduction": "none"}),
+    ],
+)
+def test_same_bits(dtype, names, options, monkeypatch) -> None:
+    shapes = [
+        (1, 1, 0),
+        (2, 2, 0),
+        (128, 10, 0),
+        (33, 100, 0),
+        (33, 100, 3),
+        (5, 9000, 0),
+    ]  # the last is beyond the stack's scratch
+    short = [results(*shape[:2], dtype, shape[2], names, **options) for shape in shapes]
+    asked = []
+    monkeypatch.setattr(_C, "plain", lambda *_: asked.append(1) or False)
+    for name in ("plain_run", "plain_loss"):
+        monkeypatch.setattr(_C, name, lambda *_: None)
+    for shape, found in zip(shapes, short):
+        for ours, expected in zip(found, results(*shape[:2], dtype, shape[2], names, **options)):
+            torch.testing.assert_close(ours, expected, rtol=0.0, atol=0.0, equal_nan=True)
+            assert ours.stride() == expected.stride(), shape
+    assert asked
+
+
+def test_plain_calls_are() -> None:
+    assert plain()
+    assert plain(torch.nn.Parameter(Z.clone()), Y, **dict.fromkeys(TABLES, T))
+    assert plain(torch.cat([Z, Z], 1)[:, :7])  # gaps between rows
+    assert plain(Z.double(), Y, shift=T.double())
+    assert plain(Z.bfloat16(), Y, shift=T)
+
+
+class Sub(Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        Z.as_subclass(Sub), torch._neg_view(Z), torch._efficientzerotensor(9, 7), Z.to_sparse(), Z.to("meta"), Z.t().contiguous().t(),
+        Z[0], Z[None], Z[:0], Z[:, :0], Z.long(), Z.to(torch.complex64), Z.numpy(), None, 1.0, Z[:8], Z.to_mkldnn(),
+        torch._to_functional_tensor(Z),
+    ],
+    ids=lambda z: f"{type(z).__name__}-{getattr(z, 'layout', '')}-{getattr(z, 'dtype', '')}-{getattr(z, 'shape', '')}",
+)  # fmt: skip
+def test_logits_that_are_not(logits) -> None:
+    assert not plain(logits)
+    assert plain()  # no error is left behind
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Y.int(),
+        Y.double(),
+        Y[:8],
+        Y[None],
+        torch.cat([Y, Y])[::2],
+        Y.as_subclass(Sub),
+        torch._neg_view(Y),
+        (Y, Y, 0.5),
+        Y.tolist(),
+    ],
+)
+def test_targets_that_are_not(target) -> None:
+    assert not plain(Z, target)
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "table",
+    [T.double(), T[:6], T[None], torch.cat([T, T])[::2], T[:1].expand(7), T.as_subclass(Sub), torch._neg_view(T), T.to("meta"), 1.0,
+     torch._efficientzerotensor(7)],
+)  # fmt: skip
+def test_tables_that_are_not(name, table) -> None:
+    assert not plain(Z, Y, **{name: table})
+
+
+def test_memory_that_is_gone() -> None:
+    gone = Z.clone()
+    gone.untyped_storage().resize_(0)
+    assert not plain(gone)
+    loss, grad = torch.empty(()), torch.empty_like(Z)
+    with pytest.raises(RuntimeError, match=r"logits is Tensor of shape \(9, 7\) without memory"):
+        _C.plain_run(gone, Call(Y), loss, grad, 1)
+    with pytest.raises(RuntimeError, match=r"logits is Tensor of shape \(9, 7\) without memory"):
+        _C.plain_loss(gone, Call(Y), True, 1)
+    table = T.clone()
+    table.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"scale is Tensor of shape \(7,\) without memory"):
+        _C.plain_loss(Z, Call(Y, scale=table), True, 1)
+
+
+# Every field that the short way does not know closes it: an option added to the record is served by the long way, or not at all.
+UNSERVED = {
+    "target_b": Y, "lam": torch.ones(9), "table": T, "seed": torch.zeros(1, dtype=torch.int64), "grad_scale": torch.ones(()),
+    "numbers": torch.zeros(2, dtype=torch.float64), "form": 1, "form_options": (1.0,), "backend": "torch",
+}  # fmt: skip
+SERVED = {"target", *TABLES, "focal_gamma", "label_smoothing", "ignore_index", "reduction"}
+
+
+def test_every_field_is_served_or_closes_the_way() -> None:
+    assert set(UNSERVED) | SERVED == set(Call._fields)
+    assert not set(UNSERVED) & SERVED
+    loss, grad = torch.empty(()), torch.empty_like(Z)
+    assert _C.plain_run(Z, Call(Y, reduction=SUM), loss, grad, 1) == -1
+    for name, value in UNSERVED.items():
+        call = Call(Y)._replace(**{name: value})
+        assert _C.plain_run(Z, call, loss, grad, 1) is None, name
+        assert _C.plain_loss(Z, call, True, 1) is None, name
+
+
+def test_refusals_are_the_long_ways() -> None:
+    with pytest.raises(ValueError, match=r"target has label 7 in row 2; labels must lie in \[0, 7\)"):
+        CE(Z, torch.where(Y == 2, 7, Y))
+    with pytest.raises(ValueError, match=r"scale\[3\] is inf; it must be finite"):
+        CE(Z.clone().requires_grad_(), Y, scale=torch.where(T[3] == T, torch.inf, T))
