@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ltkernels.benchmarks import baselines, losses
+from ltkernels.benchmarks import baselines, losses, small_calls
 
 
 @pytest.mark.parametrize("backend", ["ours", "eager", "compiled"])
@@ -36,3 +36,8 @@ def test_learned_prior(benchmark, shape: tuple[int, int], backend: str) -> None:
     benchmark.group = f"learned prior {shape[0]}x{shape[1]}"
     turn = iter(range(10**9))
     benchmark(lambda: losses.learning_step(loss, batches[next(turn) % len(batches)]))
+
+
+def test_small_calls_are_checked_before_they_are_timed(capsys) -> None:
+    assert small_calls.main(["--quick"]) == 0
+    assert capsys.readouterr().out.count("eager") == 3 * 3 + 1
