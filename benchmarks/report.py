@@ -1,6 +1,6 @@
 """A result file as a Markdown table and a picture.
 
-    python -m benchmarks.report benchmarks/results/losses-cpu.json --readme README.md --png benchmarks/results/losses-cpu.png
+    python -m benchmarks.report benchmarks/results/losses-cpu.json --readme benchmarks/README.md --png benchmarks/results/losses-cpu.png
 
 The table replaces what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in the README, NAME being the file's stem.
 """
@@ -147,6 +147,43 @@ def selection_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def small_calls_table(result: dict[str, Any]) -> str:
+    """Smallest times of a small call and of its steps, and torch's own; below 1 we lose."""
+    lines = [
+        "| call | shape | ours, us | Module | eager | eager / ours | checks | allocation and kernel | empty Function |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    shapes: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in result["rows"]:
+        shape = " x ".join(str(row[name]) for name in "BDC" if row[name] is not None)
+        shapes[shape][row["call"]] = row["us_min"]
+    for shape, times in shapes.items():
+        for name in dict.fromkeys(call.split(":")[0] for call in times if ":" in call):
+            for what in ("forward alone", "forward + backward"):
+                ours, eager = times.get(f"{name}: {what}"), times.get(f"{name}: {what}, eager")
+                if ours is None or eager is None:
+                    continue
+                ratio = eager / ours
+                whole = what == "forward + backward"
+                steps = (
+                    [times.get(f"{name}: checks"), times.get(f"{name}: allocation and kernel")] if whole else [None] * 2
+                )
+                steps.append(times.get("empty Function, forward + backward") if whole else None)
+                shown = ["" if value is None else f"{value:.1f}" for value in steps]
+                module = times.get(f"{name}: {what}, Module")
+                lines.append(
+                    f"| {name}, {what} | {shape} | {ours:.1f} | {'' if module is None else f'{module:.1f}'} | {eager:.1f} | "
+                    f"{f'{ratio:.2f}x' if ratio >= 1 else f'**{ratio:.2f}x**'} | {' | '.join(shown)} |"
+                )
+    machine = result["machine"]
+    lines += [
+        "",
+        f"Smallest of 40 bursts that take turns in one process (bold: we lose). {machine['cpu']}, {machine['threads']} threads, torch "
+        f"{machine['torch']}, commit {machine['commit']}, {machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def reliability_table(result: dict[str, Any]) -> str:
     """What every part of the campaign did (tests/reliability); failures are bold."""
     lines = ["| part | what | cases | faults injected | CPU-hours | failures |", "|---|---|---:|---:|---:|---:|"]
@@ -181,7 +218,13 @@ def main(argv: list[str] | None = None) -> None:
     kind = result.get("kind", "")
     if not kind:
         kind = "selection" if result["rows"][0]["op"] == "select step" else "losses"
-    text = {"losses": table, "selection": selection_table, "reliability": reliability_table}[kind](result)
+    tables = {
+        "losses": table,
+        "selection": selection_table,
+        "reliability": reliability_table,
+        "small calls": small_calls_table,
+    }
+    text = tables[kind](result)
     if options.readme:
         name = re.escape(options.result.stem)
         readme, count = re.subn(

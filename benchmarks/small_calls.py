@@ -138,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {name:42} {least:7.1f} {median:7.1f} us", flush=True)
             rows.append({**shape, "call": name, "us_min": round(least, 2), "us_p50": round(median, 2)})
     if options.out:
-        options.out.write_text(json.dumps({"machine": harness.machine(), "rows": rows}, indent=1) + "\n")
+        options.out.write_text(
+            json.dumps({"kind": "small calls", "machine": harness.machine(), "rows": rows}, indent=1) + "\n"
+        )
         print(f"wrote {options.out}")
     return 0
 

@@ -11,8 +11,7 @@
 namespace ltk {
 namespace {
 
-// ---- DLPack 1.x (https://dmlc.github.io/dlpack), as far as it is read here
-// ----------------------------------------------
+// ---- DLPack 1.x (https://dmlc.github.io/dlpack), as far as it is read here ----
 
 struct DLTensor {
     void* data;
@@ -43,8 +42,7 @@ struct DLPackExchangeAPI {
     void* current_work_stream;
 };
 
-// ---- what `plain_setup` was told
-// ----------------------------------------------------------------------------------------
+// ---- what `plain_setup` was told ----
 
 constexpr const char* kTables[] = {"shift", "scale", "margin", "row_scale", "weight"};
 constexpr int kTablesOfRecord = 5;
@@ -53,15 +51,16 @@ constexpr Py_ssize_t kMostFields = 64;
 struct Setup {
     int (*view)(void*, DLTensor*) = nullptr;
     PyObject *tensor = nullptr, *parameter = nullptr, *is_neg = nullptr;
-    PyObject* defaults = nullptr;  // of the record's fields
+    PyObject* defaults = nullptr;  // a record
+    PyTypeObject* record = nullptr;
+    PyObject* reductions = nullptr;
     PyObject *empty_like = nullptr, *number_f32 = nullptr, *number_f64 = nullptr;
     Py_ssize_t target = 0, tables = 0, focal_gamma = 0, label_smoothing = 0, ignore_index = 0, reduction = 0;
     bool ours[kMostFields] = {};  // fields that this way serves; all others must have their default
 };
 Setup setup;
 
-// ---- tensors
-// --------------------------------------------------------------------------------------------------------------
+// ---- tensors ----
 
 // The code of `DType`, or -1.
 int dtype_code(const DLTensor& t) noexcept {
@@ -110,26 +109,57 @@ bool wrong_number(const char* name, Py_ssize_t expected, Py_ssize_t got) {
     return true;
 }
 
-// plain(logits, target, shift, scale, margin, row_scale, weight): whether all of them are what the kernels take, as
-// they are.
-PyObject* plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (wrong_number("plain", 2 + kTablesOfRecord, count)) return nullptr;
+// Whether logits, target and the five tables are what the kernels take, as they are.
+bool plain_tensors(PyObject* const* args) noexcept {
     DLTensor logits, target, table;
-    if (setup.view == nullptr || !plain_tensor(args[0], 2, logits) || !plain_tensor(args[1], 1, target))
-        Py_RETURN_FALSE;
+    if (setup.view == nullptr || !plain_tensor(args[0], 2, logits) || !plain_tensor(args[1], 1, target)) return false;
     const int dtype = dtype_code(logits);
     const int64_t rows = logits.shape[0], classes = logits.shape[1];
-    if (dtype < 0 || (classes > 1 && logits.strides[1] != 1)) Py_RETURN_FALSE;
-    if (target.dtype.code != kDLInt || target.dtype.bits != 64 || target.shape[0] != rows) Py_RETURN_FALSE;
-    if (rows > 1 && target.strides[0] != 1) Py_RETURN_FALSE;
+    if (dtype < 0 || (classes > 1 && logits.strides[1] != 1)) return false;
+    if (target.dtype.code != kDLInt || target.dtype.bits != 64 || target.shape[0] != rows) return false;
+    if (rows > 1 && target.strides[0] != 1) return false;
     const int real = static_cast<int>(dtype == static_cast<int>(DType::f64) ? DType::f64 : DType::f32);
     for (int t = 0; t < kTablesOfRecord; ++t) {
         if (args[2 + t] == Py_None) continue;
         if (!plain_tensor(args[2 + t], 1, table) || dtype_code(table) != real || table.shape[0] != classes)
-            Py_RETURN_FALSE;
-        if (classes > 1 && table.strides[0] != 1) Py_RETURN_FALSE;
+            return false;
+        if (classes > 1 && table.strides[0] != 1) return false;
     }
-    Py_RETURN_TRUE;
+    return true;
+}
+
+// plain_call(logits, target, shift, scale, margin, row_scale, weight, focal_gamma, label_smoothing, ignore_index,
+// reduction): the record of a call that needs no further look, or None.
+PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (wrong_number("plain_call", 2 + kTablesOfRecord + 4, count)) return nullptr;
+    PyObject *gamma = args[7], *smoothing = args[8], *ignored = args[9], *reduction = args[10];
+    if (!PyFloat_CheckExact(gamma) || !PyFloat_CheckExact(smoothing) || !PyLong_CheckExact(ignored) ||
+        !PyUnicode_CheckExact(reduction))
+        Py_RETURN_NONE;
+    int overflow = 0;
+    PyLong_AsLongLongAndOverflow(ignored, &overflow);
+    if (overflow != 0) Py_RETURN_NONE;
+    const double g = PyFloat_AS_DOUBLE(gamma), s = PyFloat_AS_DOUBLE(smoothing);
+    if (!(g >= 0.0 && g < 1e30 && s >= 0.0 && s <= 1.0) || !plain_tensors(args)) Py_RETURN_NONE;
+    PyObject* code = PyDict_GetItemWithError(setup.reductions, reduction);
+    if (code == nullptr) {
+        if (PyErr_Occurred() != nullptr) return nullptr;
+        Py_RETURN_NONE;
+    }
+    // As tuple.__new__ makes a subclass' instances.
+    PyObject* call = setup.record->tp_alloc(setup.record, PyTuple_GET_SIZE(setup.defaults));
+    if (call == nullptr) return nullptr;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(setup.defaults); ++i) {
+        PyObject* value = PyTuple_GET_ITEM(setup.defaults, i);
+        if (i == setup.target) value = args[1];
+        if (i >= setup.tables && i < setup.tables + kTablesOfRecord) value = args[2 + i - setup.tables];
+        if (i == setup.focal_gamma) value = gamma;
+        if (i == setup.label_smoothing) value = smoothing;
+        if (i == setup.ignore_index) value = ignored;
+        if (i == setup.reduction) value = code;
+        PyTuple_SET_ITEM(call, i, Py_NewRef(value));
+    }
+    return call;
 }
 
 // The tensor's view; false with a Python error where it has elements but no memory, or cannot be looked at.
@@ -160,6 +190,7 @@ struct Job {
     AdjustedCe kernel{};
     int dtype = 0;
     Reduction reduction{};
+    bool consecutive = false;  // the logits lie without gaps, as a gradient made like them will
 };
 
 // False with a Python error set.
@@ -172,6 +203,7 @@ bool read_call(PyObject* logits, PyObject* call, Job& job) {
     job.kernel.rows = t.shape[0];
     job.kernel.classes = t.shape[1];
     job.kernel.logits_stride = t.strides[0];
+    job.consecutive = (t.shape[1] <= 1 || t.strides[1] == 1) && (t.shape[0] <= 1 || t.strides[0] == t.shape[1]);
     if (!viewed(PyTuple_GET_ITEM(call, s.target), "target", t)) return false;
     job.kernel.target = address<const int64_t>(t);
     const void** tables[kTablesOfRecord] = {&job.kernel.shift, &job.kernel.scale, &job.kernel.margin,
@@ -241,8 +273,7 @@ PyObject* plain_loss(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!served(args[1])) Py_RETURN_NONE;
     Job job;
     if (!read_call(args[0], args[1], job)) return nullptr;
-    const AdjustedCe& kernel = job.kernel;
-    if (job.reduction == Reduction::none || (kernel.rows > 1 && kernel.logits_stride != kernel.classes)) Py_RETURN_NONE;
+    if (job.reduction == Reduction::none || !job.consecutive) Py_RETURN_NONE;
     PyObject* number = job.dtype == static_cast<int>(DType::f64) ? setup.number_f64 : setup.number_f32;
     // Like something there is: torch.empty takes twice the time, for reading its arguments.
     PyObject* loss = PyObject_CallOneArg(setup.empty_like, number);
@@ -257,17 +288,19 @@ PyObject* plain_loss(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return found;
 }
 
-// plain_setup(capsule, Tensor, Parameter, fields, defaults): the exchange table of torch.Tensor, and the record's
-// fields with what they hold when nothing is said. Returns whether the short way is open.
+// plain_setup(capsule, Tensor, Parameter, record, reductions, empty_like, number_f32, number_f64): the exchange table
+// of torch.Tensor; a record that holds what fields hold when nothing is said; the codes of the reductions; numbers ()
+// for `empty_like`. Returns whether the short way is open.
 PyObject* plain_setup(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (wrong_number("plain_setup", 8, count)) return nullptr;
     Setup found;
-    PyObject *fields = args[3], *defaults = args[4];
-    if (!PyTuple_Check(fields) || !PyTuple_Check(defaults) || PyTuple_GET_SIZE(fields) != PyTuple_GET_SIZE(defaults) ||
-        PyTuple_GET_SIZE(fields) > kMostFields) {
-        PyErr_SetString(PyExc_TypeError, "plain_setup: the record's fields and defaults must be tuples of one length");
+    PyObject *defaults = args[3], *reductions = args[4];
+    if (!PyTuple_Check(defaults) || PyTuple_GET_SIZE(defaults) > kMostFields || !PyDict_Check(reductions)) {
+        PyErr_SetString(PyExc_TypeError, "plain_setup: the record must be a named tuple, the reductions a dict");
         return nullptr;
     }
+    PyObject* fields = PyObject_GetAttrString(defaults, "_fields");  // kept: the process has one record
+    if (fields == nullptr) return nullptr;
     const auto* table = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(args[0], "dlpack_exchange_api"));
     if (table == nullptr) return nullptr;
     if (table->version.major != 1 || table->dltensor_from_py_object == nullptr) Py_RETURN_FALSE;
@@ -300,6 +333,8 @@ PyObject* plain_setup(PyObject*, PyObject* const* args, Py_ssize_t count) {
     found.tensor = Py_NewRef(args[1]);
     found.parameter = Py_NewRef(args[2]);
     found.defaults = Py_NewRef(defaults);
+    found.record = Py_TYPE(defaults);
+    found.reductions = Py_NewRef(reductions);
     found.empty_like = Py_NewRef(args[5]);
     found.number_f32 = Py_NewRef(args[6]);
     found.number_f64 = Py_NewRef(args[7]);
@@ -314,8 +349,8 @@ bool add_plain_call(PyObject* module) {
     static PyMethodDef methods[] = {
         {"plain_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&plain_setup)), METH_FASTCALL,
          "Opens the short way of a call; see csrc/plain_call.h."},
-        {"plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&plain)), METH_FASTCALL,
-         "Whether logits, target and tables are what the kernels take, as they are."},
+        {"plain_call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&plain_call)), METH_FASTCALL,
+         "The record of a call that needs no further look; None where it does."},
         {"plain_run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&plain_run)), METH_FASTCALL,
          "Loss and gradient of a plain call; None where it is not one."},
         {"plain_loss", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&plain_loss)), METH_FASTCALL,

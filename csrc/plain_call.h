@@ -7,7 +7,7 @@
 
 namespace ltk {
 
-// Adds plain_setup, plain, plain_run and plain_loss to the module; false with a Python error set.
+// Adds plain_setup, plain_call, plain_run and plain_loss to the module; false with a Python error set.
 bool add_plain_call(PyObject* module);
 
 }  // namespace ltk

@@ -133,6 +133,8 @@ def number(
 def integer(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise DTypeError(f"{name} is {value!r}; it must be an integer")
+    if not -(2**63) <= value < 2**63:
+        raise ArgumentError(f"{name} is {value}; it must be an integer of 64 bits")
     return int(value)
 
 

@@ -20,7 +20,12 @@ T = torch.linspace(0.5, 1.5, 7)
 
 
 def plain(logits: object = Z, target: object = Y, **tables: object) -> bool:
-    return bool(_C.plain(logits, target, *(tables.get(name) for name in TABLES)))
+    found = _C.plain_call(logits, target, *(tables.get(name) for name in TABLES), 0.0, 0.0, -100, "mean")
+    if found is not None:
+        assert type(found) is Call
+        for own, expected in zip(found, Call(target, **tables), strict=True):  # type: ignore[arg-type]
+            assert own is expected or (not isinstance(own, Tensor) and own == expected)
+    return found is not None
 
 
 def results(
@@ -61,7 +66,7 @@ def test_same_bits(dtype, names, options, monkeypatch) -> None:
     ]  # the last is beyond the stack's scratch
     short = [results(*shape[:2], dtype, shape[2], names, **options) for shape in shapes]
     asked = []
-    monkeypatch.setattr(_C, "plain", lambda *_: asked.append(1) or False)
+    monkeypatch.setattr(_C, "plain_call", lambda *_: asked.append(1))
     for name in ("plain_run", "plain_loss"):
         monkeypatch.setattr(_C, name, lambda *_: None)
     for shape, found in zip(shapes, short):
@@ -69,6 +74,16 @@ def test_same_bits(dtype, names, options, monkeypatch) -> None:
             torch.testing.assert_close(ours, expected, rtol=0.0, atol=0.0, equal_nan=True)
             assert ours.stride() == expected.stride(), shape
     assert asked
+
+
+def test_one_row_with_gaps_between_its_classes() -> None:
+    """Its row stride says nothing."""
+    wide = torch.randn(1, 14, generator=torch.Generator().manual_seed(1))
+    for row in (wide[:, ::2], wide[:, ::2].requires_grad_()):
+        assert torch.equal(CE(row, Y[:1]), CE(row.detach().contiguous(), Y[:1]))
+    (grad,) = torch.autograd.grad(CE(row, Y[:1]), row)
+    copy = row.detach().contiguous().requires_grad_()
+    assert torch.equal(grad, torch.autograd.grad(CE(copy, Y[:1]), copy)[0])
 
 
 def test_plain_calls_are() -> None:
@@ -140,6 +155,19 @@ def test_memory_that_is_gone() -> None:
         _C.plain_loss(Z, Call(Y, scale=table), True, 1)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [(0, 0.0, -100, "mean"), (0.0, 1, -100, "mean"), (-0.5, 0.0, -100, "mean"), (0.0, 1.5, -100, "mean"), (float("nan"), 0.0, 0, "sum"),
+     (0.0, float("nan"), 0, "sum"), (1e30, 0.0, 0, "sum"), (0.0, 0.0, 1.0, "sum"), (0.0, 0.0, True, "sum"), (0.0, 0.0, 0, "Mean"),
+     (0.0, 0.0, 0, 1), (0.0, 0.0, 0, None), (0.0, 0.0, 2**63, "sum")],
+)  # fmt: skip
+def test_options_that_need_a_look(said) -> None:
+    assert _C.plain_call(Z, Y, *[None] * 5, *said) is None
+    assert _C.plain_call(Z, Y, *[None] * 5, 0.5, 0.1, 2**40, "batch_mean") == Call(
+        Y, None, None, *[None] * 9, 0.5, 0.1, 2**40, 2
+    )
+
+
 # Every field that the short way does not know closes it: an option added to the record is served by the long way, or not at all.
 UNSERVED = {
     "target_b": Y, "lam": torch.ones(9), "table": T, "seed": torch.zeros(1, dtype=torch.int64), "grad_scale": torch.ones(()),
@@ -160,6 +188,8 @@ def test_every_field_is_served_or_closes_the_way() -> None:
 
 
 def test_refusals_are_the_long_ways() -> None:
+    with pytest.raises(ValueError, match="ignore_index is 9223372036854775808; it must be an integer of 64 bits"):
+        CE(Z, Y, ignore_index=2**63)
     with pytest.raises(ValueError, match=r"target has label 7 in row 2; labels must lie in \[0, 7\)"):
         CE(Z, torch.where(Y == 2, 7, Y))
     with pytest.raises(ValueError, match=r"scale\[3\] is inf; it must be finite"):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _C
 from .._call import Call, Out
+from .._checks import REDUCTIONS
 from .._watch import address
 from ._shared import DTYPE_CODES, ClassPart, bad_label, bad_table
 
@@ -19,8 +20,8 @@ if _EXCHANGE is not None:
         _EXCHANGE,
         Tensor,
         torch.nn.Parameter,
-        Call._fields,
-        tuple(Call(torch.empty(0, device="cpu"))),
+        Call(torch.empty(0, device="cpu")),
+        {name: code for code, name in enumerate(REDUCTIONS)},
         torch.empty_like,
         torch.empty((), dtype=torch.float32, device="cpu"),
         torch.empty((), dtype=torch.float64, device="cpu"),

@@ -35,6 +35,7 @@ Grads = tuple[Tensor | None, Tensor | None]  # of the logits; of the wanted tabl
 _LATER, _OWNED, _SAVED, _INPLACE = range(4)
 _profiling = torch._C._autograd._profiler_enabled
 _NO_TABLES = (False, False, False, False, False)
+_LOGITS = (True, *_NO_TABLES, False, False, False)  # needs_input_grad where logits alone require one
 
 
 def loss(logits: Tensor, call: Call, inplace: bool, direct: bool) -> Tensor:
@@ -168,6 +169,14 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     ) -> Any:
         needs = ctx.needs_input_grad
         ctx.call = call
+        if needs == _LOGITS and below is None and not inplace and logits.dtype is not torch.float16:
+            # Nearly always; the steps below, without those that lead elsewhere.
+            found = None if hooks_active() or _profiling() else _backends.plain_loss(logits, call, True)
+            if found is not None:
+                ctx.state, ctx.saved, loss = _OWNED, 0, found[0]
+                ctx.grads = found[1], None
+                ctx.save_for_backward(logits, *call.held())
+                return loss
         if inplace:
             return _forward_inplace(ctx, logits, call, below)
         if below is None:

@@ -89,28 +89,23 @@ def checked(
 
     Raises `ltkernels._errors`: ArgumentError (a ValueError and RuntimeError), DTypeError (a TypeError and RuntimeError).
     """
-    if (  # the usual call, whose tensors one C function looks at; whatever is not as usual is told apart below
-        term is None
-        and grad_scale is None
-        and backend is None
-        and type(reduction) is str
-        and reduction in _CODES
-        and type(ignore_index) is int
-        and type(focal_gamma) is float
-        and 0.0 <= focal_gamma < 1e30
-        and type(label_smoothing) is float
-        and 0.0 <= label_smoothing <= 1.0
-        and not inplace
-        and isinstance(target, Tensor)
-        and not watched()
-        and _C.plain(logits, target, shift, scale, margin, row_scale, weight)
-        and (label_smoothing == 0.0 or weight is None or not weight.requires_grad)
-    ):
-        call = Call(
-            target, None, None, shift, scale, margin, row_scale, weight, None, None, None, None,
-            focal_gamma, label_smoothing, ignore_index, _CODES[reduction],
-        )  # fmt: skip
-        return Checked(logits, call, False, None, "", True)
+    if term is None and grad_scale is None and backend is None and not inplace and not watched():
+        # The usual call, looked at by one C function; whatever is not as usual is told apart below.
+        plain: Call | None = _C.plain_call(
+            logits,
+            target,
+            shift,
+            scale,
+            margin,
+            row_scale,
+            weight,
+            focal_gamma,
+            label_smoothing,
+            ignore_index,
+            reduction,
+        )
+        if plain is not None and (label_smoothing == 0.0 or weight is None or not weight.requires_grad):
+            return Checked(logits, plain, False, None, "", True)
     real = _REALS.get(logits.dtype) if isinstance(logits, Tensor) else None
     if real is None or logits.layout is not torch.strided:
         _checks.logits(logits)  # says what is wrong
@@ -122,7 +117,7 @@ def checked(
         focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
         label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    if type(ignore_index) is not int:
+    if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
         ignore_index = _checks.integer("ignore_index", ignore_index)
     size = logits.shape
     dim = len(size)

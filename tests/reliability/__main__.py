@@ -1,7 +1,7 @@
 """The reliability campaign: every part in a process of its own, and what it did as a table and a result file.
 
     python tests/reliability --effort 10 --seed 1 --out benchmarks/results/reliability.json
-    python -m benchmarks.report benchmarks/results/reliability.json --readme README.md
+    python -m benchmarks.report benchmarks/results/reliability.json --readme benchmarks/README.md
 
 A part is a `Part` in the tuple ``PARTS`` of a module of this folder (those whose name begins with an underscore help the others). A
 crash, a signal or a hang of its process is a failure, and the campaign goes on. Each part's seed comes from the campaign's seed and the

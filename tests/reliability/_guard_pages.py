@@ -67,7 +67,7 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
 }  # fmt: skip
 # What takes no buffers, and what has a class of its own below.
 HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
-            "vector_gradients_scratch", "plain", "plain_setup"}  # fmt: skip
+            "vector_gradients_scratch", "plain_call", "plain_setup"}  # fmt: skip
 # What hands a tensor's memory on from C++; closed, so that every call goes the long way, through AdjustedCe.
 SHORT_WAY = {"plain_run", "plain_loss"}
 OWN = {"AdjustedCe", "Greedy", "greedy_runs"} | SHORT_WAY
