@@ -1,5 +1,6 @@
 #include "plain_call.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -47,6 +48,7 @@ struct DLPackExchangeAPI {
 constexpr const char* kTables[] = {"shift", "scale", "margin", "row_scale", "weight"};
 constexpr int kTablesOfRecord = 5;
 constexpr Py_ssize_t kMostFields = 64;
+constexpr int64_t kFewRows = 512;
 
 struct Setup {
     int (*view)(void*, DLTensor*) = nullptr;
@@ -55,7 +57,8 @@ struct Setup {
     PyTypeObject* record = nullptr;
     PyObject* reductions = nullptr;
     PyObject *empty_like = nullptr, *number_f32 = nullptr, *number_f64 = nullptr;
-    Py_ssize_t target = 0, tables = 0, focal_gamma = 0, label_smoothing = 0, ignore_index = 0, reduction = 0;
+    Py_ssize_t target = 0, tables = 0, grad_scale = 0, focal_gamma = 0, label_smoothing = 0, ignore_index = 0,
+               reduction = 0;
     bool ours[kMostFields] = {};  // fields that this way serves; all others must have their default
 };
 Setup setup;
@@ -191,6 +194,9 @@ struct Job {
     int dtype = 0;
     Reduction reduction{};
     bool consecutive = false;  // the logits lie without gaps, as a gradient made like them will
+    bool scaled = false;       // every row's gradient has the factor `scale`
+    double scale = 1.0;
+    bool strange = false;  // the factor is another than this way reads
 };
 
 // False with a Python error set.
@@ -214,6 +220,14 @@ bool read_call(PyObject* logits, PyObject* call, Job& job) {
         if (!viewed(table, kTables[i], t)) return false;
         *tables[i] = address(t);
     }
+    PyObject* factor = PyTuple_GET_ITEM(call, s.grad_scale);
+    if (factor != Py_None) {
+        if (!viewed(factor, "grad_scale", t)) return false;
+        const bool wide = job.dtype == static_cast<int>(DType::f64);
+        job.strange = t.ndim != 0 || dtype_code(t) != static_cast<int>(wide ? DType::f64 : DType::f32);
+        job.scaled = !job.strange;
+        if (job.scaled) job.scale = wide ? *address<const double>(t) : static_cast<double>(*address<const float>(t));
+    }
     job.kernel.focal_gamma = PyFloat_AsDouble(PyTuple_GET_ITEM(call, s.focal_gamma));
     job.kernel.label_smoothing = PyFloat_AsDouble(PyTuple_GET_ITEM(call, s.label_smoothing));
     job.kernel.ignore_index = PyLong_AsLongLong(PyTuple_GET_ITEM(call, s.ignore_index));
@@ -235,11 +249,14 @@ bool run(Job& job, PyObject* loss, PyObject* grad, PyObject* thread_count, int64
     if (PyErr_Occurred() != nullptr) return false;
     if (job.reduction == Reduction::none) job.kernel.row_loss = to;
 
-    // The threads' scratch, then the row losses where the caller does not want them; small calls live on the kernel's
-    // own stack.
-    const int64_t scratch = threads * adjusted_ce_scratch(job.kernel.classes), reals = scratch + job.kernel.rows;
+    // The threads' scratch, then the row losses where the caller does not want them, then the rows' factors; small
+    // calls live on the stack, but for the factors the kernel's own.
+    const int64_t scratch = threads * adjusted_ce_scratch(job.kernel.classes), rows = job.kernel.rows;
+    const int64_t reals = scratch + (job.scaled ? 2 : 1) * rows;
+    double few[kFewRows];
+    void* factors = few;
     std::unique_ptr<void, void (*)(void*)> memory(nullptr, std::free);
-    if (reals > kStack) {
+    if (reals > kStack || (job.scaled && rows > kFewRows)) {
         const size_t size = job.dtype == static_cast<int>(DType::f64) ? 8 : 4;
         memory.reset(std::aligned_alloc(64, (static_cast<size_t>(reals) * size + 63) / 64 * 64));
         if (memory == nullptr) {
@@ -248,6 +265,14 @@ bool run(Job& job, PyObject* loss, PyObject* grad, PyObject* thread_count, int64
         }
         if (job.kernel.row_loss == nullptr)
             job.kernel.row_loss = static_cast<char*>(memory.get()) + static_cast<size_t>(scratch) * size;
+        factors = static_cast<char*>(memory.get()) + static_cast<size_t>(scratch + rows) * size;
+    }
+    if (job.scaled && job.kernel.grad != nullptr) {
+        if (job.dtype == static_cast<int>(DType::f64))
+            std::fill_n(static_cast<double*>(factors), rows, job.scale);
+        else
+            std::fill_n(static_cast<float*>(factors), rows, static_cast<float>(job.scale));
+        job.kernel.row_coef = factors;
     }
     Py_BEGIN_ALLOW_THREADS;
     status = adjusted_ce(job.kernel, job.dtype, job.reduction, to, memory.get(), threads);
@@ -262,7 +287,9 @@ PyObject* plain_run(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!served(args[1])) Py_RETURN_NONE;
     Job job;
     int64_t status = -1;
-    if (!read_call(args[0], args[1], job) || !run(job, args[2], args[3], args[4], status)) return nullptr;
+    if (!read_call(args[0], args[1], job)) return nullptr;
+    if (job.strange) Py_RETURN_NONE;
+    if (!run(job, args[2], args[3], args[4], status)) return nullptr;
     return PyLong_FromLongLong(status);
 }
 
@@ -273,7 +300,7 @@ PyObject* plain_loss(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!served(args[1])) Py_RETURN_NONE;
     Job job;
     if (!read_call(args[0], args[1], job)) return nullptr;
-    if (job.reduction == Reduction::none || !job.consecutive) Py_RETURN_NONE;
+    if (job.reduction == Reduction::none || !job.consecutive || job.strange) Py_RETURN_NONE;
     PyObject* number = job.dtype == static_cast<int>(DType::f64) ? setup.number_f64 : setup.number_f32;
     // Like something there is: torch.empty takes twice the time, for reading its arguments.
     PyObject* loss = PyObject_CallOneArg(setup.empty_like, number);
@@ -320,6 +347,7 @@ PyObject* plain_setup(PyObject*, PyObject* const* args, Py_ssize_t count) {
     found.tables = index(kTables[0]);
     for (int i = 1; i < kTablesOfRecord; ++i)
         if (index(kTables[i]) != found.tables + i) missing = true;
+    found.grad_scale = index("grad_scale");
     found.focal_gamma = index("focal_gamma");
     found.label_smoothing = index("label_smoothing");
     found.ignore_index = index("ignore_index");

@@ -132,8 +132,9 @@ def test_what_torch_refuses_is_refused_to_the_same_except_clauses() -> None:
     """test_nn: invalid dimensions, mismatched batches, weights of another length, labels out of bounds, label smoothing out of range."""
     z, y = torch.randn(3, 5, generator=generator()), torch.tensor([1, 2, 4])
     wrong = [
-        (z, y[:, None], {}), (z, y[:2], {}), (z, torch.tensor([1, 2, 5]), {}), (z, torch.tensor([1, -1, 2]), {}),
-        (z, y, {"weight": torch.ones(4)}), (z, y, {"weight": torch.ones(1, 5)}), (z, y, {"label_smoothing": 1.2}), (z[..., None], y, {}), (z, y, {"reduction": "total"}), (z.long(), y, {}),
+        (z, y[:, None], {}), (z, y[:2], {}), (z, torch.tensor([1, 2, 5]), {}), (z, torch.tensor([1, -1, 2]), {}), (z[..., None], y, {}),
+        (z, y, {"weight": torch.ones(4)}), (z, y, {"weight": torch.ones(1, 5)}), (z, y, {"label_smoothing": 1.2}),
+        (z, y, {"reduction": "total"}), (z.long(), y, {}),
     ]  # fmt: skip
     for logits, target, options in wrong:
         with pytest.raises(Exception) as theirs:  # noqa: PT011

@@ -53,6 +53,8 @@ def results(
         (TABLES, {"focal_gamma": 1.5, "reduction": "batch_mean"}),
         (("scale", "weight"), {"label_smoothing": 0.1, "ignore_index": 3, "reduction": "sum"}),
         (("margin", "row_scale"), {"reduction": "none"}),
+        (("shift",), {"grad_scale": 37.0}),
+        ((), {"grad_scale": torch.tensor(0.25, dtype=torch.float64), "label_smoothing": 0.1}),
     ],
 )
 def test_same_bits(dtype, names, options, monkeypatch) -> None:
@@ -63,6 +65,7 @@ def test_same_bits(dtype, names, options, monkeypatch) -> None:
         (33, 100, 0),
         (33, 100, 3),
         (5, 9000, 0),
+        (700, 3, 0),
     ]  # the last is beyond the stack's scratch
     short = [results(*shape[:2], dtype, shape[2], names, **options) for shape in shapes]
     asked = []
@@ -170,10 +173,10 @@ def test_options_that_need_a_look(said) -> None:
 
 # Every field that the short way does not know closes it: an option added to the record is served by the long way, or not at all.
 UNSERVED = {
-    "target_b": Y, "lam": torch.ones(9), "table": T, "seed": torch.zeros(1, dtype=torch.int64), "grad_scale": torch.ones(()),
+    "target_b": Y, "lam": torch.ones(9), "table": T, "seed": torch.zeros(1, dtype=torch.int64),
     "numbers": torch.zeros(2, dtype=torch.float64), "form": 1, "form_options": (1.0,), "backend": "torch",
 }  # fmt: skip
-SERVED = {"target", *TABLES, "focal_gamma", "label_smoothing", "ignore_index", "reduction"}
+SERVED = {"target", *TABLES, "grad_scale", "focal_gamma", "label_smoothing", "ignore_index", "reduction"}
 
 
 def test_every_field_is_served_or_closes_the_way() -> None:
@@ -185,6 +188,14 @@ def test_every_field_is_served_or_closes_the_way() -> None:
         call = Call(Y)._replace(**{name: value})
         assert _C.plain_run(Z, call, loss, grad, 1) is None, name
         assert _C.plain_loss(Z, call, True, 1) is None, name
+
+
+@pytest.mark.parametrize(
+    "factor", [torch.ones(9), torch.ones((), dtype=torch.float64), torch.ones(1), torch.ones(()).expand(9)]
+)
+def test_factors_that_go_the_long_way(factor: Tensor) -> None:
+    assert _C.plain_loss(Z, Call(Y, grad_scale=factor), True, 1) is None
+    assert _C.plain_run(Z, Call(Y, grad_scale=factor), torch.empty(()), torch.empty_like(Z), 1) is None
 
 
 def test_refusals_are_the_long_ways() -> None:

@@ -169,12 +169,12 @@ class _AdjustedCrossEntropy(torch.autograd.Function):
     ) -> Any:
         needs = ctx.needs_input_grad
         ctx.call = call
-        if needs == _LOGITS and below is None and not inplace and logits.dtype is not torch.float16:
+        if needs == _LOGITS and below is None and not inplace and not in_backward(call, logits.dtype):
             # Nearly always; the steps below, without those that lead elsewhere.
             found = None if hooks_active() or _profiling() else _backends.plain_loss(logits, call, True)
             if found is not None:
-                ctx.state, ctx.saved, loss = _OWNED, 0, found[0]
-                ctx.grads = found[1], None
+                ctx.state, loss = _OWNED, found[0]
+                own(ctx, (found[1], None), call)
                 ctx.save_for_backward(logits, *call.held())
                 return loss
         if inplace:

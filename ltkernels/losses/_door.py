@@ -89,7 +89,7 @@ def checked(
 
     Raises `ltkernels._errors`: ArgumentError (a ValueError and RuntimeError), DTypeError (a TypeError and RuntimeError).
     """
-    if term is None and grad_scale is None and backend is None and not inplace and not watched():
+    if term is None and backend is None and not inplace and not watched():
         # The usual call, looked at by one C function; whatever is not as usual is told apart below.
         plain: Call | None = _C.plain_call(
             logits,
@@ -105,7 +105,11 @@ def checked(
             reduction,
         )
         if plain is not None and (label_smoothing == 0.0 or weight is None or not weight.requires_grad):
-            return Checked(logits, plain, False, None, "", True)
+            if grad_scale is None:
+                return Checked(logits, plain, False, None, "", True)
+            plain = plain._replace(grad_scale=_checks.grad_scale(grad_scale, logits.device, _REALS[logits.dtype]))
+            if direct((plain.grad_scale,)):
+                return Checked(logits, plain, False, None, "", True)
     real = _REALS.get(logits.dtype) if isinstance(logits, Tensor) else None
     if real is None or logits.layout is not torch.strided:
         _checks.logits(logits)  # says what is wrong
