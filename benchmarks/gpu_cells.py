@@ -1,4 +1,5 @@
-"""The cells of the GPU benchmark: one loss, dtype and shape, one head, or the host's share of a call; each gives rows of the result.
+"""The cells of the GPU benchmark: one loss, dtype and shape, one head, or the host's share of a call; each gives rows of the result, one
+by one, as they are timed. `only` names the one implementation that a process is for.
 
 A cell checks every answer against float64 before it times it. An implementation that fails costs its own rows and is reported in a
 line that begins with ``#``.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,11 @@ UPSTREAM = 8142  # with an upstream gradient that is not 1
 HEAD = ((4096, 512, 8142), (4096, 1024, 32000), (2048, 1024, 128256))  # B, D, C
 HOST = (16, 100)  # B, C of the calls that cost the device next to nothing
 DRY = (9, 40)
+# Of the sanitizer and the profiler: loss, dtype, rows, classes.
+SAFE = (("logit_adjusted", "float32", 5, 1203), ("logit_adjusted", "bfloat16", 5, 20011), ("ldam", "bfloat16", 9, 37),
+        ("ce", "float32", 3, 70001), ("kps", "float32", 9, 365), ("logit_adjusted", "bfloat16", 33, 100))  # fmt: skip
+PROFILED = (("logit_adjusted", "float32", 4096, 8142), ("logit_adjusted", "bfloat16", 4096, 8142),
+            ("logit_adjusted", "bfloat16", 1024, 128256), ("logit_adjusted", "float32", 4096, 1000))  # fmt: skip
 DRY_HEAD = ((6, 8, 9),)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 Row = dict[str, Any]
@@ -39,12 +46,33 @@ def cells(op: str, quick: bool, meter: Gpu) -> list[Any]:
     return list(QUICK if quick else CLASSES)
 
 
-def run(op: str, dtype: str, cell: Any, meter: Gpu, bandwidth: float, seconds: float) -> list[Row]:
+def compiles(op: str, cell: Any, meter: Gpu) -> bool:
+    return op in gpu_peers.LOSSES and (isinstance(meter, Dry) or cell in COMPILED)
+
+
+def run(
+    op: str, dtype: str, cell: Any, meter: Gpu, bandwidth: float, seconds: float, only: str | None = None
+) -> Iterator[Row]:
     if op == "host":
-        return host_cell(dtype, cell, meter, seconds)
+        return host_cell(dtype, cell, meter, seconds, only)
     if op == "head":
-        return head_cell(dtype, cell, meter, seconds)
-    return loss_cell(op, dtype, cell, meter, bandwidth, seconds)
+        return head_cell(dtype, cell, meter, seconds, only)
+    return loss_cell(op, dtype, cell, meter, bandwidth, seconds, only)
+
+
+def kernels(cases: Sequence[Sequence[Any]], meter: Gpu) -> None:
+    """Calls of the best back end's bare kernel, for tools that look at every access of it."""
+    best = gpu_peers.backends(meter.device)[0]
+    for name, dtype, rows, classes in cases:
+        rows, classes = (3, 40) if isinstance(meter, Dry) else (rows, classes)
+        z = torch.randn(rows, classes, device=meter.device, dtype=DTYPES[dtype])
+        y = torch.arange(rows, device=meter.device) % classes
+        steps = gpu_peers.steps(name, counts_of(classes), meter.device, None, f"{best}-kernel")
+        for step in steps.values():
+            for _ in range(3):
+                step(z, y)
+        meter.wait()
+        print(f"{best} {name} {dtype} {rows} x {classes}", flush=True)
 
 
 def report(what: str, error: Exception) -> None:
@@ -62,8 +90,7 @@ def interleaved(
     replays: dict[str, list[Call]] = {}
     for name, each in calls.items():
         try:
-            for call in each[:2]:
-                call()
+            meter.events(each)
             replays[name] = [meter.captured(each)] if graph else each
             meter.wait()
         except Exception as error:
@@ -78,8 +105,8 @@ def interleaved(
 
 
 def inputs(rows: int, classes: int, dtype: torch.dtype, cosine: bool, meter: Gpu) -> list[tuple[Tensor, Tensor]]:
-    """Batches that together are four times a 50 MiB cache, at least two and at most 32."""
-    number = 2 if isinstance(meter, Dry) else max(2, min(32, (200 << 20) // (rows * classes * dtype.itemsize)))
+    """Batches that together are four times the second-level cache, at least two and at most 256."""
+    number = max(2, min(256, -(-4 * meter.cache_bytes() // (rows * classes * dtype.itemsize))))
     generator = torch.Generator(device=meter.device).manual_seed(classes)
 
     def one() -> tuple[Tensor, Tensor]:
@@ -125,14 +152,16 @@ def counts_of(classes: int) -> list[int]:
     return [max(1, int(5000 * 0.01 ** (k / max(1, classes - 1)))) for k in range(classes)]
 
 
-def loss_cell(name: str, dtype: str, classes: int, meter: Gpu, bandwidth: float, seconds: float) -> list[Row]:
+def loss_cell(
+    name: str, dtype: str, classes: int, meter: Gpu, bandwidth: float, seconds: float, only: str | None
+) -> Iterator[Row]:
     rows, what = batch_of(classes, meter), f"{name} {dtype} C={classes}"
     batches = inputs(rows, classes, DTYPES[dtype], name in ("ldam", "kps"), meter)
     tables = {k: table.double() for k, table in gpu_peers.tables_of(name, counts_of(classes), meter.device).items()}
     exact = gpu_peers.differentiated(gpu_peers.eager(name, tables))
     dry = isinstance(meter, Dry)
-    compiler = ("eager" if dry else "inductor") if dry or classes in COMPILED else None
-    found = gpu_peers.steps(name, counts_of(classes), meter.device, compiler)
+    compiler = ("eager" if dry else "inductor") if compiles(name, classes, meter) else None
+    found = gpu_peers.steps(name, counts_of(classes), meter.device, compiler, only)
     half = {each: torch.tensor(0.5, device=meter.device, dtype=each) for each in (*DTYPES.values(), torch.float64)}
     facts: dict[str, Row] = {}
     for backend, step in list(found.items()):
@@ -143,7 +172,7 @@ def loss_cell(name: str, dtype: str, classes: int, meter: Gpu, bandwidth: float,
             report(f"{what} {backend}", error)
             del found[backend]
     ideal = 2 * rows * classes * DTYPES[dtype].itemsize
-    results = []
+    cached = len(batches) * ideal / 2 < 4 * meter.cache_bytes()
     for mode in ("eager", "graph", "upstream")[: 3 if dry or classes == UPSTREAM else 2]:
         upstream = half if mode == "upstream" else None
         calls = {
@@ -153,12 +182,11 @@ def loss_cell(name: str, dtype: str, classes: int, meter: Gpu, bandwidth: float,
         times_of = interleaved(calls, meter, seconds, mode == "graph", what)
         for backend, times in times_of.items():
             gbps = ideal / (statistics.median(times) * 1e-3) / 1e9
-            share = {"ideal_gbps": round(gbps, 1), "pct_of_copy": round(100 * gbps / bandwidth, 1)}
-            results.append(row(name, backend, dtype, (rows, classes, None), mode, times) | share | facts[backend])
-    return results
+            share = {"ideal_gbps": round(gbps, 1), "pct_of_copy": round(100 * gbps / bandwidth, 1), "cached": cached}
+            yield row(name, backend, dtype, (rows, classes, None), mode, times) | share | facts[backend]
 
 
-def head_cell(dtype: str, shape: tuple[int, int, int], meter: Gpu, seconds: float) -> list[Row]:
+def head_cell(dtype: str, shape: tuple[int, int, int], meter: Gpu, seconds: float, only: str | None) -> Iterator[Row]:
     rows, width, classes = shape
     what, device = f"head {dtype} {shape}", meter.device
     generator = torch.Generator(device=device).manual_seed(0)
@@ -170,7 +198,7 @@ def head_cell(dtype: str, shape: tuple[int, int, int], meter: Gpu, seconds: floa
     truth = torch.autograd.grad(torch.nn.functional.cross_entropy(few[0] @ few[1].T, target[:64]), few)
     calls: dict[str, list[Call]] = {}
     facts: dict[str, Row] = {}
-    for backend, loss in gpu_peers.heads().items():
+    for backend, loss in gpu_peers.heads(only).items():
         try:
             some = features[:64].detach().requires_grad_()
             got = torch.autograd.grad(loss(some, weight, target[:64]), (some, weight))
@@ -182,20 +210,20 @@ def head_cell(dtype: str, shape: tuple[int, int, int], meter: Gpu, seconds: floa
         except Exception as error:
             report(f"{what} {backend}", error)
     times_of = interleaved(calls, meter, seconds, False, what)
-    return [row("linear_ce", b, dtype, (rows, classes, width), "eager", t) | facts[b] for b, t in times_of.items()]
+    for backend, times in times_of.items():
+        yield row("linear_ce", backend, dtype, (rows, classes, width), "eager", times) | facts[backend]
 
 
-def host_cell(dtype: str, shape: tuple[int, int], meter: Gpu, seconds: float) -> list[Row]:
+def host_cell(dtype: str, shape: tuple[int, int], meter: Gpu, seconds: float, only: str | None) -> Iterator[Row]:
     """What the host spends on a call: wall time a call of a long run of tiny ones, less what the same calls take on the device in a
     CUDA graph, in microseconds. The milliseconds of these rows are wall time."""
     rows, classes = shape
-    results = []
     for name in gpu_peers.LOSSES:
         [(z, y), *_] = inputs(rows, classes, DTYPES[dtype], False, meter)
         calls: dict[tuple[str, str], Call] = {}
-        for backend, step in gpu_peers.steps(name, counts_of(classes), meter.device, None).items():
+        for backend, step in gpu_peers.steps(name, counts_of(classes), meter.device, None, only).items():
             calls[backend, "step"] = lambda step=step, z=z, y=y: step(z, y)
-        for backend, loss in gpu_peers.forwards(name, counts_of(classes), meter.device).items():
+        for backend, loss in gpu_peers.forwards(name, counts_of(classes), meter.device, only).items():
             calls[backend, "forward"] = lambda loss=loss, z=z, y=y: loss(z, y)
         for (backend, mode), call in calls.items():
             what = f"host {name} {dtype} {backend} {mode}"
@@ -204,10 +232,10 @@ def host_cell(dtype: str, shape: tuple[int, int], meter: Gpu, seconds: float) ->
                 wall = wall_ms(call, meter, seconds)
                 on_device = statistics.median(meter.events([meter.captured([call] * meter.burst)] * 5)) / meter.burst
                 found = row(name, backend, dtype, (rows, classes, None), f"host {mode}", wall)
-                results.append(found | facts | {"host_us": round(1e3 * (found["ms_p50"] - on_device), 2)})
             except Exception as error:
                 report(what, error)
-    return results
+                continue
+            yield found | facts | {"host_us": round(1e3 * (found["ms_p50"] - on_device), 2)}
 
 
 def wall_ms(call: Call, meter: Gpu, seconds: float) -> list[float]:

@@ -28,6 +28,10 @@ class Gpu:
     def free(self) -> None:
         torch.cuda.empty_cache()
 
+    def cache_bytes(self) -> int:
+        """Of the second-level cache."""
+        return getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 50 << 20)
+
     def copy_gbps(self) -> float:
         """Bytes read plus bytes written a second of a 1 GiB copy."""
         source = torch.empty(1 << 28, dtype=torch.float32, device=self.device).normal_()
@@ -37,12 +41,14 @@ class Gpu:
         )
 
     def events(self, calls: Sequence[Call]) -> list[float]:
-        """Milliseconds of each call on the device; the device is busy until the last begins."""
+        """Milliseconds of each call on the device; the device is busy until the last begins. The results live until then: memory that the
+        next call took again would be in the cache."""
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(calls) + 1)]
         torch.cuda.synchronize()
         marks[0].record()
+        results = []
         for call, mark in zip(calls, marks[1:]):
-            call()
+            results.append(call())
             mark.record()
         torch.cuda.synchronize()
         return [begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)]
@@ -57,8 +63,8 @@ class Gpu:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for call in calls:
-                call()
+            results = [call() for call in calls]  # each in memory of its own
+        del results
         return graph.replay
 
     def launches(self, call: Call) -> int:
@@ -92,6 +98,9 @@ class Dry(Gpu):
 
     def free(self) -> None:
         pass
+
+    def cache_bytes(self) -> int:
+        return 0
 
     def copy_gbps(self) -> float:
         return 1.0

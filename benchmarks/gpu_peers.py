@@ -7,6 +7,7 @@ Peers that are not importable are left out; the result names those that ran.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,13 @@ from ltkernels._checks import real_dtype
 from ltkernels.losses import _autograd
 
 LOSSES = ("ce", "logit_adjusted", "ldam", "kps")
+# Their size, which decides how they travel. quack-kernels needs nvidia-cutlass-dsl-libs-cu13 besides, of 92 MB: in two parts, or left out.
+WHEELS = {
+    "liger-kernel": "0.9 MB",
+    "cut-cross-entropy": "23 kB",
+    "quack-kernels": "0.7 MB, and 92 MB of nvidia-cutlass-dsl-libs-cu13",
+}
+_MODULES = {"liger-kernel": "liger_kernel", "quack-kernels": "quack"}
 Step = Callable[..., Tensor]
 Upstream = dict[torch.dtype, Tensor] | None
 _TABLES = ("shift", "scale", "margin", "row_scale", "weight")
@@ -36,6 +44,17 @@ def optional(name: str) -> ModuleType | None:
     except Exception as error:
         print(f"# {name} does not import: {type(error).__name__}: {error}", flush=True)
         return None
+
+
+def installed() -> list[str]:
+    """The peers of a loss on logits that are here, not imported: that takes seconds."""
+    return [name for name, module in _MODULES.items() if importlib.util.find_spec(module) is not None]
+
+
+def head_names(peers: list[str]) -> list[str]:
+    more = ["linear_cross_entropy"] if hasattr(F, "linear_cross_entropy") else []
+    cut = ["cut-cross-entropy"] if importlib.util.find_spec("cut_cross_entropy") is not None else []
+    return ["ours", "eager", *more, *(name for name in peers if name == "liger-kernel"), *cut]
 
 
 def tables_of(name: str, counts: list[int], device: str) -> dict[str, Tensor]:
@@ -97,18 +116,21 @@ def backends(device: str) -> list[str]:
     return [name for name, problem in problems.items() if not problem]
 
 
-def forwards(name: str, counts: list[int], device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def forwards(
+    name: str, counts: list[int], device: str, only: str | None = None
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """The loss alone, as in evaluation."""
     tables = tables_of(name, counts, device)
     loss = ltk.functional.adjusted_cross_entropy
-    return {b: lambda z, y, b=b: loss(z, y, **tables, backend=b) for b in backends(device)} | {
+    found = {b: lambda z, y, b=b: loss(z, y, **tables, backend=b) for b in backends(device)} | {
         "eager": eager(name, tables)
     }
+    return {backend: each for backend, each in found.items() if only in (None, backend)}
 
 
-def steps(name: str, counts: list[int], device: str, compiler: str | None) -> dict[str, Step]:
+def steps(name: str, counts: list[int], device: str, compiler: str | None, only: str | None = None) -> dict[str, Step]:
     """Ours first: the public call on each back end that this build has, then the bare kernel of the best; then the peers.
-    `compiler`: torch.compile's backend, or None to leave it out."""
+    `compiler`: torch.compile's backend, or None to leave it out. `only` one of them, without importing the others."""
     tables = tables_of(name, counts, device)
     found: dict[str, Step] = {}
     loss = ltk.functional.adjusted_cross_entropy
@@ -121,30 +143,31 @@ def steps(name: str, counts: list[int], device: str, compiler: str | None) -> di
         found[f"{ours[0]}-kernel"] = _kernel(tables, ours[0])
     plain = eager(name, tables)
     found["eager"] = differentiated(plain)
-    if compiler is not None:
+    if compiler is not None and only in (None, "compiled"):
         found["compiled"] = differentiated(torch.compile(plain, dynamic=False, backend=compiler))
-    if name in ("ce", "logit_adjusted"):
+    if name in ("ce", "logit_adjusted") and only in (None, *_MODULES):
         shift = tables.get("shift")
 
         def adjusted(z: Tensor) -> Tensor:
             return z if shift is None else z + shift
 
-        if (liger := optional("liger_kernel.transformers.functional")) is not None:
-            # It writes the gradient over the logits that it is given. It gets no copy: its speed with what it does to them.
+        liger = None if only == "quack-kernels" else optional("liger_kernel.transformers.functional")
+        if liger is not None:
+            # It writes the gradient over the logits that it is given, and gets no copy to be timed with: the batches are its process' own.
             found["liger-kernel"] = differentiated(lambda z, y: liger.liger_cross_entropy(adjusted(z), y))
-        if (quack := optional("quack.cross_entropy")) is not None:
+        if only != "liger-kernel" and (quack := optional("quack.cross_entropy")) is not None:
             found["quack-kernels"] = differentiated(lambda z, y: quack.cross_entropy(adjusted(z), y, reduction="mean"))
-    return found
+    return {backend: step for backend, step in found.items() if only in (None, backend)}
 
 
-def heads() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+def heads(only: str | None = None) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """name: (features (B, D), weight (C, D), target) -> mean cross-entropy."""
     found: dict[str, Callable[..., Any]] = {"ours": ltk.functional.linear_adjusted_cross_entropy}
     found["eager"] = lambda f, w, y: F.cross_entropy(F.linear(f, w), y)
     if hasattr(F, "linear_cross_entropy"):
         found["linear_cross_entropy"] = lambda f, w, y: F.linear_cross_entropy(f, w, y)
-    if (liger := optional("liger_kernel.transformers.functional")) is not None:
+    if only in (None, "liger-kernel") and (liger := optional("liger_kernel.transformers.functional")) is not None:
         found["liger-kernel"] = lambda f, w, y: liger.liger_fused_linear_cross_entropy(f, w, y)
-    if (cut := optional("cut_cross_entropy")) is not None:
+    if only in (None, "cut-cross-entropy") and (cut := optional("cut_cross_entropy")) is not None:
         found["cut-cross-entropy"] = lambda f, w, y: cut.linear_cross_entropy(f, w, y)
-    return found
+    return {backend: each for backend, each in found.items() if only in (None, backend)}

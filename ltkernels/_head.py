@@ -8,13 +8,16 @@ Biases and the norms of the class weights cost no pass over logits or weights: `
 ``shift = b`` of the kernel, whose gradient is then the one with respect to ``x . w``. Closed forms have no scale and shift: they
 get the cosines themselves.
 
-Everything is computed in float32 (float64 for float64 features), 16-bit weights converted block by block: processors without
-16-bit matrix units multiply float32 three times faster than bfloat16 and a hundred times faster than float16, and the logits are
-not rounded to 16 bits.
+On the CPU everything is computed in float32 (float64 for float64 features), 16-bit weights converted block by block: processors
+without 16-bit matrix units multiply float32 three times faster than bfloat16 and a hundred times faster than float16, and the logits are
+not rounded to 16 bits. On a GPU the products and the logits are in the inputs' dtype, as those of `torch.nn.functional.linear`, but for
+float16, in which the gradients of a batch's tail classes would be 0; the gradients of weights and features add up in float32. Nothing
+there waits for the device.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _checks, _ops
+from . import _backends, _checks, _ops
 from ._call import BATCH_MEAN, MEAN, NONE, TENSORS, Call
 from ._errors import ArgumentError
 from ._watch import batched, direct, hooks_active, refuse_dtensors, transforms, wants_gradient
@@ -33,15 +36,48 @@ from .losses._door import check_labels
 EPS = 1e-12  # of both norms, as torch.nn.functional.normalize
 # Elements of a block of class weights that is converted or projected while it sits in the second-level cache.
 _BLOCK = 1 << 18
+_DEVICE_BLOCK = 1 << 24  # where a block costs a launch and not a trip to memory
+TILES = -1  # as chunk_rows: tiles of logits in Triton's kernel, which holds none
 
 
 def _blocks(weight: Tensor, real: torch.dtype, whole: bool) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of classes in the working dtype; one block where nothing needs converting and `whole` is asked for."""
     classes, width = weight.shape
-    step = classes if whole and weight.dtype == real else max(1, _BLOCK // max(width, 1))
+    block = _BLOCK if weight.is_cpu else _DEVICE_BLOCK
+    step = classes if whole and weight.dtype == real else max(1, block // max(width, 1))
     for begin in range(0, classes, step):
         at = slice(begin, min(begin + step, classes))
         yield at, weight[at].to(real)
+
+
+def product_dtype(dtype: torch.dtype, backend: str) -> torch.dtype:
+    """Of the logits of a chunk and of the products around them."""
+    narrow = backend in _backends.ON_DEVICE and dtype == torch.bfloat16
+    return dtype if narrow else _checks.real_dtype(dtype)
+
+
+@functools.cache
+def _adds_in_float32(device: torch.device) -> bool:
+    """Whether a product of 16-bit matrices can be added to a float32 one (torch 2.8 cannot, nor can the CPU)."""
+    sides = torch.zeros(8, 8, dtype=torch.bfloat16, device=device)
+    try:
+        torch.addmm(sides.float(), sides, sides, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _add_product(into: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """``into += left @ right``, or ``=`` for the `first` of a sum."""
+    beta = 0 if first else 1
+    if left.dtype == into.dtype:
+        into.addmm_(left, right, beta=beta)
+    elif _adds_in_float32(left.device):
+        torch.addmm(into, left, right, beta=beta, out_dtype=into.dtype, out=into)
+    elif first:
+        into.copy_(torch.mm(left, right))  # rounded once a product, as torch's own gradient is
+    else:
+        into.add_(torch.mm(left, right))
 
 
 def inverse_norms(norms: Tensor) -> Tensor:
@@ -95,12 +131,13 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # loss; gradients of fe
 def _kernel(features: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Outputs:
     *operands, normalize, chunk_rows, needs = arguments
     call = Call(*operands).with_numbers()
-    if call.backend == "triton" and not call.form and not any(needs[3:]):
+    if chunk_rows == TILES:
         from .triton import linear_adjusted_ce as tiled
 
-        if not tiled.unsupported(features.dtype):
-            found = tiled.linear_adjusted_ce(features, weight, bias, call, normalize, needs[:3])
-            return *found, found[0].new_empty(0, weight.shape[0])
+        if call.form or any(needs[3:]):
+            raise ArgumentError("tiles of logits have neither closed forms nor gradients of tables")
+        found = tiled.linear_adjusted_ce(features, weight, bias, call, normalize, needs[:3])
+        return *found, found[0].new_empty(0, weight.shape[0])
     # The kernel checks the labels of a chunk when it gets there; a caller expects to hear of row 1000 before row 0 is
     # computed.
     check_labels(call, weight.shape[0])
@@ -121,7 +158,7 @@ def _chunks(
 ) -> Outputs:
     need_features, need_weight, need_bias, *need_tables = needs
     learned, form, scale, shift = any(need_tables), call.form, call.scale, call.shift
-    real = _checks.real_dtype(features.dtype)
+    real, narrow = _checks.real_dtype(features.dtype), product_dtype(features.dtype, call.backend)
     (rows, width), classes = features.shape, weight.shape[0]
     if weight.stride(0) != 1 and weight.stride(1) != 1:
         weight = weight.contiguous()  # once: a GEMM would copy it for every chunk
@@ -134,10 +171,12 @@ def _chunks(
         stray = bias.to(real)
     elif bias is not None:
         folded = bias.to(real) if scale is None else bias.to(real) * scale
-        foldable = torch.isfinite(folded) | (folded == -torch.inf)
-        if not foldable.all():  # a bias that diverged makes a NaN loss, as in torch, and no error about a table
-            stray = bias.to(real).where(~foldable, 0)
-            folded = folded.where(foldable, 0)
+        # A bias that diverged makes a NaN loss, as in torch, and no error about a table; on a GPU tables are not looked at.
+        if call.backend not in _backends.ON_DEVICE:
+            foldable = torch.isfinite(folded) | (folded == -torch.inf)
+            if not foldable.all():
+                stray = bias.to(real).where(~foldable, 0)
+                folded = folded.where(foldable, 0)
         shift = folded.contiguous() if shift is None else shift + folded
     if inverse is not None and not form:
         scale = inverse if scale is None else scale * inverse
@@ -151,7 +190,7 @@ def _chunks(
         every = (1 / denominator).to(real)
         factor = every.repeat(rows) if factor is None else every * factor
     step = min(chunk_rows, max(rows, 1))
-    chunk = features.new_empty((step, classes), dtype=real)
+    chunk = features.new_empty((step, classes), dtype=narrow)
     losses = features.new_empty(rows, dtype=real)
     grad_features = features.new_empty((rows, width) if need_features else 0, dtype=real)
     grad_weight = features.new_empty((classes, width) if need_weight else 0, dtype=real)
@@ -161,13 +200,14 @@ def _chunks(
 
     for begin in range(0, max(rows, 1), step):
         at = slice(begin, min(begin + step, rows))
-        x = features[at].to(real)
+        x = features[at].to(real if normalize else narrow)
         if normalize:
             x_norms = torch.linalg.vector_norm(x, dim=1)
             x = x * inverse_norms(x_norms)[:, None]
+        factors = x.to(narrow)  # of the products
         z = chunk[: len(x)]
-        for classes_at, w in _blocks(weight, real, whole=True):
-            torch.mm(x, w.t(), out=z[:, classes_at])
+        for classes_at, w in _blocks(weight, narrow, whole=True):
+            torch.mm(factors, w.t(), out=z[:, classes_at])
         if inverse is not None and form:
             z.mul_(inverse)  # a closed form needs the cosines themselves
         if stray is not None:
@@ -185,17 +225,17 @@ def _chunks(
         if shares is not None:
             grad_tables.add_(shares)
         if need_bias:
-            grad_bias.add_(z.sum(dim=0))
+            grad_bias.add_(z.sum(dim=0, dtype=real))
         if inverse is not None and form:
             z.mul_(inverse)  # from the cosines' gradient to that of x . w
         if need_features:
             gradient = grad_features[at]
-            for classes_at, w in _blocks(weight, real, whole=True):
-                gradient.addmm_(z[:, classes_at], w, beta=0 if classes_at.start == 0 else 1)
+            for classes_at, w in _blocks(weight, narrow, whole=True):
+                _add_product(gradient, z[:, classes_at], w, classes_at.start == 0)
             if normalize:
                 before_unit_length(gradient, x, x_norms)
         if need_weight:
-            grad_weight.addmm_(z.t(), x, beta=0 if begin == 0 else 1)
+            _add_product(grad_weight, z.t(), factors, begin == 0)
 
     if norms is not None and inverse is not None:
         if need_weight:

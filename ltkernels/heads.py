@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from . import _backends, _checks
 from ._call import NONE
 from ._errors import ArgumentError, DTypeError
-from ._head import EPS, check_tables, logits_of, loss_in_chunks
+from ._head import EPS, TILES, check_tables, logits_of, loss_in_chunks, product_dtype
 from ._watch import direct, is_dtensor, wants_gradient
 from .losses import _autograd, _reference, _terms
 from .losses._core import of_checked
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # 1024, D = 256, C = 21841 on two AVX-512 cores forward + backward take 211 / 168 / 139 / 139 / 138 / 130 ms with 32 /
 # 64 / 128 / 256 / 512 / 1024 rows.
 _CHUNK_ROWS = 256
+# On a GPU: a chunk's three products are as fast as those of all rows, and the weight gradient, in float32, is read and written
+# once for 6 x 4096 operations on each of its elements.
+_DEVICE_CHUNK_ROWS = 4096
 # Logits (4 MiB) that are not worth saving. With few classes 256 rows would be small GEMMs (512 x 512 x 1000: 21.7 / 14.7 /
 # 14.3 ms with 128 / 256 / 512 rows); and a batch of so few logits is faster with all of them held, because the chunked
 # path costs 0.3 ms before it computes anything (128 x 64 x 10: 0.32 against 0.57 ms).
@@ -79,7 +82,7 @@ class _Path(NamedTuple):
     bias: Tensor | None
     loss: Checked
     shape: torch.Size  # of the unreduced loss
-    chunk_rows: int  # 0: the logits are held
+    chunk_rows: int  # 0: the logits are held; TILES
     reason: str  # of chunk_rows
 
 
@@ -117,12 +120,13 @@ def linear_adjusted_cross_entropy(
         inplace: as in that function, for the logits that are held where they are not computed in chunks, whose gradient always takes
             their place.
         chunk_rows: rows whose logits are held at a time; 0 holds all of them; None chooses.
-        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, as in that function; ``"torch"`` holds the logits.
+        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, as in that function; ``"torch"`` holds the logits, and
+            ``"triton"`` without `chunk_rows` forms them tile by tile: least memory, and every tile a second time for each gradient.
 
     Returns:
         The loss, float64 for float64 features and float32 for all others; in the shape of the class indices for
-        ``reduction="none"``. On the CPU logits and gradients are computed in that dtype too, and gradients rounded once
-        to their input's.
+        ``reduction="none"``. Logits and gradients are computed in that dtype too, and gradients rounded once to their input's; on
+        a GPU the logits of bfloat16 features and their gradient are bfloat16, as those of `torch.nn.functional.linear`.
 
     Under autocast, float32 inputs are cast as `torch.nn.functional.linear` does. Tables that require a gradient get one, from the
     chunks on the CPU; `explain` says where the plain torch reference computes it. That reference serves class probabilities and
@@ -236,9 +240,6 @@ def _prepare(
     stand_in = features.new_empty(()).expand(features.shape[0], classes)
     loss = checked(stand_in, target, weight=class_weight, weight_name="class_weight", **options)
     call, backend = loss.call, options.get("backend")
-    if backend is None and call.backend == "cuda" and not _backends.triton_problem("cuda"):
-        # its head forms tiles of logits; the compiled kernels would need them whole, or float32 chunks of them
-        loss = loss._replace(call=call._replace(backend="triton"))
     held = _holds_logits(loss, backend, device)
     if held:
         if chunk_rows:
@@ -246,7 +247,11 @@ def _prepare(
         return _Path(features, weight, bias, loss, batch, 0, held[0])
     reason = "asked for"
     if chunk_rows is None:
-        chunk_rows, reason = _choose_chunk(features.shape[0], features.shape[1], classes)
+        chunk_rows, reason = _choose_chunk(features.shape[0], features.shape[1], classes, call.backend)
+        if backend == "triton" and (why := _no_tiles(loss, features.dtype)):
+            reason = f"{reason}; no tiles: {why}"
+        elif backend == "triton":
+            chunk_rows, reason = TILES, "asked for"
     return _Path(features, weight, bias, loss, batch, chunk_rows, reason)
 
 
@@ -265,13 +270,25 @@ def _holds_logits(loss: Checked, backend: str | None, device: torch.device) -> t
     return None
 
 
-def _choose_chunk(rows: int, width: int, classes: int) -> tuple[int, str]:
+def _no_tiles(loss: Checked, dtype: torch.dtype) -> str:
+    """Why Triton's tiles cannot serve a call; empty where they can."""
+    if loss.call.form:
+        return f"{_terms.FORMS[loss.call.form]} needs whole rows"
+    if wants_gradient(loss.call.tables):
+        return "a table requires a gradient"
+    from .triton import linear_adjusted_ce
+
+    return linear_adjusted_ce.unsupported(dtype)
+
+
+def _choose_chunk(rows: int, width: int, classes: int, backend: str) -> tuple[int, str]:
     """(rows of a chunk, or 0 to hold all logits; why)."""
     if classes <= width:
         return 0, f"{classes} classes are no more than {width} features, so the logits are no larger than the features"
     if rows * classes <= _SMALL:
         return 0, f"{rows} x {classes} logits are few"
-    chunk = max(_CHUNK_ROWS, _SMALL // classes)
+    least = _DEVICE_CHUNK_ROWS if backend in _backends.ON_DEVICE else _CHUNK_ROWS
+    chunk = max(least, _SMALL // classes)
     return chunk, f"{chunk} rows of {classes} logits at a time"
 
 
@@ -318,8 +335,13 @@ def _explain(
     """`ltkernels.explain` of the head."""
     path = _prepare(features, weight, target, bias, class_weight, chunk_rows, options)
     kernel = _backends.explain(options.get("backend"), features.device, path.loss.needs_torch)
-    how = "logits held" if path.chunk_rows == 0 else "logits in chunks"
-    return kernel._replace(reason=f"{kernel.reason}; {how}: {path.reason}")
+    call = path.loss.call
+    how = {0: "logits held", TILES: "logits in tiles"}.get(path.chunk_rows, "logits in chunks")
+    reason = f"{kernel.reason}; {how}: {path.reason}"
+    if path.chunk_rows > 0 and call.backend in _backends.ON_DEVICE:
+        dtype = product_dtype(path.features.dtype, call.backend)
+        reason += f", matrix products of torch in {str(dtype).removeprefix('torch.')}"
+    return kernel._replace(reason=reason)
 
 
 linear_adjusted_cross_entropy.explain = _explain  # type: ignore[attr-defined]

@@ -5,6 +5,8 @@
 
 #include "vector_gradients.h"
 
+#define LTK_FORMULA static inline
+#include "../formulas.inl"
 #include "vector_gradients.inl"
 
 namespace ltk {
@@ -99,25 +101,6 @@ LTK_INLINE typename V::Reg adjusted(const T* z, const typename V::Real* scale, c
     if (Scale) return V::mul(V::load(scale + j, mask), x);
     if (Shift) return V::add(x, V::load(shift + j, mask));
     return x;
-}
-
-// phi(l) = (1 - e^-l)^gamma l and its derivative, in log space: 1 - p = -expm1(-l) is exact where p rounds to 1.
-static inline void focal(double gamma, double l, double* phi, double* slope) noexcept {
-    if (gamma == 0.0) {
-        *phi = l;
-        *slope = 1.0;
-        return;
-    }
-    const double q = -std::expm1(-l);
-    if (q <= 0.0) {  // also the limit at l = 0 for every gamma > 0; a NaN falls through
-        *phi = 0.0;
-        *slope = 0.0;
-        return;
-    }
-    const double power = std::pow(q, gamma);
-    const double p = std::exp(-l);
-    *phi = power * l;
-    *slope = power + (p > 0.0 ? gamma * l * p * power / q : 0.0);
 }
 
 // What a row's softmax needs to know of its classes but the label's.

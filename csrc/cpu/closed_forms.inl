@@ -43,53 +43,24 @@ static inline void seesaw_term(const AdjustedCe& job, const T* z, int64_t label,
     });
 }
 
-// lowbias32 of Chris Wellons' hash prospector: a bijection of 32 bits without measurable bias.
-static inline uint32_t mix32(uint32_t x) noexcept {
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x = (x ^ (x >> 15)) * 0x846ca68bu;
-    return x ^ (x >> 16);
-}
-
-// Softmax equalization, Tan et al. 2020: class j != y of the table is masked with the given probability.
-// The random number is a function of (seed, row, class), so every call with one seed draws the same mask;
-// losses/_terms.py has its twin.
+// Class j != y of the table is masked with the given probability.
 template <class Real>
 static inline void equalization_term(const AdjustedCe& job, int64_t row, int64_t label, Real* d) noexcept {
     const Real* table = static_cast<const Real*>(job.closed.table);
-    const uint64_t seed = static_cast<uint64_t>(*job.closed.seed);
-    const uint32_t row_key = mix32(mix32(mix32(static_cast<uint32_t>(seed)) ^ static_cast<uint32_t>(seed >> 32)) ^
-                                   static_cast<uint32_t>(row));
-    // 24 bits decide: an int32 comparison, with room for the probability 1.
-    const int32_t limit = static_cast<int32_t>(std::nearbyint(job.closed.options[0] * 16777216.0));
+    const uint32_t key = equalization_key(*job.closed.seed, row);
+    const int32_t limit = equalization_limit(job.closed);
     const Real masked = static_cast<Real>(-INFINITY);
-    for (int64_t j = 0; j < job.classes; ++j) {
-        const uint32_t draw = mix32(mix32(static_cast<uint32_t>(j) + 0x9e3779b9u) ^ row_key);
-        d[j] = table[j] != 0 && static_cast<int32_t>(draw >> 8) < limit ? masked : Real(0);
-    }
+    for (int64_t j = 0; j < job.classes; ++j)
+        d[j] = table[j] != 0 && equalization_draws(key, j, limit) ? masked : Real(0);
     d[label] = 0;
 }
 
-// ArcFace, Deng et al. 2019, equation 3: cos(theta + m) = c cos m - sin theta sin m where theta + m <= pi, and beyond
-// that the line c - m sin m. Its slope sin(theta + m) / sin(theta) grows without bound towards c = 1: sin theta counts
-// as 1e-3 at least there, as 1e-7 in float64, whose cosines tell smaller angles apart.
 template <class V>
-static inline Term<typename V::Real> arcface(const AdjustedCe& job, double c, Term<typename V::Real> term) noexcept {
-    constexpr bool fine = sizeof(typename V::Real) == sizeof(double);
-    constexpr double floor = fine ? 1e-7 : 1e-3;
-    const double cos_m = job.closed.options[0], sin_m = job.closed.options[1];
-    double value, slope;
-    if (c <= -cos_m) {
-        value = c - std::atan2(sin_m, cos_m) * sin_m;
-        slope = 1.0;
-    } else {
-        double square = 1.0 - c * c;
-        if (fine && square < 1e-6) square = (1.0 - c) * (1.0 + c);  // the difference would keep few digits
-        const double sine = square > 0.0 ? std::sqrt(square) : 0.0;
-        value = c * cos_m - sine * sin_m;  // NaN for NaN
-        slope = cos_m + c / (sine > floor ? sine : floor) * sin_m;
-    }
+static inline Term<typename V::Real> angular_term(const AdjustedCe& job, double c,
+                                                  Term<typename V::Real> term) noexcept {
+    double value;
+    arcface<typename V::Real>(job.closed, c, &value, &term.slope);
     term.target_a = term.sigma * value;
-    term.slope = job.closed.options[2] != 0.0 ? 1.0 : slope;
     return term;
 }
 
@@ -108,7 +79,7 @@ static void closed_rows(const AdjustedCe& shared, int64_t begin, int64_t end, vo
                                auto* grad) {
         const double own = get(z + label);
         if (angular) {
-            const Term<Real> term = arcface<V>(job, own, make_term<V>(job, own, label, share));
+            const Term<Real> term = angular_term<V>(job, own, make_term<V>(job, own, label, share));
             return row_term<V, false, false>(job, z, term, upstream, e, block_max, add, grad);
         }
         if (job.closed.form == Form::seesaw)

@@ -7,12 +7,6 @@
 namespace ltk {
 namespace cuda {
 
-__device__ __forceinline__ uint32_t mix32(uint32_t x) {
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x = (x ^ (x >> 15)) * 0x846ca68bu;
-    return x ^ (x >> 16);
-}
-
 // The term D_j of Seesaw and softmax equalization for one label; cpu/closed_forms.inl says what it is.
 template <class Real>
 struct ClosedTerm {
@@ -32,10 +26,8 @@ struct ClosedTerm {
             reference = own > floor ? own : floor;
             label_count = table[label];
         } else if (form == Form::equalization) {
-            const uint64_t seed = static_cast<uint64_t>(*closed.seed);
-            row_key = mix32(mix32(mix32(static_cast<uint32_t>(seed)) ^ static_cast<uint32_t>(seed >> 32)) ^
-                            static_cast<uint32_t>(row));
-            limit = static_cast<int32_t>(rint(closed.options[0] * 16777216.0));
+            row_key = equalization_key(*closed.seed, row);
+            limit = equalization_limit(closed);
         }
     }
     __device__ __forceinline__ Real operator()(Real z, int64_t j) const {
@@ -43,11 +35,8 @@ struct ClosedTerm {
             const Real rarer = larger(label_count - table[j], Real(0));
             return q * larger(z - reference, Real(0)) - p * rarer;
         }
-        if (form == Form::equalization) {
-            const uint32_t draw = mix32(mix32(static_cast<uint32_t>(j) + 0x9e3779b9u) ^ row_key);
-            if (table[j] != Real(0) && static_cast<int32_t>(draw >> 8) < limit) return -Real(INFINITY);
-        }
-        return Real(0);
+        const bool masks = form == Form::equalization && table[j] != Real(0) && equalization_draws(row_key, j, limit);
+        return masks ? -Real(INFINITY) : Real(0);
     }
 };
 

@@ -91,10 +91,6 @@ __device__ __forceinline__ Real larger(Real x, Real y) {
     return std::fmax(x, y);
 }
 template <class Real>
-__device__ __forceinline__ Real pow_real(Real x, Real y) {
-    return std::pow(x, y);
-}
-template <class Real>
 __device__ __forceinline__ Real exp_real(Real x) {
     return std::exp(x);
 }
@@ -105,10 +101,6 @@ __device__ __forceinline__ Real log_real(Real x) {
 template <class Real>
 __device__ __forceinline__ Real log1p_real(Real x) {
     return std::log1p(x);
-}
-template <class Real>
-__device__ __forceinline__ Real expm1_real(Real x) {
-    return std::expm1(x);
 }
 template <class Real>
 __device__ __forceinline__ Real abs_real(Real x) {

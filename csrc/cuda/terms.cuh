@@ -5,6 +5,10 @@
 #include "reduce.cuh"
 #include "row.cuh"
 
+#define LTK_NAMESPACE cuda
+#define LTK_FORMULA __device__ __forceinline__
+#include "../formulas.inl"
+
 namespace ltk {
 namespace cuda {
 
@@ -60,25 +64,6 @@ struct Term {
 };
 constexpr int kNowhere = -64;
 
-// ArcFace, as in cpu/closed_forms.inl: cos(theta + m), and beyond theta + m = pi its line.
-template <class Real>
-__device__ __forceinline__ void arcface(const ClosedForm& closed, double c, double* value, double* slope) {
-    constexpr bool fine = sizeof(Real) == sizeof(double);
-    constexpr double floor = fine ? 1e-7 : 1e-3;
-    const double cos_m = closed.options[0], sin_m = closed.options[1];
-    if (c <= -cos_m) {
-        *value = c - atan2(sin_m, cos_m) * sin_m;
-        *slope = 1.0;
-    } else {
-        double square = 1.0 - c * c;
-        if (fine && square < 1e-6) square = (1.0 - c) * (1.0 + c);
-        const double sine = square > 0.0 ? sqrt(square) : 0.0;
-        *value = c * cos_m - sine * sin_m;
-        *slope = cos_m + c / (sine > floor ? sine : floor) * sin_m;
-    }
-    if (closed.options[2] != 0.0) *slope = 1.0;
-}
-
 template <class T, class Index>
 __device__ __forceinline__ Term<real_t<T>, Index> make_term(const RowsJob& job, const Row<T, Index>& row, int64_t label,
                                                             real_t<T> share, bool normal) {
@@ -101,22 +86,6 @@ __device__ __forceinline__ Term<real_t<T>, Index> make_term(const RowsJob& job, 
     }
     term.target = static_cast<double>(term.sigma) * value;
     return term;
-}
-
-// phi(l) = (1 - e^-l)^gamma l and its derivative. 1 - e^-l = -expm1(-l) is exact where e^-l rounds to 1.
-template <class Real>
-__device__ __forceinline__ void focal(Real gamma, Real l, Real* phi, Real* slope) {
-    *phi = l;
-    *slope = Real(1);
-    if (gamma == Real(0)) return;
-    const Real q = -expm1_real(-l);
-    if (q <= Real(0)) {  // also the limit at l = 0 for every gamma > 0; a NaN falls through
-        *phi = *slope = Real(0);
-        return;
-    }
-    const Real power = pow_real(q, gamma), p = exp_real(-l);
-    *phi = power * l;
-    *slope = power + (p > Real(0) ? gamma * l * p * power / q : Real(0));
 }
 
 // Loss and gradient of one label:  dL/dz_j = beta_j (factor exp(a_j - top) - soft weight_j)  but at the label.

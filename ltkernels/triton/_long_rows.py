@@ -20,6 +20,7 @@ from ._row import (
     TABLE,
     WEIGHT,
     adjusted,
+    exp2,
     finish,
     gather,
     has,
@@ -45,7 +46,7 @@ def tile_gradient(
         g = (upstream * k)[:, None] * negative * slope
         return tl.where(col[None, :] == y[:, None], (upstream * own_gradient)[:, None], g)
     a, counts = adjusted(z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL)
-    e = tl.where(counts, tl.exp2(a - highest[:, None]), 0.0)
+    e = tl.where(counts, exp2(a - highest[:, None]), 0.0)
     return gradient_tile(
         e, k, c, upstream, beta, col, inside, y, upstream * own_gradient, weight, present, SMOOTH, R, ALIGNED, REAL
     )

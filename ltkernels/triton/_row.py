@@ -8,13 +8,17 @@ float64 for float64 logits. The label is left out of maximum and sum, because a 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 
+import torch
 import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+# NVIDIA's exp2 of one instruction, whose denormal results are 0; `tl.exp2` spends three more on them.
+FLUSHED = tl.constexpr(torch.version.hip is None and os.environ.get("TRITON_INTERPRET") != "1")
 
 # Bits of `present`: which optional tables a call has. One compiled kernel serves all of them: a load whose mask is
 # false moves nothing.
@@ -58,6 +62,16 @@ def stream(values, col, mask, default, R: tl.constexpr, ALIGNED: tl.constexpr, R
     if ALIGNED:
         at = tl.multiple_of(at, (16, 16))
     return tl.load(at, mask=mask, other=default).to(REAL)
+
+
+@triton.jit
+def exp2(x):
+    """2^x of a tile; what would be denormal may be 0."""
+    if FLUSHED and x.dtype == tl.float32:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.exp2(x)
 
 
 @triton.jit
@@ -150,7 +164,7 @@ def online(top, others, a, counts):
     Where all is -inf so far 0 is the reference: it makes the exponentials 0 and not NaN."""
     new = tl.maximum(top, tl.max(a, 1))
     reference = tl.where(new == -float("inf"), 0.0, new)
-    e = tl.where(counts, tl.exp2(a - reference[:, None]), 0.0)
+    e = tl.where(counts, exp2(a - reference[:, None]), 0.0)
     return new, others * tl.exp2(top - reference) + tl.sum(e, 1), e
 
 
@@ -199,12 +213,12 @@ def finish(top, others, smooth_a, total_weight, label_a, alpha, share, gamma, sm
 @triton.jit
 def softplus(x, gamma, REAL: tl.constexpr):
     """phi(softplus(x)) with phi(l) = (1 - e^-l)^gamma l, and its derivative."""
-    t = tl.exp2(-tl.abs(x) * LOG2_E)
+    t = exp2(-tl.abs(x) * LOG2_E)
     log1p_t = log1p(t)
     loss = tl.maximum(x, 0.0) + log1p_t
     p = tl.where(x < 0.0, t, 1.0) / (1.0 + t)
     q = tl.where(x < 0.0, 1.0, t) / (1.0 + t)
-    power = tl.exp2(-gamma * LOG2_E * (tl.maximum(-x, 0.0) + log1p_t))
+    power = exp2(-gamma * LOG2_E * (tl.maximum(-x, 0.0) + log1p_t))
     focal = gamma != 0.0
     slope = tl.where(focal, power * (p + gamma * q * loss), p)
     # tl.maximum drops a NaN.

@@ -27,11 +27,7 @@ _BYTES = 16  # of an access
 
 def _launch(specialisation: Specialisation, grid: tuple[int, ...], *arguments: object) -> None:
     specialisation.kernel[grid](
-        *arguments,
-        **dict(specialisation.constants),
-        num_warps=specialisation.warps,
-        num_stages=specialisation.stages,
-        enable_fp_fusion=FP_FUSION,
+        *arguments, **dict(specialisation.constants), **specialisation.options, enable_fp_fusion=FP_FUSION
     )
 
 
