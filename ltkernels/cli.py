@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 
 import ltkernels
 from ltkernels._names import did_you_mean
-from ltkernels.commands import audit, predict, select, statistics
-from ltkernels.commands.parts import Progress, add_settings, config_of, is_first
+from ltkernels.commands import audit, experiment, predict, select, statistics
+from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, is_first
 
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
 
@@ -32,18 +32,6 @@ _OPTIONAL = {
     "sklearn": "scikit-learn",
     "triton": "triton",
 }
-# What a study that fixes loss and recipe leaves to choose.
-_EXPERIMENT_SETTINGS = (
-    "data_dir", "imbalance", "profile", "data_seed", "image_size", "model", "epochs", "batch_size", "lr", "weight_decay", "seed",
-    "device", "threads", "holdout", "head_ratio", "pool_factor", "subset_size", "similarity", "shrinkage", "retrain_epochs",
-    "retrain_lr", "checkpoint_seconds",
-)  # fmt: skip
-_RESUME: dict[str, Any] = {
-    "choices": ("never", "auto"),
-    "default": "never",
-    "help": "auto: continue the unfinished run in --out, to the same numbers; start where there is none",
-}
-
 
 _EXAMPLES = """examples:
   ltkernels train --data folder:PICTURES --image-size 64 --out runs/mine     CLASS/*.jpg, with or without train/ and test/
@@ -84,60 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="one training", **text)
     for command in (run, train):
         add_settings(command, None)
-        command.add_argument("--out", type=Path, help="result folder")
-        command.add_argument("--force", action="store_true", help="replace the results in an existing --out")
-        command.add_argument("--config", type=Path, help="TOML file of settings; flags win")
-        command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        add_output(command, None, resumes=True)
         command.add_argument("--preset", help="settings of a published recipe; --config and flags win")
         command.add_argument("--seeds", type=_seeds, help="several seeds, as 0,1,2: one run each, means and deviations")
-        command.add_argument("--resume", **_RESUME)
-
-    experiment = commands.add_parser("experiment", help="whole studies in one command: fdg")
-    experiment.add_argument(
-        "name", choices=("fdg",), help="fdg: does the FDG of added tail samples decide the accuracy?"
-    )
-    add_settings(experiment, _EXPERIMENT_SETTINGS)
-    experiment.add_argument("--data", default="digits-lt", help="data sets, as digits-lt,fashion-mnist-lt")
-    experiment.add_argument(
-        "--methods", default="remix,cmo,ofa,fdc", help="remix, cmo, ofa, fdc, smote, mixed (default: the first four)"
-    )
-    experiment.add_argument(
-        "--classifier",
-        default="balanced",
-        help="balanced: every class weighs the same; literal: the completed counts do",
-    )
-    experiment.add_argument(
-        "--levels", type=int, default=5, help="uniformly spaced FDG values, 0 for none (default: 5)"
-    )
-    experiment.add_argument("--sets", type=int, default=5, help="pools for every method (default: 5)")
-    experiment.add_argument(
-        "--networks", type=int, default=1, help="networks that the sets take turns with (default: 1)"
-    )
-    experiment.add_argument(
-        "--shares", default="0.5,0.9", help="weights of synthetic samples in a tail class (default: 0.5,0.9)"
-    )
-    experiment.add_argument(
-        "--added", type=int, default=300, help="samples added to a tail class at most (default: 300)"
-    )
-    experiment.add_argument(
-        "--arms",
-        default="mean,match,match-uncapped,fdg,items,clusters-target,clusters-max,clusters-min",
-        help="what is compared with random draws (default: all)",
-    )
-    experiment.add_argument("--tail-divisor", type=int, default=1, help="few shots: real tail samples thinned by it")
-    experiment.add_argument("--processes", type=int, help="sets worked on side by side (default: by the cores)")
-    experiment.add_argument("--out", type=Path, default=Path("runs/experiment-fdg"), help="result folder")
-    experiment.add_argument("--force", action="store_true", help="replace the results in an existing --out")
-    experiment.add_argument("--config", type=Path, help="TOML file of settings; flags win")
-    experiment.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    experiment.add_argument("--resume", **_RESUME)
-
     evaluate = commands.add_parser("evaluate", help="evaluate a run's checkpoints again")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report = commands.add_parser("report", help="build a run's report.html again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
-    for module in (predict, select, audit, statistics):
+    for module in (predict, select, audit, statistics, experiment):
         module.add_parser(commands)
     bench = commands.add_parser("bench", help="time the kernels against their peers")
     bench.add_argument("family", choices=("losses", "heads", "selection"))
@@ -204,45 +147,6 @@ def _print_variants(variants: list[dict[str, Any]]) -> None:
         print(f"{_plain(v['name']):<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}")
 
 
-def _experiment(arguments: argparse.Namespace) -> None:
-    from ltkernels.train.experiment import Protocol, fdg_experiment
-
-    try:
-        shares = tuple(float(share) for share in arguments.shares.split(","))
-    except ValueError:
-        raise ValueError(f"--shares must be numbers as 0.5,0.9, got {arguments.shares!r}") from None
-    protocol = Protocol(
-        levels=arguments.levels,
-        sets=arguments.sets,
-        networks=arguments.networks,
-        shares=shares,
-        added=arguments.added,
-        tail_divisor=arguments.tail_divisor,
-        arms=tuple(arguments.arms.split(",")),
-        classifier=arguments.classifier,
-    )
-    names = arguments.data.split(",")
-    del arguments.data
-    progress = Progress(arguments.quiet)
-    try:
-        summary = fdg_experiment(
-            config_of(arguments),
-            data=names,
-            methods=arguments.methods.split(","),
-            protocol=protocol,
-            processes=arguments.processes,
-            out=arguments.out,
-            force=arguments.force,
-            resume=arguments.resume,
-            progress=progress,
-        )
-    finally:
-        progress.clear()
-    if not arguments.quiet:
-        print("\n".join(summary["verdicts"]))
-        print(f"\n{summary['seconds']:.1f} s; results in {arguments.out}, see {arguments.out / 'scatter.png'}")
-
-
 def _evaluate(arguments: argparse.Namespace) -> None:
     from ltkernels import train
 
@@ -255,12 +159,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from ltkernels import train
 
-    path = train.rebuild_report(arguments.run_dir)
-    print(path)
+    print(train.rebuild_report(arguments.run_dir, arguments.png))
     if arguments.png:
-        from ltkernels.train.report import save_pngs
-
-        print(f"{len(save_pngs(path.read_text(encoding='utf-8'), arguments.png))} charts in {arguments.png}")
+        print(f"charts in {arguments.png}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -294,7 +195,7 @@ _COMMANDS = {
     "run": _job,
     "train": _job,
     "select": select.run,
-    "experiment": _experiment,
+    "experiment": experiment.run,
     "evaluate": _evaluate,
     "predict": predict.run,
     "features": predict.run,

@@ -1,5 +1,7 @@
 """Fine-tuning: pretrained weights from a file, frozen backbones, parameter groups, AdamW, clipping."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +224,50 @@ def test_a_backbone_of_timm(tmp_path):
     assert np.mean(train.load(tmp_path / "run").predict(x).numpy() == y) == pytest.approx(summary["top1"])
     with pytest.raises(ValueError, match="timm:no_such"):
         train.train(config.replace(model="timm:no_such"), data)
+
+
+def test_a_finished_run_goes_on(tmp_path):
+    data, shared = _data(), {"model": "mlp", "threads": 1, "epochs": 3}
+    first = train.train(train.Config(**shared), data, out=tmp_path / "first")
+    more = {**shared, "init": str(tmp_path / "first"), "epochs": 1}
+    # A step of nothing: the model that goes on is the finished one, classifier and all.
+    same = train.train(train.Config(**more, lr=1e-30, weight_decay=0.0), data, out=tmp_path / "same")
+    assert same["balanced_accuracy"] == first["balanced_accuracy"]
+    one, two = (train.load(tmp_path / name)(data.x_test * data.std + data.mean) for name in ("first", "same"))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    on = train.train(train.Config(**{**more, "epochs": 4}), data, out=tmp_path / "on")
+    losses = [
+        [json.loads(line)["train_loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("first", "on")
+    ]
+    assert losses[1][0] < losses[0][0]
+    assert len(losses[1]) == 4
+    assert on["config"]["init"] == str(tmp_path / "first")
+    # Post-hoc adjustment is no part of the classifier that goes on.
+    train.train(train.Config(**shared, post_hoc="tau", loss="ce"), data, out=tmp_path / "shifted")
+    train.train(
+        train.Config(**{**more, "init": str(tmp_path / "shifted"), "loss": "ce"}), data, out=tmp_path / "unshifted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": "ldam"}, "its classifier is a Linear, loss ldam asks for a CosineLinear"),
+        ({"model": "wide"}, "its model is not wide"),
+        ({"weights": "x.pt"}, "no such file"),
+        ({"init": "nowhere"}, "nowhere: not a result folder"),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_named(tmp_path, changes, words):
+    data = _data()
+    train.train(train.Config(model="mlp", epochs=1, threads=1), data, out=tmp_path / "first")
+    config = train.Config(**{"model": "mlp", "epochs": 1, "threads": 1, "init": str(tmp_path / "first"), **changes})
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        train.train(config, data, out=tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+    with pytest.raises(ValueError, match="use train"):
+        train.run(train.Config(model="mlp", epochs=1, threads=1, init=str(tmp_path / "first")), data)
+    other = _data(features=7)
+    with pytest.raises(ValueError, match="samples of another shape"):
+        train.train(train.Config(model="mlp", epochs=1, threads=1, init=str(tmp_path / "first")), other)

@@ -190,10 +190,23 @@ def test_select_writes_sets_and_picture(dtype, tmp_path, capsys) -> None:
 def test_select_takes_pools_of_the_file(tmp_path) -> None:
     x, y = data()
     pool, labels = pool_of(3, 200).numpy(), np.full(200, 3)
-    np.savez_compressed(tmp_path / "f.npz", features=x, labels=y, pool=pool, pool_labels=labels)
-    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", "--quiet", "--m", 2) == 0
-    added = np.load(tmp_path / "out" / "selection.npz")["features"]
+    # Rows of another class stand between those of the pool: what is returned are rows of the file.
+    pool, labels = np.insert(pool, range(0, 200, 2), 9.0, axis=0), np.insert(labels, range(0, 200, 2), 0)
+    files = np.array([f"{i}.jpg" for i in range(300)])
+    np.savez_compressed(tmp_path / "f.npz", features=x, labels=y, pool=pool, pool_labels=labels, pool_files=files)
+    flags = ("--out", tmp_path / "out", "--quiet", "--m", 2, "--sets", 3)
+    assert run("select", tmp_path / "f.npz", *flags) == 0
+    saved = np.load(tmp_path / "out" / "selection.npz")
+    added = saved["features"]
     assert added.shape == (20, WIDTH)
+    np.testing.assert_array_equal(pool[saved["indices"]].astype(np.float32), added)
+    assert saved["files"].tolist() == [f"{i}.jpg" for i in saved["indices"]]
+    np.testing.assert_array_equal(pool[saved["pool_indices_3"]].astype(np.float32), saved["pool_3"])
+    lines = (tmp_path / "out" / "selection.csv").read_text().splitlines()
+    assert lines[0] == "label,index,file"
+    assert lines[1:] == [f"3,{i},{i}.jpg" for i in saved["indices"]]
+    np.savez(tmp_path / "g.npz", features=x, labels=y, pool=pool, pool_labels=labels, pool_files=files[:5])
+    assert run("select", tmp_path / "g.npz", "--out", tmp_path / "no") == 2
     rows = {row.tobytes() for row in pool.astype(np.float32)}
     assert all(row.tobytes() in rows for row in added)
 

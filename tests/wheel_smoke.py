@@ -113,6 +113,9 @@ def holds_what_nobody_needs() -> None:
 def lacks_a_data_file() -> None:
     """Typing marker and the stub of the compiled module, presets, the licence, the command."""
     wanted = ["ltkernels/py.typed", "ltkernels/_C.pyi", "ltkernels/benchmarks/__init__.py"]
+    wanted += [
+        f"ltkernels/train/report/templates/{name}" for name in ("page.html", "run.html", "style.css", "tables.js")
+    ]
     missing = [name for name in wanted if name not in NAMES]
     assert not missing, missing
     assert sum(name.startswith("ltkernels/train/presets/") and name.endswith(".toml") for name in NAMES) >= 5

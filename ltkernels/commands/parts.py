@@ -4,9 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from functools import partial
+from pathlib import Path
 from typing import Any
+
+from ltkernels._settings import add_flags, given
 
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
 
@@ -17,29 +18,21 @@ def is_first() -> bool:
 
 
 def add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -> None:
-    """A flag per setting of `Config`; a flag that is not given stays out of the namespace."""
-    from ltkernels.train.config import HEADINGS, Config, kind_of, spelled
+    """A flag per setting of `Config`, or of `only` these."""
+    from ltkernels.train.config import HEADINGS, Config
 
-    group: Any = parser
-    heading = ""
-    for item in fields(Config):
-        heading = HEADINGS.get(item.name, heading)
-        if only is not None and item.name not in only:
-            continue
-        if group is parser or group.title != heading:
-            group = parser.add_argument_group(heading)
-        text = item.metadata["help"]
-        if item.default not in (None, ""):
-            text += f" (default: {item.default})"
-        flag = f"--{item.name.replace('_', '-')}"
-        shared = {"dest": item.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
-        choices = item.metadata.get("choices")
-        if kind_of(item) is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **shared)
-        elif choices:
-            group.add_argument(flag, type=partial(spelled, choices=choices), choices=choices, **shared)
-        else:
-            group.add_argument(flag, type=kind_of(item), metavar=item.name.upper(), **shared)
+    add_flags(parser, Config, only, HEADINGS)
+
+
+def add_output(parser: argparse.ArgumentParser, out: Path | None, *, resumes: bool) -> None:
+    """Where results go, and what a job may do there."""
+    parser.add_argument("--out", type=Path, default=out, help="result folder")
+    parser.add_argument("--force", action="store_true", help="replace the results in an existing --out")
+    parser.add_argument("--config", type=Path, help="TOML file of settings; flags win")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    if resumes:
+        text = "auto: continue the unfinished run in --out, to the same numbers; start where there is none"
+        parser.add_argument("--resume", choices=("never", "auto"), default="never", help=text)
 
 
 def config_of(arguments: argparse.Namespace) -> Any:
@@ -55,8 +48,7 @@ def config_of(arguments: argparse.Namespace) -> Any:
         own = read_toml(arguments.config)
         from_mapping(own, str(arguments.config))  # its own faults, before flags hide them
         values |= own
-    given = {item.name: getattr(arguments, item.name) for item in fields(Config) if hasattr(arguments, item.name)}
-    return Config(**{**values, **given})
+    return Config(**{**values, **given(arguments, Config)})
 
 
 class Progress:

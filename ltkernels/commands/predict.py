@@ -9,7 +9,7 @@ def add_parser(commands: Any) -> None:
     predict = commands.add_parser("predict", help="classes and probabilities of new files, from a run's model")
     predict.add_argument("run_dir", type=Path, metavar="RUN", help="result folder, or one of its checkpoints/*.pt")
     predict.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="image files, folders of them, or one .npz or .npy"
+        "files", type=Path, nargs="+", metavar="FILE", help="image files, folders of them, or one .npz, .npy or .csv"
     )
     predict.add_argument(
         "--out", type=Path, default=Path("predictions.csv"), help="a .csv or .parquet file (default: predictions.csv)"

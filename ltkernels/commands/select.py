@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ltkernels.commands.parts import Progress, add_settings, config_of, is_first
+from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, is_first
 
 _SETTINGS = (
     "seed", "select", "head_ratio", "pool_factor", "subset_size", "share", "similarity", "shrinkage", "random_repeats",
@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
         "features",
         type=Path,
         metavar="FEATURES.npz",
-        help="arrays features (n, d) and labels (n,), and pool and pool_labels if you have them; or features as .npy",
+        help="arrays features (n, d) and labels (n,); pool, pool_labels and pool_files if you have them; or features as .npy",
     )
     select.add_argument("--labels", type=Path, metavar="LABELS.npy", help="the labels of an .npy file of features")
     select.add_argument("--classes", type=int, nargs="+", metavar="C", help="complete these (default: the tail)")
@@ -25,10 +25,7 @@ def add_parser(commands: Any) -> None:
     select.add_argument("--mode", help="as --select, and target:LOW:HIGH (default: what --select says)")
     select.add_argument("--sets", type=int, default=0, help="also this many sets of uniformly spaced FDG (default: 0)")
     add_settings(select, _SETTINGS)
-    select.add_argument("--out", type=Path, default="selection", help="result folder")
-    select.add_argument("--force", action="store_true", help="replace the results in an existing --out")
-    select.add_argument("--config", type=Path, help="TOML file of settings; flags win")
-    select.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    add_output(select, Path("selection"), resumes=False)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -77,5 +74,5 @@ def run(arguments: argparse.Namespace) -> None:
             f"{sets['spacing_error']:.2f} of the spacing"
         )
     if result["picture"] is None:
-        print('no picture: matplotlib is missing (pip install "ltkernels[bench]")')
+        print('no picture: matplotlib is missing (pip install "ltkernels[train]")')
     print(f"{result['seconds']:.1f} s; results in {arguments.out}")

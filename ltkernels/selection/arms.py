@@ -46,6 +46,7 @@ class ClassSets(NamedTuple):
         target: the calibrated FDG that capped "match"; None where nothing did.
         reached, note: whether `mode` got what it aims at, and what it has to say; offset, random_offsets: the
             `standardized_offset` of the arm and of the random repeats.
+        pool_rows: (P,) where the rows of `pool` stood in the pool that was given.
     """
 
     label: int
@@ -66,6 +67,7 @@ class ClassSets(NamedTuple):
     note: str
     offset: float
     random_offsets: list[float]
+    pool_rows: Tensor
 
     @property
     def fdg(self) -> float:
@@ -194,7 +196,7 @@ def complete_class(
         centering, alpha, engine, progress: as in `uniform_fdg_sets`.
     """
     z, x = check_features(original, "original"), check_features(pool, "pool")
-    sets, clusters = None, None
+    sets, clusters, pool_rows = None, None, torch.arange(x.shape[0])
     try:
         greedy = parse_mode(mode)["mode"] not in ("random", "mean", "match")
         if z.shape[0] < 2 and (greedy or n_sets):
@@ -206,6 +208,7 @@ def complete_class(
         if greedy or n_sets:
             kmeans = {"balanced": balanced, "niter": niter, "nredo": nredo, "spherical": spherical}
             clusters = cut(x, subset_size, seed, subsets, **kmeans)
+            pool_rows = clusters.order.cpu()
             x = x[clusters.order.to(x.device)]
             clusters = clusters._replace(order=torch.arange(x.shape[0]))
         if m is not None:
@@ -265,6 +268,7 @@ def complete_class(
         str(chosen.stats.get("note", "")),
         gain.offset(x[rows.to(x.device)]),
         [gain.offset(x[r.to(x.device)]) for r in random_rows],
+        pool_rows,
     )
 
 

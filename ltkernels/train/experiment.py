@@ -35,49 +35,16 @@ from ltkernels.train import distributed, jobs, rundir, signals
 from ltkernels.train.config import Config, to_toml
 from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Fit, Progress, apply
-from ltkernels.train.experiment_arms import ARMS, CLASSIFIERS, Judge, calibrated, make_arms
+from ltkernels.train.experiment_arms import Judge, calibrated, make_arms
 from ltkernels.train.experiment_report import CAVEAT, figure, findings, sentences
 from ltkernels.train.features import derived_seed, head_tail_split
 from ltkernels.train.models import feature_maps
 from ltkernels.train.pipeline import Job
+from ltkernels.train.protocol import Protocol
 from ltkernels.train.schedules import loss_record
 from ltkernels.train.trained import Trained, load_checkpoint
 
 _COLUMNS = ("data", "method", "set", "share", "arm", "fdg_tail", "offset_tail", "balanced_accuracy", "tail_accuracy")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What the experiment compares; all of it is fixed before any training.
-
-    levels: sets at uniformly spaced FDG (0: none); sets: pools a method; networks: trained networks that the sets take turns
-    with; shares: weights of the synthetic samples within a tail class; added: rows that an arm takes for a tail class (at
-    most what it needs to reach the largest class); tail_divisor: real samples of tail classes are thinned by it, anew in
-    every set (the networks have seen all of them); arms: what is compared beside random draws; classifier: see `experiment_arms`.
-    """
-
-    levels: int = 5
-    sets: int = 5
-    networks: int = 1
-    shares: tuple[float, ...] = (0.5, 0.9)
-    added: int = 300
-    tail_divisor: int = 1
-    arms: tuple[str, ...] = tuple(ARMS)
-    classifier: str = "balanced"
-
-    def __post_init__(self) -> None:
-        for name, least in (("levels", 0), ("sets", 3), ("networks", 1), ("added", 1), ("tail_divisor", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.levels == 1:
-            raise ValueError("levels must be 0 or at least 2, got 1")
-        if not self.shares or not all(0.0 < share < 1.0 for share in self.shares):
-            raise ValueError(f"shares must be numbers between 0 and 1, got {self.shares}")
-        unknown = [arm for arm in self.arms if arm not in ARMS]
-        if unknown or len(set(self.arms)) != len(self.arms):
-            raise ValueError(f"arms must be different ones of {', '.join(ARMS)}, got {','.join(self.arms)}")
-        if self.classifier not in CLASSIFIERS:
-            raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {self.classifier!r}")
 
 
 @dataclass
@@ -165,7 +132,7 @@ def fdg_experiment(
     *,
     data: Sequence[str] = ("digits-lt",),
     methods: Sequence[str] = DEFAULT_METHODS,
-    protocol: Protocol = Protocol(),
+    protocol: Protocol | None = None,
     processes: int | None = None,
     out: str | Path,
     force: bool = False,
@@ -179,6 +146,7 @@ def fdg_experiment(
     the settings' threads). Every finished set is on the disk: `resume="auto"` goes on after a stop. Raises ValueError,
     ImportError or OSError in words, before any work for what can be known before it.
     """
+    protocol = protocol or Protocol()
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods or len(set(methods)) != len(methods):
         raise ValueError(f"methods must be different ones of {', '.join(METHODS)}, got {','.join(methods)}")

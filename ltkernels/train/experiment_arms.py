@@ -19,23 +19,13 @@ from torch.nn.functional import cross_entropy
 from ltkernels.diversity import FdgTarget, fdg_target, feature_diversity_gain, standardized_offset
 from ltkernels.selection import match_pool
 from ltkernels.selection.arms import choose_rows, cut
+from ltkernels.train.protocol import ARMS
 
 # Draws of the random arm: what an arm is compared with is their mean.
 RANDOM = 3
 # Rows of a head class in a classifier's problem; the heads are the same in every arm.
 _HEAD_ROWS = 600
 _WEIGHT_DECAY = 5e-4
-ARMS = {
-    "mean": "the originals' mean kept",
-    "match": "mean kept, FDG capped at its target",
-    "match-uncapped": "mean kept, FDG at its target",
-    "fdg": "FDG at its target, mean free",
-    "items": "greedy single rows, FDG to its target",
-    "clusters-target": "greedy clusters, FDG to its target",
-    "clusters-max": "greedy clusters, largest FDG",
-    "clusters-min": "greedy clusters, smallest FDG",
-}
-CLASSIFIERS = ("balanced", "literal")
 
 
 @dataclass

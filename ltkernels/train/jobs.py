@@ -21,20 +21,19 @@ from ltkernels.train.config import Config, from_mapping, read_toml, to_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.engine import Progress, predict
 from ltkernels.train.features import random_arms, selected_arm
-from ltkernels.train.logs import Logs, parse_logs, require
+from ltkernels.train.logs import Logs, require
 from ltkernels.train.metrics import confusion_matrix, summarize
 from ltkernels.train.pipeline import Job
 from ltkernels.train.relative import add_relative, balanced_twin
-from ltkernels.train.report import render
 from ltkernels.train.schedules import loss_record
 from ltkernels.train.stage2 import follow
 from ltkernels.train.tables import write_tables
 from ltkernels.train.trained import Files, Trained, load_checkpoint, save_checkpoint
 
 # What a data set that says nothing gets.
-_DEFAULTS: dict[str, float | int | bool] = {"epochs": 30, "batch_size": 64, "lr": 0.05, "crop": 0, "flip": False}
-# Tables, and features that somebody else's network made.
-_VECTORS: dict[str, float | str] = {"model": "wide", "epochs": 20, "lr": 0.02}
+_DEFAULTS: dict[str, float | int | bool] = {
+    "epochs": 30, "batch_size": 64, "lr": 0.05, "crop": 0, "flip": False, "weight_decay": 5e-4,
+}  # fmt: skip
 RESUME = ("never", "auto")
 # Settings that change no number: a run may go on with others.
 _FREE_ON_RESUME = {"data_dir", "checkpoint_seconds", "log"}
@@ -54,12 +53,26 @@ def load_data(config: Config) -> Dataset:
     return data_module.load(config.data, request)
 
 
+def vector_defaults(samples: int) -> dict[str, float | int | str]:
+    """For tables, and for features that somebody else's network made: what a regularised linear model does, and more where there
+    is more. At least a thousand steps, and the decay of scikit-learn's logistic regression (one over the number of samples)."""
+    batch_size = 16 if samples < 1000 else 64
+    epochs = max(20, -(-1000 * batch_size // samples))
+    return {
+        "model": "wide",
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "lr": 0.02,
+        "weight_decay": max(5e-4, 1 / samples),
+    }
+
+
 def resolve(config: Config, data: Dataset) -> Config:
     """`config` with everything that the data set and the loss leave to decide decided; names are checked here."""
     loss_record(config.loss)
     defaults = {**_DEFAULTS, "threads": torch.get_num_threads(), "model": "cnn", **data.defaults}
     if len(data.input_shape) == 1 and config.model is None:
-        defaults = {**_DEFAULTS, "threads": defaults["threads"], **_VECTORS, **data.defaults}
+        defaults = {**_DEFAULTS, "threads": defaults["threads"], **vector_defaults(len(data.y_train)), **data.defaults}
     if config.optimizer == "adamw":
         defaults["lr"] = 1e-3
     if config.freeze:
@@ -77,10 +90,15 @@ def resolve(config: Config, data: Dataset) -> Config:
     return config
 
 
-def _check_late(command: str, job: Job) -> None:
+def _check_late(command: str, job: Job, writes: bool) -> None:
     """Raise now what a phase after the training would raise without its package."""
     config = job.config
-    require(parse_logs(config.log))
+    require(config.log)
+    for package in ("jinja2", "matplotlib") if writes else ():
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f'the report needs {package}: pip install "ltkernels[train]"')
+    if command == "run" and config.init:
+        raise ValueError("init goes on from one model; run compares trainings from one start: use train")
     if command != "run" and config.stage2 != "fdc":
         return
     what = "run" if command == "run" else "stage2 fdc"
@@ -177,7 +195,7 @@ def _execute(
         config = resolve(config, data)
         checked = Job(config, data, None)
         checked.check()
-        _check_late(command, checked)
+        _check_late(command, checked, out is not None)
         if on_notes and world.is_main:
             on_notes(data.notes)
         if on_config and world.is_main:
@@ -216,7 +234,7 @@ def _in_folder(
         if folder.resumed:
             _check_settings(out, command, config)
         rundir.write_text(out / rundir.CONFIG, f"# ltkernels {command}\n{to_toml(config)}")
-        logs = Logs(out, parse_logs(config.log))
+        logs = Logs(out, config.log)
         logs.rewrite([])
         try:
             state = StateStore(folder.state, _fingerprint(command, config, data), config.checkpoint_seconds)
@@ -237,7 +255,7 @@ def _in_folder(
         sums = _save(out, job, models)
         write_tables(out / rundir.TABLES, job, next(t for t in models if t.name == chosen["name"]))
         summary = _summary(command, job, chosen, {**extra, "checkpoints": sums}, start)
-        rundir.write_text(out / rundir.REPORT, render(summary, job.log))
+        rundir.write_text(out / rundir.REPORT, render_page(summary, job.log))
         # Last: a folder with a summary is a finished run.
         rundir.write_json(out / rundir.SUMMARY, summary)
     return summary
@@ -393,8 +411,9 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
     return results
 
 
-def rebuild_report(run_dir: str | Path) -> Path:
-    """Write report.html of a result folder anew from its summary.json and metrics.jsonl; returns its path."""
+def rebuild_report(run_dir: str | Path, png: str | Path | None = None) -> Path:
+    """Write report.html of a result folder anew from its summary.json and metrics.jsonl, and its charts as PNG files into the
+    folder `png` where there is one; returns the page's path."""
     run_dir = Path(run_dir)
     path = run_dir / rundir.REPORT
     summary, records = rundir.read_summary(run_dir), rundir.read_metrics(run_dir)
@@ -402,6 +421,17 @@ def rebuild_report(run_dir: str | Path) -> Path:
         if "seeds" in summary:  # of several seeds, the curves are those of the first
             first = summary["seeds"][0]
             records = [{k: v for k, v in r.items() if k != "seed"} for r in records if r["seed"] == first]
-        page = render(summary, records)
+        page = render_page(summary, records)
+        if png is not None:
+            from ltkernels.train.report import save_pngs
+
+            save_pngs(summary, records, Path(png))
     rundir.write_text(path, page)
     return path
+
+
+def render_page(summary: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
+    """report.html. Drawing is imported where something is drawn: a second that no other command pays."""
+    from ltkernels.train.report import render
+
+    return render(summary, records)

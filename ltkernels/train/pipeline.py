@@ -19,7 +19,7 @@ from ltkernels.train.metrics import class_means, confusion_matrix, describe_clas
 from ltkernels.train.models import Classifier, build_backbone, build_head, load_weights
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
-from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained, logit_scale, prior_power
+from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained, load_saved, logit_scale, prior_power
 
 
 class Job:
@@ -84,7 +84,9 @@ class Job:
         from ltkernels.train.stage2 import check
 
         record = loss_record(self.config.loss)
-        self.build(record)
+        model = self.build(record)
+        if self.config.init:
+            self._go_on_from(model, Path(self.config.init).expanduser())
         self._check_backbone(record)
         recipe = self._recipe(self.config.schedule, self.config.sampler, self.config.mix)
         self._criterion(record, self.class_counts, self.config.loss_options, self.config.schedule)
@@ -97,6 +99,9 @@ class Job:
             raise ValueError(
                 "freeze computes each sample's features once: crop, flip, mix and pretrain do not go with it"
             )
+        others = (config.weights, config.pretrain != "none", config.head_init != "random")
+        if config.init and any(others):
+            raise ValueError("init brings all weights: weights, pretrain and head_init do not go with it")
         if config.freeze and config.lr_backbone is not None:
             raise ValueError("freeze and lr_backbone exclude each other")
         if config.head_init == "means" and self.head_spec(record).kind != "cosine":
@@ -156,6 +161,8 @@ class Job:
         ]
         record = loss_record(config.loss)
         model = self.build(record)
+        if config.init:
+            self._go_on_from(model, Path(config.init).expanduser())
         if config.pretrain == "rotation":
             model.backbone.load_state_dict(self._pretrain())
         criterion, schedules = self._criterion(record, self.class_counts, config.loss_options, config.schedule)
@@ -167,29 +174,8 @@ class Job:
 
     def _recipe(self, schedule: str, sampler: str, mix: str) -> Recipe:
         config = self.config
-        return Recipe(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            seed=derived_seed(config.seed, 3),
-            sampler=sampler,
-            balanced_from=start_epoch("drs", config.schedule_start, config.epochs) if schedule == "drs" else None,
-            lr_schedule=config.lr_schedule,
-            warmup=config.warmup,
-            momentum=config.momentum,
-            optimizer=config.optimizer,
-            lr_backbone=config.lr_backbone,
-            clip=config.clip,
-            accumulate=config.accumulate,
-            precision=config.precision,
-            compile=config.compile,
-            crop=config.crop,
-            flip=config.flip,
-            mix=mix,
-            mix_alpha=config.mix_alpha,
-            mix_prob=config.mix_prob,
-        )
+        late = start_epoch("drs", config.schedule_start, config.epochs) if schedule == "drs" else None
+        return Recipe.of(config, seed=derived_seed(config.seed, 3), sampler=sampler, balanced_from=late, mix=mix)
 
     def _train(
         self, name: str, record: Loss, model: Classifier, criterion: nn.Module, schedules: list[Any], recipe: Recipe
@@ -207,6 +193,27 @@ class Job:
         result = self._fit(trained, criterion, train_set, test_set, recipe, f"train/{name}", schedules, val_set=val_set)
         self.trained.append(Trained(name, record, self.head_spec(record), model, result))
         return self.trained[-1]
+
+    def _go_on_from(self, model: Classifier, run: Path) -> None:
+        """Backbone and classifier of a finished run: more epochs, or another loss, on top of them. The rate begins anew."""
+        saved = load_saved(run, device=self.config.device)
+        given, data = saved.classifier, self.data
+        if saved.class_names != data.class_names or saved.preprocessing.input_shape != data.input_shape:
+            raise ValueError(
+                f"init {run}: its model is of other classes, or of samples of another shape, than data {data.name}"
+            )
+        head = given.head.head if isinstance(given.head, Shifted) else given.head
+        if type(head) is not type(model.head):
+            raise ValueError(
+                f"init {run}: its classifier is a {type(head).__name__}, loss {self.config.loss} asks for a {type(model.head).__name__}"
+            )
+        try:
+            model.backbone.load_state_dict(given.backbone.state_dict())
+            model.head.load_state_dict(head.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"init {run}: its model is not {self.config.model}: {str(error).splitlines()[-1][:200]}"
+            ) from error
 
     def _start_from_means(self, model: Classifier) -> None:
         """Rows of the cosine head: the classes' mean features (Shi et al. 2024, LIFT, where no text encoder is there)."""

@@ -22,10 +22,11 @@ from ltkernels.train.config import from_mapping, read_toml
 from ltkernels.train.data._dataset import Array
 from ltkernels.train.data._images import SUFFIXES, Source, decode
 from ltkernels.train.data.folder import walk
+from ltkernels.train.data.lists import read_numbers, read_table
 from ltkernels.train.engine import apply
 from ltkernels.train.models import Classifier
 from ltkernels.train.tables import write_csv
-from ltkernels.train.trained import Saved, load_checkpoint
+from ltkernels.train.trained import Saved, load_saved
 
 # Files decoded together: a folder of any size is predicted in bounded memory.
 _TOGETHER = 1024
@@ -127,7 +128,7 @@ class Model:
         prepared = self.preprocessing
         if not prepared.pictures:
             raise ValueError(
-                f"the model was trained on arrays of shape {prepared.input_shape}, not on image files: give an .npz or .npy file"
+                f"the model was trained on arrays of shape {prepared.input_shape}, not on image files: give an .npz, .npy or .csv file"
             )
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
@@ -141,21 +142,7 @@ def load(run: str | Path, variant: str | None = None, device: str = "cpu") -> Mo
 
     Raises FileNotFoundError or ValueError naming the file.
     """
-    run = Path(run)
-    if run.is_file():
-        if variant is not None:
-            raise ValueError(f"{run}: a checkpoint is one variant; name a result folder to choose {variant!r}")
-        return Model(load_checkpoint(run, None, device))
-    summary = rundir.read_summary(run)
-    if "seeds" in summary:
-        raise ValueError(f"{run} holds several seeds; use one of them, as {run / 'seed-'}{summary['seeds'][0]}")
-    names = [entry["name"] for entry in summary["variants"]]
-    variant = summary["chosen"] if variant is None else variant
-    if variant not in names:
-        raise ValueError(f"{run}: no variant {variant!r}; it has {', '.join(names)}")
-    with rundir.judged(run / rundir.SUMMARY):
-        checksum = str(summary["checkpoints"][variant])
-    return Model(load_checkpoint(run / rundir.CHECKPOINTS / f"{variant}.pt", checksum, device))
+    return Model(load_saved(Path(run), variant, device))
 
 
 def _pieces(inputs: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
@@ -167,7 +154,7 @@ def _pieces(inputs: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
             if not found:
                 raise ValueError(f"{given}: no image files in it ({', '.join(SUFFIXES)})")
             paths += found
-        elif given.suffix.lower() in (".npz", ".npy"):
+        elif given.suffix.lower() in (".npz", ".npy", ".csv"):
             if len(inputs) > 1:
                 raise ValueError(f"{given}: a file of arrays is predicted alone")
             array = _array(given)
@@ -185,6 +172,8 @@ def _pieces(inputs: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
 def _array(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         return map_npy(path)
+    if path.suffix.lower() == ".csv":
+        return read_numbers(path, *read_table(path))
     names = array_names(path)
     name = next((name for name in _SAMPLES if name in names), _SAMPLES[1])
     return read_arrays(path, (name,))[name]
@@ -201,7 +190,7 @@ def predict_files(
     force: bool = False,
     device: str = "cpu",
 ) -> int:
-    """Predict image files, folders of them (at any depth), or the samples of one .npz or .npy file, into a table.
+    """Predict image files, folders of them (at any depth), or the samples of one .npz, .npy or .csv file, into a table.
 
     `out` ends in .csv or .parquet: a row a sample with its name (path or index), class and probability; with `logits` also
     every class's logit. Returns the number of rows. Raises FileExistsError where `out` is there and `force` is not given,

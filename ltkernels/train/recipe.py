@@ -1,7 +1,8 @@
 """How one model is fitted: the numbers of a training, and the learning rate as a function of the step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 # Share of the steps that raise the rate from 0 where `warmup` is not given.
 _WARMUP = 0.05
@@ -41,6 +42,12 @@ class Recipe:
     mix_alpha: float = 1.0
     mix_prob: float | None = None
     task: str = "classify"
+
+    @classmethod
+    def of(cls, settings: Any, **changes: Any) -> "Recipe":
+        """The recipe in `settings`, whose attributes of these names are taken, with `changes`."""
+        found = {f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)}
+        return cls(**{**found, **changes})
 
     def sampler_at(self, epoch: int) -> str:
         deferred = self.balanced_from is not None and epoch >= self.balanced_from

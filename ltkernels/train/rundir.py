@@ -26,13 +26,14 @@ CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
     "report.html",
     "checkpoints",
 )
-SELECTION, SELECTION_ROWS, SELECTION_PICTURE = "selection.json", "selection.npz", "selection.png"
-METRICS_CSV, TENSORBOARD, STATE = "metrics.csv", "tensorboard", "state"
+SELECTION, SELECTION_ROWS, SELECTION_TABLE = "selection.json", "selection.npz", "selection.csv"
+SELECTION_PICTURE = "selection.png"
+TENSORBOARD, STATE = "tensorboard", "state"
 TABLES = "tables"
 TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES = "table.csv", "table.json", "scatter.png", "items", "bases"
 _LOCK, _REPLACED = ".lock", ".replaced"
-_OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, METRICS_CSV, TENSORBOARD, STATE}
-_OURS |= {TABLES, SELECTION_PICTURE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
+_OURS = {CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS, SELECTION, SELECTION_ROWS, TENSORBOARD, STATE}
+_OURS |= {TABLES, SELECTION_PICTURE, SELECTION_TABLE, TABLE_CSV, TABLE_JSON, SCATTER, ITEMS, BASES}
 _HIDDEN = {_LOCK, _REPLACED}
 _SEED = r"seed-\d+"
 _PARTIAL = r"\.(.+)\.partial-\d+"

@@ -12,7 +12,6 @@ from ltkernels.train import distributed, jobs, rundir, signals
 from ltkernels.train.config import Config, to_toml
 from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Progress
-from ltkernels.train.report import render
 
 # Of a variant's entry: fractions that are averaged over the seeds. Confusion matrices are added, titles are equal.
 _AVERAGED = (
@@ -72,7 +71,7 @@ def run_seeds(
         logs = [rundir.read_metrics(out / f"seed-{seed}") for seed in seeds]
         lines = [{"seed": seed, **record} for seed, log in zip(seeds, logs) for record in log]
         rundir.write_text(out / rundir.METRICS, "".join(json.dumps(line) + "\n" for line in lines))
-        rundir.write_text(out / rundir.REPORT, render(summary, logs[0]))
+        rundir.write_text(out / rundir.REPORT, jobs.render_page(summary, logs[0]))
         rundir.write_json(out / rundir.SUMMARY, summary)
     return summary
 

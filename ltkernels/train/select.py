@@ -24,6 +24,7 @@ from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
 from ltkernels.train.engine import Progress
 from ltkernels.train.features import fdc_pool, recipe_settings, tail_class
+from ltkernels.train.tables import write_csv
 
 # Rows looked at together: a memory-mapped file is never read whole.
 _BLOCK = 1 << 16
@@ -88,8 +89,10 @@ def select_features(
     of one process.
 
     Writes into the folder `out`: selection.npz (`features` (rows, d) and `labels` (rows,) of what is to be added, in the
-    order of selection within a class; with sets, also `pool_C` (P, d) and `sets_C` (n_sets, need), rows of that pool),
-    selection.json (split, and per tail class its arms with their FDG paths), and selection.png where matplotlib is
+    order of selection within a class; of pools from the file also `indices` (rows,), their rows in its `pool`, and `files` where
+    it has `pool_files`; with sets, also `pool_C` (P, d), `sets_C` (n_sets, need), rows of that pool, and `pool_indices_C` (P,)),
+    selection.csv (label, index and file of the rows, of pools from the file), selection.json (split, and per tail class its
+    arms with their FDG paths), and selection.png where matplotlib is
     there. Returns the content of the JSON file. Raises ValueError or FileNotFoundError naming the file, array or setting.
     """
     begin = time.perf_counter()
@@ -132,7 +135,7 @@ class _Source(Mapping[int, Tensor]):
 
     def __init__(self, path: Path, labels: Path | None, config: Config) -> None:
         self.path, self.config = path, config
-        arrays = load_features(path, labels)
+        arrays = load_features(path, labels, ("pool", "pool_labels", "pool_files"))
         self.real, self.labels = check_labelled(path, arrays, "features", "labels")
         self.pools = None
         if ("pool" in arrays) != ("pool_labels" in arrays):
@@ -142,6 +145,11 @@ class _Source(Mapping[int, Tensor]):
             width = self.real.shape[1]
             if self.pools[0].shape[1] != width:
                 raise ValueError(f"{path}: pool has {self.pools[0].shape[1]} features per sample, features has {width}")
+        self.files = arrays.get("pool_files")
+        if self.files is not None and (self.pools is None or self.files.shape != (len(self.pools[1]),)):
+            raise ValueError(
+                f"{path}: pool_files must name the file of every row of pool, got {self.files.shape} names"
+            )
         self.counts = torch.bincount(self.labels).tolist()
         self.dtype = torch.float64 if self.real.dtype == torch.float64 else torch.float32
         self.head = head_tail_split(self.counts, config.head_ratio)[0]
@@ -162,6 +170,10 @@ class _Source(Mapping[int, Tensor]):
         if not len(found):
             raise ValueError(f"{self.path}: pool has no samples of class {label}")
         return found
+
+    def pool_rows(self, label: int) -> Tensor:
+        """Rows of the file's pool that are of a class, in order."""
+        return (self.pools[1] == label).nonzero().flatten()
 
     def similar_head(self, label: int) -> int | None:
         """The head class in whose spread the pool of a class lies; None where the file brought the pool."""
@@ -206,8 +218,22 @@ def _write(
     for entry in recipe.classes if n_sets else ():
         saved[f"pool_{entry.label}"] = entry.pool.to(single)
         saved[f"sets_{entry.label}"] = entry.set_rows
+    names: np.ndarray | None = None
+    if source.pools is not None:
+        own = [source.pool_rows(e.label)[e.pool_rows] for e in recipe.classes]
+        saved["indices"] = torch.cat([none, *(rows[e.rows] for rows, e in zip(own, recipe.classes))])
+        saved |= {f"pool_indices_{e.label}": rows for rows, e in zip(own, recipe.classes) if n_sets}
+        names = None if source.files is None else source.files[saved["indices"].numpy()]
     with rundir.new_folder(out, force) as folder:
-        np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()})
+        files = {} if names is None else {"files": names}
+        np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()}, **files)
+        if source.pools is not None:
+            rows = zip(
+                saved["labels"].tolist(),
+                saved["indices"].tolist(),
+                [""] * len(saved["labels"]) if names is None else names,
+            )
+            write_csv(folder / rundir.SELECTION_TABLE, ("label", "index", "file"), rows)
         result["picture"] = _picture(recipe, wanted, folder / rundir.SELECTION_PICTURE)
         rundir.write_json(folder / rundir.SELECTION, result)
     return result

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ltkernels.losses import Loss
+from ltkernels.train import rundir
 from ltkernels.train.checkpoint import StateStore, dump, undump, write_bytes
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
@@ -17,7 +18,6 @@ from ltkernels.train.data._dataset import MAX_VALUES, Preprocessing
 from ltkernels.train.engine import Fit
 from ltkernels.train.logs import Logs
 from ltkernels.train.models import Classifier, build_backbone, build_head
-from ltkernels.train.rundir import SUMMARY
 from ltkernels.train.schedules import loss_record, parse_options
 from ltkernels.train.signals import Stop
 
@@ -128,6 +128,24 @@ class Saved:
     prior_power: float | None
 
 
+def load_saved(run: Path, variant: str | None = None, device: str = "cpu") -> Saved:
+    """The model of a result folder, or of a single .pt file; see `predictor.load`."""
+    if run.is_file():
+        if variant is not None:
+            raise ValueError(f"{run}: a checkpoint is one variant; name a result folder to choose {variant!r}")
+        return load_checkpoint(run, None, device)
+    summary = rundir.read_summary(run)
+    if "seeds" in summary:
+        raise ValueError(f"{run} holds several seeds; use one of them, as {run / 'seed-'}{summary['seeds'][0]}")
+    names = [entry["name"] for entry in summary["variants"]]
+    variant = summary["chosen"] if variant is None else variant
+    if variant not in names:
+        raise ValueError(f"{run}: no variant {variant!r}; it has {', '.join(names)}")
+    with rundir.judged(run / rundir.SUMMARY):
+        checksum = str(summary["checkpoints"][variant])
+    return load_checkpoint(run / rundir.CHECKPOINTS / f"{variant}.pt", checksum, device)
+
+
 def load_checkpoint(path: Path, sha256: str | None, device: str = "cpu") -> Saved:
     """The model of a checkpoint; `sha256` is what its run says that the file has (None: not compared).
 
@@ -137,7 +155,7 @@ def load_checkpoint(path: Path, sha256: str | None, device: str = "cpu") -> Save
         raise FileNotFoundError(f"{path}: no such checkpoint")
     content = path.read_bytes()
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{path}: damaged: it is not the file that the run wrote (checksum in {SUMMARY})")
+        raise ValueError(f"{path}: damaged: it is not the file that the run wrote (checksum in {rundir.SUMMARY})")
     saved = undump(content, path, device)
     if saved.get("format") != FORMAT:
         raise ValueError(

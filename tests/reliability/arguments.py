@@ -55,7 +55,6 @@ def _calls(rng: random.Random) -> tuple[str, Any]:
     from ltkernels.train import presets
     from ltkernels.train.config import Config, parse_select
     from ltkernels.train.data import Dataset, class_sizes, make_long_tailed, with_counts
-    from ltkernels.train.logs import parse_logs
     from ltkernels.train.recipe import parse_lr_schedule
     from ltkernels.train.schedules import parse_options
 
@@ -79,7 +78,7 @@ def _calls(rng: random.Random) -> tuple[str, Any]:
             (f"parse_select({text!r:.80})", lambda: parse_select(text)),
             (f"parse_lr_schedule({text!r:.80})", lambda: parse_lr_schedule(text)),
             (f"parse_options({text!r:.80})", lambda: parse_options(text)),
-            (f"parse_logs({text!r:.80})", lambda: parse_logs(text)),
+            (f"Config(log={text!r:.80})", lambda: Config(log=text)),
             (f"load({text!r:.80})", lambda: train.data.load(text)),
             (f"Config(epochs={number!r:.80})", lambda: Config(epochs=number)),
             (f"Config(lr={number!r:.80})", lambda: Config(lr=number)),

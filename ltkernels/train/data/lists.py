@@ -116,9 +116,8 @@ def _classes(given: dict[str, Sequence[str]], path: Path) -> tuple[dict[str, np.
     return labels, names or tuple(str(i) for i in range(most + 1))
 
 
-def load_csv(request: DataRequest) -> Dataset:
-    """Load csv:PATH. Raises FileNotFoundError or ValueError naming the file and the line or column."""
-    path = Path(request.argument).expanduser()
+def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file, with commas, semicolons or tabs. Raises FileNotFoundError or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -136,6 +135,29 @@ def load_csv(request: DataRequest) -> Dataset:
     short = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
     if short is not None:
         raise ValueError(f"{path}: row {short + 1} has {len(rows[short])} cells, the header {len(header)}")
+    return header, rows
+
+
+def read_numbers(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> np.ndarray:
+    """(n, columns) float64: all columns but those of labels and split. Raises ValueError naming file, row and column."""
+    others = {_column(header, names) for names in (_LABEL, _SPLIT)}
+    columns = [c for c in range(len(header)) if c not in others]
+    if not columns:
+        raise ValueError(f"{path}: no column beside the label")
+    x = np.empty((len(rows), len(columns)))
+    for j, c in enumerate(columns):
+        for i, row in enumerate(rows):
+            try:
+                x[i, j] = float(row[c])
+            except ValueError:
+                raise ValueError(f"{path}: row {i + 1}: {header[c]} is {clipped(row[c], 80)!r}, not a number") from None
+    return x
+
+
+def load_csv(request: DataRequest) -> Dataset:
+    """Load csv:PATH. Raises FileNotFoundError or ValueError naming the file and the line or column."""
+    path = Path(request.argument).expanduser()
+    header, rows = read_table(path)
     label, picture, split = (_column(header, names) for names in (_LABEL, _PATH, _SPLIT))
     if label is None:
         raise ValueError(f"{path}: no column is called {', '.join(_LABEL)}; it has {listed(header, 12)}")
@@ -156,7 +178,7 @@ def load_csv(request: DataRequest) -> Dataset:
     if picture is not None:
         pairs = {part: [(rows[i][picture], rows[i][label].strip()) for i in index] for part, index in chosen.items()}
         return _pictures(request, path, "csv", pairs, [])
-    return _vectors(request, path, header, rows, chosen, {label, split})
+    return _vectors(request, path, header, rows, chosen, label)
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
@@ -170,19 +192,9 @@ def _vectors(
     header: list[str],
     rows: list[list[str]],
     chosen: dict[str, list[int]],
-    others: set[int | None],
+    label: int,
 ) -> Dataset:
-    columns = [c for c in range(len(header)) if c not in others]
-    if not columns:
-        raise ValueError(f"{path}: no column beside the label")
-    x = np.empty((len(rows), len(columns)))
-    for j, c in enumerate(columns):
-        for i, row in enumerate(rows):
-            try:
-                x[i, j] = float(row[c])
-            except ValueError:
-                raise ValueError(f"{path}: row {i + 1}: {header[c]} is {clipped(row[c], 80)!r}, not a number") from None
-    label = next(c for c in others if c is not None and header[c].lower() in _LABEL)
+    x = read_numbers(path, header, rows)
     labels, names = _classes({part: [rows[i][label].strip() for i in index] for part, index in chosen.items()}, path)
     if request.imbalance is not None:
         if "test" not in chosen:

@@ -8,7 +8,6 @@ moved between two sets of features, such as last month's data and today's.
 """
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from ltkernels.diversity import FeatureStatistics, feature_diversity
 from ltkernels.train.metrics import feature_drift
-from ltkernels.train.report import plots
-from ltkernels.train.report.parts import page, percent, table
+from ltkernels.train.report.charts import points
+from ltkernels.train.report.page import by_frequency, page, percent, table
 from ltkernels.train.rundir import write_text
 from ltkernels.train.select import load_features
 
@@ -214,74 +213,50 @@ def _check(name: str, features: Tensor, labels: Tensor) -> None:
 
 def render_audit(result: dict[str, Any], title: str = "Data audit") -> str:
     """The audit as one self-contained HTML page."""
-    counts = result["class_counts"]
-    intro = f"{sum(counts)} samples in {len(counts)} classes, {max(counts)} to {min(counts)} a class."
-    sections = [
-        f"<h1>{escape(title)}</h1><p class=sub>{escape(intro)}</p>",
-        _classes(result),
-        _suspects(result),
-        _drift(result),
+    names, counts, errors = result["class_names"], result["class_counts"], result["label_errors"]
+    pairs = list(zip(counts, result["class_diversity"]))
+    head = ["sample", "label", "looks like", "probability of its label, %"]
+    suspects = [
+        [str(e["index"]), names[e["label"]], names[e["suggested"]], percent(e["confidence"])]
+        for e in (errors or [])[:_MAX_SUSPECTS]
     ]
-    return page(title, sections)
-
-
-def _by_frequency(counts: Sequence[int]) -> list[int]:
-    return sorted(range(len(counts)), key=lambda c: (-counts[c], c))
-
-
-def _classes(result: dict[str, Any]) -> str:
-    names, counts, diversity = result["class_names"], result["class_counts"], result["class_diversity"]
-    tips = [f"{names[c]}, {counts[c]} samples: {diversity[c]:.2f}" for c in range(len(counts))]
-    pairs = [(float(counts[c]), diversity[c]) for c in range(len(counts))]
-    chart = plots.points(
-        "diversity against counts", "samples of the class", "V, log2 units", [("", pairs, tips)], [0], log_x=True
+    return page(
+        "audit.html",
+        title=title,
+        intro=f"{sum(counts)} samples in {len(counts)} classes, {max(counts)} to {min(counts)} a class.",
+        chart=points("diversity against counts", "samples of the class", "V, log2 units", [("", pairs, 0)], log_x=True),
+        classes=_classes(result),
+        note=result["label_errors_note"],
+        found=len(errors or []),
+        suspects=None if errors is None else table("suspected label errors", head, suspects),
+        drift=None if result["drift"] is None else _drift(names, result["drift"]),
     )
-    wrong = [0] * len(counts)
+
+
+def _classes(result: dict[str, Any]) -> dict[str, Any]:
+    names, counts, diversity = result["class_names"], result["class_counts"], result["class_diversity"]
+    known, wrong = result["label_errors"] is not None, [0] * len(counts)
     for suspect in result["label_errors"] or []:
         wrong[suspect["label"]] += 1
-    head = ["class", "samples", "V", "suspected<br>label errors"]
     rows = [
         [
-            escape(names[c]),
-            str(counts[c]),
+            names[c],
+            {"text": counts[c], "key": counts[c], "bar": counts[c] / max(counts)},
             f"{diversity[c]:.2f}",
-            "&ndash;" if result["label_errors"] is None else str(wrong[c]),
+            wrong[c] if known else "\u2013",
         ]
-        for c in _by_frequency(counts)
+        for c in by_frequency(counts)
     ]
-    return (
-        "<h2>Classes</h2><p>V(F) = ½ log2 det(I + F Fᵀ / n) of the class's n mean-centred feature vectors F: how much a class "
-        f"holds, where the count says how often it occurs.</p>{chart}{table(head, rows)}"
-    )
+    return table("classes", ["class", "samples", "V", "suspected label errors"], rows, sortable=True)
 
 
-def _suspects(result: dict[str, Any]) -> str:
-    errors, names = result["label_errors"], result["class_names"]
-    text = f"<h2>Suspected label errors</h2><p>{escape(result['label_errors_note'])}.</p>"
-    if not errors:
-        return text if errors is None else f"{text}<p>None.</p>"
-    rows = [
-        [str(e["index"]), escape(names[e["label"]]), escape(names[e["suggested"]]), percent(e["confidence"])]
-        for e in errors[:_MAX_SUSPECTS]
-    ]
-    more = f"<p>The {_MAX_SUSPECTS} least credible of {len(errors)}.</p>" if len(errors) > _MAX_SUSPECTS else ""
-    head = ["sample", "label", "looks like", "probability of<br>its label, %"]
-    note = "<p class=note>Suspicions, not findings: rare and unusual samples of small classes are among them.</p>"
-    return f"{text}{more}{table(head, rows)}{note}"
-
-
-def _drift(result: dict[str, Any]) -> str:
-    drift = result["drift"]
-    if drift is None:
-        return ""
-    names = result["class_names"]
-
-    def shown(value: float | None, digits: int = 2) -> str:
-        return "n/a" if value is None else f"{value:.{digits}f}"
+def _drift(names: Sequence[str], drift: dict[str, Any]) -> dict[str, Any]:
+    def shown(value: float | None, digits: int = 2) -> dict[str, Any]:
+        return {"text": "n/a", "key": -1} if value is None else {"text": f"{value:.{digits}f}", "key": value}
 
     rows = [
         [
-            escape(names[c]),
+            names[c],
             shown(drift["shift"][c], 1),
             shown(drift["diversity_ratio"][c]),
             percent(drift["share_before"][c]),
@@ -290,9 +265,4 @@ def _drift(result: dict[str, Any]) -> str:
         for c in sorted(range(len(names)), key=lambda c: -(drift["shift"][c] or 0.0))
     ]
     head = ["class", "shift", "V after / before", "share before, %", "share after, %"]
-    return (
-        "<h2>Drift</h2><p>Shift is the squared distance between the class's mean features in the two sets, over what sampling "
-        "alone would give: about 1 where nothing moved. V of a few samples comes out too small: compare it between sets of "
-        "similar size. n/a: fewer than two samples in one of the sets.</p>"
-        f"{table(head, rows)}"
-    )
+    return table("drift", head, rows, sortable=True)

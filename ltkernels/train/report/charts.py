@@ -1,179 +1,231 @@
-"""The report's charts, each a function from plain values to an SVG string."""
+"""The charts of the pages, each from plain values to a `drawing.Chart`."""
 
 from collections.abc import Sequence
+from textwrap import fill
+from typing import Any
 
-from ltkernels.train.report.svg import COLORS, GRID, INK, MUTED, Svg, label, ticks
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-Series = tuple[str, list[tuple[float, float]]]
+from ltkernels.train.report.drawing import (
+    COLORS,
+    DASHES,
+    GRID,
+    INK,
+    MANY_POINTS,
+    MARKERS,
+    MUTED,
+    axes_of,
+    chart,
+    legend_below,
+    shorten,
+)  # fmt: skip
 
-
-def shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def counts_and_accuracy(
-    names: Sequence[str], counts: Sequence[int], order: Sequence[int], variants: Sequence[tuple[str, Sequence[float]]]
-) -> str:
-    """One row per class in `order`: a bar of its training samples, and beside it a mark per variant at its recall."""
-    row = 28 if len(order) <= 30 else 15
-    # Marks of different variants at one recall would hide each other: they sit at different heights in the row.
-    spread = (row - 9) / max(1, len(variants) - 1)
-    # Long names take room from the bars: cut short, `signs_and_symbols/flags` and `signs_and_symbols/clocks` are one.
-    letters = max(16, min(34, max(map(len, names))))
-    left = 120 + round(6.4 * (letters - 16))
-    bar_width, gap, width, top = 350 - left, 70, 460, 46
-    x0 = left + bar_width + gap
-    svg = Svg(x0 + width + 24, top + row * len(order) + 34, "class counts beside per-class accuracy")
-    svg.text(left, 16, "training samples", bold=True)
-    svg.text(x0, 16, "accuracy on the class's test samples, %", bold=True)
-    bottom = top + row * len(order)
-    for i in range(0, len(order), 2):
-        svg.rect(0, top + i * row, svg.width, row, "#f6f7f9")
-    # Positions, not bars: the axis may start above 0, and must where all classes are good, or the marks coincide.
-    low = min(90, int(10 * min(min(accuracy) for _, accuracy in variants)) * 10)
-    for percent in ticks(low, 100):
-        x = x0 + width * (percent - low) / (100 - low)
-        svg.line(x, top, x, bottom)
-        svg.text(x, top - 8, label(percent), anchor="middle", color=MUTED, size=11)
-        svg.text(x, bottom + 18, label(percent), anchor="middle", color=MUTED, size=11)
-    largest = max(counts)
-    for i, label_index in enumerate(order):
-        middle = top + (i + 0.5) * row
-        svg.text(left - 10, middle + 4, shorten(names[label_index], letters), anchor="end", size=12 if row > 20 else 10)
-        length = bar_width * counts[label_index] / largest
-        svg.rect(left, middle - row * 0.32, max(length, 1), row * 0.64, "#8a97a8")
-        svg.text(left + length + 6, middle + 4, str(counts[label_index]), color=MUTED, size=11 if row > 20 else 10)
-        for series, (name, accuracy) in enumerate(variants):
-            x = x0 + width * (100 * accuracy[label_index] - low) / (100 - low)
-            y = middle + (series - (len(variants) - 1) / 2) * spread
-            tip = f"{names[label_index]}: {name} {100 * accuracy[label_index]:.1f} %"
-            svg.marker(x, y, series, tip, 4.2 if row > 20 else 3)
-    return svg.render()
-
-
-def legend(names: Sequence[str], series: Sequence[int] | None = None, *, column: float = 400) -> str:
-    """The marks of the series (0, 1, ... where not given) with their names, two in a row."""
-    marks = range(len(names)) if series is None else series
-    across = 2 if column <= 400 else 1
-    svg = Svg(across * column, 22 * -(-len(names) // across) + 4, "legend")
-    for i, (mark, name) in enumerate(zip(marks, names)):
-        x, y = column * (i % across), 22 * (i // across) + 12
-        svg.marker(x + 8, y, mark, size=5)
-        svg.text(x + 22, y + 4, shorten(name, 56), size=13)
-    return svg.render()
-
-
-# Of a matrix; three letters of a name at the head of a column told nothing, and ran into each other.
-_NAME_LETTERS = 18
-_LETTER = 8.2  # pixels of the widest common letters at size 12
 MOST_CELLS = 100
-"""More classes make no matrix that anybody reads, and a page of a hundred megabytes."""
+"""More classes make no matrix that anybody reads."""
+_MOST_ROWS = 40  # classes with a row of their own
+_LETTERS = 28
+_BAR = "#8a97a8"
+_NEGATIVE, _POSITIVE = "#b8601f", "#0b62ad"
+_SERIES_LETTERS = 56
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+
+Points = Sequence[tuple[float, float]]
 
 
-def matrix_margin(names: Sequence[str], cell: float) -> float:
-    """Room for the names left of a matrix."""
-    return 16 if cell < 10 else 40 + _LETTER * min(_NAME_LETTERS, max(map(len, names)))
+def _style(number: int) -> dict[str, Any]:
+    """Colour and shape both tell a series from another."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": "none",
+        "mew": 0,
+    }
 
 
-def row_label(name: str, row: int, cell: float) -> str:
-    """The name, and where the row's cells are numbered at the head, its number."""
-    return shorten(name, _NAME_LETTERS) + (f"  {row + 1}" if cell >= 20 else "")
+@chart
+def classes(
+    title: str,
+    names: Sequence[str],
+    counts: Sequence[int],
+    order: Sequence[int],
+    variants: Sequence[tuple[str, Sequence[float]]],
+) -> Figure:
+    """Training samples beside the recall of every class in `order`: a row a class, or for many classes over their rank."""
+    if len(order) <= _MOST_ROWS:
+        return _rows(names, counts, order, variants)
+    figure, (left, right) = axes_of(3.3, 2.3, 2, gap=0.65)
+    rank = np.arange(1, len(order) + 1)
+    left.fill_between(rank, [counts[c] for c in order], 0.7, color=_BAR, lw=0, step="mid")
+    left.set(yscale="log", ylim=(0.7, None), title="training samples")
+    left.yaxis.set_major_formatter(_PLAIN)
+    left.yaxis.set_minor_formatter(NullFormatter())
+    for number, (name, recall) in enumerate(variants):
+        values = 100 * np.array([recall[c] for c in order])
+        style = {**_style(number), "label": shorten(name, _SERIES_LETTERS)}
+        right.plot(rank, values, **style, ms=2.5, alpha=0.45, rasterized=len(order) * len(variants) > MANY_POINTS)
+        window = max(5, len(order) // 15)
+        means = [values[max(0, i - window) : i + window + 1].mean() for i in range(len(values))]
+        right.plot(rank, means, color=style["color"], linestyle=DASHES[number % len(DASHES)])
+    right.set(title="accuracy, %; lines: mean of neighbours", ylim=(-3, 103))
+    for axes in (left, right):
+        axes.set_xlabel("classes, from the most to the least frequent")
+    legend_below(right, 38, markerscale=2)
+    return figure
 
 
-def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str], order: Sequence[int]) -> str:
+def _rows(
+    names: Sequence[str],
+    counts: Sequence[int],
+    order: Sequence[int],
+    variants: Sequence[tuple[str, Sequence[float]]],
+) -> Figure:
+    figure, (left, right) = axes_of(1.8, max(0.6, 0.23 * len(order)), 2, gap=0.25)
+    right.set_position([0.5, 0, 0.85, 1])
+    places = np.arange(len(order))
+    left.barh(places, [counts[c] for c in order], height=0.62, color=_BAR)
+    for place, c in enumerate(order):
+        left.annotate(
+            f"{counts[c]}", (counts[c], place), (3, 0), textcoords="offset points", va="center", color=MUTED, size=8
+        )
+    left.set(yticks=places, yticklabels=[shorten(names[c], _LETTERS) for c in order], title="training samples")
+    left.tick_params(axis="y", colors=INK)
+    left.xaxis.set_major_locator(NullLocator())
+    left.spines[["left", "bottom"]].set_visible(False)
+    left.grid(False)
+    left.set_xlim(0, 1.3 * max(counts))
+    # Marks of different variants at one recall would hide each other: they sit at different heights in the row.
+    for number, (name, recall) in enumerate(variants):
+        shift = 0.0 if len(variants) == 1 else 0.56 * (number / (len(variants) - 1) - 0.5)
+        values = [100 * recall[c] for c in order]
+        right.plot(values, places + shift, **_style(number), label=shorten(name, _SERIES_LETTERS), alpha=0.9)
+    right.set(yticks=places - 0.5, yticklabels=[], title="accuracy on the class's test samples, %")
+    for axes in (left, right):
+        axes.set_ylim(len(order) - 0.4, -0.6)
+    legend_below(right, 24)
+    return figure
+
+
+@chart
+def matrix_of_confusions(
+    title: str, matrix: Sequence[Sequence[int]], names: Sequence[str], order: Sequence[int]
+) -> Figure:
     """Rows are true classes, columns predictions, both in `order`; a cell's shade is its share of the row."""
+    cells = np.array(matrix, dtype=float)[np.ix_(order, order)]
+    share = cells / np.maximum(cells.sum(1, keepdims=True), 1)
+    # The square root keeps a single confused sample visible.
+    figure, axes = _square(title, _tinted(np.sqrt(share)), names, order, "predicted class")
+    axes.set_ylabel("true class")
+    if len(order) <= 12:
+        for r, c in np.argwhere(cells > 0):
+            axes.text(
+                c,
+                r,
+                f"{cells[r, c]:.0f}",
+                ha="center",
+                va="center",
+                size=7,
+                color="white" if share[r, c] > 0.45 else INK,
+            )
+    return figure
+
+
+@chart
+def matrix_of_cosines(
+    title: str, values: Sequence[Sequence[float]], names: Sequence[str], order: Sequence[int]
+) -> Figure:
+    """A square matrix of numbers in [-1, 1], rows and columns in `order`; brown is negative, blue positive."""
+    figure, axes = _square(title, _tinted(np.array(values, dtype=float)[np.ix_(order, order)]), names, order, "")
+    handles = [Patch(color=_tinted(np.array(v)), label=f"{v:g}") for v in (1.0, 0.5, -0.5, -1.0)]
+    legend_below(axes, 26, handles, ncols=4, handlelength=1, columnspacing=1)
+    return figure
+
+
+def _tinted(values: np.ndarray) -> np.ndarray:
+    """(..., 4): the colour of the sign, as opaque as the number is large: over a light page and over a dark one."""
+    tint = np.empty((*values.shape, 4))
+    tint[..., :3] = np.where((values < 0)[..., None], to_rgb(_NEGATIVE), to_rgb(_POSITIVE))
+    tint[..., 3] = np.abs(values).clip(0, 1)
+    return tint
+
+
+def _square(
+    title: str, image: np.ndarray, names: Sequence[str], order: Sequence[int], below: str
+) -> tuple[Figure, Any]:
     n = len(order)
-    cell = 22 if n <= 12 else max(4, 264 // n)
-    left, top = matrix_margin(names, cell), 62
-    svg = Svg(max(300, left + n * cell + 12), top + n * cell + 14, f"confusion matrix of {title}")
-    svg.text(0, 16, shorten(title, 44), bold=True)
-    svg.text(0, 34, "rows: true, columns: predicted, in the same order", color=MUTED, size=11)
-    svg.rect(left, top, n * cell - (cell > 8), n * cell - (cell > 8), _shade(0.0))
-    for r, true in enumerate(order):
-        total = max(1, sum(matrix[true]))
-        y = top + r * cell
-        if cell >= 10:
-            svg.text(left - 8, y + cell / 2 + 4, row_label(names[true], r, cell), anchor="end", size=min(12, cell))
-        for c, predicted in enumerate(order):
-            count = matrix[true][predicted]
-            if not count:
-                continue
-            share = count / total
-            tip = f"{names[true]} as {names[predicted]}: {count} of {total}"
-            svg.rect(left + c * cell, y, cell - (cell > 8), cell - (cell > 8), _shade(share), tip)
-            if cell >= 20:
-                ink = "#ffffff" if share > 0.45 else INK
-                svg.text(left + (c + 0.5) * cell, y + cell / 2 + 4, str(count), anchor="middle", color=ink, size=10)
-    if cell >= 20:
-        for c in range(n):
-            x = left + (c + 0.5) * cell - 0.5
-            svg.text(x, top - 6, str(c + 1), anchor="middle", color=MUTED, size=11)
-    return svg.render()
+    size = 0.23 * n if n <= 15 else max(3.2, 0.145 * n if n <= _MOST_ROWS else 0)
+    figure, (axes,) = axes_of(max(size, 0.9), max(size, 0.9))
+    axes.imshow(image, interpolation="none", aspect="auto")
+    axes.grid(False)
+    axes.spines[:].set(visible=True, color=GRID)
+    axes.set_title(fill(shorten(title, 90), max(24, int(9 * size))))
+    if n <= _MOST_ROWS:
+        # Of the columns the numbers: names at their head run into each other.
+        axes.set_yticks(
+            range(n), [f"{shorten(names[c], _LETTERS)}  {i + 1}" for i, c in enumerate(order)], size=9 if n <= 15 else 7
+        )
+        axes.set_xticks(range(n) if n <= 15 else range(0, n, 5), range(1, n + 1) if n <= 15 else range(1, n + 1, 5))
+        axes.tick_params(axis="y", colors=INK)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6, integer=True))
+            axis.set_major_formatter(FuncFormatter(lambda place, _: f"{place + 1:.0f}"))
+    axes.tick_params(length=0)
+    axes.set_xlabel(below)
+    return figure, axes
 
 
-def _shade(share: float) -> str:
-    """White to dark blue. The square root keeps a single confused sample visible."""
-    t = share**0.5
-    low, high = (247, 249, 252), (8, 69, 120)
-    return "#" + "".join(f"{round(a + (b - a) * t):02x}" for a, b in zip(low, high))
+@chart
+def lines(
+    title: str, x_label: str, y_label: str, series: Sequence[tuple[str, Points, int]], width: float = 3.3
+) -> Figure:
+    """Curves; a series is (name, points, number of its style)."""
+    figure, (axes,) = axes_of(width, 1.9)
+    for name, placed, number in series:
+        mark = MARKERS[number % len(MARKERS)] if len(placed) == 1 else None
+        dash = DASHES[number % len(DASHES)]
+        axes.plot(
+            *zip(*placed), dash, color=COLORS[number % len(COLORS)], marker=mark, label=shorten(name, _SERIES_LETTERS)
+        )
+    axes.set_title(fill(shorten(title, 80), int(12 * width)))
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    legend_below(axes, 38, handlelength=2.6)
+    return figure
 
 
-def lines(title: str, x_label: str, series: Sequence[Series], colors: Sequence[int], *, width: float = 440) -> str:
-    """A line chart; `colors[i]` is the number of series i's colour, every second one dashed (readable in grey)."""
-    height, left, right, top, bottom = 236, 48, 16, 30, 40
-    points = [p for _, values in series for p in values]
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
-    pad = 0.06 * (max(ys) - min(ys)) or 0.05
-    y_low, y_high = min(ys) - pad, max(ys) + pad
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
-        return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
-
-    svg = Svg(width, height, title)
-    svg.text(0, 16, shorten(title, int(width / 8)), bold=True)
-    for value in ticks(y_low, y_high):
-        y = place(x_low, value)[1]
-        svg.line(left, y, width - right, y, "#aaaaaa" if abs(value) < 1e-12 else GRID)
-        svg.text(left - 6, y + 4, label(value), anchor="end", color=MUTED, size=11)
-    for value in ticks(x_low, x_high):
-        x = place(value, y_low)[0]
-        svg.text(x, height - bottom + 16, label(value), anchor="middle", color=MUTED, size=11)
-    svg.text((left + width - right) / 2, height - 6, x_label, anchor="middle", color=MUTED, size=11)
-    for (name, values), color in zip(series, colors):
-        placed = [place(x, y) for x, y in values]
-        if len(placed) == 1:
-            svg.marker(*placed[0], color, name)
-        svg.polyline(placed, COLORS[color % len(COLORS)], dashed=color % 2 == 1)
-    return svg.render()
-
-
-def line_legend(names: Sequence[str], colors: Sequence[int]) -> str:
-    """Line samples with their names, two in a row."""
-    column = 400
-    svg = Svg(2 * column, 22 * ((len(names) + 1) // 2) + 4, "legend")
-    for i, (name, color) in enumerate(zip(names, colors)):
-        x, y = column * (i % 2), 22 * (i // 2) + 12
-        svg.polyline([(x, y), (x + 28, y)], COLORS[color % len(COLORS)], dashed=color % 2 == 1)
-        svg.text(x + 36, y + 4, shorten(name, 54), size=13)
-    return svg.render()
-
-
-def times(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str]) -> str:
-    """A bar for each (name, seconds of each of `parts`), its parts side by side, from dark to light."""
-    shades = [_shade(1 - i / len(parts)) for i in range(len(parts))]
-    row, top, left, width = 26, 34, 250, 420
-    svg = Svg(left + width + 90, top + row * len(rows) + 6, "where the time went")
-    for i, (part, shade) in enumerate(zip(parts, shades)):
-        svg.rect(left + 170 * i, 8, 12, 12, shade)
-        svg.text(left + 170 * i + 18, 18, part, size=12)
-    longest = max(sum(seconds) for _, seconds in rows) or 1.0
-    for i, (name, seconds) in enumerate(rows):
-        x, y = float(left), top + i * row
-        svg.text(left - 10, y + 15, shorten(name, 36), anchor="end", size=12)
-        for part, value, shade in zip(parts, seconds, shades):
-            svg.rect(x, y + 3, width * value / longest, row - 8, shade, f"{name}: {part} {value:.2f} s")
-            x += width * value / longest
-        svg.text(x + 6, y + 15, f"{sum(seconds):.1f} s", color=MUTED, size=11)
-    return svg.render()
+@chart
+def points(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Sequence[tuple[str, Points, int]],
+    *,
+    log_x: bool = False,
+    errors: Sequence[float | None] = (),
+    width: float = 3.3,
+    bare: bool = False,
+) -> Figure:
+    """Scattered points; `errors` are half-lengths of vertical bars, one a series. `bare` leaves the numbers of the axes out."""
+    figure, (axes,) = axes_of(width, 2.3)
+    many = sum(len(placed) for _, placed, _ in series) > MANY_POINTS
+    for i, (name, placed, number) in enumerate(series):
+        error = errors[i] if i < len(errors) else None
+        style = {**_style(number), "ms": 4 if len(placed) > 100 else 5.5, "rasterized": many}
+        axes.errorbar(
+            *zip(*placed), yerr=error, label=shorten(name, _SERIES_LETTERS), alpha=0.8, elinewidth=1.2, **style
+        )
+    axes.set_title(fill(shorten(title, 80), int(12 * width)))
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(_PLAIN)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if bare:
+        axes.tick_params(labelbottom=False, labelleft=False, length=0)
+    if any(name for name, _, _ in series):
+        legend_below(axes, 24 if bare else 38, list(axes.containers))
+    return figure
