@@ -124,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
         default="mean,match,match-uncapped,fdg,items,clusters-target,clusters-max,clusters-min",
         help="what is compared with random draws (default: all)",
     )
+    experiment.add_argument(
+        "--space",
+        default="feature",
+        help="feature: classifiers on a frozen network; image: a network for each arm (remix, cmo)",
+    )
     experiment.add_argument("--tail-divisor", type=int, default=1, help="few shots: real tail samples thinned by it")
     experiment.add_argument("--processes", type=int, help="sets worked on side by side (default: by the cores)")
     experiment.add_argument("--out", type=Path, default=Path("runs/experiment-fdg"), help="result folder")
@@ -220,6 +225,7 @@ def _experiment(arguments: argparse.Namespace) -> None:
         tail_divisor=arguments.tail_divisor,
         arms=tuple(arguments.arms.split(",")),
         classifier=arguments.classifier,
+        space=arguments.space,
     )
     names = arguments.data.split(",")
     del arguments.data

@@ -214,7 +214,7 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
 
 def parse_select(text: str) -> tuple[str, float | None]:
     """`"max"` -> ("max", None), `"target:0.3"` -> ("target", 0.3). Raises ValueError naming the value."""
-    from ltkernels.selection.arms import parse_mode
+    from ltkernels.selection._arms import parse_mode
 
     try:
         found = parse_mode(text)
