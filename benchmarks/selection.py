@@ -11,6 +11,7 @@ plain: a sample of the candidates, or another objective.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import math
 import resource
@@ -86,12 +87,12 @@ def scaled(times: tuple[float, float, float], factor: float) -> tuple[float, flo
     return tuple(t * factor for t in times)
 
 
-def steps(d: int, n: int, m: int, seconds: float) -> list[dict[str, Any]]:
+def steps(d: int, n: int, m: int, seconds: float, mode: str = "max") -> list[dict[str, Any]]:
     """A greedy step: ours in m steps with all set-up, divided by m; the naive ones as one step on (a sample of) the pool."""
     inputs = [problem(d, n, seed) for seed in range(3)]
     sample = SUBSETS if d <= 64 else 25
-    engines = ["auto", "A", "lazy"] if d > 64 else ["auto"]
-    select = ltk.selection.select_subsets
+    engines = ["auto", "full", "lazy"] if d > 64 else ["auto"]
+    select = functools.partial(ltk.selection.select_subsets, mode=mode, q=0.5 if mode == "quantile" else None)
     calls: dict[str, Callable[[Any], object]] = {
         f"ours:{engine}": lambda p, engine=engine: select(*p, m=m, engine=engine) for engine in engines
     }
@@ -102,11 +103,11 @@ def steps(d: int, n: int, m: int, seconds: float) -> list[dict[str, Any]]:
     part = pool[: sample * SIZE]
     exact = naive_cholesky(original, part)
     base = math.log(4.0) * float(ltk.diversity.feature_diversity(original))
-    gains = ltk.diversity.subset_gains(original, part, offsets[: sample + 1])
+    gains = ltk.selection.subset_gains(original, part, offsets[: sample + 1])
     right = bool(torch.allclose((1.0 + gains) * base, exact, rtol=1e-8))
     paths = {engine: select(*inputs[0], m=m, engine=engine) for engine in engines}
     same = all(torch.equal(p.picked, paths[engines[0]].picked) for p in paths.values())
-    if sample == SUBSETS:
+    if sample == SUBSETS and mode == "max":
         same = same and int(paths[engines[0]].picked[0]) == int(exact.argmax())
     ok = dict.fromkeys(calls, right and same)
     ok["torch batched slogdet"] = bool(torch.allclose(naive_slogdet(original, part), exact, rtol=1e-8))
@@ -125,7 +126,7 @@ def steps(d: int, n: int, m: int, seconds: float) -> list[dict[str, Any]]:
                 "select step",
                 name,
                 (SUBSETS, SIZE, d),
-                f"max, N={n}",
+                f"{mode}, N={n}",
                 times,
                 ok[f"ours:{engine}" if ours else name],
                 **more,
@@ -222,6 +223,16 @@ def clusters(n: int, k: int, d: int, seconds: float) -> list[dict[str, Any]]:
         "faiss": plain_faiss,
         "scikit-learn": sklearn,
     }
+    if importlib.util.find_spec("k_means_constrained"):
+        from k_means_constrained import KMeansConstrained
+
+        def constrained(x: np.ndarray) -> float:
+            sizes = {"size_min": n // k, "size_max": -(-n // k)}
+            return float(
+                KMeansConstrained(k, **sizes, init="random", n_init=1, max_iter=25, random_state=0).fit(x).inertia_
+            )
+
+        calls["k-means-constrained"] = constrained
     objective = {name: call(inputs[0]) for name, call in calls.items()}
     sizes = ltk.selection.kmeans_subsets(inputs[0], k, balanced=True).offsets.diff()
     even = int(sizes.max() - sizes.min()) <= 1
@@ -229,7 +240,7 @@ def clusters(n: int, k: int, d: int, seconds: float) -> list[dict[str, Any]]:
     for name, times in harness.interleaved(calls, inputs, seconds, repeats=3).items():
         ratio = objective[name] / objective["faiss"]
         good = not name.startswith("cpu-") or (ratio <= 1.05 and (even or name == "cpu-kmeans"))
-        what = "equal sizes" if "balanced" in name else "any size"
+        what = "equal sizes" if "balanced" in name or "constrained" in name else "any size"
         found.append(row("k-means", name, (n, k, d), what, times, good, objective_over_faiss=round(ratio, 4)))
     return found
 
@@ -337,6 +348,8 @@ def main(argv: list[str] | None = None) -> int:
 
     for d, n in [(64, 500)] if quick else [(64, 50), (64, 500), (64, 5000), (512, 50), (512, 500), (512, 5000)]:
         show(steps(d, n, 10 if quick else 45, seconds))
+    if not quick:
+        show(steps(512, 500, 45, seconds, mode="quantile"))
     show(items(500 if quick else 2000, 64, 20 if quick else 100, seconds))
     show(clusters(1500 if quick else 5000, 150 if quick else 500, 64, seconds))
     others = [workload(2 if quick else 10), streamed]

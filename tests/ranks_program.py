@@ -118,9 +118,8 @@ def selection(size, group):
     for engine, ragged, width, centering, m in (
         ("auto", False, 6, "joint", SUBSETS),
         ("lazy", True, 6, "separate", SUBSETS),
-        ("B", True, 40, "joint", 7),
-        ("C", True, 40, "joint", 7),
-        ("C", False, 6, "joint", 7),
+        ("full", True, 40, "joint", 7),
+        ("full", False, 6, "joint", 7),
         ("lazy", False, 6, "none", 7),
     ):
         candidates, offsets = pool(ragged, width)
@@ -132,7 +131,7 @@ def selection(size, group):
             same(got, want)
             assert got.stats["shares"] == np.diff(SHARES[size]).tolist()
             assert got.stats["form"] == "ranks"
-            assert got.stats["engine"] in ("none", "A" if engine == "auto" else engine)
+            assert got.stats["engine"] in ("none", "full" if engine == "auto" else engine)
 
 
 def ties(size, group):
@@ -206,7 +205,7 @@ def bad_selections(size, group):
 
 def failing_engine(size, group):
     # What one rank cannot survive, the others learn of.
-    from ltkernels.selection.engines import PackedEngine
+    from ltkernels.selection._engines.packed import PackedEngine
 
     for method in ("judge", "join"):
         whole = getattr(PackedEngine, method)

@@ -85,7 +85,7 @@ def test_subset_gains_equal_brute_force(centering: str, ragged: bool, d: int) ->
     sizes = [1, 2, 2, 7, 40, 3] if ragged else [4] * 6
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     z, x = rng.normal(size=(9, d)) + 5.0, rng.normal(size=(offsets[-1], d)) + 4.0
-    got = ltk.diversity.subset_gains(z, x, offsets, centering=centering, alpha=1.7)
+    got = ltk.selection.subset_gains(z, x, offsets, centering=centering, alpha=1.7)
     want = [gain(z, x[b:e], centering, 1.7) for b, e in itertools.pairwise(offsets)]
     assert got.dtype == torch.float64
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-12)
@@ -192,12 +192,12 @@ def test_bad_input(original, added, keywords, error, message) -> None:
 )
 def test_bad_offsets(offsets, error, message) -> None:
     with pytest.raises(error, match=message):
-        ltk.diversity.subset_gains(GOOD, GOOD, offsets)
+        ltk.selection.subset_gains(GOOD, GOOD, offsets)
 
 
 def test_empty_pool() -> None:
     with pytest.raises(ValueError, match="candidates is empty"):
-        ltk.diversity.subset_gains(GOOD, GOOD[:0], [0])
+        ltk.selection.subset_gains(GOOD, GOOD[:0], [0])
 
 
 def test_batched_lu_is_not_used() -> None:
@@ -217,7 +217,7 @@ def test_our_log_dets_hold_where_batched_lu_failed() -> None:
     offsets = list(range(0, 1201, 200))
     try:
         torch.set_num_threads(2)
-        got = ltk.diversity.subset_gains(z, x, offsets).numpy()
+        got = ltk.selection.subset_gains(z, x, offsets).numpy()
     finally:
         torch.set_num_threads(threads)
     want = [gain(z, x[b : b + 200], "joint", 1.0) for b in offsets[:-1]]

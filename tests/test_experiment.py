@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ltkernels.cli import main
-from ltkernels.selection.arms import choose_rows, complete_class
+from ltkernels.selection._arms import calibrated, choose_rows, complete_class
 from ltkernels.train import experiment
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
 from ltkernels.train.experiment import Protocol, fdg_experiment
-from ltkernels.train.experiment_arms import RANDOM, Judge, arm_rows, calibrated, make_arms
+from ltkernels.train.experiment_arms import RANDOM, Judge, arm_rows, make_arms
 from ltkernels.train.experiment_report import findings, interval, sentences
 
 QUICK = Config(model="mlp", epochs=2, threads=1, pool_factor=3.0)
@@ -61,11 +61,30 @@ def test_arms_share_pool_size_and_network(finished):
     assert none[0] == none[2] != none[1]
 
 
+def test_in_image_space_every_arm_trains_a_network(tmp_path):
+    protocol = Protocol(levels=0, sets=3, networks=2, added=20, arms=("mean",), space="image")
+    asked = {"methods": ["cmo", "remix"], "protocol": protocol, "processes": 1, "out": tmp_path / "run"}
+    summary = fdg_experiment(QUICK.replace(epochs=1), **asked)
+    rows = json.loads((tmp_path / "run" / "table.json").read_text())
+    for index in range(3):
+        own = {m: {r["arm"]: r for r in rows if (r["method"], r["set"]) == (m, index)} for m in asked["methods"]}
+        for arms in own.values():
+            assert list(arms) == ["none", "random-0", "random-1", "mean", "real"]
+            assert arms["mean"]["offset_tail"] < arms["random-0"]["offset_tail"]
+            assert all(r["share"] is None for r in arms.values())
+        # What no method changes is the same for both.
+        for arm in ("none", "real"):
+            assert own["cmo"][arm]["balanced_accuracy"] == own["remix"][arm]["balanced_accuracy"]
+    assert {r["arm"] for r in rows} == {*summary["results"][0]["arms"], "none", "random-0", "random-1"} - {"random"}
+    with pytest.raises(ValueError, match="space image is for methods remix, cmo, got cmo,fdc"):
+        fdg_experiment(QUICK, **{**asked, "methods": ["cmo", "fdc"], "out": tmp_path / "other"})
+
+
 def test_run_select_and_experiment_choose_the_same_rows():
     g = torch.Generator().manual_seed(0)
     z, pool = torch.randn(30, 8, generator=g), 1.5 * torch.randn(300, 8, generator=g) + 0.3
     heads = {0: torch.randn(200, 8, generator=g)}
-    target = calibrated(heads, {}, z, 60, 4)
+    target = calibrated(heads, {}, 30, 60, 4)
     for mode in ("match", "mean", "random"):
         rows = choose_rows(z, pool, 60, mode, target=target, seed=4).indices
         entry = complete_class(7, z, pool, 60, mode=mode, target=target, seed=4, n_random=1)
@@ -209,6 +228,11 @@ def test_bad_requests_are_named_before_any_work(tmp_path, monkeypatch):
         ({"shares": (0.5, 1.0)}, "shares must be numbers between 0 and 1"),
         ({"arms": ("mean", "best")}, "arms must be different ones of mean, match,.*got mean,best"),
         ({"classifier": "ce"}, "classifier must be one of balanced, literal, got 'ce'"),
+        ({"space": "pixel"}, "space must be feature or image, got 'pixel'"),
+        (
+            {"space": "image", "classifier": "literal"},
+            "space image trains networks: classifier literal is for space feature",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             Protocol(**changes)

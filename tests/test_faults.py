@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ltkernels import cli, train
-from ltkernels.selection.checkpoint import drop_damaged
+from ltkernels.selection._checkpoint import drop_damaged
 from ltkernels.train import experiment, rundir
 from ltkernels.train.config import Config
 from ltkernels.train.logs import Logs

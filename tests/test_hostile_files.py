@@ -78,7 +78,7 @@ def test_zip_flags(tmp_path, place):
     with pytest.raises(ValueError, match=r"x\.npz"):
         FeatureStatistics.load(tmp_path / "x.npz")
     with pytest.raises(ValueError, match=r"checkpoint .*x\.npz"):
-        selection.checkpoint.read_checkpoint(tmp_path / "x.npz", "k", ("mean",))
+        selection._checkpoint.read_checkpoint(tmp_path / "x.npz", "k", ("mean",))
 
 
 def test_a_damaged_stream_inside_a_zip(tmp_path):

@@ -167,25 +167,6 @@ def test_cuda_says_what_is_missing() -> None:
         kmeans_subsets(torch.zeros(5, 2), 2, device="cuda")
 
 
-@pytest.mark.parametrize("balanced", [False, True])
-def test_batched_equals_one_at_a_time(balanced: bool) -> None:
-    pools = [blobs(n, 6, 9, 0.4, seed=n) for n in (200, 57, 130)]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        batch = ltk.selection.kmeans_subsets_batched(pools, [20, 5, 13], balanced=balanced, seed=1)
-    finally:
-        torch.set_num_threads(threads)
-    for pool, k, subsets in zip(pools, (20, 5, 13), batch):
-        alone = kmeans_subsets(pool, k, balanced=balanced, seed=1)
-        assert torch.equal(alone.order, subsets.order)
-        assert torch.equal(alone.offsets, subsets.offsets)
-    with pytest.raises(ValueError, match="pool 1: k = 9 subsets of 5 rows"):
-        ltk.selection.kmeans_subsets_batched([pools[0], torch.zeros(5, 2)], 9)
-    with pytest.raises(ValueError, match="k holds 2 numbers for 3 pools"):
-        ltk.selection.kmeans_subsets_batched(pools, [1, 2])
-
-
 def test_more_restarts_are_no_worse() -> None:
     x = blobs(400, 8, 30, 0.5)
     once, more = kmeans_subsets(x, 30, niter=5), kmeans_subsets(x, 30, niter=5, nredo=5)

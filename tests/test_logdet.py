@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ltkernels import _C
-from ltkernels.diversity import group_by_size, mixed_columns
-from ltkernels.selection.packs import LANES, Packs
+from ltkernels.selection._engines.packs import LANES, Packs
+from ltkernels.selection._subsets import group_by_size, mixed_columns
 
 
 def logdet(matrices: torch.Tensor, threads: int = 1) -> np.ndarray:

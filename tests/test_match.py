@@ -9,7 +9,8 @@ from scipy.special import digamma
 
 import ltkernels as ltk
 from ltkernels.diversity import FdgTarget, fdg_target, feature_diversity_gain, standardized_offset
-from ltkernels.selection import match, match_pool
+from ltkernels.selection import _match as match
+from ltkernels.selection import match_pool
 
 WIDTH = 16
 

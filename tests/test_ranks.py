@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ltkernels as ltk
-from ltkernels.selection.rules import Rule, choose
-from ltkernels.selection.sharded import nominees, settle
+from ltkernels.selection._rules import Rule, choose
+from ltkernels.selection._sharded import nominees, settle
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 WORLD = 4

@@ -12,9 +12,13 @@ import torch
 
 import ltkernels as ltk
 from ltkernels.cli import main
-from ltkernels.selection.arms import parse_mode
-from ltkernels.selection.recipe import spread_evenly
-from ltkernels.train.select import load_features
+from ltkernels.diversity import FdgTarget
+from ltkernels.selection._arms import calibrated, parse_mode
+from ltkernels.selection._recipe import spread_evenly
+from ltkernels.train.config import Config
+from ltkernels.train.experiment_arms import make_arms
+from ltkernels.train.features import complete_tail
+from ltkernels.train.select import load_features, select_features
 
 COUNTS = [60, 40, 12, 6]
 WIDTH = 5
@@ -45,7 +49,7 @@ def test_every_set_brings_every_tail_class_to_the_largest() -> None:
     assert entry.need == 54
     assert entry.rows.shape == (54,)
     assert entry.set_rows.shape == (6, 54)
-    assert entry.random_rows.shape == (8, 54)
+    assert [arm.rows.shape for arm in entry.random] == [(54,)] * 8
     x, y = data()
     for rows, fdg in [(entry.rows, entry.fdg), *zip(entry.set_rows, entry.set_fdg.tolist())]:
         assert len(set(rows.tolist())) == 54
@@ -209,6 +213,40 @@ def test_select_takes_pools_of_the_file(tmp_path) -> None:
     assert run("select", tmp_path / "g.npz", "--out", tmp_path / "no") == 2
     rows = {row.tobytes() for row in pool.astype(np.float32)}
     assert all(row.tobytes() in rows for row in added)
+
+
+@pytest.mark.parametrize("mode", ["mean", "match", "random", "max", "min", "target:0.1"])
+def test_run_select_and_experiment_take_the_same_rows(mode: str, tmp_path) -> None:
+    # The three ways in, from their own entrances: `ltkernels select`, the completion of run and stage 2, the experiment's arms.
+    x, y = data()
+    features, labels = torch.from_numpy(x), torch.from_numpy(y)
+    pools = {label: pool_of(label, 160).float() for label in (2, 3)}
+    pool_labels = np.repeat([2, 3], 160)
+    np.savez(
+        tmp_path / "f.npz", features=x, labels=y, pool=torch.cat([*pools.values()]).numpy(), pool_labels=pool_labels
+    )
+    config = Config(select=mode, head_ratio=0.8, random_repeats=1, seed=5)
+    select_features(tmp_path / "f.npz", config, out=tmp_path / "out")
+    selected = np.load(tmp_path / "out" / "selection.npz")
+    head, tail = complete_tail(features, labels, config, make_pool=lambda label, _: pools[label])
+    assert [entry.label for entry in tail] == [2, 3]
+    originals = {label: features[labels == label] for label in range(4)}
+    added = {entry.label: entry.need for entry in tail}
+    heads = {label: originals[label] for label in head}
+    targets = {c: calibrated(heads, None, len(originals[c]), n, config.seed + c) for c, n in added.items()}
+    if mode == "target:0.1":
+        targets = {c: FdgTarget(0.1, 0.0, {}, []) for c in added}
+    name = {"random": "random-0", "max": "clusters-max", "min": "clusters-min", "target:0.1": "items"}.get(mode, mode)
+    options = {"levels": 0, "names": [name][: name != "random-0"], "seed": config.seed, "subset_size": 10}
+    arm = make_arms({c: originals[c] for c in added}, pools, targets, added, **options)[name]
+    for entry in tail:
+        want = entry.added("random-0" if mode == "random" else mode)
+        assert len(want) == entry.need > 10
+        np.testing.assert_array_equal(selected["features"][selected["labels"] == entry.label], want.numpy())
+        assert torch.equal(pools[entry.label][arm.rows[entry.label]], want)
+    # Uniform sets on the side change nothing.
+    select_features(tmp_path / "f.npz", config, out=tmp_path / "sets", n_sets=3)
+    np.testing.assert_array_equal(np.load(tmp_path / "sets" / "selection.npz")["features"], selected["features"])
 
 
 def test_large_files_are_mapped(tmp_path) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import ltkernels as ltk
-from ltkernels.diversity import start_state
-from ltkernels.selection.dispatch import ENGINES
-from ltkernels.selection.engines import PackedEngine
-from ltkernels.selection.lazy import LazyEngine
-from ltkernels.selection.problem import Problem
+from ltkernels.selection._driver import ENGINES
+from ltkernels.selection._engines.lazy import LazyEngine
+from ltkernels.selection._engines.packed import PackedEngine
+from ltkernels.selection._problem import Problem
+from ltkernels.selection._subsets import start_state
 
 CENTERINGS = ("joint", "separate", "none")
 
@@ -232,7 +232,7 @@ def test_thread_count_changes_no_bit() -> None:
         try:
             for count in (1, 2, 4):
                 torch.set_num_threads(count)
-                results.append(ltk.selection.select_subsets(z, x, offsets, m=15, engine="A"))
+                results.append(ltk.selection.select_subsets(z, x, offsets, m=15, engine="full"))
         finally:
             torch.set_num_threads(threads)
         for other in results[1:]:
@@ -284,7 +284,7 @@ GOOD = np.random.default_rng(15).normal(size=(6, 3))
         ({"m": 1, "tol": 0.5}, ValueError, 'tol = 0.5 is for mode "target"'),
         ({"m": 1, "mode": "target", "target": 0.1, "tol": -1.0}, ValueError, "tol must not be negative, got -1.0"),
         ({"m": 1, "mode": "target", "target": "x"}, TypeError, "target must be a number, got str"),
-        ({"m": 1, "engine": "Z"}, ValueError, "unknown engine 'Z'; known: auto, A"),
+        ({"m": 1, "engine": "Z"}, ValueError, "unknown engine 'Z'; known: auto, full"),
         ({"m": 1, "centering": "all"}, ValueError, "unknown centering 'all'"),
         ({"m": 1, "alpha": -1.0}, ValueError, "alpha must be finite and above 0, got -1.0"),
     ],

@@ -171,11 +171,13 @@ def two_phase_kernels(device: torch.device) -> tuple[Callable[..., None], Callab
 
 def log_det_kernel(matrices: Tensor) -> Callable[[Tensor], Tensor] | None:
     """``logdet`` of (K, n, n) matrices for a batch (..., n, n); None where torch's Cholesky factors serve it: no batch, wide matrices, a
-    gradient to keep, no CUDA part."""
+    gradient to keep, no CUDA part, float32 on the CPU."""
     small = matrices.dim() > 2 and 1 <= matrices.shape[-1] <= LARGEST_LOG_DET and matrices.numel() > 0
-    if not (matrices.is_cuda and small) or torch.compiler.is_compiling() or cuda_problem():
+    if not small or torch.compiler.is_compiling() or (matrices.requires_grad and torch.is_grad_enabled()):
         return None
-    if matrices.dtype not in (torch.float32, torch.float64) or (matrices.requires_grad and torch.is_grad_enabled()):
+    if not matrices.is_cuda:
+        return cpu.logdet if matrices.dtype == torch.float64 and matrices.device.type == "cpu" else None
+    if cuda_problem() or matrices.dtype not in (torch.float32, torch.float64):
         return None
     from .cuda import logdet
 

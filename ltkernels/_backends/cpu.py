@@ -132,3 +132,15 @@ def gradient_from_statistics(part: ClassPart, terms: Tensor, grad: Tensor) -> No
     """Fills `grad`, which may be the logits."""
     to = (terms.data_ptr(), grad.data_ptr(), grad.stride(0))
     _C.gradient_from_statistics(*part.addresses(), *to, torch.get_num_threads())
+
+
+def logdet(matrices: Tensor) -> Tensor:
+    """(K,) log-determinants of (K, n, n) float64 symmetric positive definite matrices. Only the lower triangles are read. NaN where a
+    matrix is not positive definite."""
+    matrices = matrices.contiguous()
+    count, size = matrices.shape[:2]
+    threads = torch.get_num_threads()
+    out = torch.empty(count, dtype=torch.float64)
+    scratch = torch.empty(threads * _C.logdet_scratch(size), dtype=torch.float64)
+    _C.logdet_batch(matrices.data_ptr(), count, size, scratch.data_ptr(), out.data_ptr(), threads)
+    return out

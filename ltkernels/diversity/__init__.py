@@ -28,58 +28,30 @@ log-determinants that are wrong by several nats from d of about 150 on, with two
 #142815, torch 2.13).
 """
 
-from ._checks import (
-    CENTERINGS,
-    check_alpha,
-    check_centering,
-    check_features,
-    check_offsets,
-    check_original,
-    check_same_width,
-)
 from ._classes import ClassStatistics, class_diversities
 from ._measures import (
     FAR,
-    cholesky_log_det,
     fdg_infimum,
     fdg_lower_bound,
     feature_diversity,
     feature_diversity_gain,
-    original_diversity,
     standardized_offset,
 )
 from ._representatives import select_representatives
 from ._stream import FeatureStatistics
-from ._subsets import SizeGroup, Start, group_by_size, grown_log_dets, mixed_columns, start_state, subset_gains
 from ._target import FdgTarget, fdg_target
 
 __all__ = [
-    "CENTERINGS",
     "FAR",
     "ClassStatistics",
     "FdgTarget",
     "FeatureStatistics",
-    "SizeGroup",
-    "Start",
-    "check_alpha",
-    "check_centering",
-    "check_features",
-    "check_offsets",
-    "check_original",
-    "check_same_width",
-    "cholesky_log_det",
     "class_diversities",
     "fdg_infimum",
     "fdg_lower_bound",
     "fdg_target",
     "feature_diversity",
     "feature_diversity_gain",
-    "group_by_size",
-    "grown_log_dets",
-    "mixed_columns",
-    "original_diversity",
     "select_representatives",
     "standardized_offset",
-    "start_state",
-    "subset_gains",
 ]

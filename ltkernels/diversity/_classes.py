@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._features import check_alpha, check_features, check_finite, cholesky_log_det
 from .._ranks import Ranks
-from ._checks import check_alpha, check_features, check_finite
 from ._files import read_statistics, write_statistics
-from ._measures import cholesky_log_det
 from ._stream import FeatureStatistics
 
 _LOG4 = 2.0 * math.log(2.0)

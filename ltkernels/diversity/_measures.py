@@ -8,58 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends
-from ._checks import check_alpha, check_centering, check_features, check_original, check_same_width
+from .._features import (
+    centred,
+    check_alpha,
+    check_centering,
+    check_features,
+    check_original,
+    check_same_width,
+    diversity_nats,
+    original_diversity,
+)
 
 # A `standardized_offset` worth a warning.
 FAR = 3.0
-
-
-def cholesky_log_det(matrix: Tensor) -> Tensor:
-    """log det of symmetric positive definite matrices (..., n, n) in nats, from their Cholesky factors; NaN where a
-    matrix is not positive definite. Never waits for a GPU. Batches of small ones go to the CUDA kernel, where it can serve them."""
-    kernel = _backends.log_det_kernel(matrix)
-    if kernel is not None:
-        values: Tensor = kernel(matrix.flatten(0, -3)).unflatten(0, matrix.shape[:-2])
-        return values
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    value: Tensor = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return value.masked_fill(failed != 0, torch.nan)
-
-
-def _diversity_nats(rows: Tensor, ridge: float) -> Tensor:
-    """log det(I + rows^T rows / ridge), by the smaller of the d x d and n x n forms (equal by Sylvester's identity)."""
-    gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
-    gram = gram / ridge
-    gram.diagonal().add_(1.0)
-    return cholesky_log_det(gram)
-
-
-def _centred(x: Tensor, centering: str) -> Tensor:
-    return x if centering == "none" or x.shape[0] == 0 else x - x.mean(0)
-
-
-def original_diversity(original: Tensor, centering: str, alpha: float) -> Tensor:
-    """log det(I + alpha C_Z) in nats, the denominator of every FDG; ValueError where it is 0, because FDG is undefined
-    there."""
-    n = original.shape[0]
-    if centering != "none" and n == 1:
-        raise ValueError(
-            "original has N = 1 sample: its diversity is 0 and FDG, a ratio to it, is undefined; give at least 2"
-        )
-    equal = bool((original == (0.0 if centering == "none" else original[:1])).all())
-    value = _diversity_nats(_centred(original, centering), n / alpha)
-    if not math.isfinite(float(value.detach())):
-        raise ValueError(
-            f"original overflows float64 (largest magnitude {float(original.detach().abs().max()):.3g}); scale it down"
-        )
-    if equal or not float(value.detach()) > 0.0:
-        what = "zero" if centering == "none" else "equal"
-        raise ValueError(
-            f"all {n} samples of original are {what} (or too close to it for float64): their diversity is 0 and FDG, a "
-            "ratio to it, is undefined"
-        )
-    return value
 
 
 def feature_diversity(features: Any, *, alpha: float = 1.0) -> Tensor:
@@ -82,7 +43,7 @@ def feature_diversity(features: Any, *, alpha: float = 1.0) -> Tensor:
     x = check_features(features, "features")
     if x.shape[0] == 0:
         raise ValueError("features is empty: the diversity of no samples is undefined")
-    return _diversity_nats(x - x.mean(0), x.shape[0] / check_alpha(alpha)) / (2.0 * math.log(2.0))
+    return diversity_nats(x - x.mean(0), x.shape[0] / check_alpha(alpha)) / (2.0 * math.log(2.0))
 
 
 def feature_diversity_gain(original: Any, augmented: Any, *, centering: str = "joint", alpha: float = 1.0) -> Tensor:
@@ -113,10 +74,10 @@ def feature_diversity_gain(original: Any, augmented: Any, *, centering: str = "j
     if extra.shape[0] == 0:
         return base * 0.0
     if centering == "joint":
-        rows = _centred(torch.cat([z, extra]), centering)
+        rows = centred(torch.cat([z, extra]), centering)
     else:
-        rows = torch.cat([_centred(z, centering), _centred(extra, centering)])
-    return _diversity_nats(rows, rows.shape[0] / alpha) / base - 1.0
+        rows = torch.cat([centred(z, centering), centred(extra, centering)])
+    return diversity_nats(rows, rows.shape[0] / alpha) / base - 1.0
 
 
 def fdg_lower_bound(n: int, n_aug: int) -> float:
@@ -143,7 +104,7 @@ def fdg_infimum(original: Any, n_aug: int, alpha: float = 1.0, *, centering: str
     if n_aug < 0:
         raise ValueError(f"n_aug must be at least 0, got {n_aug}")
     base = original_diversity(z, centering, alpha)
-    diluted = _diversity_nats(_centred(z, centering), (z.shape[0] + n_aug) / alpha)
+    diluted = diversity_nats(centred(z, centering), (z.shape[0] + n_aug) / alpha)
     return float(diluted / base - 1.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_alpha, check_features
+from .._features import check_alpha, check_features
 
 
 class Representatives(NamedTuple):

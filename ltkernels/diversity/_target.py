@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import check_alpha, check_centering, check_features
+from .._features import check_alpha, check_centering, check_features
 from ._measures import feature_diversity_gain
 
 # Without held-out samples a class is cut into so many folds, and each is held out in turn.

@@ -1,11 +1,12 @@
 """Subsets of an augmented pool: cut by k-means, picked greedily by Feature Diversity Gain."""
 
-from .arms import ClassSets
-from .greedy import Selection, select_subsets, select_subsets_batched
-from .kmeans import Subsets, kmeans_subsets, kmeans_subsets_batched
-from .match import match_pool
-from .recipe import Recipe, fdg_recipe, head_tail_split
-from .sets import UniformSets, uniform_fdg_sets
+from ._arms import ClassSets
+from ._greedy import Selection, select_subsets, select_subsets_batched
+from ._kmeans import Subsets, kmeans_subsets
+from ._match import match_pool
+from ._recipe import Recipe, fdg_recipe, head_tail_split
+from ._sets import UniformSets, uniform_fdg_sets
+from ._subsets import subset_gains
 
 __all__ = [
     "ClassSets",
@@ -16,9 +17,9 @@ __all__ = [
     "fdg_recipe",
     "head_tail_split",
     "kmeans_subsets",
-    "kmeans_subsets_batched",
     "match_pool",
     "select_subsets",
     "select_subsets_batched",
+    "subset_gains",
     "uniform_fdg_sets",
 ]

@@ -169,7 +169,7 @@ class Config:
 
 def parse_select(text: str) -> tuple[str, float | None]:
     """`"max"` -> ("max", None), `"target:0.3"` -> ("target", 0.3). Raises ValueError naming the value."""
-    from ltkernels.selection.arms import parse_mode
+    from ltkernels.selection._arms import parse_mode
 
     try:
         found = parse_mode(text)

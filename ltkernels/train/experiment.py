@@ -6,8 +6,8 @@ by rules that are fixed before anything is trained: the target of FDG is calibra
 samples. Every arm is judged by the same classifier (`Judge`), beside random draws of the same size, no augmentation, and,
 where the data set has them, real samples that training never saw: the room that there is.
 
-Remix and CMO mix images, which here pass through the frozen network; training the network on the completed set (Definition
-4) is not part of this experiment.
+Remix and CMO mix images, which in feature space pass through the frozen network; in image space every arm trains a network of its
+own on the completed set (`experiment_image`, Definition 4).
 """
 
 import copy
@@ -30,12 +30,14 @@ import torch
 from torch import Tensor
 
 from ltkernels import augment
-from ltkernels.diversity import feature_diversity_gain, standardized_offset
+from ltkernels.diversity import FdgTarget, feature_diversity_gain, standardized_offset
+from ltkernels.selection._arms import calibrated
 from ltkernels.train import distributed, jobs, rundir, signals
 from ltkernels.train.config import Config, to_toml
 from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Fit, Progress, apply
-from ltkernels.train.experiment_arms import Judge, calibrated, make_arms
+from ltkernels.train.experiment_arms import Judge, make_arms
+from ltkernels.train.experiment_image import POOLS, ArmRow, image_rows
 from ltkernels.train.experiment_report import CAVEAT, figure, findings, sentences
 from ltkernels.train.features import derived_seed, head_tail_split
 from ltkernels.train.models import feature_maps
@@ -47,12 +49,12 @@ from ltkernels.train.trained import Trained, load_checkpoint
 _COLUMNS = ("data", "method", "set", "share", "arm", "fdg_tail", "offset_tail", "balanced_accuracy", "tail_accuracy")
 
 
-@dataclass
+@dataclass(eq=False)
 class Context:
     """A data set with its trained network, as a pool is made from it, and the real samples that training never sees."""
 
     job: Job
-    base: Trained
+    base: Trained | None  # in image space every arm has its own
     head: list[int]
     tail: list[int]
     spare: Dataset | None
@@ -152,6 +154,8 @@ def fdg_experiment(
         raise ValueError(f"methods must be different ones of {', '.join(METHODS)}, got {','.join(methods)}")
     if not data or len(set(data)) != len(data):
         raise ValueError(f"data must name different data sets, got {','.join(data)}")
+    if protocol.space == "image" and not set(methods) <= set(POOLS):
+        raise ValueError(f"space image is for methods {', '.join(POOLS)}, got {','.join(methods)}")
     if resume not in jobs.RESUME:
         raise ValueError(f"resume must be one of {', '.join(jobs.RESUME)}, got {resume!r}")
     distributed.refuse("the experiment")
@@ -178,7 +182,7 @@ def fdg_experiment(
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         (out / rundir.ITEMS).mkdir(exist_ok=True)
         for name in data:
-            for network in range(protocol.networks):
+            for network in range(protocol.networks if protocol.space == "feature" else 0):
                 own = config.replace(data=name, seed=config.seed + network)
                 jobs.train(own, loaded[name], out=_base_folder(out, own), resume="auto", progress=progress)
         work = [
@@ -304,16 +308,19 @@ def _ignore_interrupts() -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _context(out: str, config: Config) -> Context:
+def _context(out: str, config: Config, space: str) -> Context:
     data = _load(config, config.data)
     resolved = jobs.resolve(config, data)
     job = Job(resolved, data, None)
+    split = head_tail_split(job.class_counts, config.head_ratio)
+    if space == "image":
+        return Context(job, None, *split, spare_samples(config, data))
     record = loss_record("ce")
     folder = _base_folder(Path(out), config)
     sums = rundir.read_summary(folder)["checkpoints"]
     model = load_checkpoint(folder / rundir.CHECKPOINTS / "ce.pt", sums["ce"], resolved.device).classifier
     base = Trained("ce", record, job.head_spec(record), model, Fit([], torch.empty(0), 0.0))
-    return Context(job, base, *head_tail_split(job.class_counts, config.head_ratio), spare_samples(config, data))
+    return Context(job, base, *split, spare_samples(config, data))
 
 
 def _work(item: Work) -> None:
@@ -322,7 +329,7 @@ def _work(item: Work) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
-        rows = _rows(_context(out, config), method, index, protocol)
+        rows = _rows(_context(out, config, protocol.space), method, index, protocol)
     finally:
         torch.set_num_threads(before)
     # A run that was killed leaves its workers behind; the folder may be another run's by now.
@@ -337,8 +344,31 @@ def set_seed(seed: int, method: str, index: int) -> int:
 
 
 def _rows(context: Context, method: str, index: int, protocol: Protocol) -> list[dict[str, Any]]:
+    seed = set_seed(context.job.config.seed, method, index)
+    rows: list[dict[str, Any]] = []
+
+    def add(share: float | None, found: Sequence[ArmRow]) -> None:
+        for arm, fdg, offset, accuracy in found:
+            means = [sum(x) / len(x) if x else None for x in (fdg, offset)]
+            values = (context.job.config.data, method, index, share, arm, *means, *accuracy)
+            rows.append(dict(zip(_COLUMNS, values)))
+
+    if protocol.space == "image":
+        found, targets = image_rows(context, method, index, seed, protocol)
+        add(None, found)
+    else:
+        targets = _feature_rows(context, method, seed, protocol, add)
+    for label, target in targets.items():
+        if target is not None:
+            rows[0].setdefault("targets", {})[str(label)] = [target.value, target.spread]
+    return rows
+
+
+def _feature_rows(
+    context: Context, method: str, seed: int, protocol: Protocol, add: Callable[[float | None, Sequence[ArmRow]], None]
+) -> dict[int, FdgTarget | None]:
+    """Adds every arm of one set, "none" first; returns the targets by label."""
     job = context.job
-    seed = set_seed(job.config.seed, method, index)
     generator = torch.Generator().manual_seed(seed)
     features, labels = context.features, job.y_train
     if protocol.tail_divisor > 1:
@@ -361,7 +391,7 @@ def _rows(context: Context, method: str, index: int, protocol: Protocol) -> list
     }
     heads = {label: features[labels == label] for label in context.head}
     held = {label: context.held[job.y_held == label] for label in context.head}
-    targets = {label: calibrated(heads, held, originals[label], n, seed + label) for label, n in added.items()}
+    targets = {label: calibrated(heads, held, len(originals[label]), n, seed + label) for label, n in added.items()}
     arms = make_arms(
         originals,
         pools,
@@ -380,26 +410,15 @@ def _rows(context: Context, method: str, index: int, protocol: Protocol) -> list
         job.data.num_classes,
         protocol.classifier,
     )
-    rows = []
-
-    def row(
-        share: float | None, arm: str, fdg: list[float], offset: list[float], accuracy: tuple[float, float]
-    ) -> None:
-        means = [sum(x) / len(x) if x else None for x in (fdg, offset)]
-        rows.append(dict(zip(_COLUMNS, (job.config.data, method, index, share, arm, *means, *accuracy))))
-
-    row(None, "none", [], [], judge.accuracy(None, 0.0))
+    add(None, [("none", [], [], judge.accuracy(None, 0.0))])
     real = _real(context, originals, added, generator)
     for share in protocol.shares if protocol.classifier == "balanced" else (None,):
         for name, arm in arms.items():
-            chosen = {label: pools[label][rows_] for label, rows_ in arm.rows.items()}
-            row(share, name, arm.fdg, arm.offset, judge.accuracy(chosen, share or 0.0))
+            chosen = {label: pools[label][rows] for label, rows in arm.rows.items()}
+            add(share, [(name, arm.fdg, arm.offset, judge.accuracy(chosen, share or 0.0))])
         if real is not None:
-            row(share, "real", real[1], real[2], judge.accuracy(real[0], share or 0.0))
-    for label, target in targets.items():
-        if target is not None:
-            rows[0].setdefault("targets", {})[str(label)] = [target.value, target.spread]
-    return rows
+            add(share, [("real", real[1], real[2], judge.accuracy(real[0], share or 0.0))])
+    return targets
 
 
 def _thinned(context: Context, rows: Tensor) -> Context:

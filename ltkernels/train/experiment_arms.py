@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ltkernels.diversity import FdgTarget, fdg_target, feature_diversity_gain, standardized_offset
+from ltkernels.diversity import FdgTarget, feature_diversity_gain, standardized_offset
 from ltkernels.selection import match_pool
-from ltkernels.selection.arms import choose_rows, cut
+from ltkernels.selection._arms import choose_rows, class_seed, cut
 from ltkernels.train.protocol import ARMS
 
 # Draws of the random arm: what an arm is compared with is their mean.
 RANDOM = 3
-# Rows of a head class in a classifier's problem; the heads are the same in every arm.
-_HEAD_ROWS = 600
+# Samples of a head class that a classifier is solved on, or a network trained in image space; the heads are the same in every arm.
+HEAD_ROWS = 600
 _WEIGHT_DECAY = 5e-4
 
 
@@ -37,16 +37,10 @@ class Arm:
     offset: list[float] = field(default_factory=list)
 
 
-def calibrated(
-    heads: dict[int, Tensor], held_out: dict[int, Tensor], original: Tensor, added: int, seed: int
-) -> FdgTarget | None:
-    """The FDG that real samples bring to classes of this size; None for a class of one sample, or where no head class can
-    spare as many."""
-    held = {label: x for label, x in held_out.items() if label in heads and len(x)}
-    try:
-        return fdg_target(heads, held, len(original), added=added, seed=seed)
-    except ValueError:
-        return None
+def recalls(predicted: Tensor, truth: Tensor, classes: int, tail: Sequence[int]) -> tuple[float, float]:
+    """(balanced accuracy, mean accuracy of the tail classes)."""
+    recall = torch.bincount(truth, (predicted == truth).double(), classes) / torch.bincount(truth, minlength=classes)
+    return float(recall.mean()), float(recall[list(tail)].mean())
 
 
 def arm_rows(
@@ -90,14 +84,15 @@ def make_arms(
     names: Sequence[str] = tuple(ARMS),
     seed: int,
     subset_size: int,
+    draws: int = RANDOM,
 ) -> dict[str, Arm]:
-    """Every arm over all tail classes."""
+    """Every arm over all tail classes, and `draws` of the random one."""
     arms: dict[str, Arm] = {}
     for label, pool in pools.items():
-        z, own = originals[label], seed + 7919 * label
+        z, own = originals[label], class_seed(seed, label)
         chosen = {
-            name: arm_rows(name, z, pool, added[label], targets[label], own, subset_size)
-            for name in (*(f"random-{i}" for i in range(RANDOM)), *names)
+            name: arm_rows(name, z, pool, added[label], targets.get(label), own, subset_size)
+            for name in (*(f"random-{i}" for i in range(draws)), *names)
         }
         if levels:
             found = level_rows(z, pool, added[label], levels, own)
@@ -128,7 +123,7 @@ class Judge:
         for label in range(classes):
             rows = (labels == label).nonzero().flatten()
             # Under "literal" the counts are the point.
-            keep.append(rows if label in tail or kind == "literal" else rows[:_HEAD_ROWS])
+            keep.append(rows if label in tail or kind == "literal" else rows[:HEAD_ROWS])
         rows = torch.cat(keep)
         self.features, self.labels = features[rows].double(), labels[rows]
         self.test = test[0].double(), test[1]
@@ -155,9 +150,7 @@ class Judge:
         weight = _solve(torch.cat(features), y, w / w.sum(), self.classes, self.start)
         self.start = weight
         x, truth = self.test
-        hits = ((x @ weight[:, :-1].T + weight[:, -1]).argmax(1) == truth).double()
-        recall = torch.bincount(truth, hits, self.classes) / torch.bincount(truth, minlength=self.classes)
-        return float(recall.mean()), float(recall[self.tail].mean())
+        return recalls((x @ weight[:, :-1].T + weight[:, -1]).argmax(1), truth, self.classes, self.tail)
 
 
 def _solve(x: Tensor, y: Tensor, weights: Tensor, classes: int, start: Tensor | None) -> Tensor:

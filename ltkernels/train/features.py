@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ltkernels.augment import fdc, most_similar_class
 from ltkernels.diversity import FAR
-from ltkernels.selection.arms import Arm, ClassSets
-from ltkernels.selection.recipe import fdg_recipe, head_tail_split
+from ltkernels.selection._arms import Arm, ClassSets
+from ltkernels.selection._recipe import fdg_recipe, head_tail_split
 from ltkernels.train.config import Config
 
 __all__ = ["TailClass", "complete_tail", "derived_seed", "fdc_pool", "head_tail_split", "random_arms", "selected_arm"]

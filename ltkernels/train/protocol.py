@@ -36,6 +36,11 @@ class Protocol:
         "balanced: every class weighs the same; literal: the completed counts do",
         choices=("balanced", "literal"),
     )
+    space: str = setting(
+        "feature",
+        "feature: classifiers on a frozen network; image: a network for each arm (remix, cmo; without shares)",
+        choices=("feature", "image"),
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -45,3 +50,5 @@ class Protocol:
             raise ValueError(f"shares must be numbers between 0 and 1, got {self.shares}")
         if not set(self.arms) <= set(ARMS) or len(set(self.arms)) != len(self.arms):
             raise ValueError(f"arms must be different ones of {', '.join(ARMS)}, got {','.join(self.arms)}")
+        if self.space == "image" and self.classifier != "balanced":
+            raise ValueError(f"space image trains networks: classifier {self.classifier} is for space feature")

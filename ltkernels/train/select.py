@@ -17,9 +17,9 @@ from ltkernels._arrays import readable
 from ltkernels._npz import map_arrays, map_npy, read_arrays
 from ltkernels._ranks import Ranks, together
 from ltkernels.augment import most_similar_class
-from ltkernels.selection.arms import ClassSets
-from ltkernels.selection.checkpoint import drop_damaged
-from ltkernels.selection.recipe import Recipe, fdg_recipe, head_tail_split
+from ltkernels.selection._arms import ClassSets
+from ltkernels.selection._checkpoint import drop_damaged
+from ltkernels.selection._recipe import Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
 from ltkernels.train.engine import Progress
@@ -83,7 +83,7 @@ def select_features(
     """Select synthetic features for the tail classes of features in a file (see `load_features`).
 
     Pools come from the file's own `pool` and `pool_labels`, or else from `fdc`. `mode` overrides `config.select` (see
-    `ltkernels.selection.arms.parse_mode`, or "random"); `classes`, `m` and `n_sets` as in `fdg_recipe`, the random arm
+    `ltkernels.selection._arms.parse_mode`, or "random"); `classes`, `m` and `n_sets` as in `fdg_recipe`, the random arm
     has config.random_repeats repeats. An interrupted job, made again with the same arguments, goes on from the last
     round of each class. Several processes (torchrun) share the classes out; the first one writes, and the files are those
     of one process.
@@ -220,7 +220,7 @@ def _write(
         saved[f"sets_{entry.label}"] = entry.set_rows
     names: np.ndarray | None = None
     if source.pools is not None:
-        own = [source.pool_rows(e.label)[e.pool_rows] for e in recipe.classes]
+        own = [source.pool_rows(e.label) for e in recipe.classes]
         saved["indices"] = torch.cat([none, *(rows[e.rows] for rows, e in zip(own, recipe.classes))])
         saved |= {f"pool_indices_{e.label}": rows for rows, e in zip(own, recipe.classes) if n_sets}
         names = None if source.files is None else source.files[saved["indices"].numpy()]
@@ -255,7 +255,7 @@ def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = 2 if recipe.kept or any(len(e.random_fdg) for e in recipe.classes) else 1
+    panels = 2 if recipe.kept or any(e.random for e in recipe.classes) else 1
     figure, axes = pyplot.subplots(1, panels, figsize=(5.2 * panels, 3.8), squeeze=False, layout="constrained")
     left = axes[0][0]
     colours = matplotlib.colormaps["viridis"]
@@ -263,10 +263,10 @@ def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
     for i, entry in enumerate(shown):
         colour = colours(0.9 * i / max(1, len(shown) - 1))
         if wanted != "random":
-            left.plot(*zip(*entry.path), color=colour, label=f"class {entry.label}")
-        if entry.random_path:
+            left.plot(*zip(*entry.chosen.path), color=colour, label=f"class {entry.label}")
+        if entry.random:
             label = f"class {entry.label}" if wanted == "random" else None
-            left.plot(*zip(*entry.random_path), color=colour, linestyle=":", label=label)
+            left.plot(*zip(*entry.random[0].path), color=colour, linestyle=":", label=label)
     left.axhline(0.0, color="0.6", linewidth=0.8)
     left.set(xlabel="samples added", ylabel="FDG", title=f"{wanted} (solid), at random (dotted)")
     if shown:

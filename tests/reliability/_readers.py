@@ -24,7 +24,7 @@ from _mutate import NAMES, damage, hostile_png, hostile_tar, hostile_zip, png, r
 
 from ltkernels import selection, train  # noqa: F401
 from ltkernels.diversity import FeatureStatistics
-from ltkernels.selection.checkpoint import read_checkpoint
+from ltkernels.selection._checkpoint import read_checkpoint
 from ltkernels.train import rundir
 from ltkernels.train.checkpoint import FORMAT, PhaseStore, capture_random
 from ltkernels.train.config import Config, from_mapping, read_toml

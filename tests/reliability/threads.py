@@ -17,7 +17,7 @@ from _draw import Draw
 from _part import Part, Tally
 
 import ltkernels as ltk
-from ltkernels import diversity, selection
+from ltkernels import selection
 
 # Seconds for work that takes milliseconds.
 PATIENCE = 60.0
@@ -66,11 +66,11 @@ def head(draw: Draw) -> Job:
 
 def select(draw: Draw) -> Job:
     z, x, offsets = draw.normal(30, 16), draw.normal(200, 16), list(range(0, 201, 4))
-    options = {"m": 8, "mode": draw.choice(["max", "min"]), "engine": draw.choice(["auto", "lazy", "B"])}
+    options = {"m": 8, "mode": draw.choice(["max", "min"]), "engine": draw.choice(["auto", "lazy", "full"])}
 
     def work() -> list[torch.Tensor]:
         found = selection.select_subsets(z, x, offsets, **options)
-        return [found.picked, found.fdg, diversity.subset_gains(z, x, offsets)]
+        return [found.picked, found.fdg, selection.subset_gains(z, x, offsets)]
 
     return work
 

@@ -11,21 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diversity import (
-    Start,
+from .._features import (
     check_alpha,
     check_centering,
     check_features,
     check_offsets,
     check_original,
     check_same_width,
-    standardized_offset,
-    start_state,
 )
-from . import dispatch
-from .checkpoint import run_with_checkpoint
-from .problem import Problem
-from .rules import MODES, TIE, Rule
+from ..diversity import standardized_offset
+from ._checkpoint import fingerprint, read_checkpoint
+from ._driver import Outcome, engine_of_steps, plan, run_all, saver, step_by_step
+from ._problem import Problem
+from ._rules import MODES, TIE, Rule
+from ._subsets import Start, start_state
 
 # Without `tol`, a target counts as reached when the last FDG is this close to it.
 REACHED = 1e-2
@@ -130,9 +129,7 @@ def make_rule(start: Start, mode: str, q: Any, target: Any, tol: Any) -> Rule:
     return Rule(mode, float(q or 0.0), low, high, TIE * (1.0 + base), -1.0 if tol is None else float(tol) * base)
 
 
-def to_selection(
-    start: Start, bounds: Sequence[int], outcome: dispatch.Outcome, m: int, target: Any, tol: Any
-) -> Selection:
+def to_selection(start: Start, bounds: Sequence[int], outcome: Outcome, m: int, target: Any, tol: Any) -> Selection:
     """`bounds` are the offsets of the whole pool."""
     base = float(start.base)
     picked, path = outcome.picked, [value / base - 1.0 for value in outcome.values]
@@ -187,10 +184,9 @@ def select_subsets(
             comes early. Without it all m steps are made, and reached is judged at 0.01.
         centering: "joint", "separate" or "none" (see `ltkernels.diversity`).
         alpha: factor of the covariance, above 0.
-        engine: "auto", or one of "A", "lazy", "B" and "C" (see `ltkernels.selection.engines`, `lazy`, `gram` and
-            `shifts`); every engine picks the same subsets.
-        memory_budget: bytes that the engine may take; half of what is free by default. "auto" takes an engine that
-            fits.
+        engine: "full" scores every candidate at each step, "lazy" those that bounds leave open (CPU, subsets of at most 128
+            rows; the quantile needs every score and gets it), "auto" is the faster one. Both pick the same subsets.
+        memory_budget: bytes that the selection may take; half of what is free by default.
         checkpoint: file that keeps the steps made, for long runs: an interrupted call, made again with the same
             arguments (m may differ), goes on from there.
         progress: called with (steps made, steps wanted).
@@ -214,7 +210,7 @@ def select_subsets(
     Source: the greedy procedure of the FDG paper, section 4.2; quantile and target are this library's additions.
     """
     if group is not None:
-        from .sharded import select_over_ranks  # it needs this module
+        from ._sharded import select_over_ranks  # it needs this module
 
         arguments = {"m": m, "mode": mode, "q": q, "target": target, "tol": tol, "centering": centering, "alpha": alpha}
         path = None if checkpoint is None else Path(checkpoint)
@@ -224,10 +220,30 @@ def select_subsets(
     check_mode(mode, q, target, tol)
     rule = make_rule(problem.start, mode, q, target, tol)
     if checkpoint is None:
-        (outcome,) = dispatch.run_all([problem], [rule], [m], engine, memory_budget, progress)
+        (outcome,) = run_all([problem], [rule], [m], engine, memory_budget, progress)
     else:
-        outcome = run_with_checkpoint(problem, rule, m, engine, memory_budget, progress, Path(checkpoint))
+        outcome = _resumable(problem, rule, m, engine, memory_budget, progress, Path(checkpoint))
     return _with_offset(to_selection(problem.start, problem.bounds, outcome, m, target, tol), original, candidates)
+
+
+def _resumable(
+    problem: Problem,
+    rule: Rule,
+    m: int,
+    engine: str,
+    budget: int | None,
+    progress: Callable[[int, int], None] | None,
+    path: Path,
+) -> Outcome:
+    """A run that is kept in a file as it goes, and begun where the file ends."""
+    key = fingerprint(problem, rule)
+    found = read_checkpoint(path, key, ("picked", "values"))
+    begun = ([], []) if found is None else (found[0].tolist()[:m], found[1].tolist()[:m])
+    planned = plan(problem, rule.mode, engine, budget)
+    single = engine_of_steps(planned, problem, rule)
+    picked, values = step_by_step(single, rule, m, begun=begun, save=saver(path, key), progress=progress)
+    form = "steps" if planned.form == "loop" else planned.form
+    return Outcome(picked, values, {**single.stats(), "form": form, "reason": f"{planned.reason}; with a checkpoint"})
 
 
 def _with_offset(found: Selection, original: Any, candidates: Any) -> Selection:
@@ -305,7 +321,7 @@ def select_subsets_batched(
             raise type(error)(f"run {run}: {error}" if runs > 1 else str(error)) from None
         work.append((problems[key], make_rule(problems[key].start, *rule), steps, rule[2], rule[3]))
         given.append(inputs[:2])
-    outcomes = dispatch.run_all(
+    outcomes = run_all(
         [w[0] for w in work], [w[1] for w in work], [w[2] for w in work], engine, memory_budget, progress
     )
     found = [to_selection(w[0].start, w[0].bounds, outcome, *w[2:]) for w, outcome in zip(work, outcomes)]

@@ -1,4 +1,4 @@
-"""Engines that score every candidate subset and commit one, step by step: ``init / score / pick / commit / stats``.
+"""The engine of single steps on the CPU: ``judge`` scores the candidate subsets, ``take`` and ``join`` commit one.
 
 State (count, mean, scatter T) is kept in float64. After a subset joins, the log-determinant in question is
 
@@ -6,8 +6,8 @@ State (count, mean, scatter T) is kept in float64. After a subset joins, the log
 
 with T+ = T + Y' Y'^T, so one d x d factorisation a step serves every candidate, and each costs a determinant of its own
 size. A changes by a full-rank ridge from step to step, which no low-rank update of an inverse follows: A is factored
-anew each step ("refactor", engine A). `loop` does all steps in C++ where features are narrow, `batched` does many runs at
-once in torch operations, `gram` and `shifts` are engines B and C; `dispatch` chooses.
+anew each step. `loop` does all steps in C++ where features are narrow, `batched` does many runs at once in torch operations, and
+`lazy` scores only what bounds do not settle; `_driver` chooses.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diversity import SizeGroup, mixed_columns
+from .._problem import Problem
+from .._rules import Rule, choose
+from .._subsets import SizeGroup, mixed_columns
 from .packs import Packs
-from .problem import Problem
-from .rules import Rule, choose
 
 
 class Factor:
@@ -34,9 +34,9 @@ class Factor:
 
 
 class PackedEngine:
-    """Engine A on the CPU: LAPACK's factors, and the C++ scorer over packs."""
+    """Single steps on the CPU: LAPACK's factors, and the C++ scorer over packs."""
 
-    name = "A"
+    name = "full"
 
     def __init__(self, problem: Problem) -> None:
         start, d = problem.start, problem.width

@@ -1,4 +1,4 @@
-"""Argument checks, shared with ltkernels.selection."""
+"""Rows of features: argument checks and log-determinants, which diversity and selection share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import _backends
 
 CENTERINGS = ("joint", "separate", "none")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -92,3 +94,50 @@ def check_offsets(offsets: Tensor | Sequence[int], rows: int) -> list[int]:
             f"offsets must end at the {rows} rows of candidates, got offsets[{len(values) - 1}] = {values[-1]}"
         )
     return values
+
+
+def cholesky_log_det(matrix: Tensor) -> Tensor:
+    """log det of symmetric positive definite matrices (..., n, n) in nats, from their Cholesky factors; NaN where a
+    matrix is not positive definite. Never waits for a GPU. Batches of small ones go to the CUDA kernel, where it can serve them."""
+    kernel = _backends.log_det_kernel(matrix)
+    if kernel is not None:
+        values: Tensor = kernel(matrix.flatten(0, -3)).unflatten(0, matrix.shape[:-2])
+        return values
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    value: Tensor = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return value.masked_fill(failed != 0, torch.nan)
+
+
+def diversity_nats(rows: Tensor, ridge: float) -> Tensor:
+    """log det(I + rows^T rows / ridge), by the smaller of the d x d and n x n forms (equal by Sylvester's identity)."""
+    gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+    gram = gram / ridge
+    gram.diagonal().add_(1.0)
+    return cholesky_log_det(gram)
+
+
+def centred(x: Tensor, centering: str) -> Tensor:
+    return x if centering == "none" or x.shape[0] == 0 else x - x.mean(0)
+
+
+def original_diversity(original: Tensor, centering: str, alpha: float) -> Tensor:
+    """log det(I + alpha C_Z) in nats, the denominator of every FDG; ValueError where it is 0, because FDG is undefined
+    there."""
+    n = original.shape[0]
+    if centering != "none" and n == 1:
+        raise ValueError(
+            "original has N = 1 sample: its diversity is 0 and FDG, a ratio to it, is undefined; give at least 2"
+        )
+    equal = bool((original == (0.0 if centering == "none" else original[:1])).all())
+    value = diversity_nats(centred(original, centering), n / alpha)
+    if not math.isfinite(float(value.detach())):
+        raise ValueError(
+            f"original overflows float64 (largest magnitude {float(original.detach().abs().max()):.3g}); scale it down"
+        )
+    if equal or not float(value.detach()) > 0.0:
+        what = "zero" if centering == "none" else "equal"
+        raise ValueError(
+            f"all {n} samples of original are {what} (or too close to it for float64): their diversity is 0 and FDG, a "
+            "ratio to it, is undefined"
+        )
+    return value

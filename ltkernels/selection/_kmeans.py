@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,15 +11,17 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..diversity import check_features
+from .._features import check_features
 
 # Epsilon, the auction's smallest raise, ends at this share of the mean distance to the nearest centroid: 10 % was as
 # good as 0.3 % on every data set tried. It starts at no less than this share of the largest distance and is divided by
 # 8 until it is there: a price war lasts about cost / epsilon bids, and a few far rows made it minutes. The floor is
 # what float32 prices resolve.
 _EPSILON, _EPSILON_START, _EPSILON_FLOOR = 0.1, 0.02, 1e-6
-# Assign-and-move rounds; they stop earlier, once one improves the objective by less than 0.5 %.
-_ROUNDS = 8
+# Assign-and-move rounds; they stop earlier, once one improves the objective by less than `_SETTLED`.
+_ROUNDS, _SETTLED = 8, 0.005
+# FAISS's iterations between two looks at the objective.
+_PART = 3
 
 
 class Subsets(NamedTuple):
@@ -145,7 +145,7 @@ def _balance(x: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
         centroids = shifted.new_zeros(k, shifted.shape[1]).index_add_(0, label, shifted) / count[:, None]
         if count is sizes:
             objective = total - float((centroids.square().sum(1) * count).sum())
-            settled = objective > best_objective * 0.995
+            settled = objective > best_objective * (1.0 - _SETTLED)
             if objective < best_objective:
                 best, best_objective = label, objective
             if settled:
@@ -182,7 +182,19 @@ def _faiss_labels(
         options.useFloat16 = float16
         index = (faiss.GpuIndexFlatIP if spherical else faiss.GpuIndexFlatL2)(resources, d, options)
     clustering = faiss.Clustering(d, k, parameters)
-    clustering.train(x, index)
+    if nredo == 1:
+        # A few iterations at a time, each part from the centroids of the last: the same iterations, until they settle.
+        left, objective = niter, math.inf
+        while left > 0:
+            clustering.niter = min(_PART, left)
+            clustering.train(x, index)
+            found = clustering.iteration_stats.at(clustering.iteration_stats.size() - 1).obj
+            settled = abs(found - objective) <= _SETTLED * abs(found)
+            left, objective = left - _PART, found
+            if settled:
+                break
+    else:
+        clustering.train(x, index)
     index.reset()
     index.add(faiss.vector_to_array(clustering.centroids).reshape(k, d))
     distances, labels = index.search(x, 1)
@@ -209,7 +221,8 @@ def kmeans_subsets(
         k: number of subsets.
         balanced: equal sizes, floor(n / k) or ceil(n / k): starting from FAISS's centroids, rows are assigned under
             these capacities by an auction and the centroids moved, until the objective settles. Takes n * k * 4 bytes.
-        niter, nredo: FAISS's iterations, and restarts of which the best is kept.
+        niter, nredo: FAISS's iterations at most, and restarts of which the best is kept. Without restarts they end once three
+            of them improve the objective by less than 0.5 %.
         spherical: rows and centroids are scaled to unit length (cosine similarity).
         seed: of FAISS's initial centroids; the same seed gives the same subsets on one device.
         device: "cpu", or "cuda" for FAISS's GPU index (the capacities are still met on the CPU).
@@ -257,34 +270,3 @@ def kmeans_subsets(
     return Subsets(
         torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(centroids.astype(np.float32)), objective
     )
-
-
-def kmeans_subsets_batched(features: Sequence[Any], k: int | Sequence[int], **keywords: Any) -> list[Subsets]:
-    """The subsets of many pools (one per class, say), side by side on torch's number of threads.
-
-    Args:
-        features: (n_i, d_i) float features each.
-        k: number of subsets, one for all or one per pool.
-        keywords: as in `kmeans_subsets`; the same for all.
-
-    Returns:
-        One `Subsets` per pool, each equal to what `kmeans_subsets` gives alone.
-
-    Raises:
-        TypeError, ValueError: as `kmeans_subsets`, the pool named.
-    """
-    counts = [k] * len(features) if isinstance(k, numbers.Integral) else list(k)
-    if len(counts) != len(features):
-        raise ValueError(f"k holds {len(counts)} numbers for {len(features)} pools")
-    faiss = _faiss()
-
-    def one(number: int) -> Subsets:
-        try:
-            return kmeans_subsets(features[number], counts[number], **keywords)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"pool {number}: {error}") from None
-
-    # OpenMP's number of threads belongs to the thread that sets it: one each, or every worker would start a team.
-    workers = max(1, min(torch.get_num_threads(), len(features)))
-    with ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(one, range(len(features))))

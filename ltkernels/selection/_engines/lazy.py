@@ -1,4 +1,4 @@
-"""Engine "lazy": engine A that scores a candidate only when certified bounds on its score do not settle the matter.
+"""Engine "lazy": the packed engine that scores a candidate only when certified bounds on its score do not settle the matter.
 
 FDG is neither submodular nor monotone, so the textbook lazy greedy (a stale score as an upper bound) picks wrong
 subsets. What is certain is this. Split a candidate's score into the part of its centred columns W and the part of its
@@ -28,10 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diversity import cholesky_log_det, mixed_columns
-from .engines import PackedEngine
-from .problem import Problem
-from .rules import Rule, least_loss
+from ..._features import cholesky_log_det
+from .._problem import Problem
+from .._rules import Rule, least_loss
+from .._subsets import mixed_columns
+from .packed import PackedEngine
 
 # Candidates scored together. Twice as many cost little more: the triangular solve runs over all their columns at once.
 BATCH = 16

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from .._ranks import Ranks, together
-from ..diversity import FdgTarget, fdg_target
-from .arms import ClassSets, complete_class
+from ._arms import ClassSets, calibrated, class_seed, complete_class
 
 
 def head_tail_split(class_counts: Sequence[int], head_ratio: float = 0.9) -> tuple[list[int], list[int]]:
@@ -145,7 +144,6 @@ def fdg_recipe(
     """
     if not 0.0 < share <= 1.0:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
-    capped = mode == "match"
     ranks = None if group is None else Ranks(group)
     head, tail = head_tail_split(class_counts, head_ratio)
     largest = max(class_counts)
@@ -165,8 +163,11 @@ def fdg_recipe(
             need = min(largest - class_counts[c], max(1, math.floor(share * largest)))
             if m is not None:
                 need = min(need, m * subset_size)
-            own_seed = int(np.random.SeedSequence((seed, c)).generate_state(1)[0])
-            target = _cap(originals, head, held_out, class_counts[c], need, own_seed, keywords) if capped else None
+            target = None
+            if mode == "match":
+                heads = {label: originals[label] for label in head}
+                options = {name: keywords[name] for name in ("centering", "alpha") if name in keywords}
+                target = calibrated(heads, held_out, class_counts[c], need, seed + c, **options)
             rows = -(-math.ceil(pool_factor * need) // subset_size) * subset_size
 
             def report(found: int, total: int, number: int = number) -> None:
@@ -185,7 +186,7 @@ def fdg_recipe(
                     n_sets=n_sets,
                     n_random=n_random,
                     subset_size=subset_size,
-                    seed=own_seed,
+                    seed=class_seed(seed, c),
                     checkpoint=None if folder is None else folder / f"class-{c}.npz",
                     progress=report,
                     **keywords,
@@ -212,25 +213,3 @@ def fdg_recipe(
         kept = [arms[i] for i in positions]
         fdg = torch.tensor([values[i] for i in positions], dtype=torch.float64)
     return Recipe(head, wanted, done, kept, fdg, error)
-
-
-def _cap(
-    originals: Mapping[int, Any],
-    head: Sequence[int],
-    held_out: Mapping[int, Any] | None,
-    count: int,
-    added: int,
-    seed: int,
-    keywords: Mapping[str, Any],
-) -> FdgTarget | None:
-    """The calibrated FDG of a class of `count` samples; None where no head class can tell, or FDG is undefined."""
-    if count < 2:
-        return None
-    options = {name: keywords[name] for name in ("centering", "alpha") if name in keywords}
-    held = {c: x for c, x in (held_out or {}).items() if c in head and len(x)}
-    try:
-        return fdg_target({c: originals[c] for c in head}, held, count, added=added, seed=seed, **options)
-    except ValueError as error:
-        if "no head class" not in str(error):
-            raise
-        return None

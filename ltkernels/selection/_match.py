@@ -33,9 +33,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diversity import FdgTarget, cholesky_log_det, fdg_target
-from ..diversity._checks import check_alpha, check_centering, check_features, check_finite, check_same_width
-from .greedy import REACHED, Selection, number
+from .._features import (
+    check_alpha,
+    check_centering,
+    check_features,
+    check_finite,
+    check_same_width,
+    cholesky_log_det,
+)
+from ..diversity import FdgTarget, fdg_target
+from ._greedy import REACHED, Selection, number
 
 # A mean counts as kept within this share of the standard error of the originals' own mean.
 OFFSET_REACHED = 0.5

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..diversity import FdgTarget, FeatureStatistics, check_features, feature_diversity_gain, standardized_offset
-from .greedy import Selection, select_subsets
-from .kmeans import Subsets, kmeans_subsets
-from .match import match_pool
-from .sets import uniform_fdg_sets
+from .._features import check_features
+from ..diversity import FdgTarget, FeatureStatistics, fdg_target, feature_diversity_gain, standardized_offset
+from ._greedy import Selection, select_subsets
+from ._kmeans import Subsets, kmeans_subsets
+from ._match import match_pool
+from ._sets import uniform_fdg_sets
 
 # Points of a random arm's FDG path.
 _POINTS = 40
@@ -38,50 +39,73 @@ class ClassSets(NamedTuple):
     """What `complete_class` made for one class.
 
     Attributes:
-        label, need: the class, and how many samples it gets; mode: that of its first arm.
-        pool: (P, d) its augmented features, cluster after cluster; offsets (K + 1,) says where each begins.
-        rows: (need,) rows of the pool that the arm `mode` adds; path: its FDG as (samples added, FDG) on the way.
-        random_rows: (repeats, need), random_fdg (repeats,): the random arm; random_path: the first repeat's path.
-        set_rows: (n_sets, need), set_fdg (n_sets,), FDG rising and uniformly spaced; spacing_error as in `UniformSets`.
+        label, need: the class, and how many samples it gets; mode: how they are chosen.
+        pool: (P, d) its augmented features.
+        arms: by name: `mode`, and "random-0", "random-1", ...; of the random ones only the first has more than the end of its path.
+        set_rows: (n_sets, need) rows of the pool; set_fdg (n_sets,), rising and uniformly spaced; spacing_error as in `UniformSets`.
         target: the calibrated FDG that capped "match"; None where nothing did.
-        reached, note: whether `mode` got what it aims at, and what it has to say; offset, random_offsets: the
-            `standardized_offset` of the arm and of the random repeats.
-        pool_rows: (P,) where the rows of `pool` stood in the pool that was given.
+        reached, note: whether `mode` got what it aims at, and what it has to say.
     """
 
     label: int
     mode: str
     need: int
     pool: Tensor
-    offsets: Tensor
-    rows: Tensor
-    path: list[tuple[int, float]]
-    random_rows: Tensor
-    random_fdg: Tensor
-    random_path: list[tuple[int, float]]
+    arms: dict[str, Arm]
     set_rows: Tensor
     set_fdg: Tensor
     spacing_error: float
     target: FdgTarget | None
     reached: bool
     note: str
-    offset: float
-    random_offsets: list[float]
-    pool_rows: Tensor
+
+    @property
+    def chosen(self) -> Arm:
+        return self.arms["random-0" if self.mode == "random" else self.mode]
+
+    @property
+    def rows(self) -> Tensor:
+        return self.chosen.rows
 
     @property
     def fdg(self) -> float:
-        return self.path[-1][1]
+        return self.chosen.fdg
 
     @property
-    def arms(self) -> dict[str, Arm]:
-        """The arm `mode`, and "random-0", "random-1", ...; of the random ones only the first has more than the end of its
-        path."""
-        arms = {} if self.mode == "random" else {self.mode: Arm(self.rows, self.path, self.offset)}
-        for i, (rows, fdg) in enumerate(zip(self.random_rows, self.random_fdg.tolist())):
-            path = self.random_path if i == 0 else [(self.need, fdg)]
-            arms[f"random-{i}"] = Arm(rows, path, self.random_offsets[i])
-        return arms
+    def random(self) -> list[Arm]:
+        return [arm for name, arm in self.arms.items() if name.startswith("random-")]
+
+    @property
+    def random_fdg(self) -> Tensor:
+        return torch.tensor([arm.fdg for arm in self.random], dtype=torch.float64)
+
+
+def class_seed(seed: int, label: int) -> int:
+    """The seed of everything that is chosen for a class, in run, select, experiment and stage 2 alike."""
+    return seed + 7919 * label
+
+
+def calibrated(
+    heads: Mapping[int, Any],
+    held_out: Mapping[int, Any] | None,
+    count: int,
+    added: int,
+    seed: int,
+    *,
+    centering: str = "joint",
+    alpha: float = 1.0,
+) -> FdgTarget | None:
+    """The FDG that real samples bring to a class of `count` (`fdg_target`); None where no head class can tell, or FDG is
+    undefined."""
+    if count < 2:
+        return None
+    held = {label: x for label, x in (held_out or {}).items() if label in heads and len(x)}
+    try:
+        return fdg_target(heads, held, count, added=added, seed=seed, centering=centering, alpha=alpha)
+    except ValueError as error:
+        if "no head class" not in str(error):
+            raise
+        return None
 
 
 def parse_mode(mode: str) -> dict[str, Any]:
@@ -196,7 +220,8 @@ def complete_class(
         centering, alpha, engine, progress: as in `uniform_fdg_sets`.
     """
     z, x = check_features(original, "original"), check_features(pool, "pool")
-    sets, clusters, pool_rows = None, None, torch.arange(x.shape[0])
+    keywords: dict[str, Any] = {"centering": centering, "alpha": alpha, "engine": engine}
+    sets, clusters = None, None
     try:
         greedy = parse_mode(mode)["mode"] not in ("random", "mean", "match")
         if z.shape[0] < 2 and (greedy or n_sets):
@@ -206,22 +231,18 @@ def complete_class(
         if need < 1 or need > x.shape[0]:
             raise ValueError(f"needs {need} samples, its pool has {x.shape[0]}")
         if greedy or n_sets:
-            kmeans = {"balanced": balanced, "niter": niter, "nredo": nredo, "spherical": spherical}
-            clusters = cut(x, subset_size, seed, subsets, **kmeans)
-            pool_rows = clusters.order.cpu()
-            x = x[clusters.order.to(x.device)]
-            clusters = clusters._replace(order=torch.arange(x.shape[0]))
+            clusters = cut(
+                x, subset_size, seed, subsets, balanced=balanced, niter=niter, nredo=nredo, spherical=spherical
+            )
+        sizes = clusters.offsets.diff().sort().values if clusters else torch.full((m or 1,), subset_size)
         if m is not None:
-            smallest = clusters.offsets.diff().sort().values if clusters else torch.full((m,), subset_size)
-            need = min(need, int(smallest[: min(m, len(smallest))].sum()))
-        keywords: dict[str, Any] = {"centering": centering, "alpha": alpha, "engine": engine}
+            need = min(need, int(sizes[:m].sum()))
         chosen = choose_rows(z, x, need, mode, target=target, clusters=clusters, m=m, seed=seed, **keywords)
-        if n_sets:
-            assert clusters is not None
-            sizes = clusters.offsets.diff().sort().values
+        if clusters and n_sets:
             steps = min(int(torch.searchsorted(sizes.cumsum(0), need)) + 1 if m is None else m, len(sizes))
+            pool = x[clusters.order.to(x.device)]
             sets = uniform_fdg_sets(
-                z, x, clusters.offsets, m=steps, n_sets=n_sets, checkpoint=checkpoint, progress=progress, **keywords
+                z, pool, clusters.offsets, m=steps, n_sets=n_sets, checkpoint=checkpoint, progress=progress, **keywords
             )
     except ValueError as error:
         raise ValueError(
@@ -229,47 +250,28 @@ def complete_class(
         ) from None
     gain = _Gain(z, centering, alpha)
 
-    random_rows = torch.empty(n_random, need, dtype=torch.int64)
-    for number, repeat in enumerate(random_rows):
-        repeat.copy_(match_pool(z, x, need, mean=None, seed=seed + number, centering=centering, alpha=alpha).indices)
-    random_fdg = torch.tensor([gain(x[r.to(x.device)]) for r in random_rows], dtype=torch.float64)
-    ends = sorted({-(-need * i // _POINTS) for i in range(1, _POINTS + 1)})
-    random_path = [(end, gain(x[random_rows[0, :end].to(x.device)])) for end in ends] if n_random else []
-    rows = chosen.indices
-    if mode == "random":
-        path = random_path
-    elif greedy:
-        assert clusters is not None
+    def arm(rows: Tensor, ends: Sequence[int] = ()) -> Arm:
+        path = [(end, gain(x[rows[:end].to(x.device)])) for end in ends if end < need]
+        added = x[rows.to(x.device)]
+        return Arm(rows, [*path, (need, gain(added))], standardized_offset(z, added))
+
+    arms = {}
+    if mode != "random":
         # The last subset is cut where the class would outgrow the largest one; FDG is that of what is really added.
-        added = clusters.offsets.diff()[chosen.picked].cumsum(0).tolist()
-        path = [(n, fdg) for n, fdg in zip(added, chosen.fdg.tolist()) if n < need]
-        path.append((need, gain(x[rows.to(x.device)])))
-    else:
-        path = [(need, float(chosen.fdg[-1]))]
-    set_rows = torch.stack([s.indices[:need] for s in sets.selections]) if sets else rows[None, :][:0]
-    set_fdg = torch.tensor([gain(x[r.to(x.device)]) for r in set_rows], dtype=torch.float64)
-    offsets = torch.arange(x.shape[0] + 1) if clusters is None else clusters.offsets
-    return ClassSets(
-        label,
-        mode,
-        need,
-        x,
-        offsets,
-        rows,
-        path,
-        random_rows,
-        random_fdg,
-        random_path,
-        set_rows,
-        set_fdg,
-        sets.spacing_error if sets else math.nan,
-        target,
-        chosen.reached,
-        str(chosen.stats.get("note", "")),
-        gain.offset(x[rows.to(x.device)]),
-        [gain.offset(x[r.to(x.device)]) for r in random_rows],
-        pool_rows,
-    )
+        ends = clusters.offsets.diff()[chosen.picked].cumsum(0).tolist() if greedy and clusters else []
+        arms[mode] = arm(chosen.indices, ends)
+    for number in range(n_random):
+        draw = match_pool(z, x, need, mean=None, seed=seed + number, centering=centering, alpha=alpha).indices
+        arms[f"random-{number}"] = arm(
+            draw, () if number else sorted({-(-need * i // _POINTS) for i in range(1, _POINTS)})
+        )
+    set_rows = chosen.indices[None, :][:0]
+    if sets and clusters:
+        set_rows = torch.stack([clusters.order[found.indices[:need]] for found in sets.selections])
+    set_fdg = torch.tensor([gain(x[rows.to(x.device)]) for rows in set_rows], dtype=torch.float64)
+    error = sets.spacing_error if sets else math.nan
+    note = str(chosen.stats.get("note", ""))
+    return ClassSets(label, mode, need, x, arms, set_rows, set_fdg, error, target, chosen.reached, note)
 
 
 class _Gain:
@@ -279,9 +281,6 @@ class _Gain:
         self.original, self.centering, self.alpha = original, centering, alpha
         self.defined = original.shape[0] > 1 and bool((original != original[:1]).any())
         self.statistics = FeatureStatistics(original.shape[1], device=original.device).update(original)
-
-    def offset(self, added: Tensor) -> float:
-        return standardized_offset(self.original, added)
 
     def __call__(self, added: Tensor) -> float:
         if not self.defined:

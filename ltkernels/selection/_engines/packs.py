@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..diversity import SizeGroup
+from ... import _C
+from .._subsets import SizeGroup
 
 LANES = 8
 

@@ -1,4 +1,4 @@
-"""Engine A for narrow features on the CPU: all steps of a run in one C++ call (csrc/cpu/greedy.h), several runs side by
+"""Narrow features on the CPU: all steps of a run in one C++ call (csrc/cpu/greedy.h), several runs side by
 side.
 
 Scores are float32 where that settles the choice: each comes with a bound on its error that holds for any rounding, and
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _C
-from .problem import Problem
-from .rules import MODES, Rule
+from ... import _C
+from .._problem import Problem
+from .._rules import MODES, Rule
 
 # Steps between two looks at Ctrl-C and at how much float32 left open.
 CHUNK = 64
@@ -58,7 +58,7 @@ class _Layout:
 class Run:
     """One greedy run; `picked` and `values` hold what is done so far."""
 
-    name = "A"
+    name = "full"
 
     def __init__(self, problem: Problem, rule: Rule, steps: int, *, single: bool | None = None) -> None:
         self.problem, self.rule, self.steps = problem, rule, steps

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .._npz import write_npz
-from . import dispatch
-from .checkpoint import fingerprint, read_checkpoint
-from .greedy import Selection, check_steps, make_rule, prepare, to_selection
-from .rules import Rule
+from ._checkpoint import fingerprint, read_checkpoint
+from ._driver import Outcome, run_all
+from ._greedy import Selection, check_steps, make_rule, prepare, to_selection
+from ._rules import Rule
 
 
 class UniformSets(NamedTuple):
@@ -92,12 +92,10 @@ def uniform_fdg_sets(
     path = None if checkpoint is None else Path(checkpoint)
     key = "" if path is None else fingerprint(problem, (m, "uniform"))
     # Runs so far by what steers them: ("quantile", q), with q = 0 and 1 the greedy minimum and maximum, or ("target", FDG).
-    runs: dict[tuple[str, float], dispatch.Outcome] = {}
+    runs: dict[tuple[str, float], Outcome] = {}
     if path is not None:
         for mode, at, picked, values in _read(path, key):
-            runs[mode, at] = dispatch.Outcome(
-                picked, values, {"engine": "none", "form": "checkpoint", "evaluations": 0}
-            )
+            runs[mode, at] = Outcome(picked, values, {"engine": "none", "form": "checkpoint", "evaluations": 0})
 
     def make(wanted: list[tuple[str, float]]) -> None:
         wanted = [w for w in dict.fromkeys(wanted) if w not in runs]
@@ -110,7 +108,7 @@ def uniform_fdg_sets(
             else:
                 rules.append(make_rule(problem.start, mode, *((at, None) if mode == "quantile" else (None, at)), None))
         count = len(wanted)
-        outcomes = dispatch.run_all([problem] * count, rules, [m] * count, engine, memory_budget)
+        outcomes = run_all([problem] * count, rules, [m] * count, engine, memory_budget)
         runs.update(zip(wanted, outcomes))
         if path is not None:
             _write(path, key, runs)
@@ -158,7 +156,7 @@ def uniform_fdg_sets(
     )
 
 
-def _write(path: Path, key: str, runs: dict[tuple[str, float], dispatch.Outcome]) -> None:
+def _write(path: Path, key: str, runs: dict[tuple[str, float], Outcome]) -> None:
     write_npz(
         path,
         key=key,

@@ -19,25 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._npz import write_npz
-from .._ranks import Ranks
-from ..diversity import (
+from .._features import (
     check_alpha,
     check_centering,
     check_features,
     check_offsets,
     check_original,
     check_same_width,
-    start_state,
 )
-from . import dispatch
-from .batched import BatchedEngine
-from .checkpoint import EVERY, read_checkpoint
-from .engines import PackedEngine
-from .greedy import Selection, check_mode, check_steps, make_rule, to_selection
-from .lazy import LazyEngine
-from .problem import Problem
-from .rules import Rule, choose, least_loss
+from .._ranks import Ranks
+from ._checkpoint import read_checkpoint
+from ._driver import Outcome, check_engine, engine_of_steps, plan, saver, step_by_step
+from ._greedy import Selection, check_mode, check_steps, make_rule, to_selection
+from ._problem import Problem
+from ._rules import Rule, choose, least_loss
+from ._subsets import start_state
 
 # Nominees of a rank that travel in the first exchange of a step. More than one means scores within a tie of each other.
 SLOTS = 4
@@ -67,48 +63,12 @@ def settle(found: np.ndarray, rule: Rule) -> tuple[int, float]:
     return int(winner[0]), float(winner[2])
 
 
-class _Stacked:
-    """An engine for many runs, with one run, as the engines for one: judge, rows, take, join."""
-
-    def __init__(self, kind: type[BatchedEngine], problem: Problem, rule: Rule, steps: int) -> None:
-        self.problem, self.engine, self.left = problem, kind([problem], [rule], [steps]), problem.subsets
-        self.engine.step, self.scored = 0, 0
-
-    def judge(self, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-        self.scored += self.problem.subsets
-        return self.engine.score()[0].cpu().numpy(), self.engine.free[0].cpu().numpy()
-
-    def rows(self, subset: int) -> Tensor:
-        return self.problem.rows[self.problem.bounds[subset] : self.problem.bounds[subset + 1]]
-
-    def take(self, subset: int) -> None:
-        self.engine.free[0, subset] = False
-        self.left -= 1
-
-    def join(self, rows: Tensor) -> None:
-        size = rows.new_tensor([float(rows.shape[0])])
-        self.engine.join(rows[None], torch.ones_like(rows[None, :, :1]), size)
-        self.engine.step += 1
-
-    def stats(self) -> dict[str, Any]:
-        return {**self.engine.stats(0), "evaluations": self.scored}
-
-
-def _engine(problem: Problem, rule: Rule, steps: int, name: str, budget: int | None) -> tuple[Any, str]:
-    """The engine of this rank's share, and why."""
-    limit = dispatch.default_budget(problem.rows.device) if budget is None else budget
-    plan = dispatch.plan(problem, steps, rule.mode, name, limit)
-    if plan.form == "batched":
-        return _Stacked(dispatch.BATCHED[plan.engine], problem, rule, steps), plan.reason
-    reason = "step by step, for the ranks" if plan.form == "loop" else plan.reason
-    return LazyEngine(problem) if plan.engine == "lazy" else PackedEngine(problem), reason
-
-
 class _Pool:
     """The whole pool: sizes of all subsets, and which rank holds which."""
 
-    def __init__(self, ranks: Ranks, sizes: Sequence[Sequence[int]]) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, sizes: Sequence[Sequence[int]], like: Tensor) -> None:
+        self.ranks, self.like = ranks, like
+        self.failure: Exception | None = None  # what this rank met since the last step
         self.sizes = [size for part in sizes for size in part]
         self.begins = list(itertools.accumulate((len(part) for part in sizes), initial=0))
         self.bounds = list(itertools.accumulate(self.sizes, initial=0))
@@ -117,17 +77,23 @@ class _Pool:
     def owner(self, subset: int) -> int:
         return bisect.bisect_right(self.begins, subset) - 1
 
-    def rows(self, subset: int, engine: Any, like: Tensor) -> Tensor:
-        """The rows of a subset, from its owner; `like` gives dtype and device."""
+    def commit(self, engine: Any, subset: int) -> None:
+        """Adds the rows of a subset, from its owner, to every rank's state."""
         owner = self.owner(subset)
         own = owner == self.ranks.rank
-        return self.ranks.broadcast(
-            engine.rows(subset - self.first) if own else like.new_empty(self.sizes[subset], like.shape[1]), owner
-        )
+        shape = self.sizes[subset], self.like.shape[1]
+        rows = self.ranks.broadcast(engine.rows(subset - self.first) if own else self.like.new_empty(shape), owner)
+        try:
+            if engine is not None and self.failure is None:
+                if own:
+                    engine.take(subset - self.first)
+                engine.join(rows)
+        except Exception as error:
+            self.failure = error
 
-    def pick(self, engine: Any, rule: Rule, step: int, failure: Exception | None) -> tuple[int, float]:
-        """The subset that `rule` takes, and the log-determinant with it. Errors of one rank are errors of all: `failure`
-        is what this one met since the last step."""
+    def pick(self, engine: Any, rule: Rule, step: int) -> tuple[int, float]:
+        """The subset that `rule` takes, and the log-determinant with it. Errors of one rank are errors of all."""
+        failure = self.failure
         found, scores = np.empty((0, 3)), np.full(self.count, np.nan)
         status = 0
         try:
@@ -211,7 +177,7 @@ def select_over_ranks(
             raise ValueError(
                 f"arguments differ: rank 0 has {shares[0]['arguments']}, rank {rank} has {other['arguments']}"
             )
-    pool = _Pool(ranks, [share["sizes"] for share in shares])
+    pool = _Pool(ranks, [share["sizes"] for share in shares], z)
     if not pool.sizes:
         raise ValueError("candidates is empty on every rank: the pool must hold at least one subset")
     m = check_steps(arguments["m"], len(pool.sizes))
@@ -221,11 +187,12 @@ def select_over_ranks(
     with ranks.together():
         start = start_state(z, centering, alpha)
         rule = make_rule(start, *steering)
+        check_engine(engine)
         if pool.count:
-            problem = Problem(start, rows, bounds, alpha, pool.sizes)
-            chosen, reason = _engine(problem, rule, m, engine, budget)
-        elif engine not in dispatch.ENGINES:
-            raise ValueError(f"unknown engine {engine!r}; known: {', '.join(dispatch.ENGINES)}")
+            problem = Problem(start, rows, bounds, alpha)
+            planned = plan(problem, rule.mode, engine, budget)
+            chosen = engine_of_steps(planned, problem, rule)
+            reason = "step by step, for the ranks" if planned.form == "loop" else planned.reason
         if checkpoint is not None:
             # Of everything that decides the picks; m does not.
             pools = [(share["sizes"], share["share"]) for share in shares]
@@ -238,34 +205,17 @@ def select_over_ranks(
     # Rounding may differ between machines: what decides is rank 0's.
     start = start._replace(base=ranks.broadcast(start.base, 0))
     rule = make_rule(start, *steering)
-    failure: Exception | None = None
-    made = len(picked)
-    finished = made == m or (made > 0 and rule.stops(values[-1]))
-    for step in range(0 if finished else m):
-        if step >= made:
-            best, value = pool.pick(chosen, rule, step, failure)
-            picked.append(best)
-            values.append(value)
-        last = step + 1 == m or rule.stops(values[step])
-        if checkpoint is not None and step >= made and (last or (step + 1) % EVERY == 0):
-            with ranks.together():
-                if ranks.rank == 0:
-                    write_npz(checkpoint, key=key, picked=np.array(picked), values=np.array(values))
-        if progress and step >= made:
-            progress(step + 1, m)
-        if last:
-            break
-        joining = pool.rows(picked[step], chosen, z)
-        try:
-            if chosen is not None and failure is None:
-                if pool.owner(picked[step]) == ranks.rank:
-                    chosen.take(picked[step] - pool.first)
-                chosen.join(joining)
-        except Exception as error:
-            failure = error
+
+    def save(picked: list[int], values: list[float]) -> None:
+        with ranks.together():
+            if ranks.rank == 0 and checkpoint is not None:
+                saver(checkpoint, key)(picked, values)
+
+    keep = None if checkpoint is None else save
+    picked, values = step_by_step(chosen, rule, m, pool=pool, begun=(picked, values), save=keep, progress=progress)
     own_stats = {"engine": "none", "evaluations": 0, "scores": "none"} if chosen is None else chosen.stats()
     stats = {**own_stats, "form": "ranks", "reason": reason, "shares": np.diff(pool.begins).tolist()}
-    return to_selection(start, pool.bounds, dispatch.Outcome(picked, values, stats), m, target, tol)
+    return to_selection(start, pool.bounds, Outcome(picked, values, stats), m, target, tol)
 
 
 def _digest(x: Tensor) -> str:

@@ -9,8 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_alpha, check_centering, check_features, check_offsets, check_original, check_same_width
-from ._measures import cholesky_log_det, original_diversity
+from .._features import (
+    check_alpha,
+    check_centering,
+    check_features,
+    check_offsets,
+    check_original,
+    check_same_width,
+    cholesky_log_det,
+    original_diversity,
+)
 
 
 class SizeGroup(NamedTuple):

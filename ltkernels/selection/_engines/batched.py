@@ -1,4 +1,4 @@
-"""Engine A for many independent runs at once, in torch operations on any device, with no host synchronisation in the
+"""Many independent runs at once, in torch operations on any device, with no host synchronisation in the
 loop: runs (classes x seeds x modes) fill a GPU that a single one at d = 64 leaves idle."""
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diversity import SizeGroup, grown_log_dets
-from ..diversity._subsets import mixing
-from .problem import Problem
-from .rules import MODES, Rule
+from .._problem import Problem
+from .._rules import MODES, Rule
+from .._subsets import SizeGroup, grown_log_dets, mixing
 
 
 def stack_key(problem: Problem) -> tuple[Any, ...]:
@@ -24,7 +23,7 @@ def stack_key(problem: Problem) -> tuple[Any, ...]:
 class BatchedEngine:
     """R runs; leading dimension R everywhere. Where a run has fewer subsets than another, the rest are never free."""
 
-    name = "A"
+    name = "full"
 
     def __init__(self, problems: Sequence[Problem], rules: Sequence[Rule], steps: Sequence[int]) -> None:
         first = problems[0]
@@ -142,7 +141,7 @@ class BatchedEngine:
         }
 
     @classmethod
-    def bytes_for(cls, problem: Problem, steps: int) -> int:
+    def bytes_for(cls, problem: Problem) -> int:
         """What one run takes at most, roughly."""
         total, d = problem.rows.shape
         return 8 * (3 * total * d + 4 * d * d)
