@@ -606,17 +606,19 @@ def test_public_losses(name: str, reduction: str) -> None:
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("name", ["ldam", "arcface"])
 def test_public_head(name: str, normalize: bool) -> None:
+    """In chunks, and as it comes without `chunk_rows`: in tiles, but for the closed form."""
     counts = [40, 3, 11, 7, 2, 19, 5]
     generator = torch.Generator().manual_seed(0)
     features, weight = torch.randn(6, 4, generator=generator) * 0.2, torch.randn(7, 4, generator=generator)
     y = torch.tensor([0, 6, -100, 3, 2, 5])
     results = []
-    for backend in ("cpu", "triton"):
+    for backend, chunk_rows in (("cpu", 4), ("triton", 4), ("triton", None)):
         leaves = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
         loss = ltk.LOSSES[name].make(counts, backend=backend)
-        value = loss.from_features(*leaves, y, normalize=normalize, chunk_rows=4)
+        value = loss.from_features(*leaves, y, normalize=normalize, chunk_rows=chunk_rows)
         value.backward(torch.tensor(0.4))
         results.append((value.detach(), *(leaf.grad for leaf in leaves)))
-    for ours, theirs in zip(*results):
-        assert theirs.abs().max() > 0
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for ours, chunked, tiled in zip(*results):
+        assert ours.abs().max() > 0
+        torch.testing.assert_close(chunked, ours, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(tiled, ours, rtol=1e-4, atol=1e-6)
