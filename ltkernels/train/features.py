@@ -155,9 +155,10 @@ def tail_class(entry: ClassSets, similar: int | None, counts: list[int], dtype: 
 
 
 def fdc_pool(features: Tensor, labels: Tensor, label: int, rows: int, head: list[int], config: Config) -> Tensor:
-    """(rows, d): synthetic features of the class, in the spread of the most similar head class."""
+    """(rows, d) float64: synthetic features of the class, in the spread of the most similar head class."""
+    # In one precision whatever the features are stored in: a selection may turn on the last digit of a candidate.
     return fdc(
-        features,
+        features.double(),
         labels,
         label,
         rows,
