@@ -228,7 +228,7 @@ def test_bad_requests_are_named_before_any_work(tmp_path, monkeypatch):
         ({"shares": (0.5, 1.0)}, "shares must be numbers between 0 and 1"),
         ({"arms": ("mean", "best")}, "arms must be different ones of mean, match,.*got mean,best"),
         ({"classifier": "ce"}, "classifier must be one of balanced, literal, got 'ce'"),
-        ({"space": "pixel"}, "space must be feature or image, got 'pixel'"),
+        ({"space": "pixel"}, "space must be one of feature, image, got 'pixel'"),
         (
             {"space": "image", "classifier": "literal"},
             "space image trains networks: classifier literal is for space feature",
