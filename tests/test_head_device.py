@@ -117,26 +117,31 @@ def test_nothing_waits(case, dtype, monkeypatch) -> None:
     assert all(grad.abs().max() > 0 for grad in grads)
 
 
+def says(rows, classes, dtype=torch.bfloat16, backend="cuda", **options) -> str:
+    features, weight = torch.empty(rows, 8, dtype=dtype), torch.empty(classes, 8, dtype=dtype)
+    target = torch.zeros(rows, dtype=torch.int64)
+    return ltk.explain(HEAD, features, weight, target=target, backend=backend, **options).reason
+
+
 def test_explain() -> None:
     """Which path a call takes on a GPU, and why."""
-
-    def says(rows, classes, dtype=torch.bfloat16, backend="cuda", **options):
-        features, weight = torch.empty(rows, 8, dtype=dtype), torch.empty(classes, 8, dtype=dtype)
-        target = torch.zeros(rows, dtype=torch.int64)
-        return ltk.explain(HEAD, features, weight, target=target, backend=backend, **options).reason
-
     assert "logits in chunks: 4096 rows of 32000 logits at a time, matrix products of torch in bfloat16" in says(
         64, 32000
     )
     assert says(64, 32000, torch.float16).endswith("in float32")
-    assert says(64, 32000, backend="triton").endswith("logits in tiles: asked for")
     assert "logits in chunks: asked for" in says(64, 32000, backend="triton", chunk_rows=64)
     assert "logits held: 4 x 20 logits are few" in says(4, 20)
     term = ltk.adjustments.seesaw([5] * 32000).term
     assert "no tiles: seesaw needs whole rows" in says(64, 32000, backend="triton", term=term)
 
 
+def test_tiles_are_explained() -> None:
+    pytest.importorskip("triton")
+    assert says(64, 32000, backend="triton").endswith("logits in tiles: asked for")
+
+
 def test_tiles_serve_what_they_have() -> None:
+    pytest.importorskip("triton")
     features, weight, _ = inputs(torch.float32)
     call = [None] * 11
     operands = (LABELS, *call[1:], None, 0.0, 0.0, -100, 1, 1, (), "triton")
