@@ -30,6 +30,7 @@ from ltkernels.train.checkpoint import FORMAT, PhaseStore, capture_random
 from ltkernels.train.config import Config, from_mapping, read_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.data._pickle import load_plain
+from ltkernels.train.report import page
 from ltkernels.train.select import load_features
 
 Files = dict[str, bytes]
@@ -482,10 +483,17 @@ def make_run(folder: Path) -> None:
 
 def _read_run(folder: Path) -> str:
     """The report drawn anew and the checkpoints evaluated."""
-    page = train.rebuild_report(folder).read_text(encoding="utf-8")
+    report = train.rebuild_report(folder).read_text(encoding="utf-8")
     train.evaluate(folder, DATA)
     train.load(folder)
-    return page
+    return report
+
+
+def _foreign_script(report: str) -> str:
+    """The page has one script, its own, which a value of the run must neither change nor join."""
+    own = (Path(page.__file__).parent / "templates" / "tables.js").read_text(encoding="utf-8")
+    head, script, rest = report.partition(f"<script>{own}</script>")
+    return "" if script and "<script" not in (head + rest).lower() else "a script in the page"
 
 
 def _forge_run(files: Files, secret: str, rng: random.Random) -> Files:
@@ -653,9 +661,7 @@ READERS: dict[str, Reader] = {
         lambda v: "" if v is None or v.get("epoch") is not None else "state",
         _forge_checkpoint,
     ),
-    "run folder": Reader(
-        lambda: dict(RUN), _read_run, lambda v: "" if "<script>" not in v else "a script in the page", _forge_run
-    ),
+    "run folder": Reader(lambda: dict(RUN), _read_run, _foreign_script, _forge_run),
     "unfinished run": Reader(unfinished_run, _resume_run, lambda v: "" if v else "no variant"),
     "config": Reader(config_file, _read_config, lambda v: "" if isinstance(v, Config) else "type", _forge_config),
 }
