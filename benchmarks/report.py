@@ -158,23 +158,15 @@ def small_calls_table(result: dict[str, Any]) -> str:
         shape = " x ".join(str(row[name]) for name in "BDC" if row[name] is not None)
         shapes[shape][row["call"]] = row["us_min"]
     for shape, times in shapes.items():
-        for name in dict.fromkeys(call.split(":")[0] for call in times if ":" in call):
-            for what in ("forward alone", "forward + backward"):
-                ours, eager = times.get(f"{name}: {what}"), times.get(f"{name}: {what}, eager")
-                if ours is None or eager is None:
-                    continue
-                ratio = eager / ours
-                whole = what == "forward + backward"
-                steps = (
-                    [times.get(f"{name}: checks"), times.get(f"{name}: allocation and kernel")] if whole else [None] * 2
-                )
-                steps.append(times.get("empty Function, forward + backward") if whole else None)
-                shown = ["" if value is None else f"{value:.1f}" for value in steps]
-                module = times.get(f"{name}: {what}, Module")
-                lines.append(
-                    f"| {name}, {what} | {shape} | {ours:.1f} | {'' if module is None else f'{module:.1f}'} | {eager:.1f} | "
-                    f"{f'{ratio:.2f}x' if ratio >= 1 else f'**{ratio:.2f}x**'} | {' | '.join(shown)} |"
-                )
+        for call in [name.removesuffix(", eager") for name in times if name.endswith(", eager")]:
+            loss, what = call.split(": ")
+            ratio = times[f"{call}, eager"] / times[call]
+            steps = [f"{loss}: checks", f"{loss}: allocation and kernel", "empty Function, forward + backward"]
+            others = [f"{call}, Module", f"{call}, eager", *(steps if what == "forward + backward" else [""] * 3)]
+            module, eager, *shown = [f"{times[name]:.1f}" if name in times else "" for name in others]
+            ratios = f"{ratio:.2f}x" if ratio >= 1 else f"**{ratio:.2f}x**"
+            cells = [f"{loss}, {what}", shape, f"{times[call]:.1f}", module, eager, ratios, *shown]
+            lines.append(f"| {' | '.join(cells)} |")
     machine = result["machine"]
     lines += [
         "",

@@ -51,7 +51,7 @@ class Call(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The first fields: all tensors but `numbers`."""
-        found: tuple[Tensor | None, ...] = self[:11]
+        found: tuple[Tensor | None, ...] = self[:11]  # TENSORS, which says no type
         return found
 
     @property
@@ -60,12 +60,12 @@ class Call(NamedTuple):
 
     def held(self) -> list[Tensor]:
         """The tensors that there are, to be saved for a backward: saving eleven Nones takes longer than a small kernel."""
-        return [tensor for tensor in self[:11] if tensor is not None]
+        return [tensor for tensor in self.tensors if tensor is not None]
 
     def holding(self, held: Iterable[Tensor]) -> Call:
         """With these, in the order of `held`, in place of its own."""
         tensors = iter(held)
-        return Call._make([*(None if own is None else next(tensors) for own in self[:11]), *self[11:]])
+        return Call._make([*(None if own is None else next(tensors) for own in self.tensors), *self[TENSORS:]])
 
     def factor(self, rows: int) -> Tensor | None:
         """`grad_scale`, one number a row; one number for all of them comes expanded."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ._errors import ArgumentError, DTypeError
 
 REDUCTIONS = ("none", "mean", "batch_mean", "sum")  # the index is the code of csrc/cpu/adjusted_ce.h
-_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
+REDUCTION_CODES = {name: code for code, name in enumerate(REDUCTIONS)}
 _LIMITS = {real: torch.finfo(real) for real in (torch.float32, torch.float64)}
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ClassCounts: TypeAlias = Sequence[int] | Mapping[int, int] | Tensor
@@ -172,7 +172,7 @@ def _factor(value: float, real: torch.dtype) -> float:
 
 def reduction(value: str) -> int:
     """The kernel's code of a reduction."""
-    code = _CODES.get(value) if isinstance(value, str) else None
+    code = REDUCTION_CODES.get(value) if isinstance(value, str) else None
     if code is None:
         raise ArgumentError(f"reduction is {value!r}; it must be one of {', '.join(map(repr, REDUCTIONS))}")
     return code

@@ -103,7 +103,6 @@ def _job(arguments: argparse.Namespace) -> None:
     seeds = f"seed{config.seed}" if not arguments.seeds else f"seeds{','.join(map(str, arguments.seeds))}"
     out = arguments.out or Path("runs") / f"{arguments.command}-{config.data.partition(':')[0]}-{config.loss}-{seeds}"
     quiet = arguments.quiet or not is_first()
-    progress = Progress(quiet)
 
     def on_config(resolved: Any) -> None:
         if not quiet:
@@ -116,7 +115,7 @@ def _job(arguments: argparse.Namespace) -> None:
     job = train.run if arguments.command == "run" else train.train
     if arguments.seeds:
         job = partial(train.run_seeds, arguments.command, seeds=arguments.seeds)
-    try:
+    with Progress(quiet) as progress:
         summary = job(
             config,
             out=out,
@@ -126,8 +125,6 @@ def _job(arguments: argparse.Namespace) -> None:
             on_config=on_config,
             on_notes=on_notes,
         )
-    finally:
-        progress.clear()
     if not quiet:
         _print_variants(summary["variants"])
         print(f"\n{summary['seconds']:.1f} s; results in {out}, open {out / 'report.html'}")

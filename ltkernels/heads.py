@@ -170,7 +170,7 @@ def _is_plain(features: Tensor, weight: Tensor, target: Target, bias: Tensor | N
         and len(of_weight) == 2
         and size[1] == of_weight[1]
         and of_weight[0] > 0
-        and (of_weight[0] <= size[1] or size[0] * of_weight[0] <= _SMALL)
+        and _choose_chunk(*size, of_weight[0], "cpu")[0] == 0
         and weight.dtype is dtype
         and (bias is None or (bias.dtype is dtype and bias.shape == of_weight[:1]))
         and target.dtype is torch.int64

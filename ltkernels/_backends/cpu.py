@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _C
 from .._call import Call, Out
-from .._checks import REDUCTIONS
+from .._checks import REDUCTION_CODES
 from .._watch import address
 from ._shared import DTYPE_CODES, ClassPart, bad_label, bad_table
 
@@ -21,7 +21,7 @@ if _EXCHANGE is not None:
         Tensor,
         torch.nn.Parameter,
         Call(torch.empty(0, device="cpu")),
-        {name: code for code, name in enumerate(REDUCTIONS)},
+        REDUCTION_CODES,
         torch.empty_like,
         torch.empty((), dtype=torch.float32, device="cpu"),
         torch.empty((), dtype=torch.float64, device="cpu"),

@@ -39,8 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     protocol = Protocol(**given(arguments, Protocol))
     names = arguments.data.split(",")
     del arguments.data
-    progress = Progress(arguments.quiet)
-    try:
+    with Progress(arguments.quiet) as progress:
         summary = fdg_experiment(
             config_of(arguments),
             data=names,
@@ -52,8 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
             resume=arguments.resume,
             progress=progress,
         )
-    finally:
-        progress.clear()
     if not arguments.quiet:
         print("\n".join(summary["verdicts"]))
         print(f"\n{summary['seconds']:.1f} s; results in {arguments.out}, see {arguments.out / 'scatter.png'}")

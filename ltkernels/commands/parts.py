@@ -68,6 +68,9 @@ class Progress:
         self.width = max(self.width, len(line))
         print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
 
-    def clear(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.active and self.width:
             print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)

@@ -32,8 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ltkernels import train
 
     quiet = arguments.quiet or not is_first()
-    progress = Progress(quiet)
-    try:
+    with Progress(quiet) as progress:
         result = train.select_features(
             arguments.features,
             config_of(arguments),
@@ -46,8 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
             force=arguments.force,
             progress=progress,
         )
-    finally:
-        progress.clear()
     if quiet:
         return
     for entry in result["classes"]:

@@ -72,8 +72,8 @@ def as_operands(call: Call) -> Call:
 
 
 def _loss_like(logits: Tensor, reduction: int) -> Tensor:
-    dtype = torch.float64 if logits.dtype is torch.float64 else torch.float32
-    return torch.empty((logits.shape[0],) if reduction == NONE else (), dtype=dtype, device=logits.device)
+    shape = (logits.shape[0],) if reduction == NONE else ()
+    return torch.empty(shape, dtype=real_dtype(logits.dtype), device=logits.device)
 
 
 def _grad_tables(logits: Tensor, needs: Sequence[bool]) -> Tensor:

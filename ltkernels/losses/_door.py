@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
 
 
-_CODES = {name: code for code, name in enumerate(_checks.REDUCTIONS)}
 _REALS = {dtype: _checks.real_dtype(dtype) for dtype in _checks.FLOATING}
 
 
@@ -110,13 +109,9 @@ def checked(
             plain = plain._replace(grad_scale=_checks.grad_scale(grad_scale, logits.device, _REALS[logits.dtype]))
             if direct((plain.grad_scale,)):
                 return Checked(logits, plain, False, None, "", True)
-    real = _REALS.get(logits.dtype) if isinstance(logits, Tensor) else None
-    if real is None or logits.layout is not torch.strided:
-        _checks.logits(logits)  # says what is wrong
-        real = _checks.real_dtype(logits.dtype)
-    code = _CODES.get(reduction) if isinstance(reduction, str) else None
-    if code is None:
-        code = _checks.reduction(reduction)
+    _checks.logits(logits)
+    real = _REALS[logits.dtype]
+    code = _checks.reduction(reduction)
     if type(focal_gamma) is not float or not 0.0 <= focal_gamma < 1e30:
         focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
     if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
@@ -125,8 +120,6 @@ def checked(
         ignore_index = _checks.integer("ignore_index", ignore_index)
     size = logits.shape
     dim = len(size)
-    if dim == 0:
-        _checks.logits(logits)
     device = logits.device
     first, target_b, lam = split_target(target, logits)
     probabilities = first.is_floating_point()

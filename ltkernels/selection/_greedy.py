@@ -11,20 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._features import (
-    check_alpha,
-    check_centering,
-    check_features,
-    check_offsets,
-    check_original,
-    check_same_width,
-)
 from ..diversity import standardized_offset
 from ._checkpoint import fingerprint, read_checkpoint
 from ._driver import Outcome, engine_of_steps, plan, run_all, saver, step_by_step
 from ._problem import Problem
 from ._rules import MODES, TIE, Rule
-from ._subsets import Start, start_state
+from ._subsets import Start, checked_pool
 
 # Without `tol`, a target counts as reached when the last FDG is this close to it.
 REACHED = 1e-2
@@ -114,13 +106,7 @@ def check_steps(m: Any, subsets: int) -> int:
 
 def prepare(original: Any, candidates: Any, offsets: Any, centering: str, alpha: float) -> Problem:
     """The checked problem; see `select_subsets` for the errors."""
-    z = check_original(original).detach()
-    pool = check_features(candidates, "candidates").detach()
-    check_same_width(z, pool, "candidates")
-    bounds = check_offsets(offsets, pool.shape[0])
-    check_centering(centering)
-    alpha = check_alpha(alpha)
-    return Problem(start_state(z, centering, alpha), pool, bounds, alpha)
+    return Problem(*checked_pool(original, candidates, offsets, centering, alpha))
 
 
 def make_rule(start: Start, mode: str, q: Any, target: Any, tol: Any) -> Rule:

@@ -13,7 +13,7 @@ from ._subsets import SizeGroup, Start, group_by_size
 class Problem:
     """Attributes:
 
-    start: the state before anything is added (`ltkernels.diversity.Start`).
+    start: the state before anything is added (`_subsets.Start`).
     rows: (P, d) float64, the pool relative to start.origin, contiguous.
     bounds: the offsets, a list; groups: the subsets by size; alpha.
     cache: whatever an engine prepares once for all of its runs, under a name of its own.

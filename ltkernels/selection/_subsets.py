@@ -157,6 +157,19 @@ def start_state(original: Tensor, centering: str, alpha: float) -> Start:
     return Start(origin, rows, zero, n, anchor, base)
 
 
+def checked_pool(
+    original: Any, candidates: Any, offsets: Any, centering: str, alpha: float
+) -> tuple[Start, Tensor, list[int], float]:
+    """The original samples' state, the pool, its subsets' offsets and alpha; `subset_gains` says what is refused."""
+    z = check_original(original).detach()
+    pool = check_features(candidates, "candidates").detach()
+    check_same_width(z, pool, "candidates")
+    bounds = check_offsets(offsets, pool.shape[0])
+    check_centering(centering)
+    alpha = check_alpha(alpha)
+    return start_state(z, centering, alpha), pool, bounds, alpha
+
+
 def subset_gains(
     original: Any,
     candidates: Any,
@@ -185,13 +198,7 @@ def subset_gains(
     One d x d factorisation for the pool and a determinant of the subset's own size per candidate, in place of K of size
     d x d.
     """
-    z = check_original(original).detach()
-    pool = check_features(candidates, "candidates").detach()
-    check_same_width(z, pool, "candidates")
-    bounds = check_offsets(offsets, pool.shape[0])
-    check_centering(centering)
-    alpha = check_alpha(alpha)
-    start = start_state(z, centering, alpha)
+    start, pool, bounds, alpha = checked_pool(original, candidates, offsets, centering, alpha)
     groups = group_by_size(bounds, pool.device)
     values = grown_log_dets(pool - start.origin, groups, start.scatter, start.mean, start.count, start.anchor, alpha)
     return values / start.base - 1.0
