@@ -17,7 +17,7 @@ from ltkernels.selection._engines.batched import BatchedEngine
 from ltkernels.selection._engines.packed import PackedEngine
 from ltkernels.selection._problem import Problem
 from ltkernels.selection._rules import Rule
-from ltkernels.selection._subsets import start_state
+from ltkernels.selection._subsets import mixed_columns, mixed_products, start_state
 
 select = ltk.selection.select_subsets
 CENTERINGS = ("joint", "separate", "none")
@@ -107,6 +107,23 @@ def test_batches_equal_single_runs(ragged: bool) -> None:
         want, path = reference(problem, rule, wanted)
         assert picks == want
         np.testing.assert_allclose(values, path, rtol=1e-9, atol=1e-10)
+
+
+def test_runs_of_a_batch_end_when_they_have_no_subsets_left() -> None:
+    problems = [problem_of(*features(i, 20, 24, [4] * subsets)) for i, subsets in enumerate((3, 12))]
+    rules, steps = [Rule("quantile", 0.3), Rule("quantile", 0.9)], [3, 12]
+    for problem, rule, wanted, (picks, _) in zip(problems, rules, steps, BatchedEngine(problems, rules, steps).run()):
+        assert picks == reference(problem, rule, wanted)[0]
+
+
+@pytest.mark.parametrize("anchor", [0.0, 3.0, 500.0, math.inf])
+def test_products_of_mixed_columns(anchor: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    columns, mean = (torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in ((3, 7, 5, 9), (3, 9)))
+    for at in (anchor, torch.tensor([anchor, anchor + 1.0, anchor + 2.0], dtype=torch.float64)):
+        y = mixed_columns(columns, mean, at)
+        found = mixed_products(columns, (columns @ mean[:, None, :, None]).squeeze(-1), mean, at)
+        torch.testing.assert_close(found, y @ y.mT, rtol=1e-12, atol=1e-13)
 
 
 def test_the_loop_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,41 +162,38 @@ using namespace ltk::cuda;
 
 extern "C" {
 
-const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, int64_t dtype, int64_t logits,
-                                 int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t target_b,
-                                 int64_t lam, int64_t shift, int64_t scale, int64_t margin, int64_t row_scale,
-                                 int64_t weight, int64_t row_coef, int64_t row_coef_stride, double focal_gamma,
-                                 double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t loss,
-                                 int64_t grad, int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
-                                 int64_t form_seed, double option0, double option1, double option2) {
+const char* ltk_cuda_adjusted_ce(const LossCall* call) {
     RowsJob job{};
     AdjustedCe& ce = job.ce;
-    ce.logits = pointer(logits);
-    ce.logits_stride = logits_stride;
-    ce.rows = rows;
-    ce.classes = classes;
-    ce.target = pointer<const int64_t>(target);
-    ce.target_b = pointer<const int64_t>(target_b);
-    ce.lam = pointer(lam);
-    ce.shift = pointer(shift);
-    ce.scale = pointer(scale);
-    ce.margin = pointer(margin);
-    ce.row_scale = pointer(row_scale);
-    ce.weight = pointer(weight);
-    ce.row_coef = pointer(row_coef);
-    ce.focal_gamma = focal_gamma;
-    ce.label_smoothing = label_smoothing;
-    ce.ignore_index = ignore_index;
-    ce.closed = {
-        static_cast<Form>(form), pointer(form_table), pointer<const int64_t>(form_seed), {option0, option1, option2}};
-    ce.grad = pointer(grad);
-    ce.grad_stride = grad_stride;
-    job.row_coef_stride = row_coef_stride;
-    job.reduction = static_cast<Reduction>(reduction);
-    job.loss = pointer(loss);
+    ce.logits = pointer(call->logits);
+    ce.logits_stride = call->logits_stride;
+    ce.rows = call->rows;
+    ce.classes = call->classes;
+    ce.target = pointer<const int64_t>(call->target);
+    ce.target_b = pointer<const int64_t>(call->target_b);
+    ce.lam = pointer(call->lam);
+    ce.shift = pointer(call->shift);
+    ce.scale = pointer(call->scale);
+    ce.margin = pointer(call->margin);
+    ce.row_scale = pointer(call->row_scale);
+    ce.weight = pointer(call->weight);
+    ce.row_coef = pointer(call->row_coef);
+    ce.focal_gamma = call->focal_gamma;
+    ce.label_smoothing = call->label_smoothing;
+    ce.ignore_index = call->ignore_index;
+    ce.closed = {static_cast<Form>(call->form),
+                 pointer(call->form_table),
+                 pointer<const int64_t>(call->form_seed),
+                 {call->option0, call->option1, call->option2}};
+    ce.grad = pointer(call->grad);
+    ce.grad_stride = call->grad_stride;
+    job.row_coef_stride = call->row_coef_stride;
+    job.reduction = static_cast<Reduction>(call->reduction);
+    job.loss = pointer(call->loss);
     // Without rows Python knows the loss.
-    return on_device(rows, device, stream, dtype, [&](auto element, Where where) {
-        return launch_rows<decltype(element)>(job, static_cast<Path>(path), pointer<double>(scratch), where);
+    return on_device(ce.rows, call->device, call->stream, call->dtype, [&](auto element, Where where) {
+        return launch_rows<decltype(element)>(job, static_cast<Path>(call->path), pointer<double>(call->scratch),
+                                              where);
     });
 }
 

@@ -3,18 +3,30 @@
 #pragma once
 #include <cstdint>
 
+namespace ltk {
+namespace cuda {
+
+// One call of the loss, by name as in cpu/adjusted_ce.h; what is not said is 0: no pointer, no table, the first code.
+struct LossCall {
+    int64_t device, stream, path, dtype;  // path: job.h
+    int64_t logits, logits_stride, rows, classes;
+    int64_t target, target_b, lam, ignore_index;
+    int64_t shift, scale, margin, row_scale, weight;
+    int64_t row_coef, row_coef_stride;  // stride: 1, or 0 for one number
+    double focal_gamma, label_smoothing;
+    int64_t reduction, loss, grad, grad_stride;
+    int64_t scratch;  // ltk_cuda_scratch(...) doubles where the reduction is not none or there are tables
+    int64_t form, form_table, form_seed;
+    double option0, option1, option2;
+};
+
+}  // namespace cuda
+}  // namespace ltk
+
 extern "C" {
 
-// Loss and gradient on `stream` of `device`; no synchronisation, no allocation. `scratch` holds
-// ltk_cuda_scratch(...) doubles where the reduction is not none or there are tables. A zero address is a null pointer;
-// see cpu/adjusted_ce.h for the fields and job.h for `path`.
-const char* ltk_cuda_adjusted_ce(int64_t device, int64_t stream, int64_t path, int64_t dtype, int64_t logits,
-                                 int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t target_b,
-                                 int64_t lam, int64_t shift, int64_t scale, int64_t margin, int64_t row_scale,
-                                 int64_t weight, int64_t row_coef, int64_t row_coef_stride, double focal_gamma,
-                                 double label_smoothing, int64_t ignore_index, int64_t reduction, int64_t loss,
-                                 int64_t grad, int64_t grad_stride, int64_t scratch, int64_t form, int64_t form_table,
-                                 int64_t form_seed, double option0, double option1, double option2);
+// Loss and gradient; no synchronisation, no allocation.
+const char* ltk_cuda_adjusted_ce(const ltk::cuda::LossCall* call);
 
 // The loss in two phases on a part of the classes; cpu/row_statistics.h has the fields, `out` and `terms` are doubles.
 const char* ltk_cuda_row_statistics(int64_t device, int64_t stream, int64_t dtype, int64_t logits,

@@ -65,6 +65,9 @@ inline uint32_t as_bits(float x) {
 inline float exp2_flushed(float x) {
     return std::exp2(x);
 }
+inline float inverse_flushed(float x) {
+    return 1.0f / x;
+}
 inline int cluster_rank() {
     return emulation::cluster_rank();
 }
@@ -127,6 +130,12 @@ __device__ __forceinline__ uint32_t as_bits(float x) {
 __device__ __forceinline__ float exp2_flushed(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// 1 / x, off by one in the last place.
+__device__ __forceinline__ float inverse_flushed(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 __device__ __forceinline__ int cluster_rank() {

@@ -6,12 +6,12 @@
 namespace ltk {
 namespace cuda {
 
-// phi(softplus(x)) and its derivative in x.
-template <class Real>
+// phi(softplus(x)) and its derivative in x, beside logits of type T.
+template <class T, class Real>
 __device__ __forceinline__ void focal_softplus(Real gamma, Real x, Real* value, Real* slope) {
-    const Real t = exp_real(-abs_real(x));
-    const Real log1p_t = log1p_real(t);
-    const Real inverse = Real(1) / (Real(1) + t);
+    const Real t = exp_for<T>(-abs_real(x));
+    const Real log1p_t = log1p_unit(t);
+    const Real inverse = inverse_of(Real(1) + t);
     const Real l = larger(x, Real(0)) + log1p_t, p = (x < Real(0) ? t : Real(1)) * inverse;
     *value = l;
     *slope = p;
@@ -39,47 +39,72 @@ __global__ void __launch_bounds__(kMemoryBlock) sigmoid_bce_rows(const RowsJob j
     const Real* const negative = view.copy(job.shift);
     const Real upstream = upstream_of<Real>(job, at_row);
 
-    const int terms = ce.target_b == nullptr ? 1 : 2;
     Index label[2] = {kNowhere, kNowhere};
-    Real hard[2] = {Real(0), Real(0)}, own_loss[2] = {Real(0), Real(0)}, own_slope[2] = {Real(0), Real(0)};
-#pragma unroll
-    for (int t = 0; t < 2; ++t) {
-        if (t >= terms || !normal) break;
-        label[t] = labels.label[t];
-        hard[t] = labels.share[t] * at(ce.weight, labels.label[t], Real(1));
-        focal_softplus(gamma, -view.element(label[t]), &own_loss[t], &own_slope[t]);
+    Real hard[2] = {Real(0), Real(0)};
+    if (normal) {
+        label[0] = labels.label[0];
+        hard[0] = labels.share[0] * at(ce.weight, label[0], Real(1));
+        if (ce.target_b != nullptr) {
+            const Real other = labels.share[1] * at(ce.weight, labels.label[1], Real(1));
+            if (labels.label[1] == label[0]) {
+                hard[0] += other;
+            } else {
+                label[1] = labels.label[1];
+                hard[1] = other;
+            }
+        }
     }
-    group.fence();  // the labels' logits have been read
+    const Real every = hard[0] + hard[1], scale = every * upstream;
 
-    Real others[2] = {Real(0), Real(0)};
+    Real found[2] = {Real(0), Real(0)};  // sum over the negatives of all; what the labels add
     const Index member = group.member(), members = group.members();
     if (normal) {
         view.template stream<kFlight>(member, members, [&](Index j, auto& z) {
             constexpr int kN = kExtent<decltype(z)>;
-            Real y[kN], factor[kN];
+            Real y[kN], own[2] = {Real(0), Real(0)};
+            // A label is no negative of its own term: minus infinity adds nothing, and its gradient is written after.
+            const bool owns[2] = {label[0] >= j && label[0] < j + kN, label[1] >= j && label[1] < j + kN};
 #pragma unroll
-            for (int k = 0; k < kN; ++k) factor[k] = Real(1);
-            if (negative != nullptr) Row<T, Index>::read(negative, j, factor);
+            for (int t = 0; t < 2; ++t)
+                if (owns[t])
+#pragma unroll
+                    for (int k = 0; k < kN; ++k)
+                        if (j + k == label[t]) {
+                            own[t] = z[k];
+                            z[k] = -Real(INFINITY);
+                        }
+#pragma unroll
+            for (int k = 0; k < kN; ++k) y[k] = Real(1);
+            if (negative != nullptr) Row<T, Index>::read(negative, j, y);
 #pragma unroll
             for (int k = 0; k < kN; ++k) {
-                y[k] = Real(0);
                 Real value, slope;
-                focal_softplus(gamma, z[k], &value, &slope);
-#pragma unroll
-                for (int t = 0; t < 2; ++t) {
-                    const bool own = j + k == label[t];
-                    others[t] += own ? Real(0) : factor[k] * value;
-                    if (t < terms) y[k] += hard[t] * upstream * (own ? -own_slope[t] : factor[k] * slope);
-                }
+                focal_softplus<T>(gamma, z[k], &value, &slope);
+                found[0] += y[k] * value;
+                y[k] *= scale * slope;
             }
             if (ce.grad != nullptr) view.store(j, y);
+            if (!owns[0] && !owns[1]) return;
+            for (int t = 0; t < 2; ++t) {
+                if (!owns[t]) continue;
+                Real value, slope;
+                focal_softplus<T>(gamma, -own[t], &value, &slope);
+                found[1] += hard[t] * value;
+                Real g = -hard[t] * slope;
+                const Real as_other = hard[1 - t] * at(job.shift.source, label[t], Real(1));
+                if (as_other != Real(0)) {
+                    focal_softplus<T>(gamma, own[t], &value, &slope);
+                    found[1] += as_other * value;
+                    g += as_other * slope;
+                }
+                if (ce.grad != nullptr) put_element(view.grad + label[t], g * upstream);
+            }
         });
     } else if (ce.grad != nullptr) {
         view.fill(member, members, labels.state == RowState::bad ? Real(NAN) : Real(0));
     }
-    group.template reduce<Sum>(others);
-    Real loss = hard[0] * (own_loss[0] + others[0]);
-    if (terms == 2) loss += hard[1] * (own_loss[1] + others[1]);
+    group.template reduce<Sum>(found);
+    Real loss = every * found[0] + found[1];
     if (labels.state == RowState::ignored) loss = Real(0);
     if (labels.state == RowState::bad) loss = Real(NAN);
     collect_losses(job, group, announce_loss(job, group, loss));

@@ -76,36 +76,28 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out, *, path: str = "any") -> N
     if call.reduction != _NONE or any(streamed):
         doubles = library.cuda_scratch(rows, classes, *streamed)
         scratch = torch.empty(doubles, dtype=torch.float64, device=logits.device)
+    job = library.CudaLossCall()  # what is not said is 0
+    job.device, job.stream = current_stream(logits.device)
+    job.path, job.dtype = PATHS.index(path), DTYPE_CODES[logits.dtype]
+    job.logits, job.logits_stride = address(logits, "logits"), logits.stride(0)
+    job.rows, job.classes = rows, classes
+    job.target, job.ignore_index = address(call.target, "target"), call.ignore_index
+    job.target_b, job.lam = address(call.target_b, "target[1]"), address(call.lam, "lam")
+    for name, table in zip(TABLES, call.tables, strict=True):
+        setattr(job, name, address(table, name))
     factor = call.factor(rows)
-    _raise(
-        library.cuda_adjusted_ce(
-            *current_stream(logits.device),
-            PATHS.index(path),
-            DTYPE_CODES[logits.dtype],
-            address(logits, "logits"),
-            logits.stride(0),
-            rows,
-            classes,
-            address(call.target, "target"),
-            address(call.target_b, "target[1]"),
-            address(call.lam, "lam"),
-            *(address(table, name) for name, table in zip(TABLES, call.tables, strict=True)),
-            address(factor, "grad_scale"),
-            0 if factor is None else factor.stride(0),
-            call.focal_gamma,
-            call.label_smoothing,
-            call.ignore_index,
-            call.reduction,
-            loss.data_ptr(),
-            address(grad, "the gradient"),
-            0 if grad is None else grad.stride(0),
-            address(scratch, "scratch"),
-            call.form,
-            address(call.table, "the loss' table"),
-            address(call.seed, "seed"),
-            *(call.form_options or (0.0, 0.0, 0.0)),
-        )
-    )
+    if factor is not None:
+        job.row_coef, job.row_coef_stride = address(factor, "grad_scale"), factor.stride(0)
+    job.focal_gamma, job.label_smoothing = call.focal_gamma, call.label_smoothing
+    job.reduction, job.loss = call.reduction, loss.data_ptr()
+    if grad is not None:
+        job.grad, job.grad_stride = address(grad, "the gradient"), grad.stride(0)
+    job.scratch = address(scratch, "scratch")
+    if call.form:
+        job.form, job.form_table = call.form, address(call.table, "the loss' table")
+        job.form_seed = address(call.seed, "seed")
+        job.option0, job.option1, job.option2 = call.form_options
+    _raise(library.cuda_adjusted_ce(job))
 
 
 def row_statistics(part: ClassPart, smooth: bool, out: Tensor) -> None:

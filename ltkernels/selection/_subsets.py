@@ -58,6 +58,23 @@ def mixed_columns(columns: Tensor, mean: Tensor, anchor: float | Tensor) -> Tens
     return columns - (keep * mean + h * columns.sum(-2)).unsqueeze(-2)
 
 
+def mixed_products(columns: Tensor, along: Tensor, mean: Tensor, anchor: float | Tensor) -> Tensor:
+    """The products Y'^T Y' (..., k, size, size) of the columns of `mixed_columns`, which are not formed: a batch of runs would read and
+    write every one of them once more. `along` (..., k, size) holds the products of `columns` (..., k, size, d) with `mean` (..., d).
+
+    What is subtracted, keep * mean + h * sum, is far shorter than the columns unless anchor = 0, when it is their mean.
+    """
+    keep, h = mixing(columns.shape[-2], anchor)
+    if isinstance(anchor, Tensor):
+        keep, h = keep[..., None, None], h[..., None, None]
+    inner = columns @ columns.mT
+    by_mean = keep * along
+    less = by_mean + h * inner.sum(-1)
+    both = keep * keep * mean.square().sum(-1)[..., None, None] + h * (by_mean + less).sum(-1, keepdim=True)
+    less -= 0.5 * both
+    return inner.sub_(less[..., None]).sub_(less[..., None, :])
+
+
 def mixing(size: int | Tensor, anchor: float | Tensor) -> tuple[Any, Any]:
     """(keep, h) of the vector keep * mean + h * (sum of the subset) that `mixed_columns` subtracts."""
     share = 1.0 - size / (anchor + size)
@@ -69,6 +86,11 @@ def mixing(size: int | Tensor, anchor: float | Tensor) -> tuple[Any, Any]:
 _FACTORS = 4
 
 
+def _products(columns: Tensor) -> Tensor:
+    """The smaller of the two, whose determinants with I added are equal (Sylvester)."""
+    return columns @ columns.mT if columns.shape[-2] <= columns.shape[-1] else columns.mT @ columns
+
+
 def grown_log_dets(
     pool: Tensor,
     groups: Sequence[SizeGroup],
@@ -77,13 +99,14 @@ def grown_log_dets(
     count: float | Tensor,
     anchor: float | Tensor,
     alpha: float,
+    alone: bool,
 ) -> Tensor:
     """log det(I + alpha T+ / n+) in nats after adding each subset alone to `count` samples of scatter T (..., d, d);
     shape (..., K). Leading dimensions are independent runs; `count` and `anchor` are numbers or have one entry per run.
 
     log det(s I + T + Y'Y'^T) = log det A + log det(I + Y'^T A^-1 Y') with A = s I + T, s = n+ / alpha: a determinant of
     the subset's size per candidate. Subsets of one size share A, so one Cholesky factor serves; many sizes share the
-    eigenvectors of T. On a GPU there is a factor per size: eigenvectors would make the host wait.
+    eigenvectors of T. On a GPU there is a factor per size: eigenvectors would make the host wait. `alone`: the anchor of a run is 0.
     """
     d = pool.shape[-1]
     lead = scatter.shape[:-2]
@@ -99,15 +122,19 @@ def grown_log_dets(
             scaled = values + (ridge[..., None] if isinstance(ridge, Tensor) else ridge)
             common = torch.log1p(values / (scaled - values)).sum(-1)
             columns = mixed_columns(whitened[..., group.rows, :], centre, anchor)
-            columns = columns * scaled.rsqrt()[..., None, None, :]
+            inner = _products(columns * scaled.rsqrt()[..., None, None, :])
         else:
             inverse, common = whitening(scatter, ridge)
             # One size: its rows are the pool's, in order, and a copy of them would be a fifth of what a step moves on a GPU.
             rows = pool[..., : group.rows.numel(), :] if len(groups) == 1 else pool[..., group.rows.reshape(-1), :]
-            whitened = rows @ inverse.mT
-            columns = whitened.reshape(*lead, *group.rows.shape, d)
-            columns = mixed_columns(columns, (mean.unsqueeze(-2) @ inverse.mT).squeeze(-2), anchor)
-        inner = columns @ columns.mT if group.size <= d else columns.mT @ columns
+            columns = (rows @ inverse.mT).unflatten(-2, group.rows.shape)
+            centre = (inverse @ mean.unsqueeze(-1)).squeeze(-1)
+            if group.size <= d and not alone:
+                # With the mean from the pool, which runs share, and not from the columns of each.
+                along = (rows @ (inverse.mT @ centre.unsqueeze(-1))).reshape(*lead, *group.rows.shape)
+                inner = mixed_products(columns, along, centre, anchor)
+            else:
+                inner = _products(mixed_columns(columns, centre, anchor))
         inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
         out[..., group.ids] = common[..., None] + cholesky_log_det(inner)
     return out
@@ -200,5 +227,7 @@ def subset_gains(
     """
     start, pool, bounds, alpha = checked_pool(original, candidates, offsets, centering, alpha)
     groups = group_by_size(bounds, pool.device)
-    values = grown_log_dets(pool - start.origin, groups, start.scatter, start.mean, start.count, start.anchor, alpha)
+    values = grown_log_dets(
+        pool - start.origin, groups, start.scatter, start.mean, start.count, start.anchor, alpha, start.anchor == 0.0
+    )
     return values / start.base - 1.0

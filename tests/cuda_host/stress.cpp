@@ -40,17 +40,35 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
     }
     for (int64_t j = 0; j < classes; ++j) table[j] = 0.5f + value(j) * 0.05f;
     seed[0] = 12345;
-    const bool plain = form == Form::none;
     for (int pass = 0; pass < 2; ++pass) {
         const int64_t in = logits.address() + static_cast<int64_t>(sizeof(T));
         const int64_t to = pass == 0 ? grad.address() + static_cast<int64_t>(sizeof(T)) : in;
-        const int64_t tables = plain ? table.address() : 0;
-        const char* error = ltk_cuda_adjusted_ce(
-            0, 0, static_cast<int64_t>(path), dtype, in, classes, rows, classes, a.address(), mixed ? b.address() : 0,
-            mixed ? lam.address() : 0, tables, tables, tables, tables, table.address(), 0, 0, 1.5,
-            form == Form::sigmoid || form == Form::equalization ? 0.0 : 0.1, -100, static_cast<int64_t>(reduction),
-            pass == 0 ? out.address() : again.address(), to, classes, scratch.address(), static_cast<int64_t>(form),
-            table.address(), seed.address(), 0.5, 0.5, -4.0);
+        LossCall call{};
+        call.path = static_cast<int64_t>(path);
+        call.dtype = dtype;
+        call.logits = in;
+        call.logits_stride = call.grad_stride = call.classes = classes;
+        call.rows = rows;
+        call.target = a.address();
+        if (mixed) {
+            call.target_b = b.address();
+            call.lam = lam.address();
+        }
+        call.ignore_index = -100;
+        if (form == Form::none) call.shift = call.scale = call.margin = call.row_scale = table.address();
+        call.weight = table.address();
+        call.focal_gamma = 1.5;
+        call.label_smoothing = form == Form::sigmoid || form == Form::equalization ? 0.0 : 0.1;
+        call.reduction = static_cast<int64_t>(reduction);
+        call.loss = pass == 0 ? out.address() : again.address();
+        call.grad = to;
+        call.scratch = scratch.address();
+        call.form = static_cast<int64_t>(form);
+        call.form_table = table.address();
+        call.form_seed = seed.address();
+        call.option0 = call.option1 = 0.5;
+        call.option2 = -4.0;
+        const char* error = ltk_cuda_adjusted_ce(&call);
         if (error != nullptr) emulation::fail(error);
         ++calls;
     }
@@ -103,9 +121,9 @@ void scale(int64_t n) {
 
 }  // namespace
 
-// "short": one host thread a CUDA thread is slow, and what the classes change are the tails, which races do not see.
-int main(int count, char**) {
-    const bool all = count == 1;
+// "few": one host thread a CUDA thread is slow, and what the classes change are the tails, which races do not see.
+int main(int count, char** arguments) {
+    const bool all = count == 1 || std::strcmp(arguments[1], "all") == 0;
     for (const Path path : {Path::registers, Path::cluster, Path::memory})
         for (const int64_t classes : {3, 40, 1100})
             for (const bool mixed : {false, true})

@@ -43,6 +43,7 @@ class BatchedEngine:
         self.mean = torch.stack([p.start.mean for p in problems])
         self.count = self._vector([float(p.start.count) for p in problems])
         self.anchor = self._vector([p.start.anchor for p in problems])
+        self.alone = any(p.start.anchor == 0.0 for p in problems)
         left = torch.tensor([p.subsets for p in problems], device=self.device)
         self.left = left.to(torch.float64)
         self.free = torch.arange(self.subsets, device=self.device) < left[:, None]
@@ -73,7 +74,8 @@ class BatchedEngine:
 
     def score(self) -> Tensor:
         """log det(I + alpha T+ / n+) in nats, (R, K)."""
-        return grown_log_dets(self.pool, self.groups, self.scatter, self.mean, self.count, self.anchor, self.alpha)
+        state = self.scatter, self.mean, self.count, self.anchor
+        return grown_log_dets(self.pool, self.groups, *state, self.alpha, self.alone)
 
     def grow(self, mixed: Tensor) -> None:
         """T += mixed^T mixed, for (R, S, d) columns of the subsets that were picked."""
@@ -88,7 +90,8 @@ class BatchedEngine:
         loss = torch.where(self.mode == MODES.index("min"), values, loss)
         if "quantile" in self.modes:
             ordered = values.masked_fill(~self.free, torch.inf).sort(1).values
-            rank = (self.q * (self.left[:, None] - 1.0) + 0.5).floor().long()
+            # A run of the batch that is at its end has no free subsets.
+            rank = (self.q * (self.left[:, None] - 1.0) + 0.5).floor().long().clamp_min(0)
             loss = torch.where(self.mode == MODES.index("quantile"), (values - ordered.gather(1, rank)).abs(), loss)
         loss = loss.masked_fill(~self.free, torch.inf)
         best = loss.amin(1, keepdim=True)
@@ -108,6 +111,7 @@ class BatchedEngine:
         self.mean += (columns.sum(1) / size[:, None] - self.mean) * (size / (self.anchor + size))[:, None]
         self.anchor += size
         self.count += size
+        self.alone = False
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> list[tuple[list[int], list[float]]]:
         """(picked, log-determinants) of each run. The device is read once, at the end; where `progress` wants to know,
@@ -116,7 +120,6 @@ class BatchedEngine:
         picks = torch.zeros(longest, self.runs, dtype=torch.int64, device=self.device)
         values = torch.zeros(longest, self.runs, dtype=torch.float64, device=self.device)
         for step in range(longest):
-            self.step = step
             scores = self.score()
             picked = self.choose(scores)
             picks[step], values[step] = picked, scores.gather(1, picked[:, None])[:, 0]
