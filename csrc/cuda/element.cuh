@@ -65,25 +65,19 @@ __device__ __forceinline__ Raw packed(const float (&x)[8], T type) {
     return Raw{{pack(x[0], x[1], type), pack(x[2], x[3], type), pack(x[4], x[5], type), pack(x[6], x[7], type)}};
 }
 // One element of a vector, for the ends of a row.
-__device__ __forceinline__ void put_element(float* p, float x) {
-    *p = x;
-}
-__device__ __forceinline__ void put_element(double* p, double x) {
-    *p = x;
-}
 template <class T>
-__device__ __forceinline__ void put_element(T* p, float x) {
-    p->bits = static_cast<uint16_t>(pack(x, 0.0f, T{}) & 0xffffu);
-}
-__device__ __forceinline__ double get_element(const float* p) {
-    return static_cast<double>(*p);
-}
-__device__ __forceinline__ double get_element(const double* p) {
-    return *p;
+__device__ __forceinline__ void put_element(T* p, real_t<T> x) {
+    if constexpr (sizeof(T) == 2)
+        p->bits = static_cast<uint16_t>(pack(x, 0.0f, T{}) & 0xffffu);
+    else
+        *p = x;
 }
 template <class T>
 __device__ __forceinline__ double get_element(const T* p) {
-    return static_cast<double>(to_float(*p));
+    if constexpr (sizeof(T) == 2)
+        return static_cast<double>(to_float(*p));
+    else
+        return static_cast<double>(*p);
 }
 
 template <class Real>
@@ -114,16 +108,8 @@ __device__ __forceinline__ float log1p_unit(float t) {
 __device__ __forceinline__ double log1p_unit(double t) {
     return std::log1p(t);
 }
-// 1 / x for x in [1, 2].
-__device__ __forceinline__ float inverse_of(float x) {
-    return inverse_flushed(x);
-}
 __device__ __forceinline__ double inverse_of(double x) {
     return 1.0 / x;
-}
-template <class Real>
-__device__ __forceinline__ Real abs_real(Real x) {
-    return std::fabs(x);
 }
 // exp beside logits of type T: what is rounded to 16 bits in the end takes the two instructions of the base-2 unit.
 template <class T>

@@ -56,6 +56,9 @@ inline Raw load16_table(const void* p) {
 inline void store16(void* p, Raw x) {
     emulation::store16(p, x);
 }
+inline void store16_apart(void* p, Raw x) {
+    emulation::store16(p, x);
+}
 inline float as_float(uint32_t bits) {
     return emulation::bits_float(bits);
 }
@@ -65,7 +68,7 @@ inline uint32_t as_bits(float x) {
 inline float exp2_flushed(float x) {
     return std::exp2(x);
 }
-inline float inverse_flushed(float x) {
+inline float inverse_of(float x) {
     return 1.0f / x;
 }
 inline int cluster_rank() {
@@ -120,6 +123,12 @@ __device__ __forceinline__ Raw load16_table(const void* p) {
 __device__ __forceinline__ void store16(void* p, Raw x) {
     *static_cast<uint4*>(p) = make_uint4(x.word[0], x.word[1], x.word[2], x.word[3]);
 }
+// store16 that stays one whatever is stored to the same place in another branch.
+__device__ __forceinline__ void store16_apart(void* p, Raw x) {
+    const uint32_t* w = x.word;
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                 : "memory");
+}
 __device__ __forceinline__ float as_float(uint32_t bits) {
     return __uint_as_float(bits);
 }
@@ -133,7 +142,7 @@ __device__ __forceinline__ float exp2_flushed(float x) {
     return y;
 }
 // 1 / x, off by one in the last place.
-__device__ __forceinline__ float inverse_flushed(float x) {
+__device__ __forceinline__ float inverse_of(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;

@@ -77,14 +77,6 @@ struct Group {
     // The warp (all of it) that gets the results: what is done once a row is done here.
     __device__ __forceinline__ bool leading() const { return threads <= 32 || here < 32; }
 
-    // Reads of the logits by any thread of the row come before writes of the gradient by any other.
-    __device__ __forceinline__ void fence() const {
-        if (threads > 32)
-            __syncthreads();
-        else
-            __syncwarp();
-    }
-
     // One `answer` comes between two reductions. Of a warp that leads several, the lanes of the row have the result,
     // and else at least lane 0.
     template <class Op, int kN>

@@ -46,15 +46,17 @@ struct Row {
     }
     static __device__ __forceinline__ void read(const Real* copy, Index j, Real (&t)[1]) { t[0] = __ldg(copy + j); }
 
+    // kApart: for where the compiler would make single stores of both to join them.
+    template <bool kApart = false>
     __device__ __forceinline__ void store(Index j, const Real (&y)[kN]) const {
-        if (together) {
-            store16(grad + j, packed(y, T()));
-            return;
-        }
+        if (together) return (kApart ? store16_apart : store16)(grad + j, packed(y, T()));
 #pragma unroll
         for (int k = 0; k < kN; ++k) put_element(grad + j + k, y[k]);
     }
-    __device__ __forceinline__ void store(Index j, const Real (&y)[1]) const { put_element(grad + j, y[0]); }
+    template <bool kApart = false>
+    __device__ __forceinline__ void store(Index j, const Real (&y)[1]) const {
+        put_element(grad + j, y[0]);
+    }
 
     // f(first column, logits) for the vectors and the ends of one of `members` threads, `kFlight` loads at a time.
     template <int kFlight, class F>

@@ -9,7 +9,7 @@ namespace cuda {
 // phi(softplus(x)) and its derivative in x, beside logits of type T.
 template <class T, class Real>
 __device__ __forceinline__ void focal_softplus(Real gamma, Real x, Real* value, Real* slope) {
-    const Real t = exp_for<T>(-abs_real(x));
+    const Real t = exp_for<T>(-std::fabs(x));
     const Real log1p_t = log1p_unit(t);
     const Real inverse = inverse_of(Real(1) + t);
     const Real l = larger(x, Real(0)) + log1p_t, p = (x < Real(0) ? t : Real(1)) * inverse;
@@ -42,37 +42,39 @@ __global__ void __launch_bounds__(kMemoryBlock) sigmoid_bce_rows(const RowsJob j
     Index label[2] = {kNowhere, kNowhere};
     Real hard[2] = {Real(0), Real(0)};
     if (normal) {
-        label[0] = labels.label[0];
-        hard[0] = labels.share[0] * at(ce.weight, label[0], Real(1));
-        if (ce.target_b != nullptr) {
-            const Real other = labels.share[1] * at(ce.weight, labels.label[1], Real(1));
-            if (labels.label[1] == label[0]) {
-                hard[0] += other;
-            } else {
-                label[1] = labels.label[1];
-                hard[1] = other;
-            }
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+            label[t] = labels.label[t];
+            hard[t] = labels.share[t] * at(ce.weight, label[t], Real(1));
+        }
+        if (ce.target_b == nullptr || label[1] == label[0]) {
+            hard[0] += hard[1];
+            hard[1] = Real(0);
+            label[1] = kNowhere;
         }
     }
     const Real every = hard[0] + hard[1], scale = every * upstream;
 
-    Real found[2] = {Real(0), Real(0)};  // sum over the negatives of all; what the labels add
+    Real found[2] = {Real(0), Real(0)},
+         own[2] = {Real(0), Real(0)};  // found: sum over the negatives; what the labels add
+    bool owns[2] = {false, false};     // the label's column is this thread's
     const Index member = group.member(), members = group.members();
     if (normal) {
         view.template stream<kFlight>(member, members, [&](Index j, auto& z) {
             constexpr int kN = kExtent<decltype(z)>;
-            Real y[kN], own[2] = {Real(0), Real(0)};
+            Real y[kN];
             // A label is no negative of its own term: minus infinity adds nothing, and its gradient is written after.
-            const bool owns[2] = {label[0] >= j && label[0] < j + kN, label[1] >= j && label[1] < j + kN};
 #pragma unroll
             for (int t = 0; t < 2; ++t)
-                if (owns[t])
+                if (label[t] >= j && label[t] < j + kN) {
+                    owns[t] = true;
 #pragma unroll
                     for (int k = 0; k < kN; ++k)
                         if (j + k == label[t]) {
                             own[t] = z[k];
                             z[k] = -Real(INFINITY);
                         }
+                }
 #pragma unroll
             for (int k = 0; k < kN; ++k) y[k] = Real(1);
             if (negative != nullptr) Row<T, Index>::read(negative, j, y);
@@ -83,23 +85,20 @@ __global__ void __launch_bounds__(kMemoryBlock) sigmoid_bce_rows(const RowsJob j
                 found[0] += y[k] * value;
                 y[k] *= scale * slope;
             }
-            if (ce.grad != nullptr) view.store(j, y);
-            if (!owns[0] && !owns[1]) return;
-            for (int t = 0; t < 2; ++t) {
-                if (!owns[t]) continue;
-                Real value, slope;
-                focal_softplus<T>(gamma, -own[t], &value, &slope);
-                found[1] += hard[t] * value;
-                Real g = -hard[t] * slope;
-                const Real as_other = hard[1 - t] * at(job.shift.source, label[t], Real(1));
-                if (as_other != Real(0)) {
-                    focal_softplus<T>(gamma, own[t], &value, &slope);
-                    found[1] += as_other * value;
-                    g += as_other * slope;
-                }
-                if (ce.grad != nullptr) put_element(view.grad + label[t], g * upstream);
-            }
+            if (ce.grad != nullptr) view.template store<true>(j, y);
         });
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+            if (!owns[t]) continue;
+            Real value[2], slope[2];  // as the positive of its term, as a negative of the other
+            focal_softplus<T>(gamma, -own[t], &value[0], &slope[0]);
+            focal_softplus<T>(gamma, own[t], &value[1], &slope[1]);
+            const Real other = hard[1 - t] == Real(0) ? Real(0) : hard[1 - t] * at(job.shift.source, label[t], Real(1));
+            found[1] += hard[t] * value[0];
+            if (other != Real(0)) found[1] += other * value[1];
+            const Real g = -hard[t] * slope[0] + (other != Real(0) ? other * slope[1] : Real(0));
+            if (ce.grad != nullptr) put_element(view.grad + label[t], g * upstream);
+        }
     } else if (ce.grad != nullptr) {
         view.fill(member, members, labels.state == RowState::bad ? Real(NAN) : Real(0));
     }

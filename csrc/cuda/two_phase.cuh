@@ -141,10 +141,9 @@ __global__ void __maxnreg__(kPartRegisters) part_statistics(const PartJob job) {
         label_a *= part.row_scale[mine.row];
     }
     double* const out = job.out + mine.row * kStatistics;
-    out[0] = mine.ignored ? 0.0 : static_cast<double>(found[0]);
-    out[1] = mine.ignored ? 0.0 : static_cast<double>(found[1]);
-    out[2] = mine.ignored ? 0.0 : label_a;
-    out[3] = mine.ignored ? 0.0 : static_cast<double>(found[2]);
+    const double values[] = {static_cast<double>(found[0]), static_cast<double>(found[1]), label_a,
+                             static_cast<double>(found[3])};
+    for (int k = 0; k < kStatistics; ++k) out[k] = mine.ignored ? 0.0 : values[k];
 }
 
 template <class T>
