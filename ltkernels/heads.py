@@ -248,7 +248,7 @@ def _prepare(
     reason = "asked for"
     if chunk_rows is None:
         chunk_rows, reason = _choose_chunk(features.shape[0], features.shape[1], classes, call.backend)
-        if backend == "triton" and (why := _no_tiles(loss, features.dtype)):
+        if backend == "triton" and (why := _no_tiles(loss)):
             reason = f"{reason}; no tiles: {why}"
         elif backend == "triton":
             chunk_rows, reason = TILES, "asked for"
@@ -270,15 +270,13 @@ def _holds_logits(loss: Checked, backend: str | None, device: torch.device) -> t
     return None
 
 
-def _no_tiles(loss: Checked, dtype: torch.dtype) -> str:
+def _no_tiles(loss: Checked) -> str:
     """Why Triton's tiles cannot serve a call; empty where they can."""
     if loss.call.form:
         return f"{_terms.FORMS[loss.call.form]} needs whole rows"
     if wants_gradient(loss.call.tables):
         return "a table requires a gradient"
-    from .triton import linear_adjusted_ce
-
-    return linear_adjusted_ce.unsupported(dtype)
+    return ""
 
 
 def _choose_chunk(rows: int, width: int, classes: int, backend: str) -> tuple[int, str]:

@@ -497,16 +497,6 @@ def test_head_steps_over_several_tiles(small_linear_tiles, monkeypatch) -> None:
         check_head(torch.float32, "tables", False, "sum")
 
 
-def test_float64_head_needs_a_triton_that_compiles_it(monkeypatch) -> None:
-    assert linear_adjusted_ce.unsupported(torch.float64) == ""
-    monkeypatch.setattr(_configs.triton, "__version__", "3.6.0")
-    assert "3.6.0" in linear_adjusted_ce.unsupported(torch.float64)
-    assert linear_adjusted_ce.unsupported(torch.float32) == ""
-    assert all(each.dtype != torch.float64 or "combine" in each.name for each in _configs.every_linear())
-    with pytest.raises(ValueError, match=r"torch.float64: Triton 3\.6\.0"):
-        run_head(head_inputs(torch.float64), contract.labels(ROWS, CLASSES), False, "mean", None)
-
-
 def test_spills_and_shared_memory_are_reported() -> None:
     from ltkernels.triton import compile_all
 

@@ -54,7 +54,6 @@ __global__ void __launch_bounds__(kMemoryBlock) sigmoid_bce_rows(const RowsJob j
         }
     }
     const Real every = hard[0] + hard[1], scale = every * upstream;
-
     Real found[2] = {Real(0), Real(0)},
          own[2] = {Real(0), Real(0)};  // found: sum over the negatives; what the labels add
     bool owns[2] = {false, false};     // the label's column is this thread's

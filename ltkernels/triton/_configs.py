@@ -90,7 +90,9 @@ _LONG = Tile(1, 4096, 16)
 _SHORT = Tile(1, 1024, 4)
 # Two registers a logit, and more for its exp: 4 logits a thread.
 _LONG_F64 = Tile(1, 2048, 16)
-# Tiles of the head: rows, classes, and features at a time.
+# Tiles of the head: rows, classes, and features at a time. Of 128 x 128 logits, which would halve what the products read, a thread spills
+# 0.4 to 1.2 KB with 8 warps and 0.2 to 0.7 KB with 16 (Triton 3.9, sm_90): the exponentials and their gradient live beside the
+# accumulators; 128 x 64 spill too.
 _LINEAR = {
     # 16 logits a thread: the exponentials, both labels and two accumulators live beside them. Full float32 products go
     # through registers, so 16 features a step.
@@ -98,9 +100,11 @@ _LINEAR = {
     # Tensor cores want 64 features a step.
     torch.bfloat16: (64, 64, 64, 8, 2),
     torch.float16: (64, 64, 32, 8, 2),  # its gradients' products have float32 operands
-    # Products of doubles go through registers: small tiles.
-    torch.float64: (32, 32, 16, 8, 1),
+    # Products of doubles go through registers: small tiles. Of 32 x 32, Triton 3.6 and 3.7 do not compile input_gradient.
+    torch.float64: (16, 16, 16, 4, 1),
 }
+# Of float32 in TF32, which the tensor cores take: with 16 their gradient products had 8 columns.
+_TF32_FEATURES = 64
 COMBINE_ROWS = 128
 NORM_BLOCK = 512
 PARTS_BLOCK = 512
@@ -171,6 +175,8 @@ def linear_tile(dtype: torch.dtype) -> Tile:
 
 def _linear(kernel: triton.JITFunction, dtype: torch.dtype, precision: str, **constants) -> Specialisation:
     rows, classes, features, warps, stages = _LINEAR[dtype]
+    if dtype == torch.float32 and precision == "tf32":
+        features = _TF32_FEATURES
     constants |= {"R": rows, "C": classes, "K": features, "PRECISION": precision}
     return _make(kernel, dtype, Tile(rows, classes, warps), **constants)._replace(stages=stages)
 
@@ -201,15 +207,6 @@ def gather_parts(dtype: torch.dtype) -> Specialisation:
     return _make(_linear_kernels.gather_parts, dtype, Tile(1, PARTS_BLOCK, 4), BLOCK=PARTS_BLOCK)
 
 
-def linear_unsupported(dtype: torch.dtype) -> str:
-    """Why the head cannot be served in a dtype; empty where it can. Triton 3.6 fails in a compiler pass on products of
-    float64 tiles, 3.9 compiles them."""
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if dtype == torch.float64 and version < (3, 9):
-        return f"Triton {triton.__version__} does not compile products of float64 tiles; 3.9 does"
-    return ""
-
-
 def precisions(dtype: torch.dtype) -> tuple[str, ...]:
     """How products of a dtype may be computed; the first is torch's default."""
     return ("ieee", "tf32") if dtype == torch.float32 else ("ieee",)
@@ -231,8 +228,6 @@ def every_linear() -> Iterator[Specialisation]:
     """All that the head can launch."""
     found = []
     for dtype in FLOATING:
-        if linear_unsupported(dtype):
-            continue
         for mixed, how in itertools.product(_SWITCH, precisions(dtype)):
             if mixed and real_dtype(dtype) != dtype:
                 continue  # computed in float32

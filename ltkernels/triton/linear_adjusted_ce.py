@@ -50,11 +50,6 @@ def _norms(vectors: Tensor, real: torch.dtype) -> Tensor:
     return out
 
 
-def unsupported(dtype: torch.dtype) -> str:
-    """Why `linear_adjusted_ce` cannot serve features of a dtype with the Triton at hand; empty where it can."""
-    return _configs.linear_unsupported(dtype)
-
-
 def linear_adjusted_ce(
     features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, normalize: bool, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,14 +58,12 @@ def linear_adjusted_ce(
 
     features (N, D), weight (C, D), bias (C,) in one dtype; loss and gradients float64 for float64 features, else
     float32; a gradient that is not needed is an empty tensor. Arguments were checked by the caller; a label out of range makes its row's
-    loss and every gradient it takes part in NaN. ValueError for a dtype that is `unsupported`.
+    loss and every gradient it takes part in NaN.
 
     float32 products follow torch.set_float32_matmul_precision: full float32 unless it says otherwise. 16-bit logits are
     float32 sums of exact products; their gradient is rounded once, to bfloat16 (bfloat16 features) or TF32 (float16), for
     the products with features and weights.
     """
-    if reason := unsupported(features.dtype):
-        raise ValueError(f"features has dtype {features.dtype}: {reason}")
     real, precision = real_dtype(features.dtype), _configs.precision(features.dtype)
     target, target_b, lam = call.target, call.target_b, call.lam
     shift, scale, margin, row_scale, class_weight = call.tables

@@ -1,9 +1,9 @@
 """Holds the machine code of the main kernels to a budget: ``sass.py BUDGET DISASSEMBLY``; the second is what ``nvdisasm -c`` printed.
 
-The kernels have no loop over a row (the sigmoid loss a short one), so that what a thread executes can be read from the code as it stands: between its first
-16-byte load of logits and its last 16-byte store of the gradient, instructions, exponentials and double precision; in all of it, barriers,
-fences and local memory. Fails where a kernel has over a tenth more instructions than its budget, or more of anything else; where logits are
-read or written in fewer 16-byte accesses; for a kernel of the table that is not in the code.
+The kernels have no loop over a row, or a short one (the sigmoid loss), so that what a thread executes for it can be read from the code as
+it stands: between its first 16-byte load of logits and its last 16-byte store of the gradient, instructions, exponentials and double
+precision; in all of it, barriers, fences and local memory. Fails where a kernel has over a tenth more instructions than its budget, or more
+of anything else; where logits are read or written in fewer 16-byte accesses; for a kernel of the table that is not in the code.
 """
 
 from __future__ import annotations
