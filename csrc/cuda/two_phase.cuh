@@ -142,7 +142,7 @@ __global__ void __maxnreg__(kPartRegisters) part_statistics(const PartJob job) {
     }
     double* const out = job.out + mine.row * kStatistics;
     const double values[] = {static_cast<double>(found[0]), static_cast<double>(found[1]), label_a,
-                             static_cast<double>(found[3])};
+                             static_cast<double>(found[2])};
     for (int k = 0; k < kStatistics; ++k) out[k] = mine.ignored ? 0.0 : values[k];
 }
 
