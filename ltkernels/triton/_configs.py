@@ -103,8 +103,8 @@ _LINEAR = {
     # Products of doubles go through registers: small tiles. Of 32 x 32, Triton 3.6 and 3.7 do not compile input_gradient.
     torch.float64: (16, 16, 16, 4, 1),
 }
-# Of float32 in TF32, which the tensor cores take: with 16 their gradient products had 8 columns.
-_TF32_FEATURES = 64
+# Of float32 in TF32, which the tensor cores take: with 16 their gradient products had 8 columns. With mixed labels 64 spill on sm_100.
+_TF32_FEATURES = {False: 64, True: 32}
 COMBINE_ROWS = 128
 NORM_BLOCK = 512
 PARTS_BLOCK = 512
@@ -176,7 +176,7 @@ def linear_tile(dtype: torch.dtype) -> Tile:
 def _linear(kernel: triton.JITFunction, dtype: torch.dtype, precision: str, **constants) -> Specialisation:
     rows, classes, features, warps, stages = _LINEAR[dtype]
     if dtype == torch.float32 and precision == "tf32":
-        features = _TF32_FEATURES
+        features = _TF32_FEATURES[bool(constants["MIXED"])]
     constants |= {"R": rows, "C": classes, "K": features, "PRECISION": precision}
     return _make(kernel, dtype, Tile(rows, classes, warps), **constants)._replace(stages=stages)
 
