@@ -61,13 +61,12 @@ def emulated(code: int = 90) -> SimpleNamespace:
     record = _record(header)
     found = SimpleNamespace(CudaLossCall=record)
     # Argument types come from the header: a changed signature cannot be called with the old one.
-    for result, name, arguments in re.findall(
-        r"^(const char\*|int64_t) ltk_(\w+)\(([^)]*)\);", header, flags=re.M
-    ):
+    for result, name, arguments in re.findall(r"^(const char\*|int64_t) ltk_(\w+)\(([^)]*)\);", header, flags=re.M):
         function = getattr(native, f"ltk_{name}")
         function.restype = _TYPES[result]
         function.argtypes = [
-            ctypes.POINTER(record) if "LossCall*" in argument else _TYPES[argument.split()[0]] for argument in arguments.split(",")
+            ctypes.POINTER(record) if "LossCall*" in argument else _TYPES[argument.split()[0]]
+            for argument in arguments.split(",")
         ]
         setattr(found, name, _decoded(function) if result == "const char*" else function)
     return found
@@ -77,7 +76,9 @@ def _record(header: str) -> type[ctypes.Structure]:
     """entry.h's record of a call; as of the compiled module's, no other field can be set."""
     (body,) = re.findall(r"^struct LossCall \{(.*?)^\};", header, flags=re.M | re.S)
     fields = [
-        (name.strip(), _TYPES[kind]) for kind, names in re.findall(r"(\w+) ([\w, ]+);", body) for name in names.split(",")
+        (name.strip(), _TYPES[kind])
+        for kind, names in re.findall(r"(\w+) ([\w, ]+);", body)
+        for name in names.split(",")
     ]
     return type("CudaLossCall", (ctypes.Structure,), {"__slots__": (), "_fields_": fields})
 
