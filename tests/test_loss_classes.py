@@ -56,6 +56,24 @@ def test_a_wrong_argument_names_the_class(name: str) -> None:
         loss.make(COUNTS, foo=1)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_loss_has_no_use_for_is_refused_by_name(name: str) -> None:
+    loss = ltk.LOSSES[name]
+    unused = {"class_counts": COUNTS, "num_classes": len(COUNTS)}
+    unused.pop(loss.first, None)
+    for argument, value in unused.items():
+        with pytest.raises(TypeError, match=rf"\.__init__\(\) got .*'{argument}'"):
+            loss(*loss._of_counts(COUNTS), **{argument: value})
+
+
+def test_two_numbers_of_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes is of 3 classes; the loss has 2"):
+        nn.AdjustedCrossEntropy(class_counts=[3, 4], num_classes=3)
+    shift = ltk.adjustments.Adjustment(shift=torch.zeros(3))
+    with pytest.raises(ValueError, match="class_counts is of 2 classes; the loss has 3"):
+        nn.AdjustedCrossEntropy(shift, class_counts=[3, 4])
+
+
 def test_help_spells_the_common_arguments_out() -> None:
     names = list(inspect.signature(nn.LDAM).parameters)
     assert names[:4] == ["class_counts", "max_margin", "s", "empty"]

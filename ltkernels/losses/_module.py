@@ -150,15 +150,23 @@ class AdjustedCrossEntropy(torch.nn.Module):
         **unknown: NoReturn,
     ) -> None:
         super().__init__()
-        for name in unknown:  # Python's own message would name this class, whatever class was called
+        refused = list(unknown)
+        if (
+            options is not None
+        ):  # a loss that builds its tables takes what its builder needs to know of the data, nothing beside it
+            given = {"class_counts": class_counts is not None, "num_classes": num_classes is not None}
+            refused += [name for name, there in given.items() if there and name != self.first]
+        for name in refused:  # Python's own message would name this class, whatever class was called
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}")
         counts = None if class_counts is None else torch.tensor(_checks.count_list(class_counts), device="cpu")
         if options is not None:
             adjustment = self._built(class_counts if num_classes is None else num_classes, options, table_dtype)
         adjustment = Adjustment() if adjustment is None else adjustment
         classes = built_classes(adjustment)
-        if classes is None:
-            classes = num_classes if counts is None else len(counts)
+        for name, number in (("class_counts", None if counts is None else len(counts)), ("num_classes", num_classes)):
+            if classes is not None and number not in (None, classes):
+                raise ValueError(f"{name} is of {number} classes; the loss has {classes}")
+            classes = number if classes is None else classes
         if weight is not None:
             if adjustment.weight is not None:
                 raise ValueError(f"weight is given, but {type(self).__name__} sets the class weights itself")
