@@ -234,7 +234,15 @@ _ARMS = {
 def experiment_table(result: dict[str, Any]) -> str:
     """What `ltkernels experiment fdg` found: every arm against random draws of the same size from the same pools."""
     arms = [name for name in _ARMS if all(name in found["arms"] for found in result["results"])]
-    titles = ["pool", "share", "none", "random", *(_ARMS[name] for name in arms), "mean kept - none", "offset, random → mean kept"]
+    titles = [
+        "pool",
+        "share",
+        "none",
+        "random",
+        *(_ARMS[name] for name in arms),
+        "mean kept - none",
+        "offset, random → mean kept",
+    ]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for found in result["results"]:
 
