@@ -204,7 +204,9 @@ def test_forms_and_workflows_are_well_formed() -> None:
             assert {"name", "description", "body"} <= set(content)
             ids = [part["id"] for part in content["body"] if part["type"] != "markdown"]
             assert len(ids) == len(set(ids))
-    assert {"workflows/tests.yml", "workflows/wheels.yml", "workflows/release.yml", "ISSUE_TEMPLATE/bug.yml"} < set(found)
+    assert {"workflows/tests.yml", "workflows/wheels.yml", "workflows/release.yml", "ISSUE_TEMPLATE/bug.yml"} < set(
+        found
+    )
 
 
 def test_actions_are_pinned_to_commits() -> None:

@@ -4,7 +4,7 @@
 
 Balanced test accuracy on long-tailed digits after 20 epochs, class weights from epoch 16 on:
 
-    LDAM + DRW 90.0 %
+    LDAM + DRW 90.6 %
 """
 
 import lightning.pytorch as pl

@@ -4,8 +4,8 @@
 
 Balanced test accuracy on long-tailed digits (124 images of digit 0 down to 2 of digit 9; needs scikit-learn):
 
-    CrossEntropyLoss            80.8 %
-    LogitAdjustedCrossEntropy   88.0 %
+    CrossEntropyLoss            79.2 %
+    LogitAdjustedCrossEntropy   87.6 %
 """
 
 import torch
@@ -20,7 +20,9 @@ batches = torch.utils.data.TensorDataset(digits.x_train, digits.y_train)
 def balanced_accuracy(model: torch.nn.Module) -> float:
     with torch.no_grad():
         right = model(digits.x_test).argmax(1) == digits.y_test  # the raw logits
-    return 100 * torch.stack([right[digits.y_test == c].float().mean() for c in range(digits.num_classes)]).mean().item()
+    return (
+        100 * torch.stack([right[digits.y_test == c].float().mean() for c in range(digits.num_classes)]).mean().item()
+    )
 
 
 def train(criterion: torch.nn.Module) -> torch.nn.Module:

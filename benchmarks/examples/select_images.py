@@ -6,8 +6,8 @@
 The folder `pool` stands for what your generator wrote: 300 pictures of `cat`, of which most are too bright. A random draw of 60 takes
 over that fault, as the offset from the real pictures' mean says (in standard errors; samples of the class itself lie at about 1):
 
-    random draw: offset 9.1
-    match_pool:  offset 0.4, list of 60 files in selected.txt
+    random draw: offset 25.5
+    match_pool:  offset 0.9, list of 60 files in selected.txt
 """
 
 from pathlib import Path

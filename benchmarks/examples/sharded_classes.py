@@ -5,7 +5,7 @@
 Ten thousand classes, long-tailed; every process holds the rows of its own, and all see the same batches:
 
     process 0 of 2 holds classes 0 to 4999
-    loss 9.21 at first, 1.93 after 40 steps; all classes in one process: 1.93
+    loss 6.30 at first, 3.89 after 40 steps; all classes in one process: 3.89
 """
 
 import torch
@@ -47,5 +47,7 @@ sharded = train(first, rows, lambda x, w, y: ltk.distributed.sharded_linear_adju
 if rank == 0:
     whole = train(0, CLASSES, lambda x, w, y: ltk.functional.linear_adjusted_cross_entropy(x, w, y, **tables))
     print(f"process {rank} of {world} holds classes {first} to {first + rows - 1}")
-    print(f"loss {sharded[0]:.2f} at first, {sharded[-1]:.2f} after {STEPS} steps; all classes in one process: {whole[-1]:.2f}")
+    print(
+        f"loss {sharded[0]:.2f} at first, {sharded[-1]:.2f} after {STEPS} steps; all classes in one process: {whole[-1]:.2f}"
+    )
 dist.destroy_process_group()

@@ -5,7 +5,7 @@
 
 Balanced test accuracy on long-tailed digits, enlarged to 32 x 32 pixels:
 
-    test_resnet, LDAM: 80.0 %
+    test_resnet, LDAM: 88.2 %
 """
 
 import sys

@@ -5,8 +5,8 @@
 A small BERT with random weights reads sentences of made-up words; class 0 has 400 of them, class 2 has 10. Nothing is downloaded.
 Balanced test accuracy:
 
-    cross-entropy    66.7 %
-    logit adjustment 80.0 %
+    cross-entropy    34.7 %
+    logit adjustment 48.3 %
 """
 
 import tempfile
