@@ -200,6 +200,70 @@ def reliability_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def training_table(result: dict[str, Any]) -> str:
+    """Balanced accuracy of runs of the trainer, plain cross-entropy first, and the command of each."""
+    lines = ["| loss | balanced accuracy | std | over ce, points | flags |", "|---|---:|---:|---:|---|"]
+    runs = result["runs"]
+    flags = {name: re.findall(r"--\S+(?: (?!--)\S+)?", run["command"]) for name, run in runs.items()}
+    common = [flag for flag in flags["ce"] if all(flag in found for found in flags.values())]
+    for name, run in runs.items():
+        mean = 100 * run["balanced_accuracy"]
+        over = "" if name == "ce" else f"{mean - 100 * runs['ce']['balanced_accuracy']:+.1f}"
+        spread = f"{100 * run['std']:.1f}" if "std" in run else ""
+        own = " ".join(flag for flag in flags[name] if flag not in common)
+        lines.append(f"| {name} | {mean:.1f} % | {spread} | {over} | `{own}` |")
+    seeds = {len(run.get("per_seed", [0])) for run in runs.values()}
+    machine, commit = result["machine"], result.get("commit")
+    lines += [
+        "",
+        f"`ltkernels train {' '.join(common)}` with the row's flags; last epoch; runs a row: {', '.join(map(str, seeds))}. "
+        f"Threads: {machine['threads']}. {f'Commit {commit}, ' if commit else ''}{machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+_ARMS = {
+    "clusters-max": "greedy, largest FDG",
+    "fdg": "FDG target alone",
+    "mean": "mean kept",
+    "match": "mean kept, FDG capped",
+    "real": "unseen real",
+}
+
+
+def experiment_table(result: dict[str, Any]) -> str:
+    """What `ltkernels experiment fdg` found: every arm against random draws of the same size from the same pools."""
+    arms = [name for name in _ARMS if all(name in found["arms"] for found in result["results"])]
+    titles = [
+        "pool",
+        "share",
+        "none",
+        "random",
+        *(_ARMS[name] for name in arms),
+        "mean kept - none",
+        "offset, random → mean kept",
+    ]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    for found in result["results"]:
+
+        def points(arm: str, against: str, found: dict[str, Any] = found) -> str:
+            gain = found["arms"][arm][against]
+            return f"{100 * gain['mean']:+.2f} ± {100 * gain['half']:.2f} ({gain['wins']}/{found['sets']})"
+
+        offsets = [f"{found['arms'][name]['offset_tail']:.1f}" for name in ("random", "mean")]
+        accuracies = [f"{100 * each['accuracy']['mean']:.1f}" for each in (found["none"], found["arms"]["random"])]
+        cells = [f"{found['data']} {found['method']}", str(found["share"]), *accuracies]
+        cells += [*(points(name, "minus_random") for name in arms), points("mean", "minus_none"), " → ".join(offsets)]
+        lines.append(f"| {' | '.join(cells)} |")
+    environment = result["environment"]
+    lines += [
+        "",
+        f"None and random: balanced test accuracy in per cent; the arms: points over random, 95 % intervals paired by pool, pools won. "
+        f"torch {environment['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", type=Path)
@@ -208,13 +272,17 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     result = json.loads(options.result.read_text())
     kind = result.get("kind", "")
-    if not kind:
+    if not kind and "rows" in result:
         kind = "selection" if result["rows"][0]["op"] == "select step" else "losses"
+    elif not kind:
+        kind = "training" if "runs" in result else "experiment"
     tables = {
         "losses": table,
         "selection": selection_table,
         "reliability": reliability_table,
         "small calls": small_calls_table,
+        "training": training_table,
+        "experiment": experiment_table,
     }
     text = tables[kind](result)
     if options.readme:

@@ -1,12 +1,18 @@
 """The examples do what they show: every command of every file, in order, in this process."""
 
+import ast
 import csv
 import importlib.util
 import json
+import re
+import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ltkernels.cli import main
 
@@ -52,3 +58,48 @@ def test_every_example_is_listed_and_run():
     assert files == {"pictures", "table", "dataset", "list"}
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert all(f"]({name}.sh)" in readme for name in files)
+
+
+# Scripts by the packages that they need.
+SCRIPTS = {
+    "plain_pytorch": ["sklearn"],
+    "transformers_trainer": ["transformers", "accelerate"],
+    "lightning_module": ["lightning", "sklearn"],
+    "timm_finetune": ["torchvision", "timm", "sklearn"],
+    "select_images": ["PIL", "sklearn"],
+    "sharded_classes": [],
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_prints_what_it_says(name, tmp_path, monkeypatch, capfd):
+    """The last block of its docstring, numbers to a twentieth: the last figures differ between machines."""
+    path = EXAMPLES / f"{name}.py"
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 60
+    for package in SCRIPTS[name]:
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    if name == "sharded_classes":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(path)]
+        subprocess.run(command, check=True, timeout=300)
+    else:
+        if "make_data.py pictures" in text:
+            _make("pictures", "pictures")
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        monkeypatch.setattr(sys, "argv", [str(path)])
+        with torch.random.fork_rng():
+            runpy.run_path(str(path), run_name="__main__")
+    printed = capfd.readouterr().out.splitlines()
+    promised = ast.get_docstring(ast.parse(text)).split("\n\n")[-1].splitlines()
+    number = re.compile(r"\d+\.\d+")
+    for line in promised:
+        (found,) = [out for out in printed if number.sub("#", out) == number.sub("#", line.removeprefix("    "))]
+        for one, other in zip(number.findall(found), number.findall(line)):
+            assert float(one) == pytest.approx(float(other), rel=0.05, abs=0.1), found
+
+
+def test_every_script_is_listed_and_run():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, "make_data"}
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert all(f"]({name}.py)" in readme for name in SCRIPTS)

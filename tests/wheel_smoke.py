@@ -104,7 +104,7 @@ def too_large() -> None:
 
 def holds_what_nobody_needs() -> None:
     unwanted = re.compile(
-        r"(^|/)(tests?|csrc|results|\.ci|build|CMakeLists\.txt)(/|$)|\.(cpp|h|inl|cu|cuh|o|json)$|/test_"
+        r"(^|/)(tests?|csrc|results|examples|\.ci|\.github|build|CMakeLists\.txt)(/|$)|\.(cpp|h|inl|cu|cuh|o|json|md|png|sh)$|/test_"
     )
     found = [name for name in NAMES if ".dist-info/" not in name and unwanted.search(name)]
     assert not found, found
