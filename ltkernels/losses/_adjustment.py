@@ -14,6 +14,7 @@ from ._terms import ClosedForm
 
 class Adjustment(NamedTuple):
     """The per-class vectors of a loss, (C,) on the CPU each, or None for the neutral value; float32 unless the builder is told otherwise.
+    `label_smoothing` is a number or a vector.
 
     ``adjusted_cross_entropy(logits, target, **adjustment._asdict())`` is the loss.
     """
@@ -24,6 +25,8 @@ class Adjustment(NamedTuple):
     row_scale: Tensor | None = None
     weight: Tensor | None = None
     focal_gamma: float = 0.0
+    label_scale: Tensor | None = None
+    label_smoothing: float | Tensor = 0.0
 
 
 NEUTRAL = {"shift": 0.0, "scale": 1.0, "margin": 0.0, "row_scale": 1.0, "weight": 1.0}
@@ -48,7 +51,9 @@ def rounded(built: _Built, table_dtype: torch.dtype) -> _Built:
 
 def built_classes(adjustment: Adjustment | ClosedForm) -> int | None:
     """Number of classes of an adjustment, None where it has no table."""
-    tables = [getattr(adjustment, name, None) for name in TABLES]
+    tables = [getattr(adjustment, name, None) for name in (*TABLES, "label_scale")]
+    if isinstance(adjustment, Adjustment) and isinstance(adjustment.label_smoothing, Tensor):
+        tables.append(adjustment.label_smoothing)
     if isinstance(adjustment, ClosedForm):
         tables.append(adjustment.term.table)
     return next((len(table) for table in tables if table is not None), None)

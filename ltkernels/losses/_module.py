@@ -30,7 +30,7 @@ class Common(TypedDict, total=False):
     """The keyword arguments that all losses take; `AdjustedCrossEntropy` says what they mean."""
 
     weight: Tensor | None
-    label_smoothing: float
+    label_smoothing: float | Tensor
     ignore_index: int
     reduction: str
     inplace: bool
@@ -72,7 +72,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
         options: by name, what the builder takes besides the counts or the number of classes; for subclasses. The state dict holds them,
             and one made with others is refused.
         weight: (C,) class weights, floating-point, where the loss has none of its own.
-        label_smoothing, ignore_index, reduction, inplace, backend: as in the function.
+        label_smoothing: as in the function, where the loss has none of its own; a table is a buffer, `smoothing`.
+        ignore_index, reduction, inplace, backend: as in the function.
         learnable: names among shift, scale, margin, row_scale and weight.
         table_dtype: torch.float32 or torch.float64. A model in float64 wants float64 tables; those of float32 cost its loss 4e-8. None:
             float32 for a loss that builds its tables, the dtype they have for tables that are given.
@@ -113,6 +114,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
     margin: Tensor | None
     row_scale: Tensor | None
     weight: Tensor | None
+    label_scale: Tensor | None
+    smoothing: Tensor | None  # a table in place of `label_smoothing`
     class_counts: Tensor | None
     term_table: Tensor | None
     term_seed: Tensor | None
@@ -140,7 +143,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
         num_classes: int | None = None,
         options: Mapping[str, Any] | None = None,
         weight: Tensor | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | Tensor = 0.0,
         ignore_index: int = -100,
         reduction: str = "mean",
         inplace: bool = False,
@@ -165,6 +168,18 @@ class AdjustedCrossEntropy(torch.nn.Module):
             if classes not in (None, len(weight)):
                 raise ValueError(f"weight has {len(weight)} entries; the loss has {classes} classes")
             adjustment = adjustment._replace(weight=weight)
+        if isinstance(label_smoothing, Tensor) or label_smoothing != 0.0:
+            of_loss = None if isinstance(adjustment, ClosedForm) else adjustment.label_smoothing
+            if isinstance(of_loss, Tensor) or of_loss:
+                raise ValueError(f"label_smoothing is given, but {type(self).__name__} sets the smoothing itself")
+            if isinstance(label_smoothing, Tensor):
+                if isinstance(adjustment, ClosedForm):
+                    raise ValueError(f"label_smoothing is a table, which {type(self).__name__} does not take")
+                if label_smoothing.dim() != 1 or classes not in (None, len(label_smoothing)):
+                    raise ValueError(
+                        f"label_smoothing has shape {tuple(label_smoothing.shape)}; it must be ({classes or 'C'},), one entry per class"
+                    )
+                adjustment, label_smoothing = adjustment._replace(label_smoothing=label_smoothing), 0.0
         if table_dtype is not None:
             adjustment = rounded(adjustment, table_dtype)
         learned = _learned_tables(adjustment, classes, learnable, table_dtype or torch.float32)
@@ -174,6 +189,13 @@ class AdjustedCrossEntropy(torch.nn.Module):
         for name in TABLES:
             first = learned.get(name, getattr(adjustment, name, None))
             self._own(name, first, name in learned)
+        smoothing: float | Tensor = label_smoothing
+        if isinstance(adjustment, Adjustment) and (
+            isinstance(adjustment.label_smoothing, Tensor) or adjustment.label_smoothing
+        ):
+            smoothing = adjustment.label_smoothing
+        self._own("label_scale", getattr(adjustment, "label_scale", None))
+        self._own("smoothing", smoothing if isinstance(smoothing, Tensor) else None)
         self._own("term_table", None if term is None else term.table)
         self._own("term_seed", None if term is None else term.seed)
         self._own("class_counts", counts)
@@ -185,7 +207,9 @@ class AdjustedCrossEntropy(torch.nn.Module):
         self.table_dtype = table_dtype or (torch.float32 if options is not None else None)
         _checks.reduction(reduction)
         self.focal_gamma = adjustment.focal_gamma
-        self.label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
+        self.label_smoothing = 0.0
+        if not isinstance(smoothing, Tensor):
+            self.label_smoothing = _checks.number("label_smoothing", smoothing, low=0.0, high=1.0)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.inplace = inplace
@@ -235,7 +259,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
         Tables that a schedule has added get their neutral value; its ``step`` sets them.
         """
-        for name in (*TABLES, "term_table", "term_seed", "class_counts"):
+        for name in (*TABLES, "label_scale", "smoothing", "term_table", "term_seed", "class_counts"):
             held = getattr(self, name)
             if held is not None and name in self._start:
                 held.copy_(self._start[name])
@@ -290,8 +314,9 @@ class AdjustedCrossEntropy(torch.nn.Module):
             "margin": tables["margin"],
             "row_scale": tables["row_scale"],
             "weight": tables["weight"],
+            "label_scale": tables["label_scale"],
             "focal_gamma": self.focal_gamma,
-            "label_smoothing": self.label_smoothing,
+            "label_smoothing": self.label_smoothing if tables["smoothing"] is None else tables["smoothing"],
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "inplace": self.inplace,
@@ -368,7 +393,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
             missing_keys.remove(options)
 
     def extra_repr(self) -> str:
-        tables = [name for name in TABLES if getattr(self, name) is not None]
+        tables = [name for name in (*TABLES, "label_scale", "smoothing") if getattr(self, name) is not None]
         sized = [getattr(self, name) for name in tables] + ([] if self.term_table is None else [self.term_table])
         classes = len(sized[0]) if sized else "any"
         learned = f", learnable=[{', '.join(self._parameters)}]" if self._learns else ""
