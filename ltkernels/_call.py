@@ -74,6 +74,11 @@ class Call(NamedTuple):
         return Call._make([*(None if own is None else next(tensors) for own in self.tensors), *self[TENSORS:]])
 
     @property
+    def beside(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """sample_weight, smoothing, label_scale: what no kernel forms a gradient with respect to."""
+        return self[11:14]
+
+    @property
     def smooth(self) -> bool:
         """Whether labels are smoothed."""
         return self.label_smoothing != 0.0 or self.smoothing is not None
@@ -96,7 +101,6 @@ class Call(NamedTuple):
 
 
 TENSORS = Call._fields.index("numbers")  # the first fields: tensors or None, all but `numbers`
-SAMPLE_WEIGHT = Call._fields.index("sample_weight")  # from here to TENSORS: what no kernel forms a gradient for
 TABLES = Call._fields[3:8]
 
 
@@ -106,8 +110,9 @@ def denominator_of(call: Call) -> Tensor:
     if call.reduction not in (MEAN, BATCH_MEAN):
         return torch.ones((), dtype=torch.float64, device=target.device)
     if target.is_floating_point():  # class weights do not count, as in torch
-        whole = own is None or call.reduction == BATCH_MEAN
-        return target.new_tensor(target.shape[0], dtype=torch.float64) if whole else own.double().sum()
+        if own is None or call.reduction == BATCH_MEAN:
+            return target.new_tensor(target.shape[0], dtype=torch.float64)
+        return own.double().sum()
     valid = target != call.ignore_index
     if call.reduction == BATCH_MEAN or (call.weight is None and own is None):
         return valid.sum().double()

@@ -1,5 +1,5 @@
-"""Promise: sample weights, label smoothing by class and label scale are the formula in every form of the loss, and refused by name where they
-are wrong; the losses on them have their papers' numbers."""
+"""Promise: sample weights, label smoothing by class and label scale are the formula in every form of the loss, and refused by name where
+they are wrong; the losses on them have their papers' numbers."""
 
 from __future__ import annotations
 
@@ -440,8 +440,11 @@ def test_a_loss_keeps_its_own_smoothing() -> None:
     assert loss.half().smoothing.dtype == torch.float32
     with pytest.raises(ValueError, match=r"label_smoothing has shape \(2,\); it must be \(3,\)"):
         ltk.nn.LDAM(COUNTS, label_smoothing=torch.zeros(2))
-    with pytest.raises(ValueError, match="label_smoothing is a table, which ArcFace does not take"):
-        ltk.nn.ArcFace(3, label_smoothing=table)
+    arcface = ltk.nn.ArcFace(3, label_smoothing=table)
+    assert torch.equal(
+        arcface(z, torch.tensor([0, 2])),
+        CE(z, torch.tensor([0, 2]), **ltk.adjustments.arcface(3)._asdict(), label_smoothing=table),
+    )
 
 
 # ---- influence -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .._call import SAMPLE_WEIGHT, TENSORS, Call, Out
+from .._call import Call, Out
 from .._checks import REDUCTION_CODES
 from .._watch import address
 from ._shared import DTYPE_CODES, ClassPart, bad_label, bad_table
@@ -67,7 +67,7 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
             0 if row_scale is None else address(row_scale, "row_scale"),
             0 if weight is None else address(weight, "weight"),
         )
-    own, smoothing, label_scale = call[SAMPLE_WEIGHT:TENSORS]
+    own, smoothing, label_scale = call.beside
     if not (own is smoothing is label_scale is None):
         job.inputs(
             0 if own is None else address(own, "sample_weight"),

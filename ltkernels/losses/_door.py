@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, _backends, _checks
-from .._call import NONE, SAMPLE_WEIGHT, TENSORS, Call
+from .._call import NONE, Call
 from .._errors import ArgumentError, DTypeError
 from .._watch import direct, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
 from . import _terms
@@ -113,7 +113,7 @@ def checked(
             (weight is None or not weight.requires_grad or not plain.smooth)
             and (
                 (sample_weight is None and label_scale is None and plain.smoothing is None)
-                or not _beside_learned(plain)
+                or not wants_gradient(plain.beside)
             )
         ):
             if grad_scale is None:
@@ -232,11 +232,6 @@ def check_options(name: str, options: Shared) -> None:
             raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
 
 
-def _beside_learned(call: Call) -> bool:
-    """Whether a gradient with respect to what no kernel forms one for is wanted."""
-    return wants_gradient(call[SAMPLE_WEIGHT:TENSORS])
-
-
 def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
     """Why no kernel can serve a call; empty when one can."""
     lam, tables = call.lam, call.tables
@@ -249,9 +244,9 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
         return reason
     if lam is not None and lam.requires_grad and torch.is_grad_enabled():
         return "gradient with respect to lam"
-    if _beside_learned(call):
+    if wants_gradient(call.beside):
         names = ("sample_weight", "label_smoothing", "label_scale")
-        learned = [name for name, value in zip(names, call[SAMPLE_WEIGHT:TENSORS]) if wants_gradient((value,))]
+        learned = [name for name, value in zip(names, call.beside, strict=True) if wants_gradient((value,))]
         return f"gradient with respect to {learned[0]}"
     on_cpu = logits.is_cpu and backend != "triton"
     if wants_gradient(tables):
@@ -282,8 +277,8 @@ def _checked_term(
         if table is not None and not (name == "row_scale" and term.form == "arcface"):
             raise ArgumentError(f"{name} cannot be combined with the closed form {term.form!r}")
     if term.form in _terms.NO_LABEL_SMOOTHING and (isinstance(label_smoothing, Tensor) or label_smoothing != 0.0):
-        reason, given = _terms.NO_LABEL_SMOOTHING[term.form], label_smoothing
-        given = "a table" if isinstance(given, Tensor) else given
+        reason = _terms.NO_LABEL_SMOOTHING[term.form]
+        given = "a table" if isinstance(label_smoothing, Tensor) else label_smoothing
         raise ArgumentError(f"label_smoothing is {given}; it has no meaning with {term.form}: {reason}")
     table = None
     if term.table is not None:
@@ -350,7 +345,7 @@ def check_labels(call: Call, classes: int) -> None:
     if (
         torch.compiler.is_compiling()
         or not call.target.is_cpu
-        or not direct((call.target, call.target_b, *call[SAMPLE_WEIGHT:TENSORS]))
+        or not direct((call.target, call.target_b, *call.beside))
     ):
         return
     problem = _backends.find_bad_label(call, classes) or _backends.find_bad_beside(call)

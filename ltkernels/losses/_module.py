@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _checks
 from .._call import TABLES
 from ..heads import linear_adjusted_cross_entropy
-from ._adjustment import NEUTRAL, Adjustment, built_classes, rounded
+from ._adjustment import NEUTRAL, Adjustment, Smoothed, built_classes, rounded
 from ._core import adjusted_cross_entropy, of_checked
 from ._door import Options, Target, checked
 from ._range import CosineRange
@@ -103,7 +103,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
     title: ClassVar[str] = ""  # for reports
     logits: ClassVar[str] = "linear"  # or "cosine", where the loss expects the cosines of a `CosineLinear` head
     predict: ClassVar[str] = "the logits as they are"  # what to take the argmax of
-    build: ClassVar[Callable[..., Adjustment | ClosedForm]] = Adjustment
+    build: ClassVar[Callable[..., Adjustment | ClosedForm | Smoothed]] = Adjustment
     # Of the builder's signature, set for every subclass.
     first: ClassVar[str | None] = None  # "class_counts", "num_classes" or None: what it needs to know of the data
     __signature__: ClassVar[inspect.Signature]
@@ -137,7 +137,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
     def __init__(
         self,
-        adjustment: Adjustment | ClosedForm | None = None,
+        adjustment: Adjustment | ClosedForm | Smoothed | None = None,
         *,
         class_counts: _checks.ClassCounts | None = None,
         num_classes: int | None = None,
@@ -162,24 +162,23 @@ class AdjustedCrossEntropy(torch.nn.Module):
         classes = built_classes(adjustment)
         if classes is None:
             classes = num_classes if counts is None else len(counts)
+        if isinstance(adjustment, Smoothed):
+            if isinstance(label_smoothing, Tensor) or label_smoothing != 0.0:
+                raise ValueError(f"label_smoothing is given, but {type(self).__name__} sets the smoothing itself")
+            label_smoothing, adjustment = adjustment.label_smoothing, Adjustment()
+        if isinstance(label_smoothing, Tensor):
+            if label_smoothing.dim() != 1 or classes not in (None, len(label_smoothing)):
+                raise ValueError(
+                    f"label_smoothing has shape {tuple(label_smoothing.shape)}; it must be ({classes or 'C'},), one entry per class"
+                )
+            if table_dtype is not None:
+                label_smoothing = rounded(Smoothed(label_smoothing), table_dtype).label_smoothing
         if weight is not None:
             if adjustment.weight is not None:
                 raise ValueError(f"weight is given, but {type(self).__name__} sets the class weights itself")
             if classes not in (None, len(weight)):
                 raise ValueError(f"weight has {len(weight)} entries; the loss has {classes} classes")
             adjustment = adjustment._replace(weight=weight)
-        if isinstance(label_smoothing, Tensor) or label_smoothing != 0.0:
-            of_loss = None if isinstance(adjustment, ClosedForm) else adjustment.label_smoothing
-            if isinstance(of_loss, Tensor) or of_loss:
-                raise ValueError(f"label_smoothing is given, but {type(self).__name__} sets the smoothing itself")
-            if isinstance(label_smoothing, Tensor):
-                if isinstance(adjustment, ClosedForm):
-                    raise ValueError(f"label_smoothing is a table, which {type(self).__name__} does not take")
-                if label_smoothing.dim() != 1 or classes not in (None, len(label_smoothing)):
-                    raise ValueError(
-                        f"label_smoothing has shape {tuple(label_smoothing.shape)}; it must be ({classes or 'C'},), one entry per class"
-                    )
-                adjustment, label_smoothing = adjustment._replace(label_smoothing=label_smoothing), 0.0
         if table_dtype is not None:
             adjustment = rounded(adjustment, table_dtype)
         learned = _learned_tables(adjustment, classes, learnable, table_dtype or torch.float32)
@@ -189,13 +188,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
         for name in TABLES:
             first = learned.get(name, getattr(adjustment, name, None))
             self._own(name, first, name in learned)
-        smoothing: float | Tensor = label_smoothing
-        if isinstance(adjustment, Adjustment) and (
-            isinstance(adjustment.label_smoothing, Tensor) or adjustment.label_smoothing
-        ):
-            smoothing = adjustment.label_smoothing
         self._own("label_scale", getattr(adjustment, "label_scale", None))
-        self._own("smoothing", smoothing if isinstance(smoothing, Tensor) else None)
+        self._own("smoothing", label_smoothing if isinstance(label_smoothing, Tensor) else None)
         self._own("term_table", None if term is None else term.table)
         self._own("term_seed", None if term is None else term.seed)
         self._own("class_counts", counts)
@@ -208,15 +202,15 @@ class AdjustedCrossEntropy(torch.nn.Module):
         _checks.reduction(reduction)
         self.focal_gamma = adjustment.focal_gamma
         self.label_smoothing = 0.0
-        if not isinstance(smoothing, Tensor):
-            self.label_smoothing = _checks.number("label_smoothing", smoothing, low=0.0, high=1.0)
+        if not isinstance(label_smoothing, Tensor):
+            self.label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.inplace = inplace
         self.backend = backend
 
     @classmethod
-    def adjustment(cls, class_counts: _checks.ClassCounts, **options: Any) -> Adjustment | ClosedForm:
+    def adjustment(cls, class_counts: _checks.ClassCounts, **options: Any) -> Adjustment | ClosedForm | Smoothed:
         """The loss' tables for these class counts, whatever its builder takes of them."""
         return cls.build(*cls._of_counts(class_counts), **options)
 
@@ -231,7 +225,9 @@ class AdjustedCrossEntropy(torch.nn.Module):
             return ()
         return (class_counts,) if cls.first == "class_counts" else (len(_checks.count_list(class_counts)),)
 
-    def _built(self, data: Any, options: Mapping[str, Any], table_dtype: torch.dtype | None) -> Adjustment | ClosedForm:
+    def _built(
+        self, data: Any, options: Mapping[str, Any], table_dtype: torch.dtype | None
+    ) -> Adjustment | ClosedForm | Smoothed:
         takes_dtype = "table_dtype" in inspect.signature(self.build).parameters
         dtype = {"table_dtype": table_dtype} if takes_dtype and table_dtype is not None else {}
         built = self.build(*(() if data is None else (data,)), **options, **dtype)

@@ -91,7 +91,8 @@ class InfluenceBalanced(AdjustedCrossEntropy):
             )
         z = logits.detach() if self.detach else logits
         own = self._factors(features, target, lambda **o: adjusted_cross_entropy(z, target, **o), said)
-        return super().forward(logits, target, **{**said, "sample_weight": own})
+        said["sample_weight"] = own
+        return super().forward(logits, target, **said)
 
     def from_features(self, features: Tensor, weight: Tensor, target: Target, **said: Any) -> Tensor:
         """As of every loss; the logits are formed twice."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import _checks
-from ._adjustment import Adjustment, rounded
+from ._adjustment import Smoothed, rounded
 from ._module import AdjustedCrossEntropy, Common
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def label_aware_smoothing(
     *,
     empty: str = "error",
     table_dtype: torch.dtype = torch.float32,
-) -> Adjustment:
+) -> Smoothed:
     """Label-aware smoothing of MiSLAS, Zhong et al. 2021 (arXiv:2104.00466): a smoothing for each class, from `tail` for the rarest to
     `head` for the commonest.
 
@@ -44,7 +44,7 @@ def label_aware_smoothing(
         table_dtype: torch.float32, or torch.float64 for a model in float64.
 
     Returns:
-        An `Adjustment` with label_smoothing (C,).
+        A `Smoothed` with label_smoothing (C,).
 
     Raises:
         TypeError: counts that are not integers by class id, options that are no numbers.
@@ -66,7 +66,7 @@ def label_aware_smoothing(
     along = {"concave": torch.sin(quarter), "linear": x, "convex": 1 - torch.cos(quarter), "exp": x**power}[shape]
     # sin and cos of a rounded pi / 2 may miss their ends by a rounding error.
     smoothing = (tail + (head - tail) * along).clamp(min(head, tail), max(head, tail))
-    return rounded(Adjustment(label_smoothing=smoothing), table_dtype)
+    return rounded(Smoothed(label_smoothing=smoothing), table_dtype)
 
 
 class LabelAwareSmoothing(AdjustedCrossEntropy):
@@ -124,7 +124,7 @@ class LabelAwareSmoothing(AdjustedCrossEntropy):
         super().__init__(class_counts=class_counts, options=options, **common)
 
 
-def los(smoothing: float = 0.98) -> Adjustment:
+def los(smoothing: float = 0.98) -> Smoothed:
     """Label over-smoothing (LOS), Sun et al. 2025 (ICLR; arXiv:2403.00250): cross-entropy with a label smoothing near 1.
 
     The label keeps ``1 - eps + eps / C``, every other class gets ``eps / C``. It needs no class counts.
@@ -133,7 +133,7 @@ def los(smoothing: float = 0.98) -> Adjustment:
         smoothing: eps, in [0, 1].
 
     Returns:
-        An `Adjustment` with label_smoothing, a number.
+        A `Smoothed` with label_smoothing, a number.
 
     Raises:
         TypeError: options that are no numbers.
@@ -143,7 +143,7 @@ def los(smoothing: float = 0.98) -> Adjustment:
         >>> ltk.adjustments.los().label_smoothing
         0.98
     """
-    return Adjustment(label_smoothing=_checks.number("smoothing", smoothing, low=0.0, high=1.0))
+    return Smoothed(label_smoothing=_checks.number("smoothing", smoothing, low=0.0, high=1.0))
 
 
 class LOS(AdjustedCrossEntropy):
