@@ -108,6 +108,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
                  call.job.row_scale = pointer(row_scale);
                  call.job.weight = pointer(weight);
              })
+        .def("inputs",
+             [](LossCall& call, Address sample_weight, Address smoothing, Address label_scale) {
+                 call.job.sample_weight = pointer(sample_weight);
+                 call.job.smoothing = pointer(smoothing);
+                 call.job.label_scale = pointer(label_scale);
+             })
         .def("options",
              [](LossCall& call, double focal_gamma, double label_smoothing) {
                  call.job.focal_gamma = focal_gamma;

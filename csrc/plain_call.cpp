@@ -47,6 +47,8 @@ struct DLPackExchangeAPI {
 
 constexpr const char* kTables[] = {"shift", "scale", "margin", "row_scale", "weight"};
 constexpr int kTablesOfRecord = 5;
+constexpr const char* kBeside[] = {"sample_weight", "smoothing", "label_scale"};  // (rows,), (classes,), (classes,)
+constexpr int kBesideTables = 3;
 constexpr Py_ssize_t kMostFields = 64;
 constexpr int64_t kFewRows = 512;
 
@@ -57,8 +59,8 @@ struct Setup {
     PyTypeObject* record = nullptr;
     PyObject* reductions = nullptr;
     PyObject *empty_like = nullptr, *number_f32 = nullptr, *number_f64 = nullptr;
-    Py_ssize_t target = 0, tables = 0, grad_scale = 0, focal_gamma = 0, label_smoothing = 0, ignore_index = 0,
-               reduction = 0;
+    Py_ssize_t target = 0, tables = 0, beside = 0, grad_scale = 0, focal_gamma = 0, label_smoothing = 0,
+               ignore_index = 0, reduction = 0;
     bool ours[kMostFields] = {};  // fields that this way serves; all others must have their default
 };
 Setup setup;
@@ -112,8 +114,8 @@ bool wrong_number(const char* name, Py_ssize_t expected, Py_ssize_t got) {
     return true;
 }
 
-// Whether logits, target and the five tables are what the kernels take, as they are.
-bool plain_tensors(PyObject* const* args) noexcept {
+// Whether logits, target, the five tables and what is beside them are what the kernels take, as they are.
+bool plain_tensors(PyObject* const* args, PyObject* const* beside) noexcept {
     DLTensor logits, target, table;
     if (setup.view == nullptr || !plain_tensor(args[0], 2, logits) || !plain_tensor(args[1], 1, target)) return false;
     const int dtype = dtype_code(logits);
@@ -122,20 +124,29 @@ bool plain_tensors(PyObject* const* args) noexcept {
     if (target.dtype.code != kDLInt || target.dtype.bits != 64 || target.shape[0] != rows) return false;
     if (rows > 1 && target.strides[0] != 1) return false;
     const int real = static_cast<int>(dtype == static_cast<int>(DType::f64) ? DType::f64 : DType::f32);
-    for (int t = 0; t < kTablesOfRecord; ++t) {
-        if (args[2 + t] == Py_None) continue;
-        if (!plain_tensor(args[2 + t], 1, table) || dtype_code(table) != real || table.shape[0] != classes)
-            return false;
-        if (classes > 1 && table.strides[0] != 1) return false;
-    }
+    const auto fits = [&](PyObject* object, int64_t size) {
+        return object == Py_None || (plain_tensor(object, 1, table) && dtype_code(table) == real &&
+                                     table.shape[0] == size && (size <= 1 || table.strides[0] == 1));
+    };
+    for (int t = 0; t < kTablesOfRecord; ++t)
+        if (!fits(args[2 + t], classes)) return false;
+    for (int t = 0; t < kBesideTables; ++t)
+        if (!fits(beside[t], t == 0 ? rows : classes)) return false;
     return true;
 }
 
 // plain_call(logits, target, shift, scale, margin, row_scale, weight, focal_gamma, label_smoothing, ignore_index,
-// reduction): the record of a call that needs no further look, or None.
+// reduction, sample_weight, label_scale): the record of a call that needs no further look, or None. label_smoothing is
+// a number or a table.
 PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (wrong_number("plain_call", 2 + kTablesOfRecord + 4, count)) return nullptr;
+    if (wrong_number("plain_call", 2 + kTablesOfRecord + 6, count)) return nullptr;
     PyObject *gamma = args[7], *smoothing = args[8], *ignored = args[9], *reduction = args[10];
+    PyObject* beside[kBesideTables] = {args[11], Py_None, args[12]};
+    if (setup.view == nullptr || smoothing == Py_None) Py_RETURN_NONE;
+    if (!PyFloat_CheckExact(smoothing)) {
+        beside[1] = smoothing;
+        smoothing = PyTuple_GET_ITEM(setup.defaults, setup.label_smoothing);
+    }
     if (!PyFloat_CheckExact(gamma) || !PyFloat_CheckExact(smoothing) || !PyLong_CheckExact(ignored) ||
         !PyUnicode_CheckExact(reduction))
         Py_RETURN_NONE;
@@ -143,7 +154,7 @@ PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyLong_AsLongLongAndOverflow(ignored, &overflow);
     if (overflow != 0) Py_RETURN_NONE;
     const double g = PyFloat_AS_DOUBLE(gamma), s = PyFloat_AS_DOUBLE(smoothing);
-    if (!(g >= 0.0 && g < 1e30 && s >= 0.0 && s <= 1.0) || !plain_tensors(args)) Py_RETURN_NONE;
+    if (!(g >= 0.0 && g < 1e30 && s >= 0.0 && s <= 1.0) || !plain_tensors(args, beside)) Py_RETURN_NONE;
     PyObject* code = PyDict_GetItemWithError(setup.reductions, reduction);
     if (code == nullptr) {
         if (PyErr_Occurred() != nullptr) return nullptr;
@@ -156,6 +167,7 @@ PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
         PyObject* value = PyTuple_GET_ITEM(setup.defaults, i);
         if (i == setup.target) value = args[1];
         if (i >= setup.tables && i < setup.tables + kTablesOfRecord) value = args[2 + i - setup.tables];
+        if (i >= setup.beside && i < setup.beside + kBesideTables) value = beside[i - setup.beside];
         if (i == setup.focal_gamma) value = gamma;
         if (i == setup.label_smoothing) value = smoothing;
         if (i == setup.ignore_index) value = ignored;
@@ -219,6 +231,13 @@ bool read_call(PyObject* logits, PyObject* call, Job& job) {
         if (table == Py_None) continue;
         if (!viewed(table, kTables[i], t)) return false;
         *tables[i] = address(t);
+    }
+    const void** beside[kBesideTables] = {&job.kernel.sample_weight, &job.kernel.smoothing, &job.kernel.label_scale};
+    for (int i = 0; i < kBesideTables; ++i) {
+        PyObject* table = PyTuple_GET_ITEM(call, s.beside + i);
+        if (table == Py_None) continue;
+        if (!viewed(table, kBeside[i], t)) return false;
+        *beside[i] = address(t);
     }
     PyObject* factor = PyTuple_GET_ITEM(call, s.grad_scale);
     if (factor != Py_None) {
@@ -347,6 +366,9 @@ PyObject* plain_setup(PyObject*, PyObject* const* args, Py_ssize_t count) {
     found.tables = index(kTables[0]);
     for (int i = 1; i < kTablesOfRecord; ++i)
         if (index(kTables[i]) != found.tables + i) missing = true;
+    found.beside = index(kBeside[0]);
+    for (int i = 1; i < kBesideTables; ++i)
+        if (index(kBeside[i]) != found.beside + i) missing = true;
     found.grad_scale = index("grad_scale");
     found.focal_gamma = index("focal_gamma");
     found.label_smoothing = index("label_smoothing");

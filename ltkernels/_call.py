@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Tables = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -24,6 +25,8 @@ class Call(NamedTuple):
     shift, scale, margin, row_scale, weight: (C,) real, contiguous; None is the neutral value.
     table, seed: (C,) real and (1,) int64 of a closed form (`ltkernels.losses._terms`).
     grad_scale: () or (N,) real: the factor that gradients are formed with, the announced or the real upstream gradient; None is 1.
+    sample_weight: (N,) real, contiguous: factor of each row's loss; None is 1.
+    smoothing, label_scale: (C,) real, contiguous: label smoothing of each label, in place of label_smoothing; factor of the label's logit.
     numbers: (2,) float64 on the CPU, in place of focal_gamma and label_smoothing: see `losses._autograd`.
     reduction, form: codes of `ltkernels._checks.REDUCTIONS` and `ltkernels.losses._terms.FORMS`.
     """
@@ -39,6 +42,9 @@ class Call(NamedTuple):
     table: Tensor | None = None
     seed: Tensor | None = None
     grad_scale: Tensor | None = None
+    sample_weight: Tensor | None = None
+    smoothing: Tensor | None = None
+    label_scale: Tensor | None = None
     numbers: Tensor | None = None
     focal_gamma: float = 0.0
     label_smoothing: float = 0.0
@@ -51,7 +57,7 @@ class Call(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The first fields: all tensors but `numbers`."""
-        found: tuple[Tensor | None, ...] = self[:11]  # TENSORS, which says no type
+        found: tuple[Tensor | None, ...] = self[:14]  # TENSORS, which says no type
         return found
 
     @property
@@ -59,13 +65,23 @@ class Call(NamedTuple):
         return self[3:8]
 
     def held(self) -> list[Tensor]:
-        """The tensors that there are, to be saved for a backward: saving eleven Nones takes longer than a small kernel."""
+        """The tensors that there are, to be saved for a backward: saving fourteen Nones takes longer than a small kernel."""
         return [tensor for tensor in self.tensors if tensor is not None]
 
     def holding(self, held: Iterable[Tensor]) -> Call:
         """With these, in the order of `held`, in place of its own."""
         tensors = iter(held)
         return Call._make([*(None if own is None else next(tensors) for own in self.tensors), *self[TENSORS:]])
+
+    @property
+    def beside(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """sample_weight, smoothing, label_scale: what no kernel forms a gradient with respect to."""
+        return self[11:14]
+
+    @property
+    def smooth(self) -> bool:
+        """Whether labels are smoothed."""
+        return self.label_smoothing != 0.0 or self.smoothing is not None
 
     def factor(self, rows: int) -> Tensor | None:
         """`grad_scale`, one number a row; one number for all of them comes expanded."""
@@ -86,6 +102,30 @@ class Call(NamedTuple):
 
 TENSORS = Call._fields.index("numbers")  # the first fields: tensors or None, all but `numbers`
 TABLES = Call._fields[3:8]
+
+
+def denominator_of(call: Call) -> Tensor:
+    """What the reduction divides by, over the whole batch; float64."""
+    target, own = call.target, call.sample_weight
+    if call.reduction not in (MEAN, BATCH_MEAN):
+        return torch.ones((), dtype=torch.float64, device=target.device)
+    if target.is_floating_point():  # class weights do not count, as in torch
+        if own is None or call.reduction == BATCH_MEAN:
+            return target.new_tensor(target.shape[0], dtype=torch.float64)
+        return own.double().sum()
+    valid = target != call.ignore_index
+    if call.reduction == BATCH_MEAN or (call.weight is None and own is None):
+        return valid.sum().double()
+    weights = torch.ones(len(target), dtype=torch.float64, device=target.device)
+    if call.weight is not None:
+        table = call.weight.double()
+        weights = table[target.where(valid, 0)]
+        if call.target_b is not None and call.lam is not None:
+            share = call.lam.double()
+            weights = share * weights + (1 - share) * table[call.target_b.where(valid, 0)]
+    if own is not None:
+        weights = weights * own.double()
+    return weights.where(valid, 0).sum()
 
 
 class Out(NamedTuple):

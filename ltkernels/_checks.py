@@ -240,3 +240,18 @@ def table(name: str, value: Tensor, classes: int, device: torch.device, real: to
             raise DTypeError(f"{name} has dtype {value.dtype}; it must be a floating-point tensor")
         return value.to(real)
     return value if value.is_contiguous() else value.contiguous()
+
+
+def rows(name: str, value: Tensor, shape: Sequence[int], device: torch.device, real: torch.dtype) -> Tensor:
+    """One number a row, in the kernel's dtype; `shape` is that of the class indices."""
+    if not isinstance(value, Tensor):
+        raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor of shape {tuple(shape)}")
+    if not value.is_floating_point():
+        raise DTypeError(f"{name} has dtype {value.dtype}; it must be a floating-point tensor")
+    if value.shape != shape:
+        raise ArgumentError(f"{name} has shape {tuple(value.shape)}; it must be {tuple(shape)}, one number per row")
+    if value.device != device:
+        raise ArgumentError(f"{name} is on {value.device}, logits on {device}; both must be on one device")
+    if value.layout is not torch.strided:
+        raise DTypeError(f"{name} has layout {value.layout}; it must be strided")
+    return value.to(real)

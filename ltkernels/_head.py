@@ -5,8 +5,8 @@ that into the chunk's feature gradient and its addition to the weight gradient. 
 multiplies by the upstream gradient. Nothing is filtered and nothing is atomic: the same call gives the same bits.
 
 Biases and the norms of the class weights cost no pass over logits or weights: ``x . w / |w| + b`` is ``scale = 1 / |w|`` and
-``shift = b`` of the kernel, whose gradient is then the one with respect to ``x . w``. Closed forms have no scale and shift: they
-get the cosines themselves.
+``shift = b`` of the kernel, whose gradient is then the one with respect to ``x . w``. Closed forms have no scale and shift, and a label
+scale multiplies the bias too: they get the logits themselves.
 
 On the CPU everything is computed in float32 (float64 for float64 features), 16-bit weights converted block by block: processors
 without 16-bit matrix units multiply float32 three times faster than bfloat16 and a hundred times faster than float16, and the logits are
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _backends, _checks, _ops
-from ._call import BATCH_MEAN, MEAN, NONE, TENSORS, Call
+from ._call import NONE, TENSORS, Call, denominator_of
 from ._errors import ArgumentError
 from ._watch import batched, direct, hooks_active, refuse_dtensors, transforms, wants_gradient
 from .losses import _reference
@@ -99,21 +99,6 @@ def before_unit_length(gradient: Tensor, unit: Tensor, norms: Tensor) -> Tensor:
     return off_the_ray(gradient, unit, norms, torch.ones_like(norms)).mul_(inverse_norms(norms)[:, None])
 
 
-def denominator_of(call: Call) -> Tensor:
-    """What the reduction divides by, over the whole batch; float64."""
-    valid = call.target != call.ignore_index
-    if call.reduction == BATCH_MEAN or (call.reduction == MEAN and call.weight is None):
-        return valid.sum().double()
-    if call.reduction != MEAN or call.weight is None:
-        return torch.ones((), dtype=torch.float64, device=call.target.device)
-    table = call.weight.double()
-    weights = table[call.target.where(valid, 0)]
-    if call.target_b is not None and call.lam is not None:
-        share = call.lam.double()
-        weights = share * weights + (1 - share) * table[call.target_b.where(valid, 0)]
-    return weights.where(valid, 0).sum()
-
-
 def check_tables(call: Call) -> None:
     """The kernel's check of the class weight, under the name that the table has here, before the first chunk."""
     weight = call.weight
@@ -157,7 +142,8 @@ def _chunks(
     needs: Sequence[bool],
 ) -> Outputs:
     need_features, need_weight, need_bias, *need_tables = needs
-    learned, form, scale, shift = any(need_tables), call.form, call.scale, call.shift
+    learned, scale, shift = any(need_tables), call.scale, call.shift
+    whole = call.form != 0 or call.label_scale is not None  # the kernel needs the logits themselves
     real, narrow = _checks.real_dtype(features.dtype), product_dtype(features.dtype, call.backend)
     (rows, width), classes = features.shape, weight.shape[0]
     if weight.stride(0) != 1 and weight.stride(1) != 1:
@@ -167,7 +153,7 @@ def _chunks(
     if normalize:
         norms = torch.cat([torch.linalg.vector_norm(w, dim=1) for _, w in _blocks(weight, real, whole=False)])
         inverse = inverse_norms(norms)
-    if bias is not None and form:
+    if bias is not None and whole:
         stray = bias.to(real)
     elif bias is not None:
         folded = bias.to(real) if scale is None else bias.to(real) * scale
@@ -178,7 +164,7 @@ def _chunks(
                 stray = bias.to(real).where(~foldable, 0)
                 folded = folded.where(foldable, 0)
         shift = folded.contiguous() if shift is None else shift + folded
-    if inverse is not None and not form:
+    if inverse is not None and not whole:
         scale = inverse if scale is None else scale * inverse
 
     need_grad = need_features or need_weight or need_bias or learned
@@ -208,8 +194,8 @@ def _chunks(
         z = chunk[: len(x)]
         for classes_at, w in _blocks(weight, narrow, whole=True):
             torch.mm(factors, w.t(), out=z[:, classes_at])
-        if inverse is not None and form:
-            z.mul_(inverse)  # a closed form needs the cosines themselves
+        if inverse is not None and whole:
+            z.mul_(inverse)  # the cosines
         if stray is not None:
             z.add_(stray)
         part = unreduced._replace(
@@ -217,6 +203,7 @@ def _chunks(
             target_b=None if call.target_b is None else call.target_b[at],
             lam=None if call.lam is None else call.lam[at],
             grad_scale=None if factor is None else factor[at],
+            sample_weight=None if call.sample_weight is None else call.sample_weight[at],
         )
         if not need_grad:
             losses[at] = run(z, part)[0]
@@ -226,7 +213,7 @@ def _chunks(
             grad_tables.add_(shares)
         if need_bias:
             grad_bias.add_(z.sum(dim=0, dtype=real))
-        if inverse is not None and form:
+        if inverse is not None and whole:
             z.mul_(inverse)  # from the cosines' gradient to that of x . w
         if need_features:
             gradient = grad_features[at]
@@ -241,11 +228,11 @@ def _chunks(
         if need_weight:
             for classes_at, w in _blocks(weight, real, whole=False):
                 off_the_ray(grad_weight[classes_at], w, norms[classes_at], inverse[classes_at])
-        if need_bias and not form:
+        if need_bias and not whole:
             grad_bias.div_(inverse)  # the kernel's gradient is that of x . w = |w| (cos + ...)
     if learned and need_tables[1]:  # from those of the kernel's scale and shift to that of scale itself
         of_shift, of_scale, *_ = _ops.spread(grad_tables, of_kernel)
-        if inverse is not None and of_scale is not None:
+        if inverse is not None and of_scale is not None and not whole:
             of_scale.mul_(inverse)
         if folded is not None and bias is not None and of_scale is not None and of_shift is not None:
             of_scale.addcmul_(of_shift, torch.where(torch.isfinite(bias), bias, 0).to(real))

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .losses import LOSSES, Adjustment
+from .losses.ala import ala
 from .losses.arcface import arcface
 from .losses.class_balanced import class_balanced
 from .losses.cross_entropy import cross_entropy, focal
 from .losses.kps import kps, kps_ga
+from .losses.label_smoothing import label_aware_smoothing, los
 from .losses.logit_adjustment import balanced_softmax, logit_adjusted_adaptive_margin, logit_adjustment
 from .losses.margins import cosface, ldam
 from .losses.seesaw import seesaw
@@ -21,6 +23,7 @@ from .losses.vector_scaling import cdt, vector_scaling
 
 __all__ = [
     "Adjustment",
+    "ala",
     "arcface",
     "balanced_softmax",
     "cdt",
@@ -33,9 +36,11 @@ __all__ = [
     "focal",
     "kps",
     "kps_ga",
+    "label_aware_smoothing",
     "ldam",
     "logit_adjusted_adaptive_margin",
     "logit_adjustment",
+    "los",
     "seesaw",
     "softmax_equalization",
     "vector_scaling",

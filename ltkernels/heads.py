@@ -113,8 +113,9 @@ def linear_adjusted_cross_entropy(
         bias: (C,), in the features' dtype.
         normalize: cosine classifier: the logits are the cosines between features and class weights (plus `bias`), with
             norms of at least 1e-12. Gradients go through both norms.
-        shift, scale, margin, row_scale: (C,) each, as in `ltkernels.functional.adjusted_cross_entropy`.
+        shift, scale, margin, row_scale, label_scale: (C,) each, as in `ltkernels.functional.adjusted_cross_entropy`.
         class_weight: (C,), that function's ``weight``; here `weight` is the classifier's.
+        sample_weight: (...), a factor of each row's loss, as in that function.
         focal_gamma, label_smoothing, ignore_index, reduction, grad_scale, term: as in that function. The random numbers of softmax
             equalization are counted by row: it holds all logits.
         inplace: as in that function, for the logits that are held where they are not computed in chunks, whose gradient always takes
@@ -238,6 +239,13 @@ def _prepare(
         features = features.reshape(-1, features.shape[-1])
     # The logits' shape, dtype and device without their memory, for the checks that ask for logits.
     stand_in = features.new_empty(()).expand(features.shape[0], classes)
+    own = options.get("sample_weight")
+    if isinstance(own, Tensor):
+        if own.shape != batch:
+            raise ArgumentError(
+                f"sample_weight has shape {tuple(own.shape)}; it must be {tuple(batch)}, one number per row"
+            )
+        options = {**options, "sample_weight": own.reshape(-1)}
     loss = checked(stand_in, target, weight=class_weight, weight_name="class_weight", **options)
     call, backend = loss.call, options.get("backend")
     held = _holds_logits(loss, backend, device)
@@ -276,6 +284,8 @@ def _no_tiles(loss: Checked) -> str:
         return f"{_terms.FORMS[loss.call.form]} needs whole rows"
     if wants_gradient(loss.call.tables):
         return "a table requires a gradient"
+    if loss.call.sample_weight is not None:
+        return "they know no sample weights"
     return ""
 
 

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from .heads import CosineLinear
 from .losses import LOSSES, AdjustedCrossEntropy
+from .losses.ala import ALA
 from .losses.arcface import ArcFace
 from .losses.class_balanced import ClassBalanced
 from .losses.cross_entropy import CrossEntropy, Focal
+from .losses.influence_balanced import InfluenceBalanced
 from .losses.kps import KPS, KPSGradientAdjusted
+from .losses.label_smoothing import LOS, LabelAwareSmoothing
 from .losses.logit_adjustment import BalancedSoftmax, LogitAdjustedAdaptiveMargin, LogitAdjustedCrossEntropy
 from .losses.margins import LDAM, CosFace
 from .losses.seesaw import Seesaw
@@ -18,10 +21,12 @@ from .losses.softmax_equalization import SoftmaxEqualization
 from .losses.vector_scaling import CDT, VectorScaling
 
 __all__ = [
+    "ALA",
     "CDT",
     "EQL",
     "KPS",
     "LDAM",
+    "LOS",
     "AdjustedCrossEntropy",
     "ArcFace",
     "BalancedSoftmax",
@@ -32,7 +37,9 @@ __all__ = [
     "CosineLinear",
     "CrossEntropy",
     "Focal",
+    "InfluenceBalanced",
     "KPSGradientAdjusted",
+    "LabelAwareSmoothing",
     "LogitAdjustedAdaptiveMargin",
     "LogitAdjustedCrossEntropy",
     "Seesaw",

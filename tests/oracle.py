@@ -33,8 +33,10 @@ def adjusted_cross_entropy(
     margin: Tensor | None = None,
     row_scale: Tensor | None = None,
     weight: Tensor | None = None,
+    label_scale: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     focal_gamma: float = 0.0,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
     upstream: Tensor | float = 1.0,
@@ -48,6 +50,9 @@ def adjusted_cross_entropy(
     m = zero if margin is None else margin.double()
     sigma = one if row_scale is None else row_scale.double()
     alpha = one if weight is None else weight.double()
+    kappa = one if label_scale is None else label_scale.double()
+    eps = label_smoothing.double() if isinstance(label_smoothing, Tensor) else one * label_smoothing
+    own = torch.ones(rows, dtype=torch.float64) if sample_weight is None else sample_weight.double().reshape(-1)
     if isinstance(target, tuple):
         first, second, lam = target
         labels = [(first, lam.double().expand(rows)), (second, 1 - lam.double().expand(rows))]
@@ -64,6 +69,8 @@ def adjusted_cross_entropy(
         for each, share in labels:
             y, share_i = int(each[i]), float(share[i])
             a = beta * z[i] + delta
+            if label_scale is not None:
+                a[y] = float(kappa[y]) * beta[y] * z[i, y] + delta[y]
             a[y] -= m[y]
             a = float(sigma[y]) * a
             finite = a[torch.isfinite(a)].abs()
@@ -86,15 +93,17 @@ def adjusted_cross_entropy(
                 slope = q**focal_gamma + tail
             elif focal_gamma and q == 0:
                 phi, slope = nll * 0, nll * 0
-            hard = (1 - label_smoothing) * alpha[y] * share_i
-            soft = label_smoothing / classes * share_i
+            share_i *= float(own[i])
+            hard = (1 - eps[y]) * alpha[y] * share_i
+            soft = eps[y] / classes * share_i
             losses[i] += hard * phi
             grad = hard * slope * p
             grad[y] = -hard * slope * (others / float(e.sum()))
-            if label_smoothing:
+            if eps[y]:
                 log_p = a - a.max() - torch.log(e.sum())
                 losses[i] -= soft * (alpha * log_p).sum()
                 grad = grad + soft * (alpha.sum() * p - alpha)
+            grad[y] *= kappa[y]
             grads[i] += float(sigma[y]) * beta * grad
             weights += share_i * float(alpha[y])
     denominator = {"mean": weights, "batch_mean": float(valid), "sum": 1.0, "none": 1.0}[reduction]

@@ -36,6 +36,8 @@ for name, record in ltk.LOSSES.items():
         tables = built._asdict()
         tables["class_weight"] = tables.pop("weight")
         cases[name] = (y, record.logits == "cosine", False, tables)
+    elif isinstance(built, ltk.losses.Smoothed):
+        cases[name] = (y, False, False, built._asdict())
 
 
 def table():
@@ -47,6 +49,20 @@ for normalize, biased in itertools.product((False, True), repeat=2):
     options = {**everything, "label_smoothing": 0.1, "focal_gamma": 1.5}
     cases[f"everything {normalize} {biased}"] = (y, normalize, biased, options)
     cases[f"mixed {normalize} {biased}"] = (mixed, normalize, biased, {**everything, "label_smoothing": 0.2})
+# Sample weights, a smoothing by class and a label scale.
+beside = {
+    "sample_weight": torch.rand(ROWS, generator=generator) * 2,
+    "label_scale": table(),
+    "label_smoothing": table() / 2,
+}
+for normalize, biased in itertools.product((False, True), repeat=2):
+    cases[f"beside {normalize} {biased}"] = (y, normalize, biased, {**everything, **beside, "focal_gamma": 1.5})
+    cases[f"beside, mixed {normalize} {biased}"] = (mixed, normalize, biased, {**everything, **beside})
+removed = torch.zeros(CLASSES)
+removed[next(c for c in range(CLASSES) if c not in y.tolist())] = -torch.inf
+cases["removed class, scaled"] = (y, False, True, {"shift": removed, "label_scale": table() * 2})
+for reduction in ("none", "mean", "batch_mean", "sum"):
+    cases[f"beside {reduction}"] = (y, True, True, {**everything, **beside, "reduction": reduction})
 for reduction in ("none", "mean", "batch_mean", "sum"):
     cases[reduction] = (y, True, True, {**everything, "reduction": reduction})
 # An index that is also a class: a first label ignores its row, a second one is a label like any other.
@@ -116,6 +132,8 @@ def run(size, target, normalize, biased, options, variant):
         whole, upstream = whole[here], upstream[here]
     where = {} if variant.dtensor else {"class_start": part.start, "num_classes": CLASSES, "group": groups[size]}
     _autograd._HELD, _exchange._GATHERED = variant.held, variant.gathered
+    if "sample_weight" in options:
+        options = {**options, "sample_weight": options["sample_weight"][here]}
     loss = distributed.sharded_linear_adjusted_cross_entropy(
         x, shard, rows_of(target, here), **where, batch=variant.batch, bias=bias_shard, normalize=normalize, **options
     )

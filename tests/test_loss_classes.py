@@ -263,7 +263,8 @@ OTHER = {
     "class_balanced": {"beta": 0.9}, "focal": {"gamma": 1.0}, "kps": {"s": 10.0}, "kps_ga": {"max_margin": 0.1},
     "logit_adjusted": {"tau": 2.0}, "ldam": {"s": 20.0}, "cosface": {"m": 0.1}, "arcface": {"m": 0.1}, "seesaw": {"p": 0.5},
     "cb_sigmoid": {"beta": None}, "cb_focal": {"gamma": 2.0}, "eql": {"tail_frequency": 0.5}, "cdt": {"gamma": 0.1},
-    "softmax_equalization": {"gamma": 0.5}, "vector_scaling": {"tau": 0.5},
+    "softmax_equalization": {"gamma": 0.5}, "vector_scaling": {"tau": 0.5}, "ala": {"s": 20.0}, "los": {"smoothing": 0.9},
+    "label_aware_smoothing": {"shape": "linear"},
 }  # fmt: skip
 
 

@@ -20,7 +20,9 @@ T = torch.linspace(0.5, 1.5, 7)
 
 
 def plain(logits: object = Z, target: object = Y, **tables: object) -> bool:
-    found = _C.plain_call(logits, target, *(tables.get(name) for name in TABLES), 0.0, 0.0, -100, "mean")
+    five, beside = (tables.get(name) for name in TABLES), (tables.get("sample_weight"), tables.get("label_scale"))
+    smoothing = tables.get("smoothing", 0.0)
+    found = _C.plain_call(logits, target, *five, 0.0, smoothing, -100, "mean", *beside)
     if found is not None:
         assert type(found) is Call
         for own, expected in zip(found, Call(target, **tables), strict=True):  # type: ignore[arg-type]
@@ -38,6 +40,10 @@ def results(
         labels[rows // 2] = options.get("ignore_index", -100)
     real = torch.float64 if dtype == torch.float64 else torch.float32
     tables = {name: (torch.rand(classes, generator=generator) + 0.5).to(real) for name in names}
+    if "label_smoothing" in tables:
+        tables["label_smoothing"].clamp_(0, 1)
+    if "sample_weight" in tables:
+        tables["sample_weight"] = torch.rand(rows, generator=generator).to(real)
     alone = CE(logits.detach(), labels, **tables, **options)
     loss = CE(logits, labels, **tables, **options)
     (grad,) = torch.autograd.grad(loss.sum(), logits)
@@ -54,6 +60,9 @@ def results(
         (("scale", "weight"), {"label_smoothing": 0.1, "ignore_index": 3, "reduction": "sum"}),
         (("margin", "row_scale"), {"reduction": "none"}),
         (("shift",), {"grad_scale": 37.0}),
+        (("sample_weight",), {}),
+        (("sample_weight", "label_smoothing", "label_scale", *TABLES), {"focal_gamma": 1.5}),
+        (("label_smoothing", "weight", "label_scale"), {"reduction": "none"}),
         ((), {"grad_scale": torch.tensor(0.25, dtype=torch.float64), "label_smoothing": 0.1}),
     ],
 )
@@ -95,6 +104,7 @@ def test_plain_calls_are() -> None:
     assert plain(torch.cat([Z, Z], 1)[:, :7])  # gaps between rows
     assert plain(Z.double(), Y, shift=T.double())
     assert plain(Z.bfloat16(), Y, shift=T)
+    assert plain(Z, Y, sample_weight=torch.ones(9), smoothing=T, label_scale=T)
 
 
 class Sub(Tensor):
@@ -133,14 +143,29 @@ def test_targets_that_are_not(target) -> None:
     assert not plain(Z, target)
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [*TABLES, "smoothing", "label_scale"])
 @pytest.mark.parametrize(
     "table",
     [T.double(), T[:6], T[None], torch.cat([T, T])[::2], T[:1].expand(7), T.as_subclass(Sub), torch._neg_view(T), T.to("meta"), 1.0,
      torch._efficientzerotensor(7)],
 )  # fmt: skip
 def test_tables_that_are_not(name, table) -> None:
-    assert not plain(Z, Y, **{name: table})
+    assert not plain(Z, Y, **{name: 1 if name == "smoothing" and isinstance(table, float) else table})
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        torch.ones(9).double(),
+        T,
+        torch.ones(9, 1),
+        torch.ones(18)[::2],
+        torch.ones(1).expand(9),
+        torch._neg_view(torch.ones(9)),
+    ],
+)
+def test_sample_weights_that_are_not(own) -> None:
+    assert not plain(Z, Y, sample_weight=own)
 
 
 def test_memory_that_is_gone() -> None:
@@ -162,12 +187,12 @@ def test_memory_that_is_gone() -> None:
     "said",
     [(0, 0.0, -100, "mean"), (0.0, 1, -100, "mean"), (-0.5, 0.0, -100, "mean"), (0.0, 1.5, -100, "mean"), (float("nan"), 0.0, 0, "sum"),
      (0.0, float("nan"), 0, "sum"), (1e30, 0.0, 0, "sum"), (0.0, 0.0, 1.0, "sum"), (0.0, 0.0, True, "sum"), (0.0, 0.0, 0, "Mean"),
-     (0.0, 0.0, 0, 1), (0.0, 0.0, 0, None), (0.0, 0.0, 2**63, "sum")],
+     (0.0, None, 0, "sum"), (0.0, 0.0, 0, 1), (0.0, 0.0, 0, None), (0.0, 0.0, 2**63, "sum")],
 )  # fmt: skip
 def test_options_that_need_a_look(said) -> None:
-    assert _C.plain_call(Z, Y, *[None] * 5, *said) is None
-    assert _C.plain_call(Z, Y, *[None] * 5, 0.5, 0.1, 2**40, "batch_mean") == Call(
-        Y, None, None, *[None] * 9, 0.5, 0.1, 2**40, 2
+    assert _C.plain_call(Z, Y, *[None] * 5, *said, None, None) is None
+    assert _C.plain_call(Z, Y, *[None] * 5, 0.5, 0.1, 2**40, "batch_mean", None, None) == Call(
+        Y, focal_gamma=0.5, label_smoothing=0.1, ignore_index=2**40, reduction=2
     )
 
 
@@ -176,7 +201,18 @@ UNSERVED = {
     "target_b": Y, "lam": torch.ones(9), "table": T, "seed": torch.zeros(1, dtype=torch.int64),
     "numbers": torch.zeros(2, dtype=torch.float64), "form": 1, "form_options": (1.0,), "backend": "torch",
 }  # fmt: skip
-SERVED = {"target", *TABLES, "grad_scale", "focal_gamma", "label_smoothing", "ignore_index", "reduction"}
+SERVED = {
+    "target",
+    *TABLES,
+    "sample_weight",
+    "smoothing",
+    "label_scale",
+    "grad_scale",
+    "focal_gamma",
+    "label_smoothing",
+    "ignore_index",
+    "reduction",
+}
 
 
 def test_every_field_is_served_or_closes_the_way() -> None:

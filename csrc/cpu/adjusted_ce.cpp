@@ -1,6 +1,7 @@
 // The part of the loss that no instruction set changes: label check, denominator, threads, reduction.
 #include "adjusted_ce.h"
 
+#include <cmath>
 #include <limits>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -14,6 +15,7 @@ namespace ltk {
 namespace {
 
 constexpr int64_t kDTypeSize[kDTypes] = {4, 8, 2, 2};
+constexpr int64_t kSampleWeight = 7;  // its number among what can be refused, after the tables
 
 // Gradients beyond this are written past the caches: nobody's cache holds them until they are read, and a plain store
 // reads every line before it overwrites it. Measured at 33 MB: see benchmarks/results.
@@ -22,6 +24,7 @@ constexpr int64_t kStreamBytes = 24 << 20;
 struct Denominators {
     double weighted = 0.0;
     int64_t rows = 0;
+    bool finite = true;  // the sample weights
 };
 
 // Memory this large comes fresh from the operating system, page by page as it is first written; a fault for 4 KiB costs
@@ -57,24 +60,33 @@ int64_t check_labels(const AdjustedCe& job, Denominators& sum) noexcept {
             const double lam = static_cast<double>(static_cast<const Real*>(job.lam)[i]);
             weight = lam * weight + (1.0 - lam) * weight_of<Real>(job, b);
         }
+        if (job.sample_weight != nullptr) {
+            const double own = static_cast<double>(static_cast<const Real*>(job.sample_weight)[i]);
+            sum.finite &= std::isfinite(own);
+            weight *= own;
+        }
         sum.weighted += weight;
         ++sum.rows;
     }
     return -1;
 }
 
-// The first table with an entry that is not finite (-inf removes a class and is allowed in shift), or -1. C reads a
-// table; the rows cost B C.
+// The first table with an entry that is not finite (-inf removes a class and is allowed in shift; a smoothing lies in
+// [0, 1]), or -1. C reads a table; the rows cost B C.
 template <class Real>
 int64_t check_tables(const AdjustedCe& job) noexcept {
-    const void* tables[] = {job.shift, job.scale, job.margin, job.row_scale, job.weight};
-    for (int64_t t = 0; t < 5; ++t) {
+    const void* tables[] = {job.shift,  job.scale,     job.margin,     job.row_scale,
+                            job.weight, job.smoothing, job.label_scale};
+    for (int64_t t = 0; t < kSampleWeight; ++t) {
         const Real* table = static_cast<const Real*>(tables[t]);
         if (table == nullptr) continue;
-        const Real lowest = t == 0 ? -std::numeric_limits<Real>::infinity() : std::numeric_limits<Real>::lowest();
+        const bool share = t == 5;
+        const Real lowest = share    ? Real(0)
+                            : t == 0 ? -std::numeric_limits<Real>::infinity()
+                                     : std::numeric_limits<Real>::lowest();
+        const Real highest = share ? Real(1) : std::numeric_limits<Real>::max();
         bool good = true;
-        for (int64_t j = 0; j < job.classes; ++j)
-            good &= table[j] >= lowest && table[j] <= std::numeric_limits<Real>::max();
+        for (int64_t j = 0; j < job.classes; ++j) good &= table[j] >= lowest && table[j] <= highest;
         if (!good) return t;
     }
     return -1;
@@ -87,12 +99,13 @@ int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* s
     if (bad >= 0) return bad;
     const int64_t table = check_tables<Real>(job);
     if (table >= 0) return -2 - table;
+    if (!sum.finite) return -2 - kSampleWeight;
     const double denominator = reduction == Reduction::mean         ? sum.weighted
                                : reduction == Reduction::batch_mean ? static_cast<double>(sum.rows)
                                                                     : 1.0;
     job.grad_scale = 1.0 / denominator;
     job.smoothing_total = static_cast<double>(job.classes);
-    if (job.label_smoothing != 0.0 && job.weight != nullptr) {
+    if ((job.label_smoothing != 0.0 || job.smoothing != nullptr) && job.weight != nullptr) {
         job.smoothing_total = 0.0;
         for (int64_t j = 0; j < job.classes; ++j) job.smoothing_total += weight_of<Real>(job, j);
     }

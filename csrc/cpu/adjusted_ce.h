@@ -35,7 +35,10 @@ struct AdjustedCe {
     const void* margin;
     const void* row_scale;
     const void* weight;
-    const void* row_coef;  // (rows,) factor on each row's gradient (an upstream gradient), or null
+    const void* smoothing;      // (classes,) label smoothing of each label, in place of `label_smoothing`, or null
+    const void* label_scale;    // (classes,) factor on the label's own logit
+    const void* sample_weight;  // (rows,) factor on each row's loss, or null
+    const void* row_coef;       // (rows,) factor on each row's gradient (an upstream gradient), or null
     double focal_gamma;
     double label_smoothing;
     int64_t ignore_index;
@@ -74,9 +77,10 @@ constexpr int64_t adjusted_ce_scratch(int64_t classes) noexcept {
 constexpr int64_t kStack = 8192;
 
 // Loss and gradient of a whole batch. Returns -1; or the first row whose label is neither in [0, classes) nor
-// ignore_index; or -2 - t where table t (shift, scale, margin, row_scale, weight) has an entry that is not finite.
-// Nothing has been written unless it returns -1. `*loss` (real) is written unless the reduction is none. `scratch`
-// holds threads * adjusted_ce_scratch(classes) reals.
+// ignore_index; or -2 - t where table t (shift, scale, margin, row_scale, weight, smoothing, label_scale,
+// sample_weight) has an entry that is not finite, or no share in smoothing. Nothing has been written unless it returns
+// -1. `*loss` (real) is written unless the reduction is none. `scratch` holds threads * adjusted_ce_scratch(classes)
+// reals.
 int64_t adjusted_ce(AdjustedCe job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept;
 
 }  // namespace ltk

@@ -55,11 +55,30 @@ struct Term {
     int64_t label;
     double share;        // lam, 1 - lam, or 1
     double sigma;        // row scale
-    double z;            // logit of the label
+    double z;            // logit of the label, times its label scale
     double target_u;     // adjusted logit of the label, margin included, before the row scale
     double target_a;     // sigma target_u
+    double aside;        // how far target_u is below what margin and label scale made it of
     double slope = 1.0;  // of target_a in the label's logit, in units of row scale times class scale
+    double smoothing;    // of the label
 };
+
+// The factor on the gradient of row i.
+template <class Real>
+static inline double upstream_of(const AdjustedCe& job, int64_t i) noexcept {
+    const double factor =
+        job.grad_scale *
+        (job.row_coef == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.row_coef)[i]));
+    if (job.sample_weight == nullptr) return factor;
+    return factor * static_cast<double>(static_cast<const Real*>(job.sample_weight)[i]);
+}
+
+// Row i has this loss, before its own weight.
+template <class Real>
+static inline void put_loss(const AdjustedCe& job, int64_t i, double loss) noexcept {
+    if (job.sample_weight != nullptr) loss *= static_cast<double>(static_cast<const Real*>(job.sample_weight)[i]);
+    static_cast<Real*>(job.row_loss)[i] = static_cast<Real>(loss);
+}
 
 // Calls f(j, mask, slot) for the vectors of [begin, end), the label's lane masked out. `slot` rotates over 0..3 in the
 // long runs of full vectors, for four independent accumulators. The three calls stay separate loops: a test per vector
@@ -196,7 +215,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     const Real* shift = static_cast<const Real*>(job.shift);
     const Real* weight = static_cast<const Real*>(job.weight);
     const int64_t classes = job.classes;
-    const bool smooth = job.label_smoothing != 0.0;
+    const bool smooth = term.smoothing != 0.0;
     const RowSums<V> row = row_sums<V, Scale, Shift>(z, classes, scale, shift, term.label, term.sigma, smooth, weight,
                                                      grad == nullptr ? nullptr : e, block_reference);
     const double row_reference = static_cast<double>(row.reference);
@@ -215,8 +234,8 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     double phi, slope;
     focal(job.focal_gamma, nll, &phi, &slope);
     const double label_weight = weight == nullptr ? 1.0 : static_cast<double>(weight[term.label]);
-    const double hard = (1.0 - job.label_smoothing) * label_weight * term.share;
-    const double soft = job.label_smoothing / static_cast<double>(classes) * term.share;
+    const double hard = (1.0 - term.smoothing) * label_weight * term.share;
+    const double soft = term.smoothing / static_cast<double>(classes) * term.share;
     double loss = hard * phi;
     if (smooth)
         loss += soft * ((std::log(total) + base) * job.smoothing_total - (smooth_a + label_weight * term.target_a));
@@ -299,9 +318,7 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         // The loops went over the label's place, where smoothing alone leaves something.
         if (shift_sum != nullptr) shift_sum[term.label] = label_sums[0];
         if (scale_sum != nullptr) scale_sum[term.label] = label_sums[1];
-        if (smooth && job.margin != nullptr)
-            along +=
-                upstream * soft * label_weight * static_cast<double>(static_cast<const Real*>(job.margin)[term.label]);
+        if (smooth && term.aside != 0.0) along += upstream * soft * label_weight * term.aside;
         sums->terms[0] = static_cast<Real>(-label_h);
         sums->terms[1] = static_cast<Real>(along);
         sums->terms[2] = static_cast<Real>(upstream * term.share * phi);
@@ -319,9 +336,13 @@ static inline Term<typename V::Real> make_term(const AdjustedCe& job, double z, 
     term.label = label;
     term.share = share;
     term.sigma = at(job.row_scale, 1.0);
-    term.z = z;
-    term.target_u = at(job.scale, 1.0) * z + at(job.shift, 0.0) - at(job.margin, 0.0);
+    term.slope = at(job.label_scale, 1.0);
+    term.smoothing = at(job.smoothing, job.label_smoothing);
+    term.z = term.slope * z;
+    const double scale = at(job.scale, 1.0), margin = at(job.margin, 0.0);
+    term.target_u = scale * term.z + at(job.shift, 0.0) - margin;
     term.target_a = term.sigma * term.target_u;
+    term.aside = job.label_scale == nullptr ? margin : margin + scale * (z - term.z);
     return term;
 }
 
@@ -347,22 +368,20 @@ static void rows(const AdjustedCe& job, int64_t begin, int64_t end, void* scratc
     for (int64_t i = begin; i < end; ++i) {
         const T* z = static_cast<const T*>(job.logits) + i * job.logits_stride;
         T* grad = job.grad != nullptr ? static_cast<T*>(job.grad) + i * job.grad_stride : Tables ? unwanted : nullptr;
-        Real* loss = static_cast<Real*>(job.row_loss) + i;
         const int64_t label = job.target[i];
         if (label == job.ignore_index) {
-            *loss = 0;
+            static_cast<Real*>(job.row_loss)[i] = 0;
             if (grad != nullptr) std::memset(static_cast<void*>(grad), 0, static_cast<size_t>(job.classes) * sizeof(T));
             continue;
         }
-        const double upstream =
-            job.grad_scale *
-            (job.row_coef == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.row_coef)[i]));
+        const double upstream = upstream_of<Real>(job, i);
         const double lam = job.target_b == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.lam)[i]);
         const Term<Real> a = make_term<V>(job, get(z + label), label, lam);
         if constexpr (Tables)
             sums.terms = static_cast<Real*>(job.vectors->terms) + i * kRowTerms * (job.target_b == nullptr ? 1 : 2);
         if (job.target_b == nullptr) {
-            *loss = static_cast<Real>(
+            put_loss<Real>(
+                job, i,
                 row_term<V, Scale, Shift, Tables>(job, z, a, upstream, e, block_reference, nullptr, grad, &sums));
             continue;
         }
@@ -372,7 +391,7 @@ static void rows(const AdjustedCe& job, int64_t begin, int64_t end, void* scratc
                                                        grad == nullptr ? nullptr : first, &sums);
         sums.terms += kRowTerms;
         sum += row_term<V, Scale, Shift, Tables>(job, z, b, upstream, e, block_reference, first, grad, &sums);
-        *loss = static_cast<Real>(sum);
+        put_loss<Real>(job, i, sum);
     }
 }
 

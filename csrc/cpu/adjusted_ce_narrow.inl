@@ -1,7 +1,7 @@
 // Rows of few classes, one row a lane. A row of 10 logits fills no vector, and its horizontal sums cost more than its
 // exponentials: so V::N rows are transposed into columns, and every step but the logarithm is vertical. Measured at 128
-// x 10: a quarter of the time of the row-wise body. Plain class indices only; mixed labels and smoothing go to the
-// row-wise body.
+// x 10: a quarter of the time of the row-wise body. Plain class indices only; mixed labels, smoothing, and tables'
+// gradients beside a label scale go to the row-wise body.
 
 namespace ltk {
 namespace LTK_NAMESPACE {
@@ -11,7 +11,8 @@ constexpr int64_t kNarrow = 32;
 
 template <class V>
 static inline bool narrow_serves(const AdjustedCe& job) noexcept {
-    return V::N > 1 && job.classes <= kNarrow && job.target_b == nullptr && job.label_smoothing == 0.0;
+    return V::N > 1 && job.classes <= kNarrow && job.target_b == nullptr && job.label_smoothing == 0.0 &&
+           job.smoothing == nullptr && (job.label_scale == nullptr || job.vectors == nullptr);
 }
 
 template <class V, bool Scale, bool Shift, class T, bool Tables>
@@ -22,7 +23,7 @@ static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexc
     const Real* scale = static_cast<const Real*>(job.scale);
     const Real* shift = static_cast<const Real*>(job.shift);
     const Real* weight = static_cast<const Real*>(job.weight);
-    const Real* row_coef = static_cast<const Real*>(job.row_coef);
+    const Real* label_scale = static_cast<const Real*>(job.label_scale);
     Real* row_loss = static_cast<Real*>(job.row_loss);
     const int64_t classes = job.classes;
     alignas(64) Real x[kNarrow * n];  // column j of the group: x[j * n + lane]
@@ -105,11 +106,13 @@ static void narrow_rows(const AdjustedCe& job, int64_t begin, int64_t end) noexc
             double phi, slope;
             focal(job.focal_gamma, nll, &phi, &slope);
             const double hard = weight == nullptr ? 1.0 : static_cast<double>(weight[label]);
-            row_loss[i] = static_cast<Real>(hard * phi);
-            const double upstream = job.grad_scale * (row_coef == nullptr ? 1.0 : static_cast<double>(row_coef[i]));
+            put_loss<Real>(job, i, hard * phi);
+            const double upstream = upstream_of<Real>(job, i);
             const double outer = upstream * static_cast<double>(sigma[lane]) * hard * slope / total;
             k[lane] = static_cast<Real>(outer);
-            label_a[lane] = static_cast<Real>(-outer * rest * (Scale ? static_cast<double>(scale[label]) : 1.0));
+            double label_grad = -outer * rest * (Scale ? static_cast<double>(scale[label]) : 1.0);
+            if (label_scale != nullptr) label_grad *= static_cast<double>(label_scale[label]);
+            label_a[lane] = static_cast<Real>(label_grad);
             if constexpr (Tables) {
                 label_h[lane] = static_cast<Real>(-outer * rest);
                 k_row[lane] = static_cast<Real>(upstream * hard * slope / total);

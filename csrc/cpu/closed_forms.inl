@@ -92,25 +92,22 @@ static void closed_rows(const AdjustedCe& shared, int64_t begin, int64_t end, vo
     for (int64_t i = begin; i < end; ++i) {
         const T* z = static_cast<const T*>(job.logits) + i * job.logits_stride;
         T* grad = job.grad == nullptr ? nullptr : static_cast<T*>(job.grad) + i * job.grad_stride;
-        Real* loss = static_cast<Real*>(job.row_loss) + i;
         const int64_t label = job.target[i];
         if (label == job.ignore_index) {
-            *loss = 0;
+            static_cast<Real*>(job.row_loss)[i] = 0;
             if (grad != nullptr) std::memset(static_cast<void*>(grad), 0, static_cast<size_t>(job.classes) * sizeof(T));
             continue;
         }
-        const double upstream =
-            job.grad_scale *
-            (job.row_coef == nullptr ? 1.0 : static_cast<double>(static_cast<const Real*>(job.row_coef)[i]));
+        const double upstream = upstream_of<Real>(job, i);
         if (job.target_b == nullptr) {
-            *loss = static_cast<Real>(one_label(i, z, label, 1.0, upstream, static_cast<const Real*>(nullptr), grad));
+            put_loss<Real>(job, i, one_label(i, z, label, 1.0, upstream, static_cast<const Real*>(nullptr), grad));
             continue;
         }
         const double lam = static_cast<double>(static_cast<const Real*>(job.lam)[i]);
         double sum =
             one_label(i, z, label, lam, upstream, static_cast<const Real*>(nullptr), grad == nullptr ? nullptr : first);
         sum += one_label(i, z, job.target_b[i], 1.0 - lam, upstream, first, grad);
-        *loss = static_cast<Real>(sum);
+        put_loss<Real>(job, i, sum);
     }
 }
 

@@ -67,10 +67,12 @@ void add_labels(const AdjustedCe& job, double mean_loss) noexcept {
         for (int64_t i = 0; i < job.rows; ++i) {
             if (job.target[i] == job.ignore_index) continue;
             const double lam = labels == 1 ? 1.0 : static_cast<double>(static_cast<const Real*>(job.lam)[i]);
+            const double of_row = job.sample_weight == nullptr
+                                      ? of_weight
+                                      : of_weight * static_cast<double>(static_cast<const Real*>(job.sample_weight)[i]);
             const Real* term = static_cast<const Real*>(v.terms) + i * labels * kRowTerms + t;
-            v.labels[job.target[i]] += static_cast<double>(term[0]) - of_weight * lam;
-            if (labels == 2)
-                v.labels[job.target_b[i]] += static_cast<double>(term[kRowTerms]) - of_weight * (1.0 - lam);
+            v.labels[job.target[i]] += static_cast<double>(term[0]) - of_row * lam;
+            if (labels == 2) v.labels[job.target_b[i]] += static_cast<double>(term[kRowTerms]) - of_row * (1.0 - lam);
         }
         for (int64_t j = 0; j < job.classes; ++j) out[j] = static_cast<Real>(v.labels[j]);
     }

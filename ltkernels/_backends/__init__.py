@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .._call import Call, Out
+from .._call import NONE, Call, Out, denominator_of
 from .._errors import ArgumentError
 from . import cpu
-from ._shared import LARGEST_LOG_DET, ClassPart, find_bad_label
+from ._shared import LARGEST_LOG_DET, ClassPart, find_bad_beside, find_bad_label
 from .cpu import plain_loss
 
 BACKENDS = ("cpu", "cuda", "triton", "torch")
@@ -136,11 +136,33 @@ def _device_kernel(backend: str) -> Callable[[Tensor, Call, Out], None]:
     if backend == "cuda":
         from . import cuda
 
-        return cuda.adjusted_ce
+        return weighing_rows(cuda.adjusted_ce)
     from ..triton.adjusted_ce import adjusted_ce
 
-    found: Callable[[Tensor, Call, Out], None] = adjusted_ce
-    return found
+    return weighing_rows(adjusted_ce)
+
+
+def weighing_rows(kernel: Callable[[Tensor, Call, Out], None]) -> Callable[[Tensor, Call, Out], None]:
+    """A kernel that knows no sample weights, with them: they are factors of the row losses, and of the rows' gradients, for which it has
+    an operand. No pass over the logits more, and some launches for N numbers."""
+
+    @functools.wraps(kernel)
+    def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
+        own = call.sample_weight
+        if own is None:
+            kernel(logits, call, out)
+            return
+        denominator = denominator_of(call)
+        factor = own if call.grad_scale is None else own * call.grad_scale
+        factor = (factor / denominator).to(own.dtype)
+        rows = out.loss if call.reduction == NONE else torch.empty_like(own)
+        kernel(logits, call._replace(reduction=NONE, grad_scale=factor, sample_weight=None), out._replace(loss=rows))
+        # What an ignored row's weight holds counts for nothing.
+        rows.mul_(torch.where(call.target == call.ignore_index, 0, own))
+        if call.reduction != NONE:
+            out.loss.copy_(rows.double().sum() / denominator)
+
+    return adjusted_ce
 
 
 @functools.cache
@@ -212,6 +234,7 @@ __all__ = [
     "cuda_problem",
     "doctor_report",
     "explain",
+    "find_bad_beside",
     "find_bad_label",
     "kernel",
     "log_det_kernel",

@@ -43,7 +43,11 @@ def _not_finite(index: int, table: Tensor) -> Tensor:
 
 
 def bad_table(index: int, call: Call) -> ArgumentError:
-    """What is wrong with the table of this number."""
+    """What is wrong with the table of this number, as csrc/cpu/adjusted_ce.h counts them."""
+    if index >= len(TABLES):
+        problem = find_bad_beside(call)
+        assert problem is not None
+        return problem
     name, table = TABLES[index], call.tables[index]
     assert table is not None
     at = int(_not_finite(index, table).nonzero()[0])
@@ -51,12 +55,33 @@ def bad_table(index: int, call: Call) -> ArgumentError:
     return ArgumentError(f"{name}[{at}] is {table[at].item()}; it must be {allowed}")
 
 
+def find_bad_beside(call: Call) -> ArgumentError | None:
+    """The first entry of smoothing, label scale or sample weights that no kernel takes. Looks at them."""
+    smoothing, label_scale, own = call.smoothing, call.label_scale, call.sample_weight
+    if smoothing is not None:
+        bad = ~((smoothing >= 0) & (smoothing <= 1))
+        if bad.any():
+            at = int(bad.nonzero()[0])
+            return ArgumentError(f"label_smoothing[{at}] is {smoothing[at].item()}; it must lie in [0, 1]")
+    if label_scale is not None and not torch.isfinite(label_scale).all():
+        at = int(torch.isfinite(label_scale).logical_not().nonzero()[0])
+        return ArgumentError(f"label_scale[{at}] is {label_scale[at].item()}; it must be finite")
+    if own is not None:
+        bad = ~torch.isfinite(own)
+        if not call.target.is_floating_point():
+            bad &= call.target != call.ignore_index
+        if bad.any():
+            at = int(bad.nonzero()[0])
+            return ArgumentError(f"sample_weight is {own[at].item()} in row {at}; it must be finite")
+    return None
+
+
 def find_bad_table(call: Call) -> ArgumentError | None:
     """The first table of a call with an entry that no kernel takes. Looks at the tables."""
     for index, table in enumerate(call.tables):
         if table is not None and _not_finite(index, table).any():
             return bad_table(index, call)
-    return None
+    return find_bad_beside(call)
 
 
 class ClassPart(NamedTuple):

@@ -67,6 +67,13 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
             0 if row_scale is None else address(row_scale, "row_scale"),
             0 if weight is None else address(weight, "weight"),
         )
+    own, smoothing, label_scale = call.beside
+    if not (own is smoothing is label_scale is None):
+        job.inputs(
+            0 if own is None else address(own, "sample_weight"),
+            0 if smoothing is None else address(smoothing, "label_smoothing"),
+            0 if label_scale is None else address(label_scale, "label_scale"),
+        )
     if call.focal_gamma != 0.0 or call.label_smoothing != 0.0:
         job.options(call.focal_gamma, call.label_smoothing)
     if call.form:
@@ -114,7 +121,7 @@ def plain_loss(logits: Tensor, call: Call, need_grad: bool) -> tuple[Tensor, Ten
 
 
 def _refuse(status: int, call: Call, classes: int) -> None:
-    """Says what the kernel found: -2 - t, a bad entry of table t; or the row of a bad label."""
+    """Says what the kernel found: -2 - t, a bad entry of table t or of the sample weights; or the row of a bad label."""
     if status < -1:
         raise bad_table(-2 - status, call)
     label, name = int(call.target[status]), "target"

@@ -143,9 +143,11 @@ def finish(
     """Losses (N,) and, for each label of a row, the terms of its gradient, from the statistics of all classes. `scale` is this rank's: it
     is known where the label is, and written there alone."""
     loss, terms = merged.new_zeros(merged.shape[1]), []
-    whole = {"margin": call.margin, "row_scale": call.row_scale, "weight": call.weight}
+    whole = {"margin": call.margin, "row_scale": call.row_scale, "weight": call.weight, "label_scale": call.label_scale}
+    whole |= {"shift": call.shift}
     settings = {"classes": classes, "focal_gamma": call.focal_gamma}
-    settings |= {"label_smoothing": call.label_smoothing, "ignore_index": IGNORED}
+    smoothing = call.label_smoothing if call.smoothing is None else call.smoothing
+    settings |= {"label_smoothing": smoothing, "ignore_index": IGNORED}
     for k, (y, share) in enumerate(pairs):
         finished = _two_phase.finish(merged[k], y, **whole, **settings)
         loss = loss + finished.loss * share
@@ -158,13 +160,16 @@ def finish(
 
 
 def label_pairs(call: Call) -> list[tuple[Tensor, Tensor]]:
-    """(labels, share) of each; a row whose first label is `ignore_index` has the label `IGNORED` in both."""
+    """(labels, share of the loss) of each; a row whose first label is `ignore_index` has the label `IGNORED` in both."""
     first, second, lam = call[:3]
     valid = first != call.ignore_index
+    own = torch.ones(len(first), dtype=torch.float64, device=first.device)
+    if call.sample_weight is not None:
+        own = torch.where(valid, call.sample_weight.double(), 0.0)
     if second is None:
-        ones = torch.ones(len(first), dtype=torch.float64, device=first.device)
-        return [(torch.where(valid, first, IGNORED), ones)]
-    return [(torch.where(valid, y, IGNORED), s) for y, s in ((first, lam.double()), (second, 1 - lam.double()))]
+        return [(torch.where(valid, first, IGNORED), own)]
+    shares = ((first, own * lam.double()), (second, own * (1 - lam.double())))
+    return [(torch.where(valid, y, IGNORED), s) for y, s in shares]
 
 
 def _local_labels(target: Tensor, options: Part) -> Tensor:

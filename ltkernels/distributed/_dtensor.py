@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._call import NONE, SUM, TABLES, Call
+from .._call import NONE, SUM, TABLES, Call, denominator_of
 from .._errors import ArgumentError, DTypeError
-from .._head import denominator_of
 from .._watch import is_dtensor, wants_gradient
 from ..losses import _core, _two_phase
 from ..losses._door import Options, Target, checked
@@ -37,7 +36,7 @@ class _ShardedLogits(torch.autograd.Function):
         local = [_two_phase.local_labels(y, _autograd.IGNORED, start, z.shape[1]) for y, _ in pairs]
         sigmas = [_autograd.row_scales(y, call.row_scale) for y, _ in pairs]
         z = z.contiguous()
-        smooth = call.label_smoothing != 0.0
+        smooth = call.smooth
         rows = torch.stack([_two_phase.statistics(z, y, s, smooth=smooth, **tables) for y, s in zip(local, sigmas)])
         merged = _exchange.merged(rows.flatten(0, 1), group, world).view_as(rows)
         loss, terms = _autograd.finish(merged, pairs, local, call, classes, scale)
@@ -87,11 +86,14 @@ def adjusted_cross_entropy(logits: Any, target: Target, **options: Unpack[Option
     if options.get("inplace"):
         raise ArgumentError("inplace=True is not possible: the logits are a DTensor")
     plain: Options = {**options}
-    for name in (*TABLES, "grad_scale"):
+    for name in (*TABLES, "label_scale", "label_smoothing", "grad_scale"):
         if is_dtensor(options.get(name)):
             plain[name] = _whole(name, options[name])  # type: ignore[literal-required]
     replicated = [Replicate()] * mesh.ndim
-    labels = _local_target(target, "target", mesh, placements if kind == "rows" else replicated)
+    of_rows = placements if kind == "rows" else replicated
+    labels = _local_target(target, "target", mesh, of_rows)
+    if options.get("sample_weight") is not None:
+        plain["sample_weight"] = _local_target(options["sample_weight"], "sample_weight", mesh, of_rows)
     local = logits.to_local()
     if kind == "whole":
         loss = _core.adjusted_cross_entropy(local, labels, **plain)
@@ -146,16 +148,14 @@ def _of_rows(local: Tensor, labels: Any, plain: Options, mesh: Any, placements: 
     if wanted == "none":
         loss = _core.adjusted_cross_entropy(local, labels, **plain)
         return _wrapped(loss, mesh, placements, size[:1] + size[2:])
-    if wanted == "mean" and wants_gradient((plain.get("weight"),)):
-        raise ArgumentError("weight requires a gradient; of a mean over sharded rows it has none")
+    for name in ("weight", "sample_weight"):
+        if wanted == "mean" and wants_gradient((plain.get(name),)):  # type: ignore[arg-type]
+            raise ArgumentError(f"{name} requires a gradient; of a mean over sharded rows it has none")
     summed: Options = {**plain, "reduction": "sum"}
     loss = _core.adjusted_cross_entropy(local, labels, **summed)
     stand_in = local.detach()
     call = checked(stand_in, labels, **{**plain, "grad_scale": None}).call
-    if call.target.is_floating_point():
-        denominator = torch.tensor(float(call.target.shape[0]), dtype=torch.float64, device=local.device)
-    else:
-        denominator = denominator_of(call)
+    denominator = denominator_of(call)
     if call.reduction != SUM:
         denominator = denominator.clone()
         dist.all_reduce(denominator, group=mesh.get_group(dim))
@@ -175,10 +175,12 @@ def _of_classes(local: Tensor, labels: Any, plain: Options, mesh: Any, dim: int,
         raise ArgumentError(
             f"term is the closed form {term.form!r}; the sharded loss has none: it exchanges the statistics of a softmax"
         )
-    for name in TABLES:
+    for name in (*TABLES, "label_scale", "label_smoothing", "sample_weight"):
         table = plain.get(name)
         if isinstance(table, Tensor) and wants_gradient((table,)):
-            raise ArgumentError(f"{name} requires a gradient; the sharded loss has none with respect to tables")
+            raise ArgumentError(
+                f"{name} requires a gradient; the sharded loss has none with respect to tables and rows"
+            )
     first = labels[0] if isinstance(labels, tuple) else labels
     if first.is_floating_point():
         raise DTypeError(f"target has dtype {first.dtype}; the sharded loss takes class indices")
@@ -186,6 +188,8 @@ def _of_classes(local: Tensor, labels: Any, plain: Options, mesh: Any, dim: int,
         local = local.movedim(1, -1).reshape(-1, local.shape[1])
         flat = [each.reshape(-1) if isinstance(each, Tensor) and each.dim() else each for each in labels]
         labels = tuple(flat) if isinstance(labels, tuple) else first.reshape(-1)
+        if plain.get("sample_weight") is not None:
+            plain["sample_weight"] = plain["sample_weight"].reshape(-1)  # type: ignore[union-attr]
     classes = size[1]
     # The logits' shape, dtype and device without their memory, for the checks that ask for logits.
     call = checked(local.new_empty(()).expand(local.shape[0], classes), labels, **plain).call

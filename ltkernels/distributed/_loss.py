@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from .._call import TABLES, Call
+from .._call import TABLES, Call, denominator_of
 from .._errors import ArgumentError, DTypeError
-from .._head import check_tables, denominator_of
+from .._head import check_tables
 from .._watch import is_dtensor, transforms, wants_gradient
 from ..losses._door import Shared, Target, check_labels, check_options, checked, takes_options
 from . import _autograd, _exchange, _placement, _sampling
@@ -54,7 +54,8 @@ def sharded_linear_adjusted_cross_entropy(
         sampling: computes a random part of the negative classes: an estimate, see `NegativeSampling`.
         bias: (C_part,) of this rank's classes; a DTensor like `weight_shard` where that is one.
         normalize: cosine classifier, as in the unsharded function.
-        shift, scale, margin, row_scale, class_weight: (C,), whole on every rank.
+        shift, scale, margin, row_scale, label_scale, class_weight: (C,), whole on every rank.
+        sample_weight: (N,), of the rows that the rank gives.
         focal_gamma, label_smoothing, ignore_index, reduction: as in the unsharded function. Denominators are those of the whole batch.
         inplace, grad_scale: accepted, without effect: the gradient always replaces the rank's own logits, in backward, where the upstream
             gradient is known.
@@ -86,14 +87,16 @@ def sharded_linear_adjusted_cross_entropy(
         raise ArgumentError(f"batch is {batch!r}; it must be one of {', '.join(map(repr, _BATCHES))}")
     call = _checked_call(features, target, classes, class_weight, options)
     device = features.device
-    sampling = _sampling.checked(sampling, call.label_smoothing)
+    sampling = _sampling.checked(sampling, call.label_smoothing if call.smoothing is None else call.smoothing)
 
     rows = None
     if device.type == "cpu" or batch == "sharded":
         rows = _agreed_rows(place, features, call, (batch, bool(normalize), sampling), batch == "sharded")
     if rows is not None:
         labels = _exchange.gather_labels(call[:3], rows, place.group, call.ignore_index)
-        call = call._replace(target=labels[0], target_b=labels[1], lam=labels[2])
+        own = call.sample_weight
+        own = own if own is None else _exchange.gather_rows(own, rows, place.group)
+        call = call._replace(target=labels[0], target_b=labels[1], lam=labels[2], sample_weight=own)
     denominator = denominator_of(call)
     pairs = _autograd.label_pairs(call)
     drawn_from = [y for y, _ in pairs]
@@ -107,7 +110,7 @@ def sharded_linear_adjusted_cross_entropy(
         rows,
         kept,
         bool(normalize),
-        call.label_smoothing != 0.0,
+        call.smooth,
     )
     with torch.autocast(device.type, enabled=False):  # it would cast the working dtype down
         loss: Tensor = _autograd.Sharded.apply(features, weight, bias, pairs, denominator, call, part)
@@ -126,10 +129,13 @@ def _checked_call(features: Tensor, target: Target, classes: int, class_weight: 
         raise ArgumentError(
             f"term is the closed form {term.form!r}; the sharded loss has none: it exchanges the statistics of a softmax"
         )
-    tables = {name: options.get(name) for name in TABLES[:-1]} | {"class_weight": class_weight}
+    beside = ("label_scale", "label_smoothing", "sample_weight")
+    tables = {name: options.get(name) for name in (*TABLES[:-1], *beside)} | {"class_weight": class_weight}
     for name, table in tables.items():
         if isinstance(table, Tensor) and wants_gradient((table,)):
-            raise ArgumentError(f"{name} requires a gradient; the sharded loss has none with respect to tables")
+            raise ArgumentError(
+                f"{name} requires a gradient; the sharded loss has none with respect to tables and rows"
+            )
     lam = target[2] if isinstance(target, tuple) and len(target) == 3 else None
     if isinstance(lam, Tensor) and wants_gradient((lam,)):
         raise ArgumentError("target[2] (lam) requires a gradient; the sharded loss has none with respect to it")
@@ -153,7 +159,7 @@ def _agreed_rows(
     place: _placement.Placement, features: Tensor, call: Call, more: tuple[object, ...], sharded: bool
 ) -> _exchange.Rows | None:
     """Who has which rows of a sharded batch; None for a replicated one. Raises ValueError where the ranks do not agree."""
-    labels, tables = call[:3], call.tables
+    labels, tables = (*call[:3], call.sample_weight), (*call.tables, call.smoothing, call.label_scale)
     settings = (
         *more,
         *(call.focal_gamma, call.label_smoothing, call.ignore_index, call.reduction),
@@ -161,10 +167,17 @@ def _agreed_rows(
         features.shape[1],
         features.requires_grad and torch.is_grad_enabled(),
         labels[1] is None,
+        labels[3] is None,
     )
     if features.is_cpu:
         order = torch.arange(1, 1 + len(features))
-        label_bits = _exchange.fingerprint(*(y if y is None or y.is_floating_point() else y * order for y in labels))
+        bits = [
+            y
+            if y is None or not y.is_floating_point()
+            else y.view(torch.int64 if y.dtype == torch.float64 else torch.int32)
+            for y in labels
+        ]
+        label_bits = _exchange.fingerprint(*(y if y is None else y * order for y in bits))
         settings_bits = _exchange.fingerprint(*settings, *tables)
     else:  # their contents would have to be waited for
         label_bits, settings_bits = 0, _exchange.fingerprint(*settings, *(table is None for table in tables))

@@ -52,7 +52,7 @@ class Kept(NamedTuple):
     place: Tensor
 
 
-def checked(sampling: NegativeSampling | None, label_smoothing: float) -> NegativeSampling | None:
+def checked(sampling: NegativeSampling | None, label_smoothing: float | Tensor) -> NegativeSampling | None:
     """None where all classes are computed."""
     if sampling is None:
         return None
@@ -63,9 +63,11 @@ def checked(sampling: NegativeSampling | None, label_smoothing: float) -> Negati
         value = getattr(sampling, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
             raise ValueError(f"sampling.{name} is {value!r}; it must be an integer in [0, 2^63)")
-    if label_smoothing != 0.0 and not sampling.correct:
+    table = isinstance(label_smoothing, Tensor)
+    if not sampling.correct and (table or label_smoothing != 0.0):
+        said = "a table" if table else label_smoothing
         raise ValueError(
-            f"label_smoothing is {label_smoothing}; sampling with correct=False leaves classes out, and smoothing is over all of them"
+            f"label_smoothing is {said}; sampling with correct=False leaves classes out, and smoothing is over all of them"
         )
     return None if rate == 1.0 else sampling._replace(rate=rate)
 

@@ -62,9 +62,10 @@ class Criterion(torch.nn.Module):
         mixed = (first, second, (share[:, 0] / share.sum(dim=1)).clamp(0, 1).to(real))
         loss = self.loss
         if smoothing > 0:
-            if loss.label_smoothing > 0:
+            if loss.label_smoothing > 0 or loss.smoothing is not None:
+                own = loss.label_smoothing if loss.smoothing is None else "a table"
                 raise ValueError(
-                    f"target carries a smoothing of {smoothing:.4g}, and the loss has label_smoothing {loss.label_smoothing}: "
+                    f"target carries a smoothing of {smoothing:.4g}, and the loss has label_smoothing {own}: "
                     "one of the two must be 0"
                 )
             loss = copy.copy(loss)  # the same buffers, so that what the loss counts it goes on counting

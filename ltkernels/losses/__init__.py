@@ -17,7 +17,7 @@ import pkgutil
 import warnings
 from typing import TypeAlias
 
-from ._adjustment import Adjustment, rounded
+from ._adjustment import Adjustment, Smoothed, rounded
 from ._core import adjusted_cross_entropy
 from ._module import LOSSES, AdjustedCrossEntropy, Common
 from ._terms import ClosedForm, Term
@@ -55,6 +55,7 @@ __all__ = [
     "ClosedForm",
     "Common",
     "Loss",
+    "Smoothed",
     "Term",
     "adjusted_cross_entropy",
     "rounded",

@@ -24,12 +24,22 @@ class Adjustment(NamedTuple):
     row_scale: Tensor | None = None
     weight: Tensor | None = None
     focal_gamma: float = 0.0
+    label_scale: Tensor | None = None
+
+
+class Smoothed(NamedTuple):
+    """A loss that is a label smoothing: a number, or (C,) on the CPU, an entry per class.
+
+    Not a field of `Adjustment`: beside every other loss' tables a caller says their own.
+    """
+
+    label_smoothing: float | Tensor
 
 
 NEUTRAL = {"shift": 0.0, "scale": 1.0, "margin": 0.0, "row_scale": 1.0, "weight": 1.0}
 _TABLE_DTYPES = (torch.float32, torch.float64)
 
-_Built = TypeVar("_Built", bound=Adjustment | ClosedForm)
+_Built = TypeVar("_Built", bound=Adjustment | ClosedForm | Smoothed)
 
 
 def rounded(built: _Built, table_dtype: torch.dtype) -> _Built:
@@ -46,12 +56,12 @@ def rounded(built: _Built, table_dtype: torch.dtype) -> _Built:
     return result
 
 
-def built_classes(adjustment: Adjustment | ClosedForm) -> int | None:
+def built_classes(adjustment: Adjustment | ClosedForm | Smoothed) -> int | None:
     """Number of classes of an adjustment, None where it has no table."""
-    tables = [getattr(adjustment, name, None) for name in TABLES]
+    tables = [getattr(adjustment, name, None) for name in (*TABLES, "label_scale", "label_smoothing")]
     if isinstance(adjustment, ClosedForm):
         tables.append(adjustment.term.table)
-    return next((len(table) for table in tables if table is not None), None)
+    return next((len(table) for table in tables if isinstance(table, Tensor)), None)
 
 
 def full(classes: int, value: float) -> Tensor:

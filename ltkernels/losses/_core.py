@@ -23,7 +23,7 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
     r"""Softmax cross-entropy with per-class scale, shift, margin, row scale and weight: the whole long-tail family.
 
     .. math::
-        a_{ij} = \sigma_{y_i} (\beta_j z_{ij} + \delta_j - m_{y_i} [j = y_i]), \quad
+        a_{ij} = \sigma_{y_i} (\beta_j \kappa_{y_i}^{[j = y_i]} z_{ij} + \delta_j - m_{y_i} [j = y_i]), \quad
         l_i = -\log \mathrm{softmax}_j(a_i)_{y_i}, \quad
         L_i = \alpha_{y_i} (1 - e^{-l_i})^\gamma l_i
 
@@ -33,19 +33,21 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
     Args:
         logits: (N, C), (C,) or (N, C, d1, ...); float32, float64, bfloat16 or float16.
         target: class indices (N,), () or (N, d1, ...), any integer dtype; or class probabilities in the logits' shape (then
-            without margin, row_scale and focal_gamma, which a label chooses); or ``(y_a, y_b, lam)`` for mixed samples: two
-            class-index tensors and the share of the first, a number or a tensor in their shape, in [0, 1]. A mixed loss is
-            ``lam * L(y_a) + (1 - lam) * L(y_b)``, and a row whose `y_a` is `ignore_index` is ignored.
+            without margin, row_scale, label_scale, focal_gamma and a table as label_smoothing, which a label chooses); or
+            ``(y_a, y_b, lam)`` for mixed samples: two class-index tensors and the share of the first, a number or a tensor in their
+            shape, in [0, 1]. A mixed loss is ``lam * L(y_a) + (1 - lam) * L(y_b)``, and a row whose `y_a` is `ignore_index` is ignored.
         shift: (C,) delta, added to the logits (a log prior); -inf removes a class.
         scale: (C,) beta, multiplies the logits.
         margin: (C,) m, subtracted from the label's logit only.
         row_scale: (C,) sigma, multiplies the whole row; chosen by the label.
         weight: (C,) alpha, class weight; chosen by the label.
+        label_scale: (C,) kappa, multiplies the label's logit only; chosen by the label.
         focal_gamma: gamma >= 0 of the focal factor, on the label's own term.
-        label_smoothing: eps in [0, 1]: ``(1 - eps) L_i + eps / C * sum_j alpha_j l_ij`` with l_ij the cross-entropy of class j.
+        label_smoothing: eps in [0, 1]: ``(1 - eps) L_i + eps / C * sum_j alpha_j l_ij`` with l_ij the cross-entropy of class j; or (C,),
+            an eps for each class, chosen by the label.
         ignore_index: label of rows that have no loss and gradient 0.
-        reduction: ``"mean"`` divides by the sum of the weights of the rows, as torch; ``"batch_mean"`` by the number of rows;
-            ``"sum"``; ``"none"`` keeps the target's shape. Ignored rows do not count.
+        reduction: ``"mean"`` divides by the sum of the weights of the rows (class weights, as torch, times sample weights);
+            ``"batch_mean"`` by the number of rows; ``"sum"``; ``"none"`` keeps the target's shape. Ignored rows do not count.
         inplace: let the gradient overwrite the logits' memory (saves one array). The logits are garbage afterwards, and their
             version counter says so to autograd; backward runs once. Not with ``reduction="none"``. Under a loss scaler float16 logits
             need `grad_scale` then.
@@ -58,17 +60,21 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
             the gradient to backward, for rounding it before the scaler's factor would make its small entries 0: a third pass, over
             logits and tables that must still be what they were.
         term: closed form of Seesaw, softmax equalization, ArcFace or the sigmoid family, from their builders in
-            `ltkernels.adjustments`; not together with shift, scale, margin, class probabilities, or `row_scale` but for ArcFace.
+            `ltkernels.adjustments`; not together with shift, scale, margin, label_scale, class probabilities, or `row_scale` but for
+            ArcFace.
+        sample_weight: a factor of each row's loss, in the shape of the class indices. A mean of equal weights is the mean without them.
 
     Returns:
         The loss, float64 for float64 logits and float32 for all others.
 
     Tables are rounded to the loss' dtype. A table that requires a gradient gets one, in the kernel's own pass on the CPU (`explain` says
-    where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives and class
-    probabilities are computed by the plain torch reference.
+    where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives, class probabilities,
+    gradients with respect to lam, sample_weight, label_scale and label_smoothing, and the last two on a GPU, are computed by the plain
+    torch reference.
 
     Raises:
-        ValueError: a label out of range (row and value), a table entry that is not finite, a shape or device that does not fit.
+        ValueError: a label out of range (row and value), a table entry or sample weight that is not finite, a smoothing outside
+            [0, 1], a shape or device that does not fit.
         TypeError: a dtype that does not fit.
     """
     if type(logits) is not Tensor and is_dtensor(logits):

@@ -7,14 +7,14 @@ hands the record on.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import _C, _backends, _checks
-from .._call import NONE, Call, Tables
+from .._call import NONE, Call
 from .._errors import ArgumentError, DTypeError
 from .._watch import direct, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
 from . import _terms
@@ -35,14 +35,16 @@ class Shared(TypedDict, total=False):
     scale: Tensor | None
     margin: Tensor | None
     row_scale: Tensor | None
+    label_scale: Tensor | None
     focal_gamma: float
-    label_smoothing: float
+    label_smoothing: float | Tensor
     ignore_index: int
     reduction: str
     inplace: bool
     backend: str | None
     grad_scale: Tensor | float | None
     term: _terms.Term | None
+    sample_weight: Tensor | None
 
 
 class Options(Shared, total=False):
@@ -73,14 +75,16 @@ def checked(
     margin: Tensor | None = None,
     row_scale: Tensor | None = None,
     weight: Tensor | None = None,
+    label_scale: Tensor | None = None,
     focal_gamma: float = 0.0,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
     inplace: bool = False,
     backend: str | None = None,
     grad_scale: Tensor | float | None = None,
     term: _terms.Term | None = None,
+    sample_weight: Tensor | None = None,
     weight_name: str = "weight",
 ) -> Checked:
     """The record of a call, with everything that its arguments allow to check checked; the messages name the arguments,
@@ -102,8 +106,16 @@ def checked(
             label_smoothing,
             ignore_index,
             reduction,
+            sample_weight,
+            label_scale,
         )
-        if plain is not None and (label_smoothing == 0.0 or weight is None or not weight.requires_grad):
+        if plain is not None and (
+            (weight is None or not weight.requires_grad or not plain.smooth)
+            and (
+                (sample_weight is None and label_scale is None and plain.smoothing is None)
+                or not wants_gradient(plain.beside)
+            )
+        ):
             if grad_scale is None:
                 return Checked(logits, plain, False, None, "", True)
             plain = plain._replace(grad_scale=_checks.grad_scale(grad_scale, logits.device, _REALS[logits.dtype]))
@@ -114,7 +126,10 @@ def checked(
     code = _checks.reduction(reduction)
     if type(focal_gamma) is not float or not 0.0 <= focal_gamma < 1e30:
         focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
-    if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
+    smoothing = None
+    if isinstance(label_smoothing, Tensor):
+        smoothing, label_smoothing = label_smoothing, 0.0
+    elif type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
         label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
         ignore_index = _checks.integer("ignore_index", ignore_index)
@@ -134,20 +149,38 @@ def checked(
         row_scale = _checks.table("row_scale", row_scale, classes, device, real)
     if weight is not None:
         weight = _checks.table(weight_name, weight, classes, device, real)
+    if smoothing is not None:
+        smoothing = _checks.table("label_smoothing", smoothing, classes, device, real)
+    if label_scale is not None:
+        label_scale = _checks.table("label_scale", label_scale, classes, device, real)
+    if sample_weight is not None:
+        whole = size[:1] + size[2:] if dim > 1 else size[:0]
+        sample_weight = _checks.rows("sample_weight", sample_weight, whole, device, real)
     tables = (shift, scale, margin, row_scale, weight)
     form, table, seed = 0, None, None
     form_options: tuple[float, ...] = ()
     if term is not None:
         if probabilities:
             raise ArgumentError(f"target holds class probabilities; the closed form {term.form!r} needs class indices")
-        term = _checked_term(term, classes, device, real, tables, label_smoothing)
+        named = {"shift": shift, "scale": scale, "margin": margin, "row_scale": row_scale, "label_scale": label_scale}
+        term = _checked_term(term, classes, device, real, named, label_smoothing if smoothing is None else smoothing)
         form, table, seed, form_options = _terms.FORMS.index(term.form), term.table, term.seed, term.options
     if probabilities:
-        _check_probabilities(margin, row_scale, focal_gamma, ignore_index)
+        by_label = {
+            "margin": margin,
+            "row_scale": row_scale,
+            "label_scale": label_scale,
+            "a table as label_smoothing": smoothing,
+        }
+        _check_probabilities(by_label, focal_gamma, ignore_index)
     factor = None
     if grad_scale is not None:
         factor = _checks.grad_scale(grad_scale, device, real)
-    needs_torch = _needs_torch(first, lam, tables, label_smoothing, form, backend, logits)
+    call = Call(
+        first, target_b, lam, *tables, table, seed, factor, sample_weight, smoothing, label_scale, None,
+        focal_gamma, label_smoothing, ignore_index, code, form, form_options,
+    )  # fmt: skip
+    needs_torch = _needs_torch(call, backend, logits)
     served = _backends.choose(backend, device, needs_torch)
     if inplace and (code == NONE or served == "torch"):
         reason = (
@@ -163,12 +196,11 @@ def checked(
             whole = first.shape
             shape = whole[:1] + whole[2:] if probabilities and dim > 2 else whole[:0] if dim == 1 else whole
         logits, first, target_b, lam = _as_rows(logits, first, target_b, lam, probabilities)
+    if sample_weight is not None:
+        sample_weight = sample_weight.reshape(-1).contiguous()
     if not first.is_contiguous():
         first = first.contiguous()  # kernels read consecutive labels
-    call = Call(
-        first, target_b, lam, *tables, table, seed, factor, None,
-        focal_gamma, label_smoothing, ignore_index, code, form, form_options, served,
-    )  # fmt: skip
+    call = call._replace(target=first, target_b=target_b, lam=lam, sample_weight=sample_weight, backend=served)
     if served == "torch":
         refuse_dtensors(call)
         if not probabilities:
@@ -200,17 +232,10 @@ def check_options(name: str, options: Shared) -> None:
             raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
 
 
-def _needs_torch(
-    target: Tensor,
-    lam: Tensor | None,
-    tables: Tables,
-    label_smoothing: float,
-    form: int,
-    backend: str | None,
-    logits: Tensor,
-) -> str:
+def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
     """Why no kernel can serve a call; empty when one can."""
-    if target.is_floating_point():
+    lam, tables = call.lam, call.tables
+    if call.target.is_floating_point():
         return "class probabilities as target"
     if logits.shape[-1 if logits.dim() == 1 else 1] == 0:
         return "there is no class"
@@ -219,14 +244,21 @@ def _needs_torch(
         return reason
     if lam is not None and lam.requires_grad and torch.is_grad_enabled():
         return "gradient with respect to lam"
+    if wants_gradient(call.beside):
+        names = ("sample_weight", "label_smoothing", "label_scale")
+        learned = [name for name, value in zip(names, call.beside, strict=True) if wants_gradient((value,))]
+        return f"gradient with respect to {learned[0]}"
+    on_cpu = logits.is_cpu and backend != "triton"
     if wants_gradient(tables):
-        if not logits.is_cpu or backend == "triton":
+        if not on_cpu:
             return "gradient with respect to a table, which the CPU kernel alone computes"
-        if form:
+        if call.form:
             return "gradient with respect to a table of a closed form"
-        weight = tables[-1]
-        if label_smoothing != 0.0 and weight is not None and weight.requires_grad:
+        if call.smooth and wants_gradient((call.weight,)):
             return "gradient with respect to the class weight under label smoothing"
+    if not on_cpu and (call.label_scale is not None or call.smoothing is not None):
+        name = "label_scale" if call.label_scale is not None else "a table as label_smoothing"
+        return f"{name}, which the CPU kernel alone computes"
     return ""
 
 
@@ -235,18 +267,19 @@ def _checked_term(
     classes: int,
     device: torch.device,
     real: torch.dtype,
-    tables: Tables,
-    label_smoothing: float,
+    tables: Mapping[str, Tensor | None],
+    label_smoothing: float | Tensor,
 ) -> _terms.Term:
     """The term with its table as the kernel wants it, and a seed where it needs one."""
     if term.form not in _terms.FORMS[1:]:
         raise ArgumentError(f"term.form is {term.form!r}; it must be one of {', '.join(map(repr, _terms.FORMS[1:]))}")
-    for name, table in zip(("shift", "scale", "margin", "row_scale"), tables, strict=False):
+    for name, table in tables.items():
         if table is not None and not (name == "row_scale" and term.form == "arcface"):
             raise ArgumentError(f"{name} cannot be combined with the closed form {term.form!r}")
-    if label_smoothing != 0.0 and term.form in _terms.NO_LABEL_SMOOTHING:
+    if term.form in _terms.NO_LABEL_SMOOTHING and (isinstance(label_smoothing, Tensor) or label_smoothing != 0.0):
         reason = _terms.NO_LABEL_SMOOTHING[term.form]
-        raise ArgumentError(f"label_smoothing is {label_smoothing}; it has no meaning with {term.form}: {reason}")
+        given = "a table" if isinstance(label_smoothing, Tensor) else label_smoothing
+        raise ArgumentError(f"label_smoothing is {given}; it has no meaning with {term.form}: {reason}")
     table = None
     if term.table is not None:
         table = _checks.table("class_counts of the loss", term.table, classes, device, real)
@@ -281,11 +314,10 @@ def split_target(target: Target, logits: Tensor) -> tuple[Tensor, Tensor | None,
     return first.long(), second.long().contiguous(), lam.contiguous()
 
 
-def _check_probabilities(
-    margin: Tensor | None, row_scale: Tensor | None, focal_gamma: float, ignore_index: int
-) -> None:
-    if margin is not None or row_scale is not None or focal_gamma != 0.0:
-        name = "margin" if margin is not None else "row_scale" if row_scale is not None else "focal_gamma"
+def _check_probabilities(by_label: Mapping[str, Tensor | None], focal_gamma: float, ignore_index: int) -> None:
+    given = [name for name, table in by_label.items() if table is not None]
+    if given or focal_gamma != 0.0:
+        name = given[0] if given else "focal_gamma"
         raise ArgumentError(f"{name} is chosen by the label; it cannot be used with class probabilities as target")
     if ignore_index >= 0:
         raise ArgumentError(f"ignore_index is {ignore_index}; it has no meaning with class probabilities as target")
@@ -308,11 +340,15 @@ def _as_rows(
 
 
 def check_labels(call: Call, classes: int) -> None:
-    """The kernel's label check for the reference. On the CPU only: reading labels back would make each call wait for a GPU. Traced and
-    transformed labels have no values to look at; torch's own gather raises IndexError for those."""
-    if torch.compiler.is_compiling() or not call.target.is_cpu or not direct((call.target, call.target_b)):
+    """The kernel's check of labels, sample weights and smoothing for the reference. On the CPU only: reading them back would make each call
+    wait for a GPU. Traced and transformed ones have no values to look at; torch's own gather raises IndexError for labels."""
+    if (
+        torch.compiler.is_compiling()
+        or not call.target.is_cpu
+        or not direct((call.target, call.target_b, *call.beside))
+    ):
         return
-    problem = _backends.find_bad_label(call, classes)
+    problem = _backends.find_bad_label(call, classes) or _backends.find_bad_beside(call)
     if problem is not None:
         raise problem
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _checks
 from .._call import TABLES
 from ..heads import linear_adjusted_cross_entropy
-from ._adjustment import NEUTRAL, Adjustment, built_classes, rounded
+from ._adjustment import NEUTRAL, Adjustment, Smoothed, built_classes, rounded
 from ._core import adjusted_cross_entropy, of_checked
 from ._door import Options, Target, checked
 from ._range import CosineRange
@@ -30,7 +30,7 @@ class Common(TypedDict, total=False):
     """The keyword arguments that all losses take; `AdjustedCrossEntropy` says what they mean."""
 
     weight: Tensor | None
-    label_smoothing: float
+    label_smoothing: float | Tensor
     ignore_index: int
     reduction: str
     inplace: bool
@@ -72,7 +72,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
         options: by name, what the builder takes besides the counts or the number of classes; for subclasses. The state dict holds them,
             and one made with others is refused.
         weight: (C,) class weights, floating-point, where the loss has none of its own.
-        label_smoothing, ignore_index, reduction, inplace, backend: as in the function.
+        label_smoothing: as in the function, where the loss has none of its own; a table is a buffer, `smoothing`.
+        ignore_index, reduction, inplace, backend: as in the function.
         learnable: names among shift, scale, margin, row_scale and weight.
         table_dtype: torch.float32 or torch.float64. A model in float64 wants float64 tables; those of float32 cost its loss 4e-8. None:
             float32 for a loss that builds its tables, the dtype they have for tables that are given.
@@ -102,7 +103,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
     title: ClassVar[str] = ""  # for reports
     logits: ClassVar[str] = "linear"  # or "cosine", where the loss expects the cosines of a `CosineLinear` head
     predict: ClassVar[str] = "the logits as they are"  # what to take the argmax of
-    build: ClassVar[Callable[..., Adjustment | ClosedForm]] = Adjustment
+    build: ClassVar[Callable[..., Adjustment | ClosedForm | Smoothed]] = Adjustment
     # Of the builder's signature, set for every subclass.
     first: ClassVar[str | None] = None  # "class_counts", "num_classes" or None: what it needs to know of the data
     __signature__: ClassVar[inspect.Signature]
@@ -113,6 +114,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
     margin: Tensor | None
     row_scale: Tensor | None
     weight: Tensor | None
+    label_scale: Tensor | None
+    smoothing: Tensor | None  # a table in place of `label_smoothing`
     class_counts: Tensor | None
     term_table: Tensor | None
     term_seed: Tensor | None
@@ -134,13 +137,13 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
     def __init__(
         self,
-        adjustment: Adjustment | ClosedForm | None = None,
+        adjustment: Adjustment | ClosedForm | Smoothed | None = None,
         *,
         class_counts: _checks.ClassCounts | None = None,
         num_classes: int | None = None,
         options: Mapping[str, Any] | None = None,
         weight: Tensor | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | Tensor = 0.0,
         ignore_index: int = -100,
         reduction: str = "mean",
         inplace: bool = False,
@@ -151,9 +154,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
     ) -> None:
         super().__init__()
         refused = list(unknown)
-        if (
-            options is not None
-        ):  # a loss that builds its tables takes what its builder needs to know of the data, nothing beside it
+        if options is not None:  # a loss that builds its tables takes what its builder needs to know of the data
             given = {"class_counts": class_counts is not None, "num_classes": num_classes is not None}
             refused += [name for name, there in given.items() if there and name != self.first]
         for name in refused:  # Python's own message would name this class, whatever class was called
@@ -167,6 +168,17 @@ class AdjustedCrossEntropy(torch.nn.Module):
             if classes is not None and number not in (None, classes):
                 raise ValueError(f"{name} is of {number} classes; the loss has {classes}")
             classes = number if classes is None else classes
+        if isinstance(adjustment, Smoothed):
+            if isinstance(label_smoothing, Tensor) or label_smoothing != 0.0:
+                raise ValueError(f"label_smoothing is given, but {type(self).__name__} sets the smoothing itself")
+            label_smoothing, adjustment = adjustment.label_smoothing, Adjustment()
+        if isinstance(label_smoothing, Tensor):
+            if label_smoothing.dim() != 1 or classes not in (None, len(label_smoothing)):
+                raise ValueError(
+                    f"label_smoothing has shape {tuple(label_smoothing.shape)}; it must be ({classes or 'C'},), one entry per class"
+                )
+            if table_dtype is not None:
+                label_smoothing = rounded(Smoothed(label_smoothing), table_dtype).label_smoothing
         if weight is not None:
             if adjustment.weight is not None:
                 raise ValueError(f"weight is given, but {type(self).__name__} sets the class weights itself")
@@ -182,6 +194,8 @@ class AdjustedCrossEntropy(torch.nn.Module):
         for name in TABLES:
             first = learned.get(name, getattr(adjustment, name, None))
             self._own(name, first, name in learned)
+        self._own("label_scale", getattr(adjustment, "label_scale", None))
+        self._own("smoothing", label_smoothing if isinstance(label_smoothing, Tensor) else None)
         self._own("term_table", None if term is None else term.table)
         self._own("term_seed", None if term is None else term.seed)
         self._own("class_counts", counts)
@@ -193,14 +207,16 @@ class AdjustedCrossEntropy(torch.nn.Module):
         self.table_dtype = table_dtype or (torch.float32 if options is not None else None)
         _checks.reduction(reduction)
         self.focal_gamma = adjustment.focal_gamma
-        self.label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
+        self.label_smoothing = 0.0
+        if not isinstance(label_smoothing, Tensor):
+            self.label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.inplace = inplace
         self.backend = backend
 
     @classmethod
-    def adjustment(cls, class_counts: _checks.ClassCounts, **options: Any) -> Adjustment | ClosedForm:
+    def adjustment(cls, class_counts: _checks.ClassCounts, **options: Any) -> Adjustment | ClosedForm | Smoothed:
         """The loss' tables for these class counts, whatever its builder takes of them."""
         return cls.build(*cls._of_counts(class_counts), **options)
 
@@ -215,7 +231,9 @@ class AdjustedCrossEntropy(torch.nn.Module):
             return ()
         return (class_counts,) if cls.first == "class_counts" else (len(_checks.count_list(class_counts)),)
 
-    def _built(self, data: Any, options: Mapping[str, Any], table_dtype: torch.dtype | None) -> Adjustment | ClosedForm:
+    def _built(
+        self, data: Any, options: Mapping[str, Any], table_dtype: torch.dtype | None
+    ) -> Adjustment | ClosedForm | Smoothed:
         takes_dtype = "table_dtype" in inspect.signature(self.build).parameters
         dtype = {"table_dtype": table_dtype} if takes_dtype and table_dtype is not None else {}
         built = self.build(*(() if data is None else (data,)), **options, **dtype)
@@ -243,7 +261,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
         Tables that a schedule has added get their neutral value; its ``step`` sets them.
         """
-        for name in (*TABLES, "term_table", "term_seed", "class_counts"):
+        for name in (*TABLES, "label_scale", "smoothing", "term_table", "term_seed", "class_counts"):
             held = getattr(self, name)
             if held is not None and name in self._start:
                 held.copy_(self._start[name])
@@ -298,8 +316,9 @@ class AdjustedCrossEntropy(torch.nn.Module):
             "margin": tables["margin"],
             "row_scale": tables["row_scale"],
             "weight": tables["weight"],
+            "label_scale": tables["label_scale"],
             "focal_gamma": self.focal_gamma,
-            "label_smoothing": self.label_smoothing,
+            "label_smoothing": self.label_smoothing if tables["smoothing"] is None else tables["smoothing"],
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "inplace": self.inplace,
@@ -376,7 +395,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
             missing_keys.remove(options)
 
     def extra_repr(self) -> str:
-        tables = [name for name in TABLES if getattr(self, name) is not None]
+        tables = [name for name in (*TABLES, "label_scale", "smoothing") if getattr(self, name) is not None]
         sized = [getattr(self, name) for name in tables] + ([] if self.term_table is None else [self.term_table])
         classes = len(sized[0]) if sized else "any"
         learned = f", learnable=[{', '.join(self._parameters)}]" if self._learns else ""

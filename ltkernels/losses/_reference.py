@@ -20,6 +20,7 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
     """The loss of logits (N, C); see `ltkernels.functional.adjusted_cross_entropy`. `Call.grad_scale` has no part in it."""
     z = logits.to(real_dtype(logits.dtype))
     _, scale, margin, row_scale, weight = call.tables
+    own, smoothing, label_scale = call.sample_weight, call.smoothing, call.label_scale
     a = z if scale is None else z * scale
     a = a if call.shift is None else a + call.shift
     target, target_b = call.target, call.target_b
@@ -34,7 +35,9 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
         row = -(weighted * log_p).sum(dim=1)
         rows = z.shape[0] if z.shape[1] else torch.nan  # of no classes, as torch
         denominator = torch.ones((), dtype=z.dtype, device=z.device) * rows
-        return _reduce(row, denominator, denominator, call.reduction)
+        if own is None:
+            return _reduce(row, denominator, denominator, call.reduction)
+        return _reduce(row * own, own.sum(), denominator, call.reduction)
 
     valid = target != call.ignore_index
     labels = torch.where(valid, target, 0)
@@ -42,8 +45,15 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
     term = _terms.of(call)
 
     def one_label(each: Tensor) -> Tensor:
+        eps = label_smoothing if smoothing is None else smoothing[each]
         if term is None:
-            return _one_label(a, each, margin, row_scale, weight, focal_gamma, label_smoothing)
+            adjusted = a
+            if label_scale is not None:
+                at = each.unsqueeze(1)
+                scaled = z if scale is None else z * scale
+                scaled = label_scale[at] * scaled.gather(1, at)
+                adjusted = a.scatter(1, at, scaled if call.shift is None else scaled + call.shift[at])
+            return _one_label(adjusted, each, margin, row_scale, weight, focal_gamma, eps)
         if term.form == "sigmoid":
             return _terms.sigmoid_rows(z, each, weight, focal_gamma, term)
         if term.form == "arcface":
@@ -51,13 +61,16 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
             adjusted = a.scatter(1, at, _terms.arcface_logit(a.gather(1, at), term))
         else:
             adjusted = _terms.add_term(a, z, each, term)
-        return _one_label(adjusted, each, margin, row_scale, weight, focal_gamma, label_smoothing)
+        return _one_label(adjusted, each, margin, row_scale, weight, focal_gamma, eps)
 
     row = share * one_label(labels)
     row_weight = share * _take(weight, labels, z)
     if target_b is not None:
         row = row + (1 - share) * one_label(target_b)
         row_weight = row_weight + (1 - share) * _take(weight, target_b, z)
+    if own is not None:
+        own = torch.where(valid, own, 0)
+        row, row_weight = row * own, row_weight * own
     row = torch.where(valid, row, 0)
     return _reduce(row, torch.where(valid, row_weight, 0).sum(), valid.sum(), call.reduction)
 

@@ -76,17 +76,20 @@ def finish(
     target: Tensor,
     *,
     classes: int,
+    shift: Tensor | None = None,
     scale: Tensor | None = None,
     margin: Tensor | None = None,
     row_scale: Tensor | None = None,
     weight: Tensor | None = None,
+    label_scale: Tensor | None = None,
     focal_gamma: float = 0.0,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
     ignore_index: int = -100,
 ) -> Finished:
     """Losses and gradient factors from the statistics `rows` (N, 4) of whole rows, as the fused kernel forms them.
 
-    `target` (N,) and the tables (C,) are those of all `classes`; the formulas are in csrc/README.md.
+    `target` (N,) and the tables (C,) are those of all `classes`; the formulas are in csrc/README.md. `label_scale` alone needs `shift`,
+    which it leaves as it is.
     """
     valid = target != ignore_index
     label = torch.where(valid, target, 0)
@@ -96,6 +99,12 @@ def finish(
 
     sigma, alpha = of_label(row_scale, 1.0), of_label(weight, 1.0)
     reference, others, label_a, smooth_a = rows.unbind(1)
+    kappa = of_label(label_scale, 1.0)
+    if (
+        label_scale is not None
+    ):  # sigma (kappa beta z + delta) from sigma (beta z + delta); of a class that is removed, still -inf
+        delta = of_label(shift, 0.0)
+        label_a = torch.where(delta == -torch.inf, label_a, kappa * label_a + sigma * delta * (1.0 - kappa))
     label_a = label_a - sigma * of_label(margin, 0.0)
     towers = label_a - reference > 500.0
     base = torch.where(towers, label_a, reference)
@@ -113,15 +122,17 @@ def finish(
         phi = torch.where(certain, 0.0, power * nll)
         tail = torch.where(p > 0.0, focal_gamma * nll * p * power / q, 0.0)
         slope = torch.where(certain, 0.0, power + tail)
-    hard, soft = (1.0 - label_smoothing) * alpha, label_smoothing / classes
+    smooth = isinstance(label_smoothing, Tensor) or label_smoothing != 0.0
+    eps = of_label(label_smoothing, 0.0) if isinstance(label_smoothing, Tensor) else label_smoothing
+    hard, soft = (1.0 - eps) * alpha, eps / classes
     loss, g = hard * phi, hard * slope
     label_grad = -hard * slope * (others / total)
-    if label_smoothing != 0.0:
+    if smooth:
         weights = float(classes) if weight is None else weight.double().sum()
         loss = loss + soft * ((torch.log(total) + base) * weights - (smooth_a + alpha * label_a))
         g = g + soft * weights
         label_grad = label_grad + soft * weights * (own / total) - soft * alpha
-    label_grad = label_grad * sigma * of_label(scale, 1.0)
+    label_grad = label_grad * sigma * of_label(scale, 1.0) * kappa
     terms = torch.stack([reference, sigma * g * shrink / total, -sigma * soft, label_grad], dim=1)
     return Finished(torch.where(valid, loss, 0.0), terms, valid)
 

@@ -39,6 +39,11 @@ OPTIONS: dict[str, Callable[[Draw], Any]] = {
     "q": lambda draw: draw.choice([0.0, 1.0, 2.0]),
     "eps": lambda draw: draw.choice([1e-2, 0.5, 1.0]),
     "tail_frequency": lambda draw: draw.choice([None, 0.0, 0.1, 1.0]),
+    "head": lambda draw: draw.choice([0.4, 1.0, 0.0]),
+    "tail": lambda draw: draw.choice([0.1, 1, 0.0]),
+    "shape": lambda draw: draw.choice(["concave", "linear", "convex", "exp"]),
+    "power": lambda draw: draw.choice([0.5, 2, 3.0]),
+    "smoothing": lambda draw: draw.choice([0.98, 0.5, 1.0]),
     "seed": lambda draw: draw.choice([0, 7, -(2**63), 2**63 - 1]),
     "gradient": lambda draw: draw.choice(["exact", "straight_through"]),
     "gradient_adjustment": lambda draw: draw.choice([False, True]),
@@ -120,6 +125,8 @@ def loss_call(draw: Draw, cosine: bool = False, mixed: bool = True, two_dimensio
         y.view(-1)[draw.randrange(rows)] = draw.choice([0, classes - 1])
     y = torch.where(draw.uniform(*outer) < 0.15, ignore, y)
     common = {"ignore_index": ignore, "reduction": draw.say("reduction", draw.choice(REDUCTIONS))}
+    if draw.say("sample_weight", draw.chance(0.25)):
+        common["sample_weight"] = draw.layout(sample_weights(draw, y, ignore, dtype))
     if mixed and draw.chance(0.2):
         draw.say("target", "mixed")
         second = draw.integers(0, classes, *outer)
@@ -135,6 +142,20 @@ def loss_call(draw: Draw, cosine: bool = False, mixed: bool = True, two_dimensio
         labels = y.reshape(-1)
     call = Call(z, target, common, to_rows(z).double(), labels, to_rows)
     return call, kind
+
+
+def sample_weights(draw: Draw, y: Tensor, ignore: int, dtype: torch.dtype) -> Tensor:
+    """In the loss' dtype, some of them 0; anything at all on ignored rows."""
+    own = draw.uniform(*y.shape, low=0.1, high=2.0)
+    own = torch.where(draw.uniform(*y.shape) < 0.1, 0.0, own)
+    own = torch.where(y == ignore, draw.choice([NAN, INF, 1.0]), own)
+    return own.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def smoothed(options: dict[str, Any]) -> bool:
+    """Whether labels are smoothed, by a number or by a table."""
+    eps = options.get("label_smoothing", 0.0)
+    return isinstance(eps, Tensor) or eps != 0.0
 
 
 def answer(run: Callable[[Tensor], Tensor], call: Call, upstream: float) -> tuple[Tensor, Tensor]:
@@ -160,18 +181,18 @@ def check(run: Callable[[Tensor], Tensor], call: Call, tables: dict[str, Any], k
     )
     loss, grad = answer(run, call, upstream)
     check_shape(loss, call)
-    if not call.common.get("label_smoothing") and undecided(call, tables):
+    if not smoothed(call.common) and undecided(call, tables):
         return
     if kind == "huge":
         size = torch.zeros_like(size)
     expected, gradient = rounded(expected, loss.dtype), rounded(gradient, dtype)
-    cond = 2.0 if tables.get("label_smoothing") or isinstance(call.labels, tuple) else 1.0
+    cond = 2.0 if smoothed(tables) or isinstance(call.labels, tuple) else 1.0
     got = loss.reshape(-1) if reduction == "none" else loss
     if cond > 1:
         # A probability and its share of a soft label can cancel altogether, in every column at once: what is left is the rounding of
         # each, in the working type, under the row's coefficient, which is at most this.
         top = 1.0
-        for name in ("weight", "scale", "row_scale"):
+        for name in ("weight", "scale", "row_scale", "label_scale"):
             if tables.get(name) is not None:
                 top *= max(1.0, float(tables[name].abs().max()))
         left = (
@@ -182,10 +203,8 @@ def check(run: Callable[[Tensor], Tensor], call: Call, tables: dict[str, Any], k
             / max(1, len(call.rows) if reduction == "batch_mean" else 1)
         )
         grad = torch.where((grad.double() - gradient).abs() <= left, gradient, grad.double())
-    if not (tables.get("label_smoothing") and not bool(call.rows.isfinite().all())):
-        if tables.get(
-            "label_smoothing"
-        ):  # soft sum(alpha) p - soft alpha, where they cancel altogether: with one class, say
+    if not (smoothed(tables) and not bool(call.rows.isfinite().all())):
+        if smoothed(tables):  # soft sum(alpha) p - soft alpha, where they cancel altogether: with one class, say
             weight = tables.get("weight")
             gone = 4e-16 * (1.0 if weight is None else float(weight.max())) * call.rows.shape[1]
             top = 1.0 + float(size.max()) if len(size) else 1.0
@@ -207,9 +226,10 @@ def check_shape(loss: Tensor, call: Call) -> None:
 
 def undecided(call: Call, tables: dict[str, Any]) -> bool:
     """Whether every row that counts has weight 0, so that the mean is 0 / 0."""
-    weight = tables.get("weight")
-    if weight is None or call.common["reduction"] != "mean":
+    weight, own = tables.get("weight"), call.common.get("sample_weight")
+    if (weight is None and own is None) or call.common["reduction"] != "mean":
         return False
+    weight = torch.ones(call.rows.shape[1]) if weight is None else weight
     first = call.labels[0] if isinstance(call.labels, tuple) else call.labels
     valid = first != call.common["ignore_index"]
     if isinstance(call.labels, tuple):
@@ -217,6 +237,8 @@ def undecided(call: Call, tables: dict[str, Any]) -> bool:
         each = call.labels[2] * a + (1 - call.labels[2]) * b
     else:
         each = weight.double()[torch.where(valid, first, 0)]
+    if own is not None:
+        each = each * own.reshape(-1)
     return bool(valid.any()) and float(torch.where(valid, each, 0.0).sum()) == 0.0
 
 

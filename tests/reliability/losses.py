@@ -10,7 +10,20 @@ from typing import Any
 
 import oracle
 import torch
-from _calls import OPTIONS, Call, answer, check, check_refused, check_shape, loss_call, options_of, rounded, worst
+from _calls import (
+    OPTIONS,
+    Call,
+    answer,
+    check,
+    check_refused,
+    check_shape,
+    loss_call,
+    options_of,
+    rounded,
+    sample_weights,
+    smoothed,
+    worst,
+)
 from _draw import Draw, loop, missing, refused
 from _part import Part, Tally
 from torch import Tensor
@@ -48,6 +61,13 @@ def tables_of(draw: Draw, classes: int) -> dict[str, Any]:
         out["focal_gamma"] = draw.choice([0.3, 0.5, 1, 2.0, 5.0])
     if draw.chance(0.3):
         out["label_smoothing"] = draw.choice([0.01, 0.1, 1.0])
+    if draw.chance(0.15):
+        out["label_smoothing"] = draw.uniform(classes)
+        out["label_smoothing"][draw.uniform(classes) < 0.3] = 0.0
+    if draw.chance(0.2):
+        out["label_scale"] = draw.layout(
+            draw.uniform(classes, low=-0.5, high=2.0).to(draw.choice([torch.float32, torch.float64]))
+        )
     draw.say("tables", {name: getattr(value, "dtype", value) for name, value in out.items()})
     return out
 
@@ -65,8 +85,10 @@ def five_vectors(draw: Draw) -> None:
         make = lambda z, y, **common: F.adjusted_cross_entropy(z, y, **{**tables, **common})  # noqa: E731
     else:
         vectors = {name: tables[name] for name in tables if name not in ("label_smoothing",)}
-        module = NN.AdjustedCrossEntropy(ltk.Adjustment(**vectors), **{**call.common, **smoothing(tables)})
-        make = lambda z, y, **common: (module_with(module, common) if common else module)(z, y)  # noqa: E731
+        own = {name: value for name, value in call.common.items() if name == "sample_weight"}
+        of_module = {name: value for name, value in call.common.items() if name not in own}
+        module = NN.AdjustedCrossEntropy(ltk.Adjustment(**vectors), **{**of_module, **smoothing(tables)})
+        make = lambda z, y, **common: (module_with(module, common) if common else module)(z, y, **own)  # noqa: E731
     if draw.chance(0.15):
         check_refused(draw, make, call)
         if tables and draw.chance(0.5):
@@ -146,10 +168,11 @@ def named(draw: Draw, name: str, of_class: bool) -> None:
         if not of_class:
             return F.adjusted_cross_entropy(z, y, **{**record.build(*first, **chosen)._asdict(), **common})
         options = {key: value for key, value in chosen.items() if key not in ("empty",) or name != "Seesaw"}
+        own = {key: common.pop(key) for key in ("sample_weight",) if key in common}
         module = getattr(NN, name)(*first, **options, **common)
         if draw.chance(0.5):
             module = module.eval().half()  # the tables stay as they are
-        return module.eval()(z, y)
+        return module.eval()(z, y, **own)
 
     if 0 in counts and chosen.get("empty") != "ignore" and not (of_class and name == "Seesaw"):
         refused(lambda: run(call.z, call.target, **common))
@@ -159,14 +182,14 @@ def named(draw: Draw, name: str, of_class: bool) -> None:
         if 0 in counts
         else built()
     )
-    if adjustment.weight is None and draw.chance(0.3):
+    if getattr(adjustment, "weight", None) is None and draw.chance(0.3):
         common["weight"] = draw.uniform(classes, low=0.1, high=2.0).float()
     if draw.chance(0.12):
         check_refused(draw, lambda z, y, **other: run(z, y, **{**common, **other}), call)
         return
-    if isinstance(adjustment, ltk.Adjustment):
+    if not isinstance(adjustment, ltk.losses.ClosedForm):
         tables = {key: value for key, value in adjustment._asdict().items() if value is not None}
-        if draw.chance(0.2):
+        if "label_smoothing" not in tables and draw.chance(0.2):
             common["label_smoothing"] = tables["label_smoothing"] = 0.1
         if "weight" in common:
             tables["weight"] = common["weight"]
@@ -194,7 +217,7 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
         else torch.zeros(len(call.rows))
     )
     weight = common.get("weight", form.weight)
-    heavy = 1.0 if weight is None else float(weight.max())
+    heavy = (1.0 if weight is None else float(weight.max())) * (2.0 if "sample_weight" in common else 1.0)
     epsilon, factor, out, floor = oracle.TOLERANCES[call.z.dtype]
     finite = call.rows.isfinite().all(dim=1)
     if form.term.form == "arcface" and real == torch.float32:
@@ -242,12 +265,14 @@ def functions(seed: int, cases: int) -> Tally:
 
 
 def modules(seed: int, cases: int) -> Tally:
-    missing(set(NN.__all__), {"AdjustedCrossEntropy", "CosineLinear", *BY_CLASS})
+    missing(set(NN.__all__), {"AdjustedCrossEntropy", "CosineLinear", "InfluenceBalanced", *BY_CLASS})
     names = list(BY_CLASS)
 
     def one(draw: Draw) -> None:
         if draw.chance(0.1):
             cosine_linear(draw)
+        elif draw.chance(0.05):
+            influence_balanced(draw)
         else:
             named(draw, names[draw.case % len(names)], of_class=True)
 
@@ -263,6 +288,30 @@ def cosine_linear(draw: Draw) -> None:
     assert bool((out.abs() <= 1 + 1e-5).all())
     refused(lambda: NN.CosineLinear(draw.choice([0, -1]), classes))
     refused(lambda: NN.CosineLinear(width, draw.choice([0, -1, 2.5, True])))
+
+
+def influence_balanced(draw: Draw) -> None:
+    """Against the oracle with the factors that the formula gives; held and in chunks."""
+    classes, rows, width = draw.say("C, N, D", (draw.size(40), draw.size(12), draw.size(8)))
+    h, w, y = draw.normal(rows, width), draw.normal(classes, width), draw.integers(0, classes, rows)
+    loss = NN.InfluenceBalanced(draw.counts(classes), eps=draw.choice([1e-3, 1.0]), table_dtype=torch.float64)
+    x, head = h.clone().requires_grad_(), w.clone().requires_grad_()
+    z = x @ head.t()
+    p = torch.softmax(z.detach(), 1)
+    apart = 2 * (p.sum(1) - p.gather(1, y[:, None])[:, 0])
+    factors = loss.alpha / (apart * h.abs().sum(1) + loss.eps)
+    wanted, slope, _ = oracle.adjusted_cross_entropy(
+        z.detach(), y, weight=loss.weight, sample_weight=factors, reduction="batch_mean"
+    )
+    close = {"rtol": 1e-6, "atol": 1e-9, "equal_nan": True}
+    for value in (loss(z, y, features=x), loss.from_features(x, head, y, chunk_rows=draw.choice([1, 3, 0]))):
+        grads = torch.autograd.grad(value, (x, head), retain_graph=True)
+        torch.testing.assert_close(value.detach(), wanted, **close)
+        torch.testing.assert_close(grads[0], slope @ w, **close)
+        torch.testing.assert_close(grads[1], slope.t() @ h, **close)
+    refused(lambda: loss(z, y))
+    refused(lambda: loss(z, y, features=h[None]))
+    refused(lambda: loss(z, (y, y, 0.5), features=h))
 
 
 # ---- classifier and loss in one --------------------------------------------------------------------------------------
@@ -299,6 +348,8 @@ def head_inputs(draw: Draw) -> tuple[list[Tensor | None], Any, dict[str, Any], d
         "ignore_index": ignore,
         "reduction": draw.say("reduction", draw.choice(["mean", "batch_mean", "sum", "none"])),
     }
+    if draw.say("sample_weight", draw.chance(0.25)):
+        common["sample_weight"] = sample_weights(draw, y, ignore, dtype)
     options = {{"weight": "class_weight"}.get(name, name): value for name, value in (tables | common).items()}
     return given, target, options, tables | common
 
@@ -317,10 +368,13 @@ def head_answer(given: list[Tensor | None], target: Any, normalize: bool, option
     grads = torch.autograd.grad(z, used, dz)
     products = x.detach().abs() @ w.detach().abs().t() + (0 if b is None else b.detach().abs())
     big = [float(options[name].abs().max()) if name in options else 1.0 for name in ("scale", "row_scale")]
+    if "label_scale" in options:
+        big[0] *= max(1.0, float(options["label_scale"].abs().max()))
     offsets = sum(float(options[name].abs().max()) if name in options else 0.0 for name in ("shift", "margin"))
     size = (float(products.max()) * big[0] + offsets) * big[1] if products.numel() else 0.0
     # A smoothed label's gradient is a difference, which may cancel; the error is that of its parts.
-    parts = dz.abs() + options.get("label_smoothing", 0.0) / max(1, w.shape[0]) * heavy_of(options) * big[0] * big[1]
+    eps = 1.0 if isinstance(options.get("label_smoothing"), Tensor) else options.get("label_smoothing", 0.0)
+    parts = dz.abs() + eps / max(1, w.shape[0]) * heavy_of(options) * big[0] * big[1]
     ways = []
     for leaf, other, total in ((x, w, parts), (w, x, parts.t())):
         norm = torch.linalg.vector_norm(given[0 if leaf is x else 1].double(), dim=1, keepdim=True).clamp_min(1e-12)
@@ -334,10 +388,10 @@ def head_answer(given: list[Tensor | None], target: Any, normalize: bool, option
 
 def heavy_of(options: dict[str, Any]) -> float:
     """The largest weight of a row's terms; label smoothing adds those of all classes."""
-    weight = options.get("weight")
+    weight, own = options.get("weight"), 2.0 if "sample_weight" in options else 1.0
     if weight is None:
-        return 1.0
-    return max(1.0, float(weight.max()) * (len(weight) if options.get("label_smoothing") else 1))
+        return own
+    return own * max(1.0, float(weight.max()) * (len(weight) if smoothed(options) else 1))
 
 
 def head_check(
