@@ -95,6 +95,31 @@ def test_mixed_labels_and_smoothing(without_waiting) -> None:
     assert logits.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("reduction", ["mean", "batch_mean", "sum", "none"])
+def test_sample_weights(reduction: str, without_waiting) -> None:
+    """By the kernels' own operands: the CPU's loss and gradient, without a wait."""
+    logits, target, own = (
+        torch.randn(6, 5),
+        torch.tensor([0, 1, 2, 3, 4, -100]),
+        torch.tensor([1.0, 0, 2, 0.5, 3, torch.nan]),
+    )
+    found = []
+    for backend in ("cuda", "cpu"):
+        leaf = logits.clone().requires_grad_()
+        loss = ltk.nn.LogitAdjustedCrossEntropy(COUNTS, reduction=reduction, backend=backend)
+        value = [None]
+
+        def step(loss=loss, leaf=leaf, value=value) -> None:
+            value[0] = loss(leaf, target, sample_weight=own)
+            value[0].backward(torch.full_like(value[0], 0.5))
+
+        without_waiting(step) if backend == "cuda" else step()
+        found.append((value[0].detach(), leaf.grad))
+    for ours, theirs in zip(*found):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("look", [lambda x: x.item(), bool, float, lambda x: x.nonzero(), lambda x: x.cpu()])
 def test_a_wait_would_be_seen(look, without_waiting) -> None:
     with pytest.raises(AssertionError, match="waits for the GPU"):

@@ -28,6 +28,12 @@ def losses(logits: Tensor, target: Tensor) -> Tensor:
     assert_type(nn.Seesaw(3).seen, Tensor)
     assert_type(ltk.LOSSES["kps"].make(COUNTS)(logits, target), Tensor)
     kps = nn.KPS(torch.tensor(COUNTS), table_dtype=torch.float32)
+    own = torch.ones(len(target))
+    mixed = mixed + nn.ALA(COUNTS)(logits, target, sample_weight=own) + nn.LOS(smoothing=0.9)(logits, target)
+    mixed = mixed + adjusted_cross_entropy(
+        logits, target, sample_weight=own, label_smoothing=torch.zeros(3), label_scale=own[:3]
+    )
+    mixed = mixed + nn.InfluenceBalanced(COUNTS, detach=True)(logits, target, features=logits)
     return mixed + kps(logits, target) + adjusted_cross_entropy(logits, target, shift=built.shift)
 
 

@@ -64,6 +64,12 @@ class InfluenceBalanced(AdjustedCrossEntropy):
     title = "influence-balanced"
     predict = "the logits as they are"
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, logits: Tensor, target: Target, *, features: Tensor | None = None, **said: Unpack[Options]
+        ) -> Tensor: ...
+
     def __init__(
         self,
         class_counts: _checks.ClassCounts,
