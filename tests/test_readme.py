@@ -182,7 +182,7 @@ def test_every_loss_has_a_section_and_every_section_a_loss() -> None:
 def test_a_section_says_what_the_class_says(loss: type[losses.AdjustedCrossEntropy]) -> None:
     section = SECTIONS[loss.__name__]
     common = {*losses.Common.__annotations__, "empty"}
-    parameters = [p for p in inspect.signature(loss).parameters.values() if p.name not in common]
+    parameters = [p for p in inspect.signature(loss).parameters.values() if p.name not in {*common, "common"}]
     own = ", ".join(str(p.replace(annotation=p.empty, kind=p.POSITIONAL_OR_KEYWORD)) for p in parameters)
     own = own.replace("'", '"')
     where = f"`--loss {loss.name}`" if loss.name else "from Python only"
