@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .._features import check_features
-from ..diversity import FdgTarget, FeatureStatistics, fdg_target, feature_diversity_gain, standardized_offset
+from ..diversity import FdgTarget, fdg_target, standardized_offset
 from ._greedy import Selection, select_subsets
 from ._kmeans import Subsets, kmeans_subsets
-from ._match import match_pool
+from ._match import Gain, match_pool
 from ._sets import uniform_fdg_sets
 
 # Points of a random arm's FDG path.
@@ -248,12 +248,12 @@ def complete_class(
         raise ValueError(
             f"class {label} {error}" if str(error)[:3] in ("has", "nee") else f"class {label}: {error}"
         ) from None
-    gain = _Gain(z, centering, alpha)
+    gain = Gain(z, centering, alpha)
 
     def arm(rows: Tensor, ends: Sequence[int] = ()) -> Arm:
-        path = [(end, gain(x[rows[:end].to(x.device)])) for end in ends if end < need]
+        path = [(end, gain.of(x[rows[:end].to(x.device)])) for end in ends if end < need]
         added = x[rows.to(x.device)]
-        return Arm(rows, [*path, (need, gain(added))], standardized_offset(z, added))
+        return Arm(rows, [*path, (need, gain.of(added))], standardized_offset(z, added))
 
     arms = {}
     if mode != "random":
@@ -268,24 +268,7 @@ def complete_class(
     set_rows = chosen.indices[None, :][:0]
     if sets and clusters:
         set_rows = torch.stack([clusters.order[found.indices[:need]] for found in sets.selections])
-    set_fdg = torch.tensor([gain(x[rows.to(x.device)]) for rows in set_rows], dtype=torch.float64)
+    set_fdg = torch.tensor([gain.of(x[rows.to(x.device)]) for rows in set_rows], dtype=torch.float64)
     error = sets.spacing_error if sets else math.nan
     note = str(chosen.stats.get("note", ""))
     return ClassSets(label, mode, need, x, arms, set_rows, set_fdg, error, target, chosen.reached, note)
-
-
-class _Gain:
-    """FDG of one class for many added sets: the original's part is computed once."""
-
-    def __init__(self, original: Tensor, centering: str, alpha: float) -> None:
-        self.original, self.centering, self.alpha = original, centering, alpha
-        self.defined = original.shape[0] > 1 and bool((original != original[:1]).any())
-        self.statistics = FeatureStatistics(original.shape[1], device=original.device).update(original)
-
-    def __call__(self, added: Tensor) -> float:
-        if not self.defined:
-            return math.nan
-        if self.original.shape[0] + added.shape[0] < self.original.shape[1]:  # the n x n form is the smaller one
-            return float(feature_diversity_gain(self.original, added, centering=self.centering, alpha=self.alpha))
-        other = FeatureStatistics(added.shape[1], device=added.device).update(added)
-        return float(self.statistics.gain(other, centering=self.centering, alpha=self.alpha))
