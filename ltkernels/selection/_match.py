@@ -31,7 +31,6 @@ Kept means matter because the classifier follows the mean of what is added, whic
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -41,13 +40,14 @@ from torch import Tensor
 from .._features import (
     check_alpha,
     check_centering,
+    check_count,
     check_features,
-    check_finite,
-    check_same_width,
+    check_number,
+    check_rows,
     cholesky_log_det,
 )
 from ..diversity import FdgTarget, fdg_target, feature_diversity_gain
-from ._greedy import REACHED, Selection, number
+from ._greedy import REACHED, Selection
 
 # A mean counts as kept within this share of the standard error of the originals' own mean.
 OFFSET_REACHED = 0.5
@@ -55,7 +55,8 @@ OFFSET_REACHED = 0.5
 _BLOCK = 1 << 22
 # Rows that the Hessian of a step is taken from at most, a random part of a larger pool.
 _PART = 1 << 13
-# A search ends after so many steps without a better set, or with a loss that small.
+# A search ends after so many steps without a better set, or with an offset whose square is that small (and FDG well
+# within `REACHED`).
 _PATIENCE, _ENOUGH = 6, 0.05**2
 # The difference of FDG that counts as much as a standard error of the mean.
 _MISS = 0.5
@@ -201,15 +202,19 @@ class _Tilt:
             top = (scores + self.noise).topk(self.n)
             moments = self.rows.moments(top.indices, target is not None)
             residual = moments[0] / self.unit if self.mean else moments[0][:0]
+            loss, miss = float(residual.square().sum()), 0.0
             if target is not None:
                 miss = self.gain(self.n, *moments) - target
                 residual = torch.cat([residual, residual.new_tensor([miss / _MISS])])
-            loss = float(residual.square().sum())
+            found = _Found(top.indices, *moments, loss + (miss / _MISS) ** 2)
+            if loss < _ENOUGH and abs(miss) < 0.25 * REACHED:
+                return found
+            loss = found.loss
             if best is None or loss < best.loss:
-                best, stale = _Found(top.indices, *moments, loss), 0
+                best, stale = found, 0
             else:
                 stale, damping = stale + 1, _DAMPING * damping
-            if stale == _PATIENCE or best.loss < _ENOUGH:
+            if stale == _PATIENCE:
                 break
             if loss < _FRESH * fresh:
                 fresh = loss
@@ -288,8 +293,12 @@ def match_pool(
     Source: this library; the module's head derives it. Random order and Hajek's rejective sampling: Hajek (1964).
     """
     z = check_features(original, "original").detach()
-    x = check_pool(pool, z)
-    n = _check_count(n, x.shape[0])
+    x = check_rows(pool, "pool", z.shape[1], "original has", max(1, _BLOCK // z.shape[1]))
+    if x.device != z.device:
+        raise ValueError(f"pool is on {x.device}, original is on {z.device}")
+    n = check_count(n, "n", 1)
+    if n > x.shape[0]:
+        raise ValueError(f"n must be between 1 and the {x.shape[0]} rows of pool, got {n}")
     centering, alpha = check_centering(centering), check_alpha(alpha)
     if mean not in ("original", None):
         raise ValueError(f"mean must be 'original' or None, got {mean!r}")
@@ -300,7 +309,7 @@ def match_pool(
             raise ValueError("fdg = 'auto' is calibrated on head classes: give their features as heads")
         fdg = fdg_target(heads, None, z.shape[0], added=n, seed=seed, centering=centering, alpha=alpha)
     cap = isinstance(fdg, FdgTarget)
-    target = None if fdg is None else fdg.value if isinstance(fdg, FdgTarget) else number(fdg, "fdg")
+    target = None if fdg is None else fdg.value if isinstance(fdg, FdgTarget) else check_number(fdg, "fdg")
 
     gain = Gain(z, centering, alpha)
     rows = _Rows(x, gain.mean)
@@ -328,25 +337,6 @@ def match_pool(
     stats["reached"] = reached
     indices = indices.cpu()
     return Selection(indices, torch.tensor([value], dtype=torch.float64), indices, stats, gain.offset(moments[0]))
-
-
-def check_pool(pool: Any, original: Tensor) -> Tensor:
-    """The pool in its own type: a large one is not copied."""
-    x = (pool if isinstance(pool, Tensor) else torch.as_tensor(pool)).detach()
-    check_features(x[:0], "pool")
-    check_same_width(original, x, "pool")
-    step = max(1, _BLOCK // x.shape[1])
-    for number_, block in enumerate(x.split(step)):
-        check_finite(block, "pool", number_ * step)
-    return x
-
-
-def _check_count(n: Any, rows: int) -> int:
-    if isinstance(n, bool) or not isinstance(n, numbers.Integral):
-        raise TypeError(f"n must be an integer, got {type(n).__name__}")
-    if not 1 <= n <= rows:
-        raise ValueError(f"n must be between 1 and the {rows} rows of pool, got {n}")
-    return int(n)
 
 
 def _random_order(count: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:

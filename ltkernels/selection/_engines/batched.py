@@ -60,26 +60,14 @@ class BatchedEngine:
             self._vector([getattr(rule, name) for rule in rules])[:, None] for name in ("q", "low", "high", "tie")
         )
         self.rules = rules
-        self.begin()
+        self.scatter = torch.stack([p.start.scatter for p in problems])
 
     def _vector(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
 
-    # What an engine of its own replaces -------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """Prepares the state that `score` reads."""
-        self.scatter = torch.stack([p.start.scatter for p in self.problems])
-
     def score(self) -> Tensor:
         """log det(I + alpha T+ / n+) in nats, (R, K)."""
         return grown_log_dets(self.pool, self.groups, self.scatter, self.mean, self.count, self.anchor, self.alpha)
-
-    def grow(self, mixed: Tensor) -> None:
-        """T += mixed^T mixed, for (R, S, d) columns of the subsets that were picked."""
-        self.scatter.baddbmm_(mixed.mT, mixed)
-
-    # ------------------------------------------------------------------------------------------------------------------
 
     def choose(self, values: Tensor) -> Tensor:
         """The subset (R,) that each run's rule takes, ties to the lowest."""
@@ -104,7 +92,8 @@ class BatchedEngine:
         """Adds subsets (R, S, d) to the state: `size` (R,) rows of each are `real` (R, S, 1), the rest are zeros."""
         keep, h = mixing(size, self.anchor)
         moved = keep[:, None] * self.mean + h[:, None] * columns.sum(1)
-        self.grow((columns - moved[:, None]) * real)
+        mixed = (columns - moved[:, None]) * real
+        self.scatter.baddbmm_(mixed.mT, mixed)
         self.mean += (columns.sum(1) / size[:, None] - self.mean) * (size / (self.anchor + size))[:, None]
         self.anchor += size
         self.count += size
@@ -116,7 +105,6 @@ class BatchedEngine:
         picks = torch.zeros(longest, self.runs, dtype=torch.int64, device=self.device)
         values = torch.zeros(longest, self.runs, dtype=torch.float64, device=self.device)
         for step in range(longest):
-            self.step = step
             scores = self.score()
             picked = self.choose(scores)
             picks[step], values[step] = picked, scores.gather(1, picked[:, None])[:, 0]
