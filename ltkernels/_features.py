@@ -31,6 +31,18 @@ def check_features(features: Any, name: str) -> Tensor:
     return x.to(torch.float64).contiguous()  # one memory order, so that equal values give equal bits
 
 
+def check_rows(features: Any, name: str, width: int, whose: str, step: int) -> Tensor:
+    """Rows (n, `width`) of features in their own type, looked at `step` rows at a time: a large set is not copied. `whose`
+    names what has that width already."""
+    x = (features if isinstance(features, Tensor) else torch.as_tensor(features)).detach()
+    check_features(x[:0], name)  # dtype and shape, before any row is looked at
+    if x.shape[1] != width:
+        raise ValueError(f"{name} has {x.shape[1]} features per sample, {whose} {width}")
+    for number, block in enumerate(x.split(step) if len(x) else ()):
+        check_finite(block, name, number * step)
+    return x
+
+
 def check_finite(x: Tensor, name: str, first_row: int = 0) -> None:
     """ValueError naming the first row of x (n, d) that holds NaN or infinity, counted from `first_row`."""
     if math.isfinite(float(x.sum())):
@@ -58,12 +70,29 @@ def check_same_width(original: Tensor, other: Tensor, name: str) -> None:
         raise ValueError(f"{name} is on {other.device}, original is on {original.device}")
 
 
+def check_count(value: Any, name: str, least: int) -> int:
+    """`value` as an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_number(value: Any, name: str) -> float:
+    """`value` as a finite float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
 def check_alpha(alpha: float) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise TypeError(f"alpha must be a number, got {type(alpha).__name__}")
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"alpha must be finite and above 0, got {alpha}")
-    return float(alpha)
+    value = check_number(alpha, "alpha")
+    if not value > 0.0:
+        raise ValueError(f"alpha must be above 0, got {alpha}")
+    return value
 
 
 def check_centering(centering: str) -> str:

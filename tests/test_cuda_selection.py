@@ -12,6 +12,7 @@ from cuda_host import library
 from ltkernels import _backends
 from ltkernels._backends import cuda as _cuda
 from ltkernels._features import cholesky_log_det
+from ltkernels.selection._driver import step_by_step
 from ltkernels.selection._engines.batched import BatchedEngine
 from ltkernels.selection._engines.packed import PackedEngine
 from ltkernels.selection._problem import Problem
@@ -74,13 +75,10 @@ def test_picks_stay(ragged: bool, calls: list[tuple[int, ...]]) -> None:
     z, x = (torch.from_numpy(rng.normal(size=(n, 24)) / np.sqrt(1 + np.arange(24))) for n in (30, offsets[-1]))
     problem = Problem(start_state(z, "joint", 1.0), x, offsets, 1.0)
     for rule in (Rule("max"), Rule("min")):
-        single, expected = PackedEngine(problem), []
-        for _ in range(5):
-            expected.append(single.pick(rule))
-            single.commit(expected[-1][0])
+        expected, reached = step_by_step(PackedEngine(problem), rule, 5)
         [(picked, values)] = BatchedEngine([problem], [rule], [5]).run()
-        assert picked == [best for best, _ in expected]
-        np.testing.assert_allclose(values, [value for _, value in expected], rtol=1e-10)
+        assert picked == expected
+        np.testing.assert_allclose(values, reached, rtol=1e-10)
     assert all(shape[-1] in (3, 4, 5) for shape in calls)
     assert len(calls) >= 5
 

@@ -12,6 +12,7 @@ import torch
 
 import ltkernels as ltk
 from ltkernels.selection import _driver
+from ltkernels.selection._driver import step_by_step
 from ltkernels.selection._engines import loop
 from ltkernels.selection._engines.batched import BatchedEngine
 from ltkernels.selection._engines.packed import PackedEngine
@@ -38,13 +39,7 @@ def problem_of(z, x, offsets, centering: str = "joint", alpha: float = 1.0) -> P
 
 
 def reference(problem: Problem, rule: Rule, steps: int) -> tuple[list[int], list[float]]:
-    engine, picks, values = PackedEngine(problem), [], []
-    for _ in range(steps):
-        best, value = engine.pick(rule)
-        engine.commit(best)
-        picks.append(best)
-        values.append(value)
-    return picks, values
+    return step_by_step(PackedEngine(problem), rule, steps)
 
 
 RULES = [Rule("max"), Rule("min"), Rule("quantile", 0.37), Rule("target", 0.0, 3.0, 3.5)]

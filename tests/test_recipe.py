@@ -104,7 +104,7 @@ def test_interrupted_recipe_goes_on(tmp_path) -> None:
     [
         ({"classes": [9]}, "there is no class 9"),
         ({"classes": [0]}, "class 0 has 60 samples, as many as the largest"),
-        ({"mode": "best"}, "class 3: mode must be max, min, quantile"),
+        ({"mode": "best"}, "^mode must be max, min, quantile"),
         ({"n_sets": 1}, "class 3: n_sets must be at least 2, got 1"),
         ({"m": 0}, "needs 0 samples"),
     ],

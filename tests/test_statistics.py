@@ -48,7 +48,7 @@ def test_streamed_equals_direct(dtype: torch.dtype, offset: float) -> None:
 
 
 def test_a_large_batch_goes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltkernels.diversity._stream._BLOCK", 1000)
+    monkeypatch.setattr("ltkernels.diversity._stream.BLOCK", 1000)
     x = rows(2, 777, 10)
     s = FeatureStatistics(10).update(x)
     assert s.count == 777

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._features import check_alpha, check_features, check_finite, cholesky_log_det
+from .._features import check_alpha, check_features, check_rows, cholesky_log_det
 from .._ranks import Ranks
-from ._files import read_statistics, write_statistics
-from ._stream import FeatureStatistics
+from ._files import check_names, read_statistics, write_statistics
+from ._stream import BLOCK, FeatureStatistics
 
 _LOG4 = 2.0 * math.log(2.0)
 
@@ -38,12 +38,7 @@ class ClassStatistics:
         names = [str(c) for c in range(names)] if isinstance(names, int) else [str(name) for name in names]
         if not names:
             raise ValueError("names is empty: there must be a class")
-        for i, name in enumerate(names):
-            if not name or not name.isprintable():
-                raise ValueError(f"names[{i}] is {name!r}; names must be printable and not empty")
-        if len(set(names)) < len(names):
-            double = next(name for i, name in enumerate(names) if name in names[:i])
-            raise ValueError(f"names holds {double!r} twice")
+        check_names(names, "names")
         self.names = names
         self.classes = [FeatureStatistics(width, device=device) for _ in names]
 
@@ -60,13 +55,8 @@ class ClassStatistics:
 
         TypeError, ValueError as `FeatureStatistics.update` and `class_diversities`; a refused batch changes nothing.
         """
-        rows = batch.detach() if isinstance(batch, Tensor) else torch.as_tensor(batch)
-        check_features(rows[:0], "batch")
-        if rows.shape[1] != self.width:
-            raise ValueError(f"batch has {rows.shape[1]} features per sample, the statistics have {self.width}")
+        rows = check_rows(batch, "batch", self.width, "the statistics have", BLOCK // self.width + 1)
         y = _check_labels(labels, len(rows), len(self.names), "the number of classes")[0]
-        if len(rows):
-            check_finite(rows, "batch")
         counts = torch.bincount(y, minlength=len(self.names)).tolist()
         for part, own in zip(self.classes, torch.argsort(y, stable=True).to(rows.device).split(counts)):
             if len(own):

@@ -90,13 +90,18 @@ def _names(array: np.ndarray, classes: int) -> list[str]:
     if array.shape != (classes,) or array.dtype.kind != "U":
         raise ValueError(f"class_names must hold {classes} strings, got {array.dtype} {array.shape}")
     names: list[str] = array.tolist()
+    check_names(names, "class_names")
+    return names
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """ValueError unless every class has a name of its own that can be printed."""
     for name in names:
         if not name or not name.isprintable():
-            raise ValueError(f"class_names holds {name!r:.80}; names must be printable and not empty")
-    if len(set(names)) < classes:
+            raise ValueError(f"{what} holds {name!r:.80}; names must be printable and not empty")
+    if len(set(names)) < len(names):
         double = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"class_names holds {double!r:.80} twice")
-    return names
+        raise ValueError(f"{what} holds {double!r:.80} twice")
 
 
 def _check_moments(count: int, mean: Tensor, scatter: Tensor) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._features import check_alpha, check_features
+from .._features import check_alpha, check_count, check_features
 
 
 class Representatives(NamedTuple):
@@ -42,9 +41,7 @@ def select_representatives(features: Any, k: int, *, alpha: float = 1.0) -> Repr
     """
     x = check_features(features, "features").detach()
     n = x.shape[0]
-    if isinstance(k, bool) or not isinstance(k, numbers.Integral):
-        raise TypeError(f"k must be an integer, got {type(k).__name__}")
-    if not 1 <= k <= n:
+    if check_count(k, "k", 1) > n:
         raise ValueError(f"k must be between 1 and the {n} rows of features, got {k}")
     rows = (x - x.mean(0)) * math.sqrt(check_alpha(alpha) / k)
     left = 1.0 + rows.square().sum(1)  # the squared pivot that each row would add

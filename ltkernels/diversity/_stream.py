@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._features import check_alpha, check_centering, check_features, check_finite, cholesky_log_det
+from .._features import check_alpha, check_centering, check_count, check_rows, cholesky_log_det
 from .._ranks import Ranks
 from ._files import read_statistics, write_statistics
 
 _LOG4 = 2.0 * math.log(2.0)
 # Rows centred and multiplied at a time, in elements: a batch of any size needs no second copy of itself.
-_BLOCK = 1 << 21
+BLOCK = 1 << 21
 
 
 class FeatureStatistics:
@@ -41,13 +40,10 @@ class FeatureStatistics:
 
     def __init__(self, width: int, *, device: Any = None) -> None:
         """Statistics of no samples of `width` features."""
-        if isinstance(width, bool) or not isinstance(width, numbers.Integral):
-            raise TypeError(f"width must be an integer, got {type(width).__name__}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        width = check_count(width, "width", 1)
         self.count = 0
-        self.mean = torch.zeros(int(width), dtype=torch.float64, device=device)
-        self.scatter = torch.zeros(int(width), int(width), dtype=torch.float64, device=device)
+        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     @property
     def width(self) -> int:
@@ -58,15 +54,9 @@ class FeatureStatistics:
 
         TypeError, ValueError as `feature_diversity`, and for a different d; a refused batch changes nothing.
         """
-        rows = batch.detach() if isinstance(batch, Tensor) else torch.as_tensor(batch)
-        check_features(rows[:0], "batch")  # dtype and shape, before any row is looked at
-        if rows.shape[1] != self.width:
-            raise ValueError(f"batch has {rows.shape[1]} features per sample, the statistics have {self.width}")
-        step = max(1, _BLOCK // self.width)
-        blocks = rows.split(step) if len(rows) else ()
-        for number, block in enumerate(blocks):
-            check_finite(block, "batch", number * step)
-        for block in blocks:
+        step = max(1, BLOCK // self.width)
+        rows = check_rows(batch, "batch", self.width, "the statistics have", step)
+        for block in rows.split(step) if len(rows) else ():
             part = block.to(self.mean.device, torch.float64)
             mean = part.mean(0)
             centred = part - mean
@@ -121,7 +111,7 @@ class FeatureStatistics:
             total += count
             mean += delta * (count / max(1, total))
         scatter = torch.zeros_like(self.scatter)
-        step = max(1, _BLOCK // (self.width * ranks.size))
+        step = max(1, BLOCK // (self.width * ranks.size))
         for begin in range(0, self.width, step):
             rows = scatter[begin : begin + step]
             for part, (delta, weight) in zip(ranks.gather(self.scatter[begin : begin + step]), moves):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._features import check_alpha, check_centering, check_features
+from .._features import check_alpha, check_centering, check_count, check_features
 from ._measures import feature_diversity_gain
 
 # Without held-out samples a class is cut into so many folds, and each is held out in turn.
@@ -66,10 +65,7 @@ def fdg_target(
     C_n)] - 1 with C_n the covariance of n samples.
     """
     for name, value, least in (("n", n, 2), ("repeats", repeats, 1), ("added", 1 if added is None else added, 1)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_count(value, name, least)
     check_centering(centering)
     check_alpha(alpha)
     others = dict(held_out or {})

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .._features import check_features
-from ..diversity import FdgTarget, FeatureStatistics, fdg_target, feature_diversity_gain, standardized_offset
+from ..diversity import FdgTarget, fdg_target, standardized_offset
 from ._greedy import Selection, select_subsets
 from ._kmeans import Subsets, kmeans_subsets
-from ._match import match_pool
+from ._match import Gain, match_pool
 from ._sets import uniform_fdg_sets
 
 # Points of a random arm's FDG path.
@@ -129,15 +129,12 @@ def parse_mode(mode: str) -> dict[str, Any]:
     )
 
 
-def cut(
-    pool: Any, subset_size: int, seed: int, subsets: int | None = None, *, balanced: bool = True, **kmeans: Any
-) -> Subsets:
-    """The pool's clusters of about `subset_size` rows, or `subsets` of them; of single rows there is nothing to find."""
-    if subset_size == 1 and subsets is None:
+def cut(pool: Any, subset_size: int, seed: int) -> Subsets:
+    """The pool's clusters of about `subset_size` rows; of single rows there is nothing to find."""
+    if subset_size == 1:
         rows = torch.arange(pool.shape[0])
         return Subsets(rows, torch.arange(pool.shape[0] + 1), pool, 0.0)
-    count = subsets or max(1, -(-pool.shape[0] // subset_size))
-    return kmeans_subsets(pool, count, balanced=balanced, seed=seed % 2**31, **kmeans)
+    return kmeans_subsets(pool, max(1, -(-pool.shape[0] // subset_size)), balanced=True, seed=seed % 2**31)
 
 
 def choose_rows(
@@ -192,15 +189,10 @@ def complete_class(
     n_sets: int = 0,
     n_random: int = 100,
     subset_size: int = 10,
-    subsets: int | None = None,
-    balanced: bool = True,
     centering: str = "joint",
     alpha: float = 1.0,
     engine: str = "auto",
     seed: int = 0,
-    niter: int = 25,
-    nredo: int = 1,
-    spherical: bool = False,
     checkpoint: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ClassSets:
@@ -213,8 +205,7 @@ def complete_class(
         m: subsets of `subset_size` to take instead; need is then at most what they hold.
         mode: see `parse_mode`; target: the cap of "match".
         n_sets: uniformly spaced sets, 0 for none (else at least 2); n_random: repeats of the random arm.
-        subset_size, subsets: size of the clusters, or their number (P / subset_size by default).
-        balanced, niter, nredo, spherical: of `kmeans_subsets`.
+        subset_size: size of the clusters.
         seed: of the clustering, of "match" and of the random arm, whose first repeat is the draw that "match" bends.
         checkpoint: file for the runs of the uniform sets.
         centering, alpha, engine, progress: as in `uniform_fdg_sets`.
@@ -222,18 +213,16 @@ def complete_class(
     z, x = check_features(original, "original"), check_features(pool, "pool")
     keywords: dict[str, Any] = {"centering": centering, "alpha": alpha, "engine": engine}
     sets, clusters = None, None
+    greedy = parse_mode(mode)["mode"] not in ("random", "mean", "match")
+    if z.shape[0] < 2 and (greedy or n_sets):
+        raise ValueError(f"class {label} has one sample: its feature diversity gain is undefined")
+    if mode == "random" and n_random < 1:
+        raise ValueError('mode "random" needs n_random of at least 1')
+    if need < 1 or need > x.shape[0]:
+        raise ValueError(f"class {label} needs {need} samples, its pool has {x.shape[0]}")
     try:
-        greedy = parse_mode(mode)["mode"] not in ("random", "mean", "match")
-        if z.shape[0] < 2 and (greedy or n_sets):
-            raise ValueError("has one sample: its feature diversity gain is undefined")
-        if mode == "random" and n_random < 1:
-            raise ValueError('mode "random" needs n_random of at least 1')
-        if need < 1 or need > x.shape[0]:
-            raise ValueError(f"needs {need} samples, its pool has {x.shape[0]}")
         if greedy or n_sets:
-            clusters = cut(
-                x, subset_size, seed, subsets, balanced=balanced, niter=niter, nredo=nredo, spherical=spherical
-            )
+            clusters = cut(x, subset_size, seed)
         sizes = clusters.offsets.diff().sort().values if clusters else torch.full((m or 1,), subset_size)
         if m is not None:
             need = min(need, int(sizes[:m].sum()))
@@ -245,15 +234,13 @@ def complete_class(
                 z, pool, clusters.offsets, m=steps, n_sets=n_sets, checkpoint=checkpoint, progress=progress, **keywords
             )
     except ValueError as error:
-        raise ValueError(
-            f"class {label} {error}" if str(error)[:3] in ("has", "nee") else f"class {label}: {error}"
-        ) from None
-    gain = _Gain(z, centering, alpha)
+        raise ValueError(f"class {label}: {error}") from None
+    gain = Gain(z, centering, alpha)
 
     def arm(rows: Tensor, ends: Sequence[int] = ()) -> Arm:
-        path = [(end, gain(x[rows[:end].to(x.device)])) for end in ends if end < need]
+        path = [(end, gain.of(x[rows[:end].to(x.device)])) for end in ends if end < need]
         added = x[rows.to(x.device)]
-        return Arm(rows, [*path, (need, gain(added))], standardized_offset(z, added))
+        return Arm(rows, [*path, (need, gain.of(added))], standardized_offset(z, added))
 
     arms = {}
     if mode != "random":
@@ -268,24 +255,7 @@ def complete_class(
     set_rows = chosen.indices[None, :][:0]
     if sets and clusters:
         set_rows = torch.stack([clusters.order[found.indices[:need]] for found in sets.selections])
-    set_fdg = torch.tensor([gain(x[rows.to(x.device)]) for rows in set_rows], dtype=torch.float64)
+    set_fdg = torch.tensor([gain.of(x[rows.to(x.device)]) for rows in set_rows], dtype=torch.float64)
     error = sets.spacing_error if sets else math.nan
     note = str(chosen.stats.get("note", ""))
     return ClassSets(label, mode, need, x, arms, set_rows, set_fdg, error, target, chosen.reached, note)
-
-
-class _Gain:
-    """FDG of one class for many added sets: the original's part is computed once."""
-
-    def __init__(self, original: Tensor, centering: str, alpha: float) -> None:
-        self.original, self.centering, self.alpha = original, centering, alpha
-        self.defined = original.shape[0] > 1 and bool((original != original[:1]).any())
-        self.statistics = FeatureStatistics(original.shape[1], device=original.device).update(original)
-
-    def __call__(self, added: Tensor) -> float:
-        if not self.defined:
-            return math.nan
-        if self.original.shape[0] + added.shape[0] < self.original.shape[1]:  # the n x n form is the smaller one
-            return float(feature_diversity_gain(self.original, added, centering=self.centering, alpha=self.alpha))
-        other = FeatureStatistics(added.shape[1], device=added.device).update(added)
-        return float(self.statistics.gain(other, centering=self.centering, alpha=self.alpha))

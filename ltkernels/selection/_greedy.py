@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._features import check_count, check_number
 from ..diversity import standardized_offset
 from ._checkpoint import fingerprint, read_checkpoint
 from ._driver import Outcome, engine_of_steps, plan, run_all, saver, step_by_step
@@ -50,25 +51,16 @@ class Selection(NamedTuple):
         return bool(self.stats.get("reached", True))
 
 
-def number(value: Any, name: str) -> float:
-    """`value` as a finite float; TypeError or ValueError names it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
-
-
 def target_range(target: Any) -> tuple[float, float]:
     """(low, high) of a target given as a number or as a pair."""
     if isinstance(target, (tuple, list)):
         if len(target) != 2:
             raise ValueError(f"target must be an FDG value or a pair (low, high), got {len(target)} values")
-        low, high = (number(value, "target") for value in target)
+        low, high = (check_number(value, "target") for value in target)
         if low > high:
             raise ValueError(f"target must be a pair (low, high) with low <= high, got ({low}, {high})")
         return low, high
-    return (value := number(target, "target")), value
+    return (value := check_number(target, "target")), value
 
 
 def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
@@ -78,7 +70,7 @@ def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
     if mode == "quantile":
         if q is None:
             raise ValueError('mode "quantile" needs q, a number in [0, 1]')
-        if not 0.0 <= number(q, "q") <= 1.0:
+        if not 0.0 <= check_number(q, "q") <= 1.0:
             raise ValueError(f"q must be in [0, 1], got {q}")
     elif q is not None:
         raise ValueError(f'q = {q} is for mode "quantile", but mode is {mode!r}')
@@ -86,7 +78,7 @@ def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
         if target is None:
             raise ValueError('mode "target" needs target, an FDG value or a range (low, high)')
         target_range(target)
-        if tol is not None and number(tol, "tol") < 0.0:
+        if tol is not None and check_number(tol, "tol") < 0.0:
             raise ValueError(f"tol must not be negative, got {tol}")
     else:
         for name, value in (("target", target), ("tol", tol)):
@@ -95,13 +87,10 @@ def check_mode(mode: str, q: Any, target: Any, tol: Any) -> None:
 
 
 def check_steps(m: Any, subsets: int) -> int:
-    if isinstance(m, bool) or not isinstance(m, numbers.Integral):
-        raise TypeError(f"m must be an integer, got {type(m).__name__}")
-    if m < 1:
-        raise ValueError(f"m must be at least 1, got {m}")
+    m = check_count(m, "m", 1)
     if m > subsets:
         raise ValueError(f"m = {m} subsets are wanted, but the pool has {subsets}")
-    return int(m)
+    return m
 
 
 def prepare(original: Any, candidates: Any, offsets: Any, centering: str, alpha: float) -> Problem:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .._features import check_features
+from .._features import check_count, check_features
 
 # Epsilon, the auction's smallest raise, ends at this share of the mean distance to the nearest centroid: 10 % was as
 # good as 0.3 % on every data set tried. It starts at no less than this share of the largest distance and is divided by
@@ -47,14 +46,6 @@ def _faiss() -> Any:
     except ImportError as error:
         raise ImportError('kmeans_subsets needs FAISS: pip install "ltkernels[select]"') from error
     return faiss
-
-
-def _check_count(value: Any, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
 
 
 def _fill_empty(labels: np.ndarray, distances: np.ndarray, k: int) -> None:
@@ -239,10 +230,10 @@ def kmeans_subsets(
     """
     x64 = check_features(features, "features")
     n = x64.shape[0]
-    k = _check_count(k, "k", 1)
-    niter = _check_count(niter, "niter", 1)
-    nredo = _check_count(nredo, "nredo", 1)
-    seed = _check_count(seed, "seed", 0)
+    k = check_count(k, "k", 1)
+    niter = check_count(niter, "niter", 1)
+    nredo = check_count(nredo, "nredo", 1)
+    seed = check_count(seed, "seed", 0)
     if k > n:
         raise ValueError(f"k = {k} subsets of {n} rows: k must not be above the number of rows")
     if device not in ("cpu", "cuda"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._features import check_count
 from .._npz import write_npz
 from ._checkpoint import fingerprint, read_checkpoint
 from ._driver import Outcome, run_all
@@ -78,11 +78,8 @@ def uniform_fdg_sets(
 
     Source: the FDG paper, section 4.2, keeps 50 sets of uniformly spaced FDG; the quantile dial is this library's.
     """
-    for name, value, least in (("n_sets", n_sets, 2), ("max_runs_per_set", max_runs_per_set, 1)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_count(n_sets, "n_sets", 2)
+    check_count(max_runs_per_set, "max_runs_per_set", 1)
     if not tol > 0.0:
         raise ValueError(f"tol must be above 0, got {tol}")
 

@@ -61,27 +61,15 @@ class BatchedEngine:
             self._vector([getattr(rule, name) for rule in rules])[:, None] for name in ("q", "low", "high", "tie")
         )
         self.rules = rules
-        self.begin()
+        self.scatter = torch.stack([p.start.scatter for p in problems])
 
     def _vector(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
-
-    # What an engine of its own replaces -------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """Prepares the state that `score` reads."""
-        self.scatter = torch.stack([p.start.scatter for p in self.problems])
 
     def score(self) -> Tensor:
         """log det(I + alpha T+ / n+) in nats, (R, K)."""
         state = self.scatter, self.mean, self.count, self.anchor
         return grown_log_dets(self.pool, self.groups, *state, self.alpha, self.alone)
-
-    def grow(self, mixed: Tensor) -> None:
-        """T += mixed^T mixed, for (R, S, d) columns of the subsets that were picked."""
-        self.scatter.baddbmm_(mixed.mT, mixed)
-
-    # ------------------------------------------------------------------------------------------------------------------
 
     def choose(self, values: Tensor) -> Tensor:
         """The subset (R,) that each run's rule takes, ties to the lowest."""
@@ -107,7 +95,8 @@ class BatchedEngine:
         """Adds subsets (R, S, d) to the state: `size` (R,) rows of each are `real` (R, S, 1), the rest are zeros."""
         keep, h = mixing(size, self.anchor)
         moved = keep[:, None] * self.mean + h[:, None] * columns.sum(1)
-        self.grow((columns - moved[:, None]) * real)
+        mixed = (columns - moved[:, None]) * real
+        self.scatter.baddbmm_(mixed.mT, mixed)
         self.mean += (columns.sum(1) / size[:, None] - self.mean) * (size / (self.anchor + size))[:, None]
         self.anchor += size
         self.count += size

@@ -13,24 +13,26 @@ anew each step. `loop` does all steps in C++ where features are narrow, `batched
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._problem import Problem
-from .._rules import Rule, choose
+from .._rules import Rule
 from .._subsets import SizeGroup, mixed_columns
 from .packs import Packs
 
 
-class Factor:
+class Factor(NamedTuple):
     """A of every subset size, factored: A_g^-1 = basis^T diag(scales_g^2) basis; `commons` (groups,) = log det(A_g) - d
     log s_g."""
 
-    def __init__(self, basis: Tensor, lower: bool, scales: Tensor | None, commons: Tensor) -> None:
-        self.basis, self.lower, self.scales, self.commons = basis, lower, scales, commons
+    basis: Tensor
+    lower: bool
+    scales: Tensor | None
+    commons: Tensor
 
 
 class PackedEngine:
@@ -109,19 +111,8 @@ class PackedEngine:
         these."""
         return self.score().numpy(), self.free
 
-    def pick(self, rule: Rule) -> tuple[int, float]:
-        """The free subset that `rule` takes, and the log-determinant with it."""
-        values, known = self.judge(rule)
-        best = choose(values, known, rule)
-        return best, float(values[best])
-
     def rows(self, subset: int) -> Tensor:
         return self.pool[self.problem.bounds[subset] : self.problem.bounds[subset + 1]]
-
-    def commit(self, subset: int) -> None:
-        """Adds one subset to the state."""
-        self.take(subset)
-        self.join(self.rows(subset))
 
     def take(self, subset: int) -> None:
         """Marks one subset as no longer free."""
