@@ -141,7 +141,7 @@ def test_one_sample_is_matched_by_its_mean_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("keywords", "error", "words"),
     [
-        ({"n": 0}, ValueError, "n must be between 1 and the 1000 rows of pool, got 0"),
+        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
         ({"n": 1001}, ValueError, "n must be between 1 and the 1000 rows of pool, got 1001"),
         ({"n": 2.0}, TypeError, "n must be an integer, got float"),
         ({"mean": "pool"}, ValueError, "mean must be 'original' or None, got 'pool'"),
