@@ -252,7 +252,8 @@ def experiment_table(result: dict[str, Any]) -> str:
 
         offsets = [f"{found['arms'][name]['offset_tail']:.1f}" for name in ("random", "mean")]
         accuracies = [f"{100 * each['accuracy']['mean']:.1f}" for each in (found["none"], found["arms"]["random"])]
-        cells = [f"{found['data']} {found['method']}", str(found["share"]), *accuracies]
+        share = "counts" if found["share"] is None else str(found["share"])  # image space: every sample weighs the same
+        cells = [f"{found['data']} {found['method']}", share, *accuracies]
         cells += [*(points(name, "minus_random") for name in arms), points("mean", "minus_none"), " → ".join(offsets)]
         lines.append(f"| {' | '.join(cells)} |")
     environment = result["environment"]
