@@ -100,9 +100,8 @@ def finish(
     sigma, alpha = of_label(row_scale, 1.0), of_label(weight, 1.0)
     reference, others, label_a, smooth_a = rows.unbind(1)
     kappa = of_label(label_scale, 1.0)
-    if (
-        label_scale is not None
-    ):  # sigma (kappa beta z + delta) from sigma (beta z + delta); of a class that is removed, still -inf
+    if label_scale is not None:
+        # sigma (kappa beta z + delta) from sigma (beta z + delta); of a class that is removed, still -inf
         delta = of_label(shift, 0.0)
         label_a = torch.where(delta == -torch.inf, label_a, kappa * label_a + sigma * delta * (1.0 - kappa))
     label_a = label_a - sigma * of_label(margin, 0.0)
