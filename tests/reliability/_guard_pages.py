@@ -172,6 +172,12 @@ def _adjusted_ce(dice: random.Random) -> type:
         def tables(self, *tables: int) -> None:
             self._tell("tables", tables, *((table, self.real * self.shape[3], False) for table in tables))
 
+        def inputs(self, sample_weight: int, smoothing: int, label_scale: int) -> None:
+            _, _, rows, classes = self.shape
+            tables = ((table, self.real * classes, False) for table in (smoothing, label_scale))
+            own = (sample_weight, self.real * rows, False)
+            self._tell("inputs", (sample_weight, smoothing, label_scale), own, *tables)
+
         def options(self, *numbers: float) -> None:
             self._tell("options", numbers)
 
@@ -205,7 +211,7 @@ def _adjusted_ce(dice: random.Random) -> type:
             )
             labels = moved.get(self.target, 0)
             job = real_class(dtype, moved.get(self.logits, 0), stride, rows, classes, labels, self.ignore_index)
-            addresses = {"mixed": (0, 1), "tables": range(5), "options": (), "closed": (1, 2),
+            addresses = {"mixed": (0, 1), "tables": range(5), "inputs": range(3), "options": (), "closed": (1, 2),
                          "gradient": (0, 2), "gradients_of_tables": range(6)}  # fmt: skip
             for name, arguments in self.told.items():
                 getattr(job, name)(*(moved.get(a, 0) if k in addresses[name] else a for k, a in enumerate(arguments)))
@@ -216,6 +222,8 @@ def _adjusted_ce(dice: random.Random) -> type:
             finally:
                 guarded.close()
 
+    if unknown := {name for name in vars(real_class) if name[0] != "_"} - set(vars(AdjustedCe)):
+        raise TypeError(f"AdjustedCe has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
     return AdjustedCe
 
 
