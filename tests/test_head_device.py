@@ -11,6 +11,7 @@ from test_heads import CASES, CLASSES, HEAD, LABELS, inputs
 
 import ltkernels as ltk
 from ltkernels import _backends, _head, heads
+from ltkernels._call import Call
 
 COUNTS = list(range(1, CLASSES + 1))
 
@@ -143,7 +144,6 @@ def test_tiles_are_explained() -> None:
 def test_tiles_serve_what_they_have() -> None:
     pytest.importorskip("triton")
     features, weight, _ = inputs(torch.float32)
-    call = [None] * 11
-    operands = (LABELS, *call[1:], None, 0.0, 0.0, -100, 1, 1, (), "triton")
+    operands = Call(LABELS, reduction=1, form=1, backend="triton")
     with pytest.raises(ValueError, match="tiles of logits have neither closed forms nor gradients of tables"):
         _head._kernel(features, weight, None, *operands, False, _head.TILES, (False,) * 8)

@@ -130,6 +130,25 @@ def test_what_cannot_be_met_is_flagged_and_nearest() -> None:
     assert sorted(everything.indices.tolist()) == list(range(len(pool)))
 
 
+def test_a_cap_alone_is_the_random_draw_until_it_binds() -> None:
+    z, pool = planted(shift=0.0)
+    drawn = match_pool(z, pool, 200, mean=None)
+    value = float(drawn.fdg[-1])
+    free = match_pool(z, pool, 200, mean=None, fdg=FdgTarget(value + 0.1, 0.0, {}, []))
+    assert torch.equal(free.indices, drawn.indices)
+    bound = match_pool(z, pool, 200, mean=None, fdg=FdgTarget(value - 0.1, 0.0, {}, []))
+    assert bound.reached
+    assert float(bound.fdg[-1]) <= value - 0.1 + 0.01
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_originals_without_spread_do_not_claim_a_kept_mean(count: int) -> None:
+    z, pool = planted(shift=0.0)
+    found = match_pool(z[:1].expand(count, -1), pool + 50.0, 200)
+    assert not found.reached
+    assert "how near a mean must be" in found.stats["note"]
+
+
 def test_one_sample_is_matched_by_its_mean_and_says_so() -> None:
     z, pool = planted(shift=0.0)
     found = match_pool(z[:1], pool, 200, fdg=0.2)

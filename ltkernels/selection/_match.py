@@ -322,12 +322,15 @@ def match_pool(
     if n < x.shape[0] and (mean is not None or wanted is not None):
         tilt = _Tilt(rows, gain, order, noise, n, mean is not None)
         if mean is not None:
-            found = tilt.search(steps, None)
-        if wanted is not None and not (cap and gain(n, *rows.moments(found.rows)) <= wanted):
-            found = tilt.search(steps, wanted)
-        indices, made = found.rows, tilt.made
+            indices = tilt.search(steps, None).rows
+        if wanted is not None and not (cap and gain(n, *rows.moments(indices)) <= wanted):
+            indices = tilt.search(steps, wanted).rows
+        made = tilt.made
     moments = rows.moments(indices)
-    reached = mean is None or not gain.offset(moments[0]) > OFFSET_REACHED
+    offset = gain.offset(moments[0])
+    if mean is not None and math.isnan(offset):
+        notes.append("these originals (one sample, or all equal) do not say how near a mean must be to count as kept")
+    reached = mean is None or offset <= OFFSET_REACHED
     stats: dict[str, Any] = {"engine": "match", "steps": made, "seed": seed, "note": "; ".join(notes)}
     value = gain(n, *moments) if gain.defined else math.nan
     if target is not None:
@@ -336,7 +339,7 @@ def match_pool(
         reached = reached and (not gain.defined or abs(stats["error"]) <= REACHED)
     stats["reached"] = reached
     indices = indices.cpu()
-    return Selection(indices, torch.tensor([value], dtype=torch.float64), indices, stats, gain.offset(moments[0]))
+    return Selection(indices, torch.tensor([value], dtype=torch.float64), indices, stats, offset)
 
 
 def _random_order(count: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
