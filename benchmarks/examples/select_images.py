@@ -7,7 +7,7 @@ The folder `pool` stands for what your generator wrote: 300 pictures of `cat`, o
 over that fault, as the offset from the real pictures' mean says (in standard errors; samples of the class itself lie at about 1):
 
     random draw: offset 25.5
-    match_pool:  offset 0.9, list of 60 files in selected.txt
+    match_pool:  offset 1.3, list of 60 files in selected.txt
 """
 
 from pathlib import Path
