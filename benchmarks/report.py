@@ -231,6 +231,11 @@ _ARMS = {
 }
 
 
+def _points(found: dict[str, Any], arm: str, against: str) -> str:
+    gain = found["arms"][arm][against]
+    return f"{100 * gain['mean']:+.2f} ± {100 * gain['half']:.2f} ({gain['wins']}/{found['sets']})"
+
+
 def experiment_table(result: dict[str, Any]) -> str:
     """What `ltkernels experiment fdg` found: every arm against random draws of the same size from the same pools."""
     arms = [name for name in _ARMS if all(name in found["arms"] for found in result["results"])]
@@ -245,16 +250,12 @@ def experiment_table(result: dict[str, Any]) -> str:
     ]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for found in result["results"]:
-
-        def points(arm: str, against: str, found: dict[str, Any] = found) -> str:
-            gain = found["arms"][arm][against]
-            return f"{100 * gain['mean']:+.2f} ± {100 * gain['half']:.2f} ({gain['wins']}/{found['sets']})"
-
         offsets = [f"{found['arms'][name]['offset_tail']:.1f}" for name in ("random", "mean")]
         accuracies = [f"{100 * each['accuracy']['mean']:.1f}" for each in (found["none"], found["arms"]["random"])]
         share = "counts" if found["share"] is None else str(found["share"])  # image space: every sample weighs the same
         cells = [f"{found['data']} {found['method']}", share, *accuracies]
-        cells += [*(points(name, "minus_random") for name in arms), points("mean", "minus_none"), " → ".join(offsets)]
+        cells += [_points(found, name, "minus_random") for name in arms]
+        cells += [_points(found, "mean", "minus_none"), " → ".join(offsets)]
         lines.append(f"| {' | '.join(cells)} |")
     environment = result["environment"]
     lines += [

@@ -79,6 +79,11 @@ class Call(NamedTuple):
         return self[11:14]
 
     @property
+    def eps(self) -> float | Tensor:
+        """The label smoothing: a number for all labels, or (C,)."""
+        return self.label_smoothing if self.smoothing is None else self.smoothing
+
+    @property
     def smooth(self) -> bool:
         """Whether labels are smoothed."""
         return self.label_smoothing != 0.0 or self.smoothing is not None
@@ -102,6 +107,8 @@ class Call(NamedTuple):
 
 TENSORS = Call._fields.index("numbers")  # the first fields: tensors or None, all but `numbers`
 TABLES = Call._fields[3:8]
+# What callers say for `Call.beside`, in its order.
+BESIDE = ("sample_weight", "label_smoothing", "label_scale")
 
 
 def denominator_of(call: Call) -> Tensor:

@@ -227,31 +227,31 @@ def table(name: str, value: Tensor, classes: int, device: torch.device, real: to
         and value.is_contiguous()
     ):
         return value
-    if not isinstance(value, Tensor):
-        raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor of shape ({classes},)")
-    if value.shape != (classes,):
-        raise ArgumentError(f"{name} has shape {tuple(value.shape)}; it must be ({classes},), one entry per class")
-    if value.device != device:
-        raise ArgumentError(f"{name} is on {value.device}, logits on {device}; both must be on one device")
-    if value.layout is not torch.strided:
-        raise DTypeError(f"{name} has layout {value.layout}; it must be strided")
-    if value.dtype != real:
-        if not value.is_floating_point():
-            raise DTypeError(f"{name} has dtype {value.dtype}; it must be a floating-point tensor")
-        return value.to(real)
+    value = _numbers(name, value, (classes,), "entry per class", device, real)
     return value if value.is_contiguous() else value.contiguous()
 
 
 def rows(name: str, value: Tensor, shape: Sequence[int], device: torch.device, real: torch.dtype) -> Tensor:
     """One number a row, in the kernel's dtype; `shape` is that of the class indices."""
+    return _numbers(name, value, tuple(shape), "number per row", device, real)
+
+
+def _numbers(
+    name: str, value: Tensor, shape: tuple[int, ...], each: str, device: torch.device, real: torch.dtype
+) -> Tensor:
     if not isinstance(value, Tensor):
-        raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor of shape {tuple(shape)}")
-    if not value.is_floating_point():
-        raise DTypeError(f"{name} has dtype {value.dtype}; it must be a floating-point tensor")
+        raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor of shape {shape}")
     if value.shape != shape:
-        raise ArgumentError(f"{name} has shape {tuple(value.shape)}; it must be {tuple(shape)}, one number per row")
+        raise ArgumentError(f"{name} has shape {tuple(value.shape)}; it must be {shape}, one {each}")
     if value.device != device:
         raise ArgumentError(f"{name} is on {value.device}, logits on {device}; both must be on one device")
     if value.layout is not torch.strided:
         raise DTypeError(f"{name} has layout {value.layout}; it must be strided")
+    if not value.is_floating_point():
+        raise DTypeError(f"{name} has dtype {value.dtype}; it must be a floating-point tensor")
     return value.to(real)
+
+
+def smooths(label_smoothing: float | Tensor) -> bool:
+    """Whether labels are smoothed by a number or, chosen by the label, by a table."""
+    return isinstance(label_smoothing, Tensor) or label_smoothing != 0.0

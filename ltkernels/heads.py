@@ -240,11 +240,8 @@ def _prepare(
     # The logits' shape, dtype and device without their memory, for the checks that ask for logits.
     stand_in = features.new_empty(()).expand(features.shape[0], classes)
     own = options.get("sample_weight")
-    if isinstance(own, Tensor):
-        if own.shape != batch:
-            raise ArgumentError(
-                f"sample_weight has shape {tuple(own.shape)}; it must be {tuple(batch)}, one number per row"
-            )
+    if own is not None:
+        own = _checks.rows("sample_weight", own, batch, device, _checks.real_dtype(features.dtype))
         options = {**options, "sample_weight": own.reshape(-1)}
     loss = checked(stand_in, target, weight=class_weight, weight_name="class_weight", **options)
     call, backend = loss.call, options.get("backend")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks
-from .._call import NONE, Call
+from .._call import BESIDE, NONE, TABLES, Call
+from .._errors import ArgumentError
 from .._head import before_unit_length, inverse_norms, off_the_ray
-from .._watch import hooks_active
+from .._watch import hooks_active, wants_gradient
 from ..losses import _two_phase
 from . import _exchange
 from ._exchange import Rows
@@ -143,13 +145,20 @@ def finish(
     """Losses (N,) and, for each label of a row, the terms of its gradient, from the statistics of all classes. `scale` is this rank's: it
     is known where the label is, and written there alone."""
     loss, terms = merged.new_zeros(merged.shape[1]), []
-    whole = {"margin": call.margin, "row_scale": call.row_scale, "weight": call.weight, "label_scale": call.label_scale}
-    whole |= {"shift": call.shift}
-    settings = {"classes": classes, "focal_gamma": call.focal_gamma}
-    smoothing = call.label_smoothing if call.smoothing is None else call.smoothing
-    settings |= {"label_smoothing": smoothing, "ignore_index": IGNORED}
     for k, (y, share) in enumerate(pairs):
-        finished = _two_phase.finish(merged[k], y, **whole, **settings)
+        finished = _two_phase.finish(
+            merged[k],
+            y,
+            classes=classes,
+            shift=call.shift,
+            margin=call.margin,
+            row_scale=call.row_scale,
+            weight=call.weight,
+            label_scale=call.label_scale,
+            focal_gamma=call.focal_gamma,
+            label_smoothing=call.eps,
+            ignore_index=IGNORED,
+        )
         loss = loss + finished.loss * share
         own = finished.terms
         own[:, 1:] *= share[:, None]
@@ -157,6 +166,21 @@ def finish(
             own[:, 3] *= scale.double()[local[k].clamp_min(0)]
         terms.append(own)
     return loss, terms
+
+
+def refuse_unsharded(options: Mapping[str, Any]) -> None:
+    """Raises where a caller's options hold what the loss on parts of the classes has not."""
+    term = options.get("term")
+    if term is not None:
+        raise ArgumentError(
+            f"term is the closed form {term.form!r}; the sharded loss has none: it exchanges the statistics of a softmax"
+        )
+    for name in (*TABLES, "class_weight", *BESIDE):
+        value = options.get(name)
+        if isinstance(value, Tensor) and wants_gradient((value,)):
+            raise ArgumentError(
+                f"{name} requires a gradient; the sharded loss has none with respect to tables and rows"
+            )
 
 
 def label_pairs(call: Call) -> list[tuple[Tensor, Tensor]]:

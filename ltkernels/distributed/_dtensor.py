@@ -170,17 +170,7 @@ def _of_rows(local: Tensor, labels: Any, plain: Options, mesh: Any, placements: 
 
 def _of_classes(local: Tensor, labels: Any, plain: Options, mesh: Any, dim: int, size: Any) -> Tensor:
     """Each rank's classes are its own; four numbers a row cross."""
-    term = plain.get("term")
-    if term is not None:
-        raise ArgumentError(
-            f"term is the closed form {term.form!r}; the sharded loss has none: it exchanges the statistics of a softmax"
-        )
-    for name in (*TABLES, "label_scale", "label_smoothing", "sample_weight"):
-        table = plain.get(name)
-        if isinstance(table, Tensor) and wants_gradient((table,)):
-            raise ArgumentError(
-                f"{name} requires a gradient; the sharded loss has none with respect to tables and rows"
-            )
+    _autograd.refuse_unsharded(plain)
     first = labels[0] if isinstance(labels, tuple) else labels
     if first.is_floating_point():
         raise DTypeError(f"target has dtype {first.dtype}; the sharded loss takes class indices")

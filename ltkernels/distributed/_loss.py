@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from .._call import TABLES, Call, denominator_of
+from .._call import Call, denominator_of
 from .._errors import ArgumentError, DTypeError
 from .._head import check_tables
 from .._watch import is_dtensor, transforms, wants_gradient
@@ -87,7 +87,7 @@ def sharded_linear_adjusted_cross_entropy(
         raise ArgumentError(f"batch is {batch!r}; it must be one of {', '.join(map(repr, _BATCHES))}")
     call = _checked_call(features, target, classes, class_weight, options)
     device = features.device
-    sampling = _sampling.checked(sampling, call.label_smoothing if call.smoothing is None else call.smoothing)
+    sampling = _sampling.checked(sampling, call.eps)
 
     rows = None
     if device.type == "cpu" or batch == "sharded":
@@ -124,18 +124,7 @@ def _checked_call(features: Tensor, target: Target, classes: int, class_weight: 
         raise ArgumentError(
             f"the sharded loss has no derivatives for {transforms()}; its backward is reverse-mode alone"
         )
-    term = options.get("term")
-    if term is not None:
-        raise ArgumentError(
-            f"term is the closed form {term.form!r}; the sharded loss has none: it exchanges the statistics of a softmax"
-        )
-    beside = ("label_scale", "label_smoothing", "sample_weight")
-    tables = {name: options.get(name) for name in (*TABLES[:-1], *beside)} | {"class_weight": class_weight}
-    for name, table in tables.items():
-        if isinstance(table, Tensor) and wants_gradient((table,)):
-            raise ArgumentError(
-                f"{name} requires a gradient; the sharded loss has none with respect to tables and rows"
-            )
+    _autograd.refuse_unsharded({**options, "class_weight": class_weight})
     lam = target[2] if isinstance(target, tuple) and len(target) == 3 else None
     if isinstance(lam, Tensor) and wants_gradient((lam,)):
         raise ArgumentError("target[2] (lam) requires a gradient; the sharded loss has none with respect to it")

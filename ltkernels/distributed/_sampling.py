@@ -63,9 +63,8 @@ def checked(sampling: NegativeSampling | None, label_smoothing: float | Tensor) 
         value = getattr(sampling, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
             raise ValueError(f"sampling.{name} is {value!r}; it must be an integer in [0, 2^63)")
-    table = isinstance(label_smoothing, Tensor)
-    if not sampling.correct and (table or label_smoothing != 0.0):
-        said = "a table" if table else label_smoothing
+    if not sampling.correct and _checks.smooths(label_smoothing):
+        said = "a table" if isinstance(label_smoothing, Tensor) else label_smoothing
         raise ValueError(
             f"label_smoothing is {said}; sampling with correct=False leaves classes out, and smoothing is over all of them"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, _backends, _checks
-from .._call import NONE, Call
+from .._call import BESIDE, NONE, Call
 from .._errors import ArgumentError, DTypeError
 from .._watch import direct, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
 from . import _terms
@@ -245,8 +245,7 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
     if lam is not None and lam.requires_grad and torch.is_grad_enabled():
         return "gradient with respect to lam"
     if wants_gradient(call.beside):
-        names = ("sample_weight", "label_smoothing", "label_scale")
-        learned = [name for name, value in zip(names, call.beside, strict=True) if wants_gradient((value,))]
+        learned = [name for name, value in zip(BESIDE, call.beside, strict=True) if wants_gradient((value,))]
         return f"gradient with respect to {learned[0]}"
     on_cpu = logits.is_cpu and backend != "triton"
     if wants_gradient(tables):
@@ -276,7 +275,7 @@ def _checked_term(
     for name, table in tables.items():
         if table is not None and not (name == "row_scale" and term.form == "arcface"):
             raise ArgumentError(f"{name} cannot be combined with the closed form {term.form!r}")
-    if term.form in _terms.NO_LABEL_SMOOTHING and (isinstance(label_smoothing, Tensor) or label_smoothing != 0.0):
+    if term.form in _terms.NO_LABEL_SMOOTHING and _checks.smooths(label_smoothing):
         reason = _terms.NO_LABEL_SMOOTHING[term.form]
         given = "a table" if isinstance(label_smoothing, Tensor) else label_smoothing
         raise ArgumentError(f"label_smoothing is {given}; it has no meaning with {term.form}: {reason}")

@@ -169,7 +169,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
                 raise ValueError(f"{name} is of {number} classes; the loss has {classes}")
             classes = number if classes is None else classes
         if isinstance(adjustment, Smoothed):
-            if isinstance(label_smoothing, Tensor) or label_smoothing != 0.0:
+            if _checks.smooths(label_smoothing):
                 raise ValueError(f"label_smoothing is given, but {type(self).__name__} sets the smoothing itself")
             label_smoothing, adjustment = adjustment.label_smoothing, Adjustment()
         if isinstance(label_smoothing, Tensor):
@@ -261,11 +261,13 @@ class AdjustedCrossEntropy(torch.nn.Module):
 
         Tables that a schedule has added get their neutral value; its ``step`` sets them.
         """
-        for name in (*TABLES, "label_scale", "smoothing", "term_table", "term_seed", "class_counts"):
+        for name, start in self._start.items():
             held = getattr(self, name)
-            if held is not None and name in self._start:
-                held.copy_(self._start[name])
-            elif held is not None:
+            if held is not None:
+                held.copy_(start)
+        for name in TABLES:
+            held = getattr(self, name)
+            if held is not None and name not in self._start:
                 held.fill_(NEUTRAL[name])
 
     def get_extra_state(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._call import BATCH_MEAN, NONE, SUM, Call
-from .._checks import real_dtype
+from .._checks import real_dtype, smooths
 from . import _terms
 
 Number = float | Tensor  # a tensor where a compiler must not know the value
@@ -99,7 +99,7 @@ def _one_label(
         q = -torch.expm1(-torch.where(positive, nll, 1.0))
         modulated = torch.where(positive, q**focal_gamma * nll, nll * 0)
     row = (1 - label_smoothing) * _take(weight, labels, a) * modulated
-    if isinstance(label_smoothing, Tensor) or label_smoothing != 0.0:
+    if smooths(label_smoothing):
         every = log_p if weight is None else log_p * weight
         smooth = label_smoothing / a.shape[1] * every.sum(dim=1)
         if isinstance(label_smoothing, Tensor):  # a class that is removed has log p = -inf

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends
-from .._checks import real_dtype
+from .._checks import real_dtype, smooths
 
 IGNORED = -2  # the label of an ignored row, as the kernels take it
 
@@ -121,7 +121,7 @@ def finish(
         phi = torch.where(certain, 0.0, power * nll)
         tail = torch.where(p > 0.0, focal_gamma * nll * p * power / q, 0.0)
         slope = torch.where(certain, 0.0, power + tail)
-    smooth = isinstance(label_smoothing, Tensor) or label_smoothing != 0.0
+    smooth = smooths(label_smoothing)
     eps = of_label(label_smoothing, 0.0) if isinstance(label_smoothing, Tensor) else label_smoothing
     hard, soft = (1.0 - eps) * alpha, eps / classes
     loss, g = hard * phi, hard * slope
