@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 _SHOWN = 40  # characters of a label in a message
 
@@ -18,6 +19,22 @@ def plain(array: Any) -> np.ndarray:
         array = array.astype(np.float64)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(array) if any(stride < 0 for stride in array.strides) else array
+
+
+class _Writable:
+    """The memory of a read-only array, of which torch makes no tensor without a warning about what would happen on a write."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # which owns the memory
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.__array_interface__["data"][0], False)}
+
+
+def tensor(array: Any) -> torch.Tensor:
+    """`plain` as a tensor, in the same memory where it can be; not to be written to. Raises TypeError for what is no array of numbers."""
+    found = plain(array)
+    if found.dtype.kind not in "biufc":
+        raise TypeError(f"an array of {found.dtype}")
+    return torch.from_numpy(found if found.flags.writeable or not found.size else np.asarray(_Writable(found)))
 
 
 def text(value: Any) -> str:

@@ -11,16 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _backends
+from . import _arrays, _backends
 
 CENTERINGS = ("joint", "separate", "none")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def as_tensor(features: Any, name: str) -> Tensor:
+    """`features` as a tensor: itself, or what numpy makes of it, read for its values and in the same memory where that is possible."""
+    if isinstance(features, Tensor):
+        return features
+    try:
+        return _arrays.tensor(features)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a tensor or an array of numbers, got {error}") from error
+
+
 def check_features(features: Any, name: str) -> Tensor:
     """The (n, d) float64 tensor of `features` (a tensor or anything numpy-like), on the device it came from; n may be
     0."""
-    x = features if isinstance(features, Tensor) else torch.as_tensor(features)
+    x = as_tensor(features, name)
     if x.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.ndim != 2:
@@ -34,7 +44,7 @@ def check_features(features: Any, name: str) -> Tensor:
 def check_rows(features: Any, name: str, width: int, whose: str, step: int) -> Tensor:
     """Rows (n, `width`) of features in their own type, looked at `step` rows at a time: a large set is not copied. `whose`
     names what has that width already."""
-    x = (features if isinstance(features, Tensor) else torch.as_tensor(features)).detach()
+    x = as_tensor(features, name).detach()
     check_features(x[:0], name)  # dtype and shape, before any row is looked at
     if x.shape[1] != width:
         raise ValueError(f"{name} has {x.shape[1]} features per sample, {whose} {width}")
@@ -70,13 +80,20 @@ def check_same_width(original: Tensor, other: Tensor, name: str) -> None:
         raise ValueError(f"{name} is on {other.device}, original is on {original.device}")
 
 
-def check_count(value: Any, name: str, least: int) -> int:
-    """`value` as an integer of at least `least`."""
+def check_count(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
+    """`value` as an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
     return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    """`seed` as an integer of up to 64 bits, as torch's generators take it."""
+    return check_count(seed, "seed", 0, 2**64 - 1)
 
 
 def check_number(value: Any, name: str) -> float:
@@ -105,7 +122,7 @@ def check_offsets(offsets: Tensor | Sequence[int], rows: int) -> list[int]:
     """`offsets` as a list: 0 = offsets[0] < ... < offsets[K] = rows, so that every subset has a member."""
     if rows == 0:
         raise ValueError("candidates is empty: the pool must hold at least one subset")
-    x = torch.as_tensor(offsets)
+    x = as_tensor(offsets, "offsets")
     if x.dtype.is_floating_point or x.dtype == torch.bool or x.dtype.is_complex:
         raise TypeError(f"offsets must be integers, got {x.dtype}")
     if x.ndim != 1 or x.shape[0] < 2:

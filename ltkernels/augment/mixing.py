@@ -76,15 +76,22 @@ def remix(
         As `mixup`. Raises TypeError or ValueError naming the argument.
     """
     kappa, tau = _checks.number("kappa", kappa, low=1.0), _checks.number("tau", tau, low=0.0, high=1.0)
-    counts = torch.as_tensor(class_counts)
-    if counts.dim() != 1 or counts.is_floating_point():
-        raise ValueError(f"class_counts is {class_counts!r}; it must be (C,) integers")
+    counts = _counts(class_counts)
     mixed, (first, second, lam) = mixup(images, target, alpha=alpha, per_row=per_row, generator=generator)
     counts = counts.to(images.device, torch.float64)
     ratio = counts[first] / counts[second]
     to_partner = (ratio >= kappa) & (lam < tau)
     to_row = (ratio <= 1 / kappa) & (1 - lam < tau)
     return mixed, (first, second, lam.masked_fill(to_partner, 0.0).masked_fill(to_row, 1.0))
+
+
+def _counts(class_counts: Sequence[int] | Tensor) -> Tensor:
+    """(C,); a tensor stays where it is and is not read."""
+    if not isinstance(class_counts, Tensor):
+        return torch.tensor(_checks.count_list(class_counts))
+    if class_counts.dim() != 1 or class_counts.is_floating_point():
+        raise ValueError(f"class_counts is {class_counts!r}; it must be (C,) integers")
+    return class_counts
 
 
 def boxes(shape: tuple[int, int], share: Tensor, min_area: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -218,7 +225,7 @@ def foreground_indices(
     _draws.check_labels(labels, len(labels), "labels")
     if n < 1:
         raise ValueError(f"n is {n}; it must be at least 1")
-    counts = torch.as_tensor(class_counts).to(labels.device, torch.float64)
+    counts = _counts(class_counts).to(labels.device, torch.float64)
     weights = counts.clamp_min(1.0) ** -_checks.number("power", power, low=0.0)
     weights = weights[labels].to(_draws.device_of(generator))
     return torch.multinomial(weights, n, replacement=True, generator=generator).to(labels.device)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._features import check_alpha, check_centering, check_count, check_features
+from .._features import check_alpha, check_centering, check_count, check_features, check_seed
 from ._measures import feature_diversity_gain
 
 # Without held-out samples a class is cut into so many folds, and each is held out in turn.
@@ -66,6 +66,7 @@ def fdg_target(
     """
     for name, value, least in (("n", n, 2), ("repeats", repeats, 1), ("added", 1 if added is None else added, 1)):
         check_count(value, name, least)
+    seed = check_seed(seed)
     check_centering(centering)
     check_alpha(alpha)
     others = dict(held_out or {})

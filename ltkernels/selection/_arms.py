@@ -82,7 +82,7 @@ class ClassSets(NamedTuple):
 
 def class_seed(seed: int, label: int) -> int:
     """The seed of everything that is chosen for a class, in run, select, experiment and stage 2 alike."""
-    return seed + 7919 * label
+    return (seed + 7919 * label) % 2**64
 
 
 def calibrated(
@@ -134,7 +134,7 @@ def cut(pool: Any, subset_size: int, seed: int) -> Subsets:
     if subset_size == 1:
         rows = torch.arange(pool.shape[0])
         return Subsets(rows, torch.arange(pool.shape[0] + 1), pool, 0.0)
-    return kmeans_subsets(pool, max(1, -(-pool.shape[0] // subset_size)), balanced=True, seed=seed % 2**31)
+    return kmeans_subsets(pool, max(1, -(-pool.shape[0] // subset_size)), balanced=True, seed=seed)
 
 
 def choose_rows(
@@ -248,7 +248,7 @@ def complete_class(
         ends = clusters.offsets.diff()[chosen.picked].cumsum(0).tolist() if greedy and clusters else []
         arms[mode] = arm(chosen.indices, ends)
     for number in range(n_random):
-        draw = match_pool(z, x, need, mean=None, seed=seed + number, centering=centering, alpha=alpha).indices
+        draw = match_pool(z, x, need, mean=None, seed=(seed + number) % 2**64, centering=centering, alpha=alpha).indices
         arms[f"random-{number}"] = arm(
             draw, () if number else sorted({-(-need * i // _POINTS) for i in range(1, _POINTS)})
         )

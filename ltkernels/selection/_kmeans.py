@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .._features import check_count, check_features
+from .._features import check_count, check_features, check_seed
+
+_MOST = 2**31 - 1  # FAISS counts in C ints
 
 # Epsilon, the auction's smallest raise, ends at this share of the mean distance to the nearest centroid: 10 % was as
 # good as 0.3 % on every data set tried. It starts at no less than this share of the largest distance and is divided by
@@ -159,7 +161,8 @@ def _faiss_labels(
     """(n, 1) distances (similarities if spherical) and labels of the rows after FAISS's k-means."""
     n, d = x.shape
     parameters = faiss.ClusteringParameters()
-    parameters.niter, parameters.nredo, parameters.spherical, parameters.seed = niter, nredo, spherical, seed
+    parameters.niter, parameters.nredo, parameters.spherical = niter, nredo, spherical
+    parameters.seed = (seed ^ seed >> 31 ^ seed >> 62) & _MOST  # a smaller seed is itself
     # 1 silences FAISS's warning below 39 rows a cluster; the other keeps it from sampling the rows.
     parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, n
     if device == "cpu":
@@ -231,9 +234,9 @@ def kmeans_subsets(
     x64 = check_features(features, "features")
     n = x64.shape[0]
     k = check_count(k, "k", 1)
-    niter = check_count(niter, "niter", 1)
-    nredo = check_count(nredo, "nredo", 1)
-    seed = check_count(seed, "seed", 0)
+    niter = check_count(niter, "niter", 1, _MOST)
+    nredo = check_count(nredo, "nredo", 1, _MOST)
+    seed = check_seed(seed)
     if k > n:
         raise ValueError(f"k = {k} subsets of {n} rows: k must not be above the number of rows")
     if device not in ("cpu", "cuda"):

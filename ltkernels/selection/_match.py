@@ -44,6 +44,7 @@ from .._features import (
     check_features,
     check_number,
     check_rows,
+    check_seed,
     cholesky_log_det,
 )
 from ..diversity import FdgTarget, fdg_target, feature_diversity_gain
@@ -296,7 +297,7 @@ def match_pool(
     x = check_rows(pool, "pool", z.shape[1], "original has", max(1, _BLOCK // z.shape[1]))
     if x.device != z.device:
         raise ValueError(f"pool is on {x.device}, original is on {z.device}")
-    n = check_count(n, "n", 1)
+    n, seed = check_count(n, "n", 1), check_seed(seed)
     if n > x.shape[0]:
         raise ValueError(f"n must be between 1 and the {x.shape[0]} rows of pool, got {n}")
     centering, alpha = check_centering(centering), check_alpha(alpha)

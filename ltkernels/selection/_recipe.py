@@ -167,7 +167,7 @@ def fdg_recipe(
             if mode == "match":
                 heads = {label: originals[label] for label in head}
                 options = {name: keywords[name] for name in ("centering", "alpha") if name in keywords}
-                target = calibrated(heads, held_out, class_counts[c], need, seed + c, **options)
+                target = calibrated(heads, held_out, class_counts[c], need, (seed + c) % 2**64, **options)
             rows = -(-math.ceil(pool_factor * need) // subset_size) * subset_size
 
             def report(found: int, total: int, number: int = number) -> None:

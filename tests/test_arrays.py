@@ -1,0 +1,121 @@
+"""Promise: arrays are read for their values, whatever their byte order, strides and flags, and seeds have up to 64 bits, in every public
+function of features alike; nothing warns, and what is no array of numbers is refused by the argument's name."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from ltkernels import diversity, selection
+
+X = np.random.default_rng(0).normal(size=(40, 6)).astype("f4")
+LABELS = np.repeat([0, 1], 20)
+
+
+def read_only(x: np.ndarray) -> np.ndarray:
+    copy = x.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+# Each holds the values of its argument.
+LAYOUTS = {
+    "reversed": lambda x: x[::-1].copy()[::-1],
+    "reversed columns": lambda x: x[:, ::-1].copy()[:, ::-1] if x.ndim == 2 else x[::-1].copy()[::-1],
+    "other byte order": lambda x: x.astype(x.dtype.newbyteorder("S")),
+    "Fortran order": np.asfortranarray,
+    "read only": read_only,
+    "long double": lambda x: x.astype(np.longdouble) if x.dtype.kind == "f" else x,
+    "every other": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "nested lists": lambda x: x.tolist(),
+    "memory map": lambda x: x.view(np.memmap),
+}
+
+
+def statistics(x, labels):
+    found = diversity.ClassStatistics(6, 2)
+    found.update(x, labels)
+    return torch.stack([part.mean for part in found.classes])
+
+
+CALLS = {
+    "feature_diversity": lambda a, y: diversity.feature_diversity(a(X)),
+    "feature_diversity_gain": lambda a, y: diversity.feature_diversity_gain(a(X[:20]), a(X[20:])),
+    "fdg_infimum": lambda a, y: torch.tensor(diversity.fdg_infimum(a(X), 5)),
+    "standardized_offset": lambda a, y: torch.tensor(diversity.standardized_offset(a(X[:20]), a(X[20:]))),
+    "select_representatives": lambda a, y: diversity.select_representatives(a(X), 3).indices,
+    "fdg_target": lambda a, y: torch.tensor(diversity.fdg_target({0: a(X)}, None, 5, added=5, seed=3).value),
+    "class_diversities": lambda a, y: diversity.class_diversities(a(X), y(LABELS)),
+    "ClassStatistics": lambda a, y: statistics(a(X), y(LABELS)),
+    "kmeans_subsets": lambda a, y: selection.kmeans_subsets(a(X), 4).order,
+    "match_pool": lambda a, y: selection.match_pool(a(X[:20]), a(X[20:]), 5).indices,
+    "select_subsets": lambda a, y: selection.select_subsets(a(X[:20]), a(X[20:]), y(np.arange(0, 21, 4)), m=2).indices,
+    "subset_gains": lambda a, y: torch.as_tensor(selection.subset_gains(a(X[:20]), a(X[20:]), y(np.arange(0, 21, 4)))),
+    "uniform_fdg_sets": lambda a, y: torch.as_tensor(
+        selection.uniform_fdg_sets(a(X[:20]), a(X[20:]), y(np.arange(0, 21, 4)), m=2, n_sets=2).fdg
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_are_read_for_their_values(name, layout) -> None:
+    def double(x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float64) if x.dtype.kind == "f" else x
+
+    expected = CALLS[name](double, np.asarray)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = CALLS[name](lambda x: LAYOUTS[layout](double(x)), LAYOUTS[layout])
+    assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("given", [np.array([["a", "b"]]), np.array([[object(), 1]]), {0: [1.0]}, "words"])
+@pytest.mark.parametrize("name", ["feature_diversity", "kmeans_subsets"])
+def test_what_is_no_array_of_numbers_is_refused_by_name(name, given) -> None:
+    with pytest.raises(TypeError, match="features must be a tensor or an array of numbers"):
+        CALLS[name](lambda x: given, np.asarray)
+
+
+SEEDED = {
+    "kmeans_subsets": lambda seed: selection.kmeans_subsets(X, 4, seed=seed).order,
+    "match_pool": lambda seed: selection.match_pool(X[:20], X[20:], 5, seed=seed).indices,
+    "fdg_target": lambda seed: torch.tensor(diversity.fdg_target({0: X}, None, 5, added=5, seed=seed).value),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**31, 2**63, 2**64 - 1, np.uint64(2**64 - 1)])
+@pytest.mark.parametrize("name", SEEDED)
+def test_seeds_of_up_to_64_bits(name, seed) -> None:
+    assert torch.equal(SEEDED[name](seed), SEEDED[name](int(seed)))
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "message"),
+    [
+        (2**64, ValueError, "seed must be at most 18446744073709551615, got 18446744073709551616"),
+        (-1, ValueError, "seed must be at least 0, got -1"),
+        (1.5, TypeError, "seed must be an integer, got float"),
+        (True, TypeError, "seed must be an integer, got bool"),
+    ],
+)
+@pytest.mark.parametrize("name", SEEDED)
+def test_what_is_no_seed_is_refused_by_name(name, seed, error, message) -> None:
+    with pytest.raises(error, match=message):
+        SEEDED[name](seed)
+
+
+def test_a_large_seed_gives_starts_of_its_own() -> None:
+    starts = {
+        tuple(selection.kmeans_subsets(X, 8, niter=1, seed=seed).order.tolist()) for seed in range(2**40, 2**40 + 8)
+    }
+    assert len(starts) > 4
+
+
+@pytest.mark.parametrize("name", ["niter", "nredo"])
+def test_counts_beyond_the_library_s_integers_are_refused_by_name(name) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at most 2147483647, got 2147483648"):
+        selection.kmeans_subsets(X, 4, **{name: 2**31})
