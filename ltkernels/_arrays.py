@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,10 +80,7 @@ def class_indices(
     1: they become 0..C-1, with "1", "2", ... for names where `class_names` gives none. Names None: the caller numbers them.
     Raises TypeError or ValueError naming the array.
     """
-    names = None if class_names is None else tuple(text(name) for name in class_names)
-    if names is not None and len(set(names)) != len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"class_names holds {twice[:_SHOWN]!r} twice")
+    names = None if class_names is None else _each_once(class_names)
     arrays = {argument: np.asarray(labels) for argument, labels in given.items()}
     kinds = {labels.dtype.kind in "SU" for labels in arrays.values()}
     if kinds == {True}:
@@ -104,8 +101,11 @@ def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     (see `class_indices`), with the names that they held as `class_names`; the class names as text. ValueError naming the file."""
     found = {name: plain(array) for name, array in arrays.items()}
     given = found.get("class_names")
-    if given is not None and given.dtype.kind == "S":
-        found["class_names"] = np.array([text(name) for name in given.ravel()])
+    if given is not None and given.dtype != object:
+        try:
+            found["class_names"] = np.array(_each_once(given.ravel()), np.str_)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     labels: dict[str, np.ndarray] = {name: found[name] for name in ("labels", "pool_labels") if name in found}
     if not any(
         array.dtype.kind in "fSU" or (array.size and array.min() > 0)
@@ -118,6 +118,15 @@ def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     return {**found, **numbers, **({"class_names": np.array(names)} if names else {})}
+
+
+def _each_once(class_names: Iterable[Any]) -> tuple[str, ...]:
+    """The names as text; ValueError for one that two classes have."""
+    names = tuple(text(name) for name in class_names)
+    if len(set(names)) != len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"class_names holds {twice[:_SHOWN]!r} twice")
+    return names
 
 
 def _named(

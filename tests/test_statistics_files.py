@@ -104,6 +104,30 @@ def test_a_class_too_small_for_a_gain_has_none(tmp_path) -> None:
     assert json.dumps(result, allow_nan=False)
 
 
+@pytest.mark.parametrize("command", ["audit", "select", "statistics"])
+def test_two_classes_of_one_name_are_refused_by_every_command(tmp_path, capsys, command) -> None:
+    rows, file = np.random.default_rng(0).normal(size=(6, 2)), tmp_path / "twice.npz"
+    np.savez(file, features=rows, labels=[0, 0, 0, 1, 1, 1], class_names=np.array(["ant", "ant"]))
+    assert run(command, file, "--out", tmp_path / "out") == 2
+    assert f"{file}: class_names holds 'ant' twice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_file_twice_is_refused_and_the_same_numbers_are_noticed(tmp_path, capsys) -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 2))
+    for name, names in (("text", ["ant", "bee"]), ("bytes", [b"ant", b"bee"])):
+        np.savez(tmp_path / f"{name}.npz", features=rows, labels=[0, 0, 0, 1, 1, 1], class_names=np.array(names))
+        write_statistics(tmp_path / f"{name}.npz", out=tmp_path / f"{name}-statistics.npz")
+    first, second = tmp_path / "text-statistics.npz", tmp_path / "bytes-statistics.npz"
+    assert ClassStatistics.load(second).names == ["ant", "bee"]
+    (tmp_path / "link.npz").symlink_to(first)
+    for same in (first, tmp_path / "link.npz"):
+        with pytest.raises(ValueError, match=f"{same} is {first}: its samples would count twice"):
+            merge_statistics((first, same))
+    assert run("statistics", "--merge", first, second) == 0
+    assert f"note: {second} holds the same numbers as {first}" in capsys.readouterr().err
+
+
 def test_refused_batches_and_names() -> None:
     x, y = data(0)
     s = ClassStatistics(WIDTH, NAMES).update(x, y)

@@ -2,6 +2,7 @@
 either."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not is_first():
         return
     parties = result["parties"]
+    for note in result.get("notes", ()):
+        print(f"note: {note}", file=sys.stderr)
     wide = max(5, *map(len, result["names"]))
     titles = [f"FDG over {Path(party['file']).name}" for party in parties]
     print(f"{'class':<{wide}}{'samples':>10}{'V':>10}" + "".join(f"  {title:>10}" for title in titles))

@@ -8,7 +8,6 @@ themselves: `_engines.loop` in C++, and `_engines.batched`, many runs in each to
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._memory import available
 from .._npz import write_npz
 from ._checkpoint import EVERY
 from ._engines import loop
@@ -48,13 +48,8 @@ class Outcome(NamedTuple):
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes that a selection may take by default: half of what is free."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (ValueError, OSError, AttributeError):
-        return 1 << 31
+    """Bytes that a selection may take by default."""
+    return available(device) // 2
 
 
 def _loop_fits(problem: Problem) -> bool:

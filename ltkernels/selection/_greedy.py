@@ -161,7 +161,7 @@ def select_subsets(
         alpha: factor of the covariance, above 0.
         engine: "full" scores every candidate at each step, "lazy" those that bounds leave open (CPU, subsets of at most 128
             rows; the quantile needs every score and gets it), "auto" is the faster one. Both pick the same subsets.
-        memory_budget: bytes that the selection may take; half of what is free by default.
+        memory_budget: bytes that the selection may take; by default half of what is available (see `ltkernels._memory`).
         checkpoint: file that keeps the steps made, for long runs: an interrupted call, made again with the same
             arguments (m may differ), goes on from there.
         progress: called with (steps made, steps wanted).

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ltkernels._arrays import readable
+from ltkernels._arrays import readable, tensor
 from ltkernels._npz import map_arrays, map_npy, read_arrays
 from ltkernels._ranks import Ranks, together
 from ltkernels.augment import most_similar_class
@@ -30,10 +30,8 @@ from ltkernels.train.tables import write_csv
 _BLOCK = 1 << 16
 
 
-def load_features(
-    path: Path, labels: Path | None = None, optional: tuple[str, ...] = ("pool", "pool_labels")
-) -> dict[str, np.ndarray]:
-    """Arrays `features` and `labels`, and those of `optional` that the file has, memory-mapped where the format allows
+def load_features(path: Path, labels: Path | None = None, optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Arrays `features` and `labels`, and `class_names` and those of `optional` that the file has, memory-mapped where the format allows
     (.npy, and .npz written without compression).
 
     `path` is an .npz file with these keys, or an .npy file of features with the labels in another. Raises
@@ -45,6 +43,7 @@ def load_features(
         return readable(path, {"features": map_npy(path), "labels": map_npy(labels)})
     if labels is not None:
         raise ValueError(f"--labels {labels}: only for an .npy file of features; {path} holds its own labels")
+    optional = ("class_names", *optional)
     arrays: dict[str, np.ndarray] = dict(map_arrays(path, ("features", "labels", *optional)))
     rest = tuple(name for name in ("features", "labels") if name not in arrays)
     missing = tuple(name for name in optional if name not in arrays)
@@ -63,7 +62,7 @@ def check_labelled(path: Path, arrays: dict[str, np.ndarray], features: str, lab
     # Before a table of all classes is made: one forged label would make it as large as it likes.
     if labels == "labels" and y.max() >= len(y):
         raise ValueError(f"{path}: {labels} reach {y.max()}, of {len(y)} samples: some class has none")
-    return torch.from_numpy(np.asarray(x)), torch.from_numpy(y.astype(np.int64))
+    return tensor(x), torch.from_numpy(y.astype(np.int64))
 
 
 @rundir.alone

@@ -1,9 +1,12 @@
 """The job `ltkernels statistics`: statistics of the classes of a file of features, and those of several parties together."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ltkernels._ranks import Ranks, together
 from ltkernels.diversity import ClassStatistics
@@ -30,10 +33,10 @@ def write_statistics(
         with together(ranks):
             if world.is_main:
                 _check_out(out, force)
-            arrays = load_features(path, None if labels is None else Path(labels), ("class_names",))
+            arrays = load_features(path, None if labels is None else Path(labels))
             x, y = check_labelled(path, arrays, "features", "labels")
             given = arrays.get("class_names")
-            names = int(y.max()) + 1 if given is None else [str(name) for name in given.ravel()]
+            names = int(y.max()) + 1 if given is None else list(given.ravel())
             try:
                 statistics = ClassStatistics(x.shape[1], names)
                 begin, end = (len(x) * (world.rank + i) // world.size for i in range(2))
@@ -57,21 +60,27 @@ def merge_statistics(
 
     Returns names, counts and diversity of the classes of the union, and for every party its file, counts, diversity and gain:
     the Feature Diversity Gain of the union over its own samples (V(union) / V(own) - 1; None where it has fewer than two
-    samples of a class, or equal ones). Raises FileExistsError where `out` is there and `force` is not given,
-    FileNotFoundError, or ValueError naming the file.
+    samples of a class, or equal ones); and notes, sentences on parties that hold the same. Raises FileExistsError where `out` is there
+    and `force` is not given, FileNotFoundError, or ValueError naming the file.
     """
     distributed.refuse("merging files of statistics")
     _check_out(out, force)
     if not paths:
         raise ValueError("paths is empty: there must be a file to merge")
     parties = [ClassStatistics.load(path) for path in paths]
+    notes = []
+    for (first, one), (second, other) in itertools.combinations(zip(paths, parties), 2):
+        if Path(first).samefile(second):
+            raise ValueError(f"--merge: {second} is {first}: its samples would count twice")
+        if _equal(one, other):
+            notes.append(f"{second} holds the same numbers as {first}: if these are the same samples, they count twice")
     union = ClassStatistics(parties[0].width, parties[0].names)
     for path, party in zip(paths, parties):
         try:
             union.merge(party)
         except ValueError as error:
             raise ValueError(f"{path}: {error}".replace("other has", "has")) from None
-    result = _result(union, "the union")
+    result = _result(union, "the union") | {"notes": notes}
     for path, party in zip(paths, parties):
         own = dict(zip(party.names, zip(party.counts, _values(party, str(path)))))
         counts, values = zip(*(own.get(name, (0, None)) for name in union.names))
@@ -80,6 +89,19 @@ def merge_statistics(
     if out is not None:
         union.save(out)
     return result
+
+
+def _equal(one: ClassStatistics, other: ClassStatistics) -> bool:
+    """Whether both hold the same numbers of the same classes, and so have seen the same samples."""
+    return (
+        one.names == other.names
+        and one.counts == other.counts
+        and any(one.counts)
+        and all(
+            torch.equal(a.scatter, b.scatter) and torch.equal(a.mean, b.mean)
+            for a, b in zip(one.classes, other.classes)
+        )
+    )
 
 
 def _check_out(out: str | Path | None, force: bool) -> None:

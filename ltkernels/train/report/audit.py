@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltkernels._arrays import tensor
 from ltkernels.diversity import FeatureStatistics, feature_diversity
 from ltkernels.train.metrics import feature_drift
 from ltkernels.train.report.charts import points
@@ -134,8 +135,8 @@ def audit_file(
     path, out = Path(path), Path(out)
     if out.is_dir() or (out.exists() and not force):
         raise FileExistsError(f"--out {out}: exists; --force replaces a file")
-    arrays = load_features(path, None, ("class_names", "probabilities"))
-    second = None if other is None else load_features(Path(other), None, ())
+    arrays = load_features(path, None, ("probabilities",))
+    second = None if other is None else load_features(Path(other))
     try:
         result = audit(
             *_labelled(arrays),
@@ -155,9 +156,7 @@ def _labelled(arrays: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
     features, labels = arrays["features"], arrays["labels"]
     if features.dtype.kind != "f" or labels.dtype.kind not in "iu":
         raise ValueError(f"features must be floating and labels integer, got {features.dtype} and {labels.dtype}")
-    if features.dtype not in (np.float16, np.float32, np.float64) or not features.dtype.isnative:
-        features = features.astype(np.float64)
-    return torch.from_numpy(np.asarray(features)), torch.from_numpy(labels.astype(np.int64))
+    return tensor(features), torch.from_numpy(labels.astype(np.int64))
 
 
 def _class_diversity(features: Tensor, labels: Tensor, counts: Sequence[int]) -> list[float]:
