@@ -2,7 +2,7 @@
 
     python -m benchmarks.loss_margins --out benchmarks/results/loss-margins.png
 
-Left: linear classifiers of two overlapping classes of 1000 and 20 samples, each trained to the end. Middle and right: by how much the
+Top: linear classifiers of two overlapping classes of 1000 and 20 samples, each trained to the end. Middle and bottom: by how much the
 logit (the cosine) of a label with n samples must lead that of a class with 1000 for the loss of the pair to be that of a coin, log 2.
 The leads are found on the losses themselves, by bisection.
 """
@@ -86,7 +86,7 @@ def draw(path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, *panels) = pyplot.subplots(1, 3, figsize=(12.5, 4.1), layout="constrained")
+    figure, (left, *panels) = pyplot.subplots(3, 1, figsize=(6.2, 13.0), layout="constrained")  # readable on a phone
     x, y = samples()
     for label, colour, text in ((0, "0.75", "1000 samples"), (1, "#F0C040", "20 samples")):
         left.scatter(*x[y == label].T, s=9 if label == 0 else 22, color=colour, label=text)
@@ -96,7 +96,7 @@ def draw(path: Path) -> None:
         left.plot(-(b * height + c) / a, height, color=COLOURS[name], label=name)
     left.axvline(0.0, color="black", linewidth=1, linestyle=":", label="best for balanced tests")
     left.set(xlim=(-8.2, 4.6), ylim=(-3.6, 3.6), title="boundary after training, linear head", xticks=[], yticks=[])
-    left.legend(loc="upper left", fontsize=7.5, framealpha=0.95)
+    left.legend(loc="upper left", fontsize=9, framealpha=0.95)
     for axis, names, what in (
         (panels[0], LINEAR, f"lead of the label's logit over {HEAD_LOGIT:g}"),
         (panels[1], COSINE, f"lead of the label's cosine over {HEAD_COSINE:g}"),
@@ -107,7 +107,7 @@ def draw(path: Path) -> None:
             xscale="log", xlabel="samples of the label's class", ylabel=what, ylim=(-0.02 * axis.get_ylim()[1], None)
         )
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7.5)
+        axis.legend(fontsize=9)
     panels[0].set_title("linear heads")
     panels[1].set_title("cosine heads")
     figure.savefig(path, dpi=110, metadata={"Software": None})
