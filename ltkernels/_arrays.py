@@ -18,7 +18,8 @@ def plain(array: Any) -> np.ndarray:
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return np.ascontiguousarray(array) if any(stride < 0 for stride in array.strides) else array
+    # A copy: an array of one row counts as contiguous whatever its strides.
+    return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
 class _Writable:

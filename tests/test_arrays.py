@@ -73,6 +73,13 @@ def test_arrays_are_read_for_their_values(name, layout) -> None:
     assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
 
 
+def test_one_row_with_a_negative_stride() -> None:
+    one = X[:1][::-1]
+    assert one.strides[0] < 0
+    gains = (diversity.feature_diversity_gain(X[:20], row) for row in (one, X[:1].copy()))
+    assert next(gains) == next(gains)
+
+
 @pytest.mark.parametrize("given", [np.array([["a", "b"]]), np.array([[object(), 1]]), {0: [1.0]}, "words"])
 @pytest.mark.parametrize("name", ["feature_diversity", "kmeans_subsets"])
 def test_what_is_no_array_of_numbers_is_refused_by_name(name, given) -> None:

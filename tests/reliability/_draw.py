@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _part import Tally
 from torch import Tensor
@@ -85,6 +86,32 @@ class Draw(random.Random):
         whole = torch.full(shape, filler, dtype=value.dtype)
         whole[tuple(at)] = value
         return whole[tuple(at)]
+
+    def given(self, value: Tensor) -> Any:
+        """The same numbers as callers have them: now and then an array of any byte order, strides and flags, or nested lists."""
+        if value.dtype == torch.bfloat16 or self.chance(0.6):
+            return value
+        array = value.numpy()
+        kind = self.say(
+            "given", self.choice(["array", "swapped", "backwards", "Fortran", "read only", "long double", "list"])
+        )
+        if kind == "swapped":
+            return array.astype(array.dtype.newbyteorder("S"))
+        if kind == "backwards":
+            return array[::-1].copy()[::-1]
+        if kind == "Fortran":
+            return np.asfortranarray(array)
+        if kind == "read only":
+            array = array.copy()
+            array.flags.writeable = False
+        if kind == "long double" and array.dtype.kind == "f":
+            return array.astype(np.longdouble)
+        # Python's numbers are doubles: a list of others would be another type of features.
+        return array.tolist() if kind == "list" and array.dtype in (np.float64, np.int64) and array.size else array
+
+    def any_seed(self) -> int:
+        """Of up to 64 bits."""
+        return self.choice([0, self.case, self.getrandbits(31), self.getrandbits(64), 2**64 - 1])
 
     def counts(self, classes: int) -> list[int]:
         """Class counts, long-tailed in no order; now and then equal, or enormous."""

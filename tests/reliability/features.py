@@ -73,11 +73,11 @@ def measures(draw: Draw) -> None:
     centering = draw.say("centering", draw.choice(CENTERINGS))
     z, x = features(draw, n, width), draw.normal(draw.size(30, 0.1), width)
     centred = z.double() - z.double().mean(0)
-    close(float(diversity.feature_diversity(z, alpha=alpha)), diversity_of(centred, alpha))
+    close(float(diversity.feature_diversity(draw.given(z), alpha=alpha)), diversity_of(centred, alpha))
     alone = z.double() if centering == "none" else centred
     if diversity_of(alone, alpha) < 1e-6:
         return
-    gain = diversity.feature_diversity_gain(z, x, centering=centering, alpha=alpha)
+    gain = diversity.feature_diversity_gain(draw.given(z), draw.given(x), centering=centering, alpha=alpha)
     close(float(gain), gain_of(z, x, centering, alpha) if len(x) else 0.0, 10.0)
     close(
         float(_features.original_diversity(z.double(), centering, float(alpha))),
@@ -102,7 +102,7 @@ def statistics(draw: Draw) -> None:
     width, n = draw.size(20), 2 + draw.size(60)
     x = features(draw, n, width)
     cuts = sorted(draw.randint(0, n) for _ in range(draw.randint(0, 4)))
-    parts = [diversity.FeatureStatistics(width).update(part) for part in torch.tensor_split(x, cuts)]
+    parts = [diversity.FeatureStatistics(width).update(draw.given(part)) for part in torch.tensor_split(x, cuts)]
     draw.shuffle(parts)
     whole = diversity.FeatureStatistics(width)
     for part in parts:
@@ -134,7 +134,7 @@ def statistics(draw: Draw) -> None:
     assert torch.equal(whole.mean, kept[1])
     assert torch.equal(whole.scatter, kept[2])
     labels = draw.integers(0, 4, n)
-    values = diversity.class_diversities(x, labels, num_classes=5)
+    values = diversity.class_diversities(draw.given(x), draw.given(labels), num_classes=5)
     for c in range(5):
         own = x[labels == c]
         if len(own):
@@ -151,7 +151,10 @@ def parties(draw: Draw) -> None:
     sets = [features(draw, draw.size(40), width) for _ in range(2)]
     labels = [draw.integers(0, 3, len(x)) for x in sets]
     names = (["a", "b", "c"], draw.choice([["a", "b", "c"], ["c", "a", "new"]]))
-    made = [diversity.ClassStatistics(width, own).update(x, y) for own, x, y in zip(names, sets, labels)]
+    made = [
+        diversity.ClassStatistics(width, own).update(draw.given(x), draw.given(y))
+        for own, x, y in zip(names, sets, labels)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "party.npz"
         made[1].save(path)
@@ -176,7 +179,7 @@ def parties(draw: Draw) -> None:
 def representatives(draw: Draw) -> None:
     x = features(draw, 1 + draw.size(40), draw.size(12))
     k = draw.randint(1, len(x))
-    found = diversity.select_representatives(x, k)
+    found = diversity.select_representatives(draw.given(x), k)
     assert len(set(found.indices.tolist())) == k, "a row was picked twice"
     centred = x.double() - x.double().mean(0)
     close(float(found.diversity[-1]), diversity_of(centred[found.indices], 1.0, k), 100.0)
@@ -200,7 +203,7 @@ def subsets(draw: Draw) -> None:
     z, x, offsets = pool_of(draw)
     centering, alpha = draw.choice(CENTERINGS), draw.choice([1.0, 0.1, 20.0])
     gains = selection.subset_gains(
-        z, x, draw.choice([offsets, torch.tensor(offsets)]), centering=centering, alpha=alpha
+        draw.given(z), draw.given(x), draw.given(torch.tensor(offsets)), centering=centering, alpha=alpha
     )
     for c, gain in enumerate(gains.tolist()):
         close(gain, gain_of(z, x[offsets[c] : offsets[c + 1]], centering, alpha), 100.0)
@@ -216,14 +219,17 @@ def targets(draw: Draw) -> None:
     error = math.sqrt(float((z.double() - z.double().mean(0)).square().sum())) / n
     if error > 0.0:
         length = float((x.double().mean(0) - z.double().mean(0)).norm())
-        close(diversity.standardized_offset(z, x), length / error, 1e4)
+        close(diversity.standardized_offset(draw.given(z), draw.given(x)), length / error, 1e4)
     assert diversity.FAR > 0
     heads = {label: draw.normal(30 + draw.size(10), width) for label in "ab"}
     small = draw.randint(2, 9)
-    found = diversity.fdg_target(heads, None, small, repeats=3, seed=draw.case)
+    seed = draw.any_seed()
+    found = diversity.fdg_target(
+        {label: draw.given(head) for label, head in heads.items()}, None, small, repeats=3, seed=seed
+    )
     assert isinstance(found, diversity.FdgTarget)
     assert math.isfinite(found.value)
-    assert found == diversity.fdg_target(heads, None, small, repeats=3, seed=draw.case)
+    assert found == diversity.fdg_target(heads, None, small, repeats=3, seed=seed)
     refused(lambda: diversity.standardized_offset(z, x[:0]))
     refused(lambda: diversity.standardized_offset(spoiled(draw, z), x))
     refused(lambda: diversity.fdg_target(heads, None, draw.choice([1, 0, 2.5, 10_000])))
@@ -300,7 +306,7 @@ def one_selection(draw: Draw) -> None:
     centering, alpha = draw.say("centering", draw.choice(CENTERINGS)), draw.choice([1.0, 0.1, 20.0])
     rule, m = rule_of(draw), draw.say("m", draw.randint(1, min(6, len(offsets) - 1)))
     common = {"m": m, "centering": centering, "alpha": alpha}
-    found = selection.select_subsets(z, x, offsets, **common, **rule)
+    found = selection.select_subsets(draw.given(z), draw.given(x), draw.given(torch.tensor(offsets)), **common, **rule)
     assert len(found.picked) == m
     check_selection(found, z, x, offsets, centering, alpha, rule)
     engine = draw.say("engine", draw.choice(["full", "lazy"]))
@@ -344,9 +350,9 @@ def clusters(draw: Draw) -> None:
     x = features(draw, n, width)
     k, balanced, spherical = draw.randint(1, n), draw.chance(0.5), draw.chance(0.3)
     draw.say("n, k, balanced, spherical", (n, k, balanced, spherical))
-    options = {"balanced": balanced, "spherical": spherical, "seed": draw.randrange(2**31), "niter": 3}
+    options = {"balanced": balanced, "spherical": spherical, "seed": draw.any_seed(), "niter": 3}
     try:
-        found = selection.kmeans_subsets(x, k, **options)
+        found = selection.kmeans_subsets(draw.given(x), k, **options)
     except ImportError:
         return
     assert sorted(found.order.tolist()) == list(range(n)), "a row is missing or comes twice"
@@ -366,7 +372,11 @@ def clusters(draw: Draw) -> None:
     refused(lambda: selection.kmeans_subsets(spoiled(draw, x), 1))
     refused(
         lambda: selection.kmeans_subsets(
-            x, k, **draw.choice([{"seed": -1}, {"niter": 0}, {"device": "gpu"}, {"float16": True}])
+            x,
+            k,
+            **draw.choice(
+                [{"seed": -1}, {"seed": 2**64}, {"niter": 0}, {"niter": 2**31}, {"device": "gpu"}, {"float16": True}]
+            ),
         )
     )
 
@@ -418,14 +428,15 @@ def matched(draw: Draw) -> None:
     z, pool = draw.normal(n, width), draw.normal(20 + draw.size(60), width)
     take = draw.randint(1, 20)
     options = draw.say("options", draw.choice([{}, {"fdg": 0.3}, {"mean": None, "fdg": 0.2}, {"mean": None}]))
-    found = selection.match_pool(z, pool, take, seed=draw.case, **options)
+    seed = draw.any_seed()
+    found = selection.match_pool(draw.given(z), draw.given(pool), take, seed=seed, **options)
     rows = found.indices.tolist()
     assert len(set(rows)) == take
-    assert rows == selection.match_pool(z, pool, take, seed=draw.case, **options).indices.tolist()
+    assert rows == selection.match_pool(z, pool, take, seed=seed, **options).indices.tolist()
     close(float(found.fdg[-1]), gain_of(z, pool[found.indices], "joint", 1.0), 1e3)
     close(found.offset, diversity.standardized_offset(z, pool[found.indices]), 1e4)
     if options == {"mean": None}:
-        drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw.case))[:take]
+        drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:take]
         assert sorted(rows) == sorted(drawn.tolist())
     refused(lambda: selection.match_pool(z, pool, draw.choice([0, -1, 1.5, True, len(pool) + 1])))
     refused(lambda: selection.match_pool(z, spoiled(draw, pool), 1))
