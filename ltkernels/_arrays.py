@@ -12,9 +12,9 @@ import torch
 _SHOWN = 40  # characters of a label in a message
 
 
-def plain(array: Any) -> np.ndarray:
+def plain(given: Any) -> np.ndarray:
     """The array in native byte order and with strides that torch takes; float128 as float64. The same memory where it can be."""
-    array = np.asanyarray(array)  # a memory-mapped one stays mapped
+    array: np.ndarray = np.asanyarray(given)  # a memory-mapped one stays mapped
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)

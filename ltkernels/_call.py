@@ -54,36 +54,31 @@ class Call(NamedTuple):
     form_options: tuple[float, ...] = ()
     backend: str = "cpu"
 
-    @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The first fields: all tensors but `numbers`."""
         found: tuple[Tensor | None, ...] = self[:14]  # TENSORS, which says no type
         return found
 
-    @property
     def tables(self) -> Tables:
         return self[3:8]
 
     def held(self) -> list[Tensor]:
         """The tensors that there are, to be saved for a backward: saving fourteen Nones takes longer than a small kernel."""
-        return [tensor for tensor in self.tensors if tensor is not None]
+        return [tensor for tensor in self.tensors() if tensor is not None]
 
     def holding(self, held: Iterable[Tensor]) -> Call:
         """With these, in the order of `held`, in place of its own."""
         tensors = iter(held)
-        return Call._make([*(None if own is None else next(tensors) for own in self.tensors), *self[TENSORS:]])
+        return Call._make([*(None if own is None else next(tensors) for own in self.tensors()), *self[TENSORS:]])
 
-    @property
     def beside(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """sample_weight, smoothing, label_scale: what no kernel forms a gradient with respect to."""
         return self[11:14]
 
-    @property
     def eps(self) -> float | Tensor:
         """The label smoothing: a number for all labels, or (C,)."""
         return self.label_smoothing if self.smoothing is None else self.smoothing
 
-    @property
     def smooth(self) -> bool:
         """Whether labels are smoothed."""
         return self.label_smoothing != 0.0 or self.smoothing is not None

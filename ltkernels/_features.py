@@ -84,11 +84,12 @@ def check_count(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int
     """`value` as an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
+    count = int(value)
+    if count < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    if value > most:
+    if count > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
-    return int(value)
+    return count
 
 
 def check_seed(seed: Any) -> int:

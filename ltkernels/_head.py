@@ -326,7 +326,7 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor | None, create_graph: b
         logits = logits_of(features, weight, bias, ctx.settings[0])
         return _reference.adjusted_cross_entropy(logits, call.with_tables(given[3:]))
 
-    return differentiable(of_inputs, (*inputs, *call.tables), ctx.needs_input_grad[:_INPUTS], upstream, create_graph)
+    return differentiable(of_inputs, (*inputs, *call.tables()), ctx.needs_input_grad[:_INPUTS], upstream, create_graph)
 
 
 def _autograd(below: Any, features: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Any:
@@ -338,8 +338,8 @@ def _autograd(below: Any, features: Tensor, weight: Tensor, bias: Tensor | None,
                 f"the gradients that ltkernels::linear_adjusted_ce gives have no derivative for {transforms()}"
             )
         loss = _reference.adjusted_cross_entropy(logits_of(features, weight, bias, normalize), call)
-    elif wants_gradient((features, weight, bias, *call.tables)):
-        loss = _apply(features, weight, bias, *call.tables, call, normalize, chunk_rows, below)
+    elif wants_gradient((features, weight, bias, *call.tables())):
+        loss = _apply(features, weight, bias, *call.tables(), call, normalize, chunk_rows, below)
         if any(needs):  # a graph that was traced with them in it is traced again under autograd
             return loss, *below(features, weight, bias, *arguments)[1:]
     else:
@@ -365,11 +365,11 @@ def loss_in_chunks(
 ) -> Tensor:
     """The loss of a checked call without the logits; differentiable in features, weight, bias and tables."""
     inputs = (features, weight, bias)
-    if not direct((*inputs, *call.tensors)):
+    if not direct((*inputs, *call.tensors())):
         refuse_dtensors(call)
         loss: Tensor = operator(*inputs, *as_operands(call), normalize, chunk_rows, (False,) * _INPUTS)[0]
-    elif wants_gradient((*inputs, *call.tables)):
-        loss = _apply(*inputs, *call.tables, call, normalize, chunk_rows, None)
+    elif wants_gradient((*inputs, *call.tables())):
+        loss = _apply(*inputs, *call.tables(), call, normalize, chunk_rows, None)
     else:
         loss = _kernel(*inputs, *call, normalize, chunk_rows, (False,) * _INPUTS)[0]
     return loss

@@ -79,9 +79,9 @@ def hooks_active() -> bool:
 
 
 def is_dtensor(value: object) -> bool:
-    # A DTensor exists only where its module, which takes long to import, is there already. Until torch 2.5 it was private.
-    modules = (sys.modules.get(f"torch.distributed.{name}") for name in ("tensor", "_tensor"))
-    return any(module is not None and isinstance(value, module.DTensor) for module in modules)
+    # A DTensor exists only where its module, which takes long to import, is there already.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def refuse_dtensors(call: Call) -> None:

@@ -279,7 +279,7 @@ def _no_tiles(loss: Checked) -> str:
     """Why Triton's tiles cannot serve a call; empty where they can."""
     if loss.call.form:
         return f"{_terms.FORMS[loss.call.form]} needs whole rows"
-    if wants_gradient(loss.call.tables):
+    if wants_gradient(loss.call.tables()):
         return "a table requires a gradient"
     if loss.call.sample_weight is not None:
         return "they know no sample weights"

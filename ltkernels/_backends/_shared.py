@@ -48,7 +48,7 @@ def bad_table(index: int, call: Call) -> ArgumentError:
         problem = find_bad_beside(call)
         assert problem is not None
         return problem
-    name, table = TABLES[index], call.tables[index]
+    name, table = TABLES[index], call.tables()[index]
     assert table is not None
     at = int(_not_finite(index, table).nonzero()[0])
     allowed = "finite or -inf" if name == "shift" else "finite"
@@ -78,7 +78,7 @@ def find_bad_beside(call: Call) -> ArgumentError | None:
 
 def find_bad_table(call: Call) -> ArgumentError | None:
     """The first table of a call with an entry that no kernel takes. Looks at the tables."""
-    for index, table in enumerate(call.tables):
+    for index, table in enumerate(call.tables()):
         if table is not None and _not_finite(index, table).any():
             return bad_table(index, call)
     return find_bad_beside(call)

@@ -67,7 +67,7 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
             0 if row_scale is None else address(row_scale, "row_scale"),
             0 if weight is None else address(weight, "weight"),
         )
-    own, smoothing, label_scale = call.beside
+    own, smoothing, label_scale = call.beside()
     if not (own is smoothing is label_scale is None):
         job.inputs(
             0 if own is None else address(own, "sample_weight"),

@@ -83,7 +83,7 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out, *, path: str = "any") -> N
     job.rows, job.classes = rows, classes
     job.target, job.ignore_index = address(call.target, "target"), call.ignore_index
     job.target_b, job.lam = address(call.target_b, "target[1]"), address(call.lam, "lam")
-    for name, table in zip(TABLES, call.tables, strict=True):
+    for name, table in zip(TABLES, call.tables(), strict=True):
         setattr(job, name, address(table, name))
     factor = call.factor(rows)
     if factor is not None:

@@ -55,7 +55,7 @@ class Sharded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features, weight, bias, pairs, denominator, call, options):
-        tables = call.tables
+        tables = call.tables()
         real = _checks.real_dtype(features.dtype)
         if options.rows is not None:
             features = _exchange.gather_rows(features, options.rows, options.group)
@@ -156,7 +156,7 @@ def finish(
             weight=call.weight,
             label_scale=call.label_scale,
             focal_gamma=call.focal_gamma,
-            label_smoothing=call.eps,
+            label_smoothing=call.eps(),
             ignore_index=IGNORED,
         )
         loss = loss + finished.loss * share

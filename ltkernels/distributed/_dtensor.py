@@ -36,7 +36,7 @@ class _ShardedLogits(torch.autograd.Function):
         local = [_two_phase.local_labels(y, _autograd.IGNORED, start, z.shape[1]) for y, _ in pairs]
         sigmas = [_autograd.row_scales(y, call.row_scale) for y, _ in pairs]
         z = z.contiguous()
-        smooth = call.smooth
+        smooth = call.smooth()
         rows = torch.stack([_two_phase.statistics(z, y, s, smooth=smooth, **tables) for y, s in zip(local, sigmas)])
         merged = _exchange.merged(rows.flatten(0, 1), group, world).view_as(rows)
         loss, terms = _autograd.finish(merged, pairs, local, call, classes, scale)

@@ -87,7 +87,7 @@ def sharded_linear_adjusted_cross_entropy(
         raise ArgumentError(f"batch is {batch!r}; it must be one of {', '.join(map(repr, _BATCHES))}")
     call = _checked_call(features, target, classes, class_weight, options)
     device = features.device
-    sampling = _sampling.checked(sampling, call.eps)
+    sampling = _sampling.checked(sampling, call.eps())
 
     rows = None
     if device.type == "cpu" or batch == "sharded":
@@ -110,7 +110,7 @@ def sharded_linear_adjusted_cross_entropy(
         rows,
         kept,
         bool(normalize),
-        call.smooth,
+        call.smooth(),
     )
     with torch.autocast(device.type, enabled=False):  # it would cast the working dtype down
         loss: Tensor = _autograd.Sharded.apply(features, weight, bias, pairs, denominator, call, part)
@@ -148,7 +148,7 @@ def _agreed_rows(
     place: _placement.Placement, features: Tensor, call: Call, more: tuple[object, ...], sharded: bool
 ) -> _exchange.Rows | None:
     """Who has which rows of a sharded batch; None for a replicated one. Raises ValueError where the ranks do not agree."""
-    labels, tables = (*call[:3], call.sample_weight), (*call.tables, call.smoothing, call.label_scale)
+    labels, tables = (*call[:3], call.sample_weight), (*call.tables(), call.smoothing, call.label_scale)
     settings = (
         *more,
         *(call.focal_gamma, call.label_smoothing, call.ignore_index, call.reduction),

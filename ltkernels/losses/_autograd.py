@@ -257,7 +257,7 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor | None, create_graph: b
     def of_inputs(z: Tensor, *tables: Tensor | None) -> Tensor:
         return _reference.adjusted_cross_entropy(z, call.with_tables(tables))
 
-    return differentiable(of_inputs, (logits, *call.tables), ctx.needs_input_grad[:6], upstream, create_graph)
+    return differentiable(of_inputs, (logits, *call.tables()), ctx.needs_input_grad[:6], upstream, create_graph)
 
 
 def differentiable(
@@ -386,10 +386,10 @@ def _autograd(below: Below, logits: Tensor, *arguments: Any) -> tuple[Tensor, Te
         if need_grad or any(needs):
             raise RuntimeError(f"the gradients that ltkernels::adjusted_ce gives have no derivative for {transforms()}")
         return _reference.adjusted_cross_entropy(logits, call), logits.new_empty(0), _grad_tables(logits, _NO_TABLES)
-    if not wants_gradient((logits, *call.tables)):
+    if not wants_gradient((logits, *call.tables())):
         unwatched: tuple[Tensor, Tensor, Tensor] = below(logits, *arguments)
         return unwatched
-    found = _apply(logits, *call.tables, call, False, below)
+    found = _apply(logits, *call.tables(), call, False, below)
     if need_grad or any(needs):  # a graph that was traced with them in it is traced again under autograd
         return found, *below(logits, *arguments)[1:]
     return found, logits.new_empty(0), _grad_tables(logits, _NO_TABLES)
@@ -400,10 +400,10 @@ def _autograd_inplace(below: Below, logits: Tensor, *arguments: Any) -> tuple[Te
     call = Call(*operands)
     if transforms():
         raise RuntimeError("inplace=True is not possible: " + transforms() + " needs the logits as they were")
-    if not wants_gradient((logits, *call.tables)):
+    if not wants_gradient((logits, *call.tables())):
         unwatched: tuple[Tensor, Tensor] = below(logits, *arguments)
         return unwatched
-    loss, tables = _apply(logits, *call.tables, call, True, below)
+    loss, tables = _apply(logits, *call.tables(), call, True, below)
     return loss, tables if any(needs) else _grad_tables(logits, _NO_TABLES)
 
 

@@ -110,10 +110,10 @@ def checked(
             label_scale,
         )
         if plain is not None and (
-            (weight is None or not weight.requires_grad or not plain.smooth)
+            (weight is None or not weight.requires_grad or not plain.smooth())
             and (
                 (sample_weight is None and label_scale is None and plain.smoothing is None)
-                or not wants_gradient(plain.beside)
+                or not wants_gradient(plain.beside())
             )
         ):
             if grad_scale is None:
@@ -205,7 +205,7 @@ def checked(
         refuse_dtensors(call)
         if not probabilities:
             check_labels(call, classes)
-    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors)))
+    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors())))
 
 
 checked.__qualname__ = "adjusted_cross_entropy"  # as a wrong keyword is reported
@@ -234,7 +234,7 @@ def check_options(name: str, options: Shared) -> None:
 
 def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
     """Why no kernel can serve a call; empty when one can."""
-    lam, tables = call.lam, call.tables
+    lam, tables = call.lam, call.tables()
     if call.target.is_floating_point():
         return "class probabilities as target"
     if logits.shape[-1 if logits.dim() == 1 else 1] == 0:
@@ -244,8 +244,8 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
         return reason
     if lam is not None and lam.requires_grad and torch.is_grad_enabled():
         return "gradient with respect to lam"
-    if wants_gradient(call.beside):
-        learned = [name for name, value in zip(BESIDE, call.beside, strict=True) if wants_gradient((value,))]
+    if wants_gradient(call.beside()):
+        learned = [name for name, value in zip(BESIDE, call.beside(), strict=True) if wants_gradient((value,))]
         return f"gradient with respect to {learned[0]}"
     on_cpu = logits.is_cpu and backend != "triton"
     if wants_gradient(tables):
@@ -253,7 +253,7 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
             return "gradient with respect to a table, which the CPU kernel alone computes"
         if call.form:
             return "gradient with respect to a table of a closed form"
-        if call.smooth and wants_gradient((call.weight,)):
+        if call.smooth() and wants_gradient((call.weight,)):
             return "gradient with respect to the class weight under label smoothing"
     if not on_cpu and (call.label_scale is not None or call.smoothing is not None):
         name = "label_scale" if call.label_scale is not None else "a table as label_smoothing"
@@ -344,7 +344,7 @@ def check_labels(call: Call, classes: int) -> None:
     if (
         torch.compiler.is_compiling()
         or not call.target.is_cpu
-        or not direct((call.target, call.target_b, *call.beside))
+        or not direct((call.target, call.target_b, *call.beside()))
     ):
         return
     problem = _backends.find_bad_label(call, classes) or _backends.find_bad_beside(call)

@@ -19,7 +19,7 @@ Number = float | Tensor  # a tensor where a compiler must not know the value
 def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
     """The loss of logits (N, C); see `ltkernels.functional.adjusted_cross_entropy`. `Call.grad_scale` has no part in it."""
     z = logits.to(real_dtype(logits.dtype))
-    _, scale, margin, row_scale, weight = call.tables
+    _, scale, margin, row_scale, weight = call.tables()
     own, smoothing, label_scale = call.sample_weight, call.smoothing, call.label_scale
     a = z if scale is None else z * scale
     a = a if call.shift is None else a + call.shift

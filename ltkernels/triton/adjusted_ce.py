@@ -109,7 +109,7 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
     rows, classes = logits.shape
     loss, grad, _, _ = out
     target, target_b, lam = call.target, call.target_b, call.lam
-    shift, scale, margin, row_scale, weight = call.tables
+    shift, scale, margin, row_scale, weight = call.tables()
     table, seed, row_coef = call.table, call.seed, call.factor(rows)
     focal_gamma, label_smoothing, ignore_index, reduction = (
         call.focal_gamma, call.label_smoothing, call.ignore_index, call.reduction,

@@ -66,7 +66,7 @@ def linear_adjusted_ce(
     """
     real, precision = real_dtype(features.dtype), _configs.precision(features.dtype)
     target, target_b, lam = call.target, call.target_b, call.lam
-    shift, scale, margin, row_scale, class_weight = call.tables
+    shift, scale, margin, row_scale, class_weight = call.tables()
     focal_gamma, label_smoothing, ignore_index, reduction = (
         call.focal_gamma, call.label_smoothing, call.ignore_index, call.reduction,
     )  # fmt: skip
