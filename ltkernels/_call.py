@@ -56,11 +56,12 @@ class Call(NamedTuple):
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The first fields: all tensors but `numbers`."""
-        found: tuple[Tensor | None, ...] = self[:14]  # TENSORS, which says no type
-        return found
+        first = (self.target, self.target_b, self.lam, *self.tables(), self.table, self.seed, self.grad_scale)
+        return (*first, *self.beside())
 
     def tables(self) -> Tables:
-        return self[3:8]
+        # Spelled out: the compiler of torch 2.8 makes nothing of a slice of a record.
+        return self.shift, self.scale, self.margin, self.row_scale, self.weight
 
     def held(self) -> list[Tensor]:
         """The tensors that there are, to be saved for a backward: saving fourteen Nones takes longer than a small kernel."""
@@ -73,7 +74,7 @@ class Call(NamedTuple):
 
     def beside(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """sample_weight, smoothing, label_scale: what no kernel forms a gradient with respect to."""
-        return self[11:14]
+        return self.sample_weight, self.smoothing, self.label_scale
 
     def eps(self) -> float | Tensor:
         """The label smoothing: a number for all labels, or (C,)."""
