@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ltkernels
-from ltkernels._names import did_you_mean
+from ltkernels._names import did_you_mean, plain
 from ltkernels.commands import audit, experiment, predict, select, statistics
 from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, is_first
 
@@ -46,6 +46,18 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         # An abbreviated flag would change its meaning when a flag with the same beginning is added.
         super().__init__(**{**kwargs, "allow_abbrev": False})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Commands and flags in any capitals, and flags with - or _."""
+        given = list(sys.argv[1:] if args is None else args)
+        commands = {plain(c): c for action in self._actions for c in action.choices or () if action.dest == "command"}
+        flags = {plain(flag): flag for flag in self._option_string_actions if flag.startswith("--")}
+        if given:
+            given[0] = commands.get(plain(given[0]), given[0])
+        for i, (flag, equals, value) in enumerate(text.partition("=") for text in given):
+            if flag.startswith("--"):
+                given[i] = f"{flags.get(plain(flag), flag)}{equals}{value}"
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         # argparse prints the usage first; the promise is one line.
@@ -168,7 +180,9 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(_: argparse.Namespace) -> None:
-    rows = [("ltkernels", ltkernels.__version__), *ltkernels.doctor_report()]
+    from ltkernels import doctor_report
+
+    rows = [("ltkernels", ltkernels.__version__), *doctor_report()]
     known = {name for name, _ in rows}
     for module, package in _OPTIONAL.items():
         if package in known or module in known:
@@ -208,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (argparse's own exits are SystemExit with code 0 or 2)."""
     try:
         arguments = _parser().parse_args(argv)
+        importlib.import_module("ltkernels.losses")  # before all that builds on it
         _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt as stop:
         # A stop inside a result folder knows its signal; Ctrl-C before that leaves nothing.

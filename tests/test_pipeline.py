@@ -8,7 +8,7 @@ import torch
 
 from ltkernels import train
 from ltkernels.train import rundir
-from ltkernels.train.config import Config, from_mapping, parse_select, read_toml, to_toml
+from ltkernels.train.config import HEADINGS, Config, from_mapping, parse_select, read_toml, to_toml
 from ltkernels.train.features import complete_tail, derived_seed, head_tail_split
 from ltkernels.train.jobs import load_data
 from ltkernels.train.pipeline import Job
@@ -293,6 +293,23 @@ def test_config_survives_toml(tmp_path):
     path.write_text(to_toml(config), encoding="utf-8")
     assert from_mapping(read_toml(path), "x") == config
     assert read_toml(path)["imbalance"] == 50.0
+    headings = [line[1:-1] for line in path.read_text().splitlines() if line.startswith("[")]
+    assert headings == [heading.split()[0] for heading in HEADINGS.values()]
+
+
+def test_settings_stand_in_their_table_or_at_the_top(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('seed = 3\n[model]\nloss = "LDAM"\n[data]\ndata = "Digits-LT"\n')
+    assert from_mapping(read_toml(path), "x") == Config(seed=3, loss="ldam")
+    for text, words in (
+        ("[modle]\n", r"mine\.toml: unknown table \[modle\] \(did you mean model\?\); known: data, model"),
+        ("[model]\nlr = 1\n", r"lr belongs in \[optimisation\], not in \[model\]"),
+        ("lr = 1.0\n[optimisation]\nlr = 1.0\n", "lr stands there twice"),
+        ("[model]\nlosss = 1\n", r"unknown key losss \(did you mean loss\?\)"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            from_mapping(read_toml(path), str(path))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _C
 from .._features import check_count, check_features
+from .._native import _C
 
 # Epsilon, the auction's smallest raise, ends at this share of the mean distance to the nearest centroid: 10 % was as
 # good as 0.3 % on every data set tried. It starts at no less than this share of the largest distance and is divided by
