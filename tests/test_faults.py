@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ltkernels import cli, train
+from ltkernels.experiments import fdg as experiment
 from ltkernels.selection._checkpoint import drop_damaged
-from ltkernels.train import experiment, rundir
+from ltkernels.train import rundir
 from ltkernels.train.config import Config
 from ltkernels.train.logs import Logs
 

@@ -13,10 +13,10 @@ import torch
 import ltkernels as ltk
 from ltkernels.cli import main
 from ltkernels.diversity import FdgTarget
+from ltkernels.experiments.arms import make_arms
 from ltkernels.selection._arms import calibrated, parse_mode
 from ltkernels.selection._recipe import spread_evenly
 from ltkernels.train.config import Config
-from ltkernels.train.experiment_arms import make_arms
 from ltkernels.train.features import complete_tail
 from ltkernels.train.select import load_features, select_features
 

@@ -16,7 +16,7 @@ _SETTINGS = (
 
 
 def add_parser(commands: Any) -> None:
-    from ltkernels.train.protocol import Protocol
+    from ltkernels.experiments.protocol import Protocol
 
     experiment = commands.add_parser("experiment", help="whole studies in one command: fdg")
     experiment.add_argument(
@@ -33,8 +33,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ltkernels.train.experiment import fdg_experiment
-    from ltkernels.train.protocol import Protocol
+    from ltkernels.experiments.fdg import fdg_experiment
+    from ltkernels.experiments.protocol import Protocol
 
     protocol = Protocol(**given(arguments, Protocol))
     names = arguments.data.split(",")

@@ -35,7 +35,7 @@ _SELECT = "select {} --sets 5 --head-ratio 0.6 --random-repeats 1"
 # A life begins where all of this is imported already: it spends its time on what is to be disturbed.
 _IMPORTED = (
     "ltkernels.cli",
-    "ltkernels.train.experiment",
+    "ltkernels.experiments.fdg",
     "sklearn.datasets",
     "scipy.stats",
     "torch._dynamo",

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ltkernels.diversity import FdgTarget, feature_diversity_gain, standardized_offset
+from ltkernels.experiments.protocol import ARMS
 from ltkernels.selection import match_pool
 from ltkernels.selection._arms import choose_rows, class_seed, cut
-from ltkernels.train.protocol import ARMS
 
 # Draws of the random arm: what an arm is compared with is their mean.
 RANDOM = 3
