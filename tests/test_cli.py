@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltkernels.cli import _COMMANDS, main
+from ltkernels.cli import main
 from ltkernels.train import Config, choices, data, presets
 from ltkernels.train.batching import MIXERS
 from ltkernels.train.data import PROFILES
@@ -268,11 +268,18 @@ def test_help_has_headings_and_examples(capsys):
     assert _code("select", "--help") == 0
 
 
-@pytest.mark.parametrize("command", [None, *_COMMANDS])
+COMMANDS = (
+    *("run", "train", "evaluate", "report", "predict", "features", "select", "audit", "statistics", "experiment", "bench", "doctor"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_every_help_comes_without_torch(command, tmp_path):
     words = [sys.executable, "-X", "importtime", "-m", "ltkernels", *([command] if command else []), "--help"]
     result = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert result.stdout.startswith("usage: ltkernels")
+    assert command == "doctor" or "\nexamples:\n  ltkernels " in result.stdout
+    assert command or all(f"\n    {name}" in result.stdout for name in COMMANDS)
     loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "ltkernels.cli" in loaded
     assert not loaded & {"torch", "numpy", "ltkernels.losses"}

@@ -12,6 +12,11 @@ from ltkernels._settings import add_flags, given
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's --help."""
+    return "\n  ".join(["examples:", *lines])
+
+
 def is_first() -> bool:
     """Whether this process speaks: torchrun starts several."""
     return os.environ.get("RANK", "0") == "0"

@@ -75,6 +75,12 @@ def is_unfinished(out: Path) -> bool:
     return (out / CONFIG).is_file() and not (out / SUMMARY).is_file()
 
 
+def check_file(out: str | Path | None, force: bool) -> None:
+    """Raise FileExistsError where the file `out` is there and `force` does not allow to replace it, or where it is a folder."""
+    if out is not None and (Path(out).is_dir() or (Path(out).exists() and not force)):
+        raise FileExistsError(f"--out {out}: exists; --force replaces a file")
+
+
 def check_free(out: Path, force: bool, resume: bool = False) -> None:
     """Raise where `out` cannot become a result folder, before any work is done.
 

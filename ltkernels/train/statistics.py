@@ -8,6 +8,7 @@ from typing import Any
 from ltkernels._ranks import Ranks, together
 from ltkernels.diversity import ClassStatistics
 from ltkernels.train import distributed
+from ltkernels.train.rundir import check_file
 from ltkernels.train.select import check_labelled, load_features
 
 # Rows taken in together: a memory-mapped file is never read whole.
@@ -29,7 +30,7 @@ def write_statistics(
         ranks = None if world.size == 1 else Ranks()
         with together(ranks):
             if world.is_main:
-                _check_out(out, force)
+                check_file(out, force)
             arrays = load_features(path, None if labels is None else Path(labels), ("class_names",))
             x, y = check_labelled(path, arrays, "features", "labels")
             given = arrays.get("class_names")
@@ -61,7 +62,7 @@ def merge_statistics(
     FileNotFoundError, or ValueError naming the file.
     """
     distributed.refuse("merging files of statistics")
-    _check_out(out, force)
+    check_file(out, force)
     if not paths:
         raise ValueError("paths is empty: there must be a file to merge")
     parties = [ClassStatistics.load(path) for path in paths]
@@ -80,11 +81,6 @@ def merge_statistics(
     if out is not None:
         union.save(out)
     return result
-
-
-def _check_out(out: str | Path | None, force: bool) -> None:
-    if out is not None and (Path(out).is_dir() or (Path(out).exists() and not force)):
-        raise FileExistsError(f"--out {out}: exists; --force replaces a file")
 
 
 def _result(statistics: ClassStatistics, what: str) -> dict[str, Any]:
