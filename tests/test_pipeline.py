@@ -259,32 +259,44 @@ def test_unknown_loss_lists_the_known():
         train.train(QUICK.replace(loss="cee"))
 
 
+def _work(out, force, undone=(BaseException,)):
+    return rundir.open_run(out, force, resume=False, undone=undone)
+
+
 def test_force_replaces_runs_and_nothing_else(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with rundir.new_folder(out, force=False) as folder:  # an empty folder is free
-        (folder / "config.toml").write_text("a")
-    with pytest.raises(FileExistsError, match="--force"), rundir.new_folder(out, force=False):
+    with _work(out, force=False):  # an empty folder is free
+        (out / "selection.json").write_text("a")
+    with pytest.raises(FileExistsError, match="--force"), _work(out, force=False):
         pass
-    with rundir.new_folder(out, force=True) as folder:
-        (folder / "config.toml").write_text("b")
-    assert (out / "config.toml").read_text() == "b"
+    with _work(out, force=True):
+        assert not (out / "selection.json").exists()
+        (out / "selection.json").write_text("b")
+        with pytest.raises(FileExistsError, match="another run is writing into it"), _work(out, force=True):
+            pass
+    assert (out / "selection.json").read_text() == "b"
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"notes\.txt"), rundir.new_folder(out, force=True):
+    with pytest.raises(ValueError, match=r"notes\.txt"), _work(out, force=True):
         pass
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.toml", "notes.txt", "out"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["notes.txt", "out", "selection.json"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_nothing_is_left_when_the_work_stops(tmp_path, error):
-    def work():
-        with rundir.new_folder(tmp_path / "out", force=False) as folder:
-            (folder / "config.toml").write_text("half")
+    def work(force):
+        with _work(tmp_path / "out", force):
+            (tmp_path / "out" / "selection.json").write_text("half")
             raise error
 
     with pytest.raises(error):
-        work()
+        work(False)
     assert list(tmp_path.iterdir()) == []
+    with _work(tmp_path / "out", False):
+        (tmp_path / "out" / "selection.json").write_text("whole")
+    with pytest.raises(error):
+        work(True)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["whole"]
 
 
 def test_config_survives_toml(tmp_path):

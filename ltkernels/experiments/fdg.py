@@ -177,7 +177,7 @@ def fdg_experiment(
     loaded = {name: _load(config, name) for name in data}
     for name in data:
         _check(config.replace(data=name), loaded[name], methods)
-    with rundir.open_run(out, force, resume == "auto", keep=True), signals.handled():
+    with rundir.open_run(out, force, resume == "auto", undone=()), signals.handled():
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         (out / rundir.ITEMS).mkdir(exist_ok=True)
         for name in data:
