@@ -40,10 +40,6 @@ class TailClass:
     dtype: torch.dtype
 
     @property
-    def pool(self) -> Tensor:
-        return self.sets.pool.to(self.dtype)
-
-    @property
     def arms(self) -> dict[str, Arm]:
         return self.sets.arms
 
