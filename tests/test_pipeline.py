@@ -8,7 +8,7 @@ import torch
 
 from ltkernels import train
 from ltkernels.train import rundir
-from ltkernels.train.config import HEADINGS, Config, from_mapping, parse_select, read_toml, to_toml
+from ltkernels.train.config import HEADINGS, Config, from_mapping, read_toml, to_toml
 from ltkernels.train.features import complete_tail, derived_seed, head_tail_split
 from ltkernels.train.jobs import load_data
 from ltkernels.train.pipeline import Job
@@ -361,8 +361,11 @@ def test_flags_are_true_or_false(tmp_path):
 
 
 def test_select_modes_parse():
-    assert parse_select("target:0.3") == ("target", 0.3)
-    assert parse_select("min") == ("min", None)
+    for mode in ("target:0.3", "target:-0.1:0.3", "min", "quantile:1"):
+        assert Config(select=mode).select == mode
+    for mode in ("target:0.3:0.1", "quantile:2", "min:1", "target:nan"):
+        with pytest.raises(ValueError, match=f"select must be .*, got '{mode}'"):
+            Config(select=mode)
 
 
 def test_derived_seeds_differ_by_purpose():

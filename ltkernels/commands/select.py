@@ -31,7 +31,6 @@ def add_parser(commands: Any) -> None:
     select.add_argument("--labels", type=Path, metavar="LABELS.npy", help="the labels of an .npy file of features")
     select.add_argument("--classes", type=int, nargs="+", metavar="C", help="complete these (default: the tail)")
     select.add_argument("--m", type=int, help="subsets to pick per class (default: up to the largest class)")
-    select.add_argument("--mode", help="as --select, and target:LOW:HIGH (default: what --select says)")
     select.add_argument("--sets", type=int, default=0, help="also this many sets of uniformly spaced FDG (default: 0)")
     add_settings(select, _SETTINGS)
     add_output(select, Path("selection"), resumes=False)
@@ -47,7 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
             config_of(arguments),
             out=arguments.out,
             labels=arguments.labels,
-            mode=arguments.mode,
             classes=arguments.classes,
             m=arguments.m,
             n_sets=arguments.sets,

@@ -125,8 +125,8 @@ class Config:
     select: str = setting(
         "mean",
         "which augmented samples complete the tail. mean: at random, but with the mean of the real samples; match: also with at "
-        "most the FDG that real ones of a head class bring; match:X: with that FDG; random. The paper's max, min and quantile:Q, "
-        "and target:X, pick by FDG alone: max was measured to be worse than random",
+        "most the FDG that real ones of a head class bring; match:X: with that FDG; random. The paper's max, min and quantile:Q, and "
+        "target:X and target:LOW:HIGH, pick by FDG alone: max was measured to be worse than random",
     )
     share: float = setting(
         0.5,
@@ -154,7 +154,7 @@ class Config:
             object.__setattr__(self, "loss", loss_name(self.loss))
         check(self)
         object.__setattr__(self, "data", _data_name(self.data))
-        parse_select(self.select)
+        _check_select(self.select)
         parse_lr_schedule(self.lr_schedule)
         parse_options(self.loss_options)
 
@@ -173,21 +173,16 @@ def _data_name(name: str) -> str:
     return f"{spelled(kind, [known.partition(':')[0] for known in DATA_SETS if (':' in known) == bool(colon)])}{colon}{path}"
 
 
-def parse_select(text: str) -> tuple[str, float | None]:
-    """`"max"` -> ("max", None), `"target:0.3"` -> ("target", 0.3). Raises ValueError naming the value."""
+def _check_select(text: str) -> None:
     from ltkernels.selection._arms import parse_mode
 
     try:
-        found = parse_mode(text)
-        number = next((value for name, value in found.items() if name != "mode"), None)
-        if isinstance(number, tuple):
-            raise ValueError(text)
+        parse_mode(text)
     except ValueError:
         raise ValueError(
-            "select must be match, match:X, mean, random, max, min, quantile:Q or target:X with a finite number X (Q from 0 to "
-            f"1), got {text!r}"
+            "select must be match, match:X, mean, random, max, min, quantile:Q, target:X or target:LOW:HIGH with finite numbers (Q from "
+            f"0 to 1), got {text!r}"
         ) from None
-    return found["mode"], number
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Config:

@@ -73,7 +73,6 @@ def select_features(
     *,
     out: str | Path,
     labels: str | Path | None = None,
-    mode: str | None = None,
     classes: Sequence[int] | None = None,
     m: int | None = None,
     n_sets: int = 0,
@@ -82,11 +81,10 @@ def select_features(
 ) -> dict[str, Any]:
     """Select synthetic features for the tail classes of features in a file (see `load_features`).
 
-    Pools come from the file's own `pool` and `pool_labels`, or else from `fdc`. `mode` overrides `config.select` (see
-    `ltkernels.selection._arms.parse_mode`, or "random"); `classes`, `m` and `n_sets` as in `fdg_recipe`, the random arm
-    has config.random_repeats repeats. An interrupted job, made again with the same arguments, goes on from the last
-    round of each class. Several processes (torchrun) share the classes out; the first one writes, and the files are those
-    of one process.
+    Pools come from the file's own `pool` and `pool_labels`, or else from `fdc`. `config.select` says how rows are chosen, `classes`,
+    `m` and `n_sets` are as in `fdg_recipe`, the random arm has config.random_repeats repeats. An interrupted job, made again
+    with the same arguments, goes on from the last round of each class. Several processes (torchrun) share the classes out; the
+    first one writes, and the files are those of one process.
 
     Writes into the folder `out`: selection.npz (`features` (rows, d) and `labels` (rows,) of what is to be added, in the
     order of selection within a class; of pools from the file also `indices` (rows,), their rows in its `pool`, and `files` where
@@ -106,7 +104,7 @@ def select_features(
                 # Nobody resumes from this folder: what stops the work, Ctrl-C too, leaves nothing of it.
                 stack.enter_context(rundir.open_run(out, force, resume=False, undone=(BaseException,)))
             source = _Source(path, None if labels is None else Path(labels), config)
-        settings = (sorted(config.to_dict().items()), mode, classes, m, n_sets)
+        settings = (sorted(config.to_dict().items()), classes, m, n_sets)
         checkpoint = out.parent / f".{out.name}.select-{source.token(settings)}"
         with together(ranks):
             if world.is_main:
@@ -121,12 +119,12 @@ def select_features(
             checkpoint=checkpoint if n_sets else None,
             progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
             group=group,
-            **recipe_settings(config, mode),
+            **recipe_settings(config),
         )
         result: dict[str, Any] = {}
         with together(ranks):
             if recipe is not None:
-                result = _write(source, recipe, mode or config.select, n_sets, out, begin)
+                result = _write(source, recipe, config.select, n_sets, out, begin)
                 shutil.rmtree(checkpoint, ignore_errors=True)
         return result if ranks is None else ranks.share(result)[0]
 
