@@ -103,7 +103,8 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
             raise FileExistsError(
                 f"--out {out}: holds an unfinished run; --resume auto continues it, --force replaces it"
             )
-        raise FileExistsError(f"--out {out}: exists; --force replaces the results in it")
+        more = "; --init goes on from its model in another folder" if (out / CHECKPOINTS).is_dir() else ""
+        raise FileExistsError(f"--out {out}: exists; --force replaces the results in it{more}")
     foreign = _foreign(out)
     if foreign:
         raise ValueError(
