@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import ltkernels
 from ltkernels._names import did_you_mean, plain
 from ltkernels.commands import audit, experiment, predict, select, statistics
-from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, is_first
+from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, is_first, usage_of
 
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
 
@@ -84,15 +84,19 @@ def _parser() -> argparse.ArgumentParser:
     what = "Long-tailed recognition: train, select augmented data, report."
     parser = _Parser(prog="ltkernels", description=what, epilog=_FIRST)
     parser.add_argument("--version", action="version", version=f"ltkernels {ltkernels.__version__}")
+    from ltkernels.train import presets
+
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     whole = "the whole pipeline: two trainings, FDG selection, retraining, report"
-    run = commands.add_parser("run", help=whole, epilog=_TRAININGS)
-    train = commands.add_parser("train", help="one training", epilog=_TRAININGS)
+    run = commands.add_parser("run", help=whole, usage=usage_of("run"), epilog=_TRAININGS)
+    train = commands.add_parser("train", help="one training", usage=usage_of("train"), epilog=_TRAININGS)
     for command in (run, train):
         add_settings(command, None)
         add_output(command, None, resumes=True)
-        command.add_argument("--preset", help="settings of a published recipe; --config and flags win")
+        command.add_argument(
+            "--preset", help=f"a published recipe: {', '.join(presets.names())}; --config and flags win"
+        )
         command.set_defaults(carry_out=_job)
         command.add_argument("--seeds", type=_seeds, help="several seeds, as 0,1,2: one run each, means and deviations")
     evaluate = commands.add_parser(
@@ -120,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seeds(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers, as 0,1,2, got {text!r}") from None
 
 
 def _job(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltkernels import LOSSES
 from ltkernels.cli import main
 from ltkernels.train import Config, choices, data, presets
 from ltkernels.train.batching import MIXERS
@@ -299,6 +300,9 @@ def test_the_command_finds_all_that_an_import_brings(tmp_path):
 
 
 def test_the_choices_that_help_lists_are_those_that_there_are():
+    own = {name for name, loss in LOSSES.items() if loss.__module__.startswith("ltkernels.")}
+    assert set(choices.LOSSES) == own
+    assert len(choices.LOSSES) == len(own)
     assert (*SAMPLERS,) == choices.SAMPLERS
     assert (*SCHEDULES,) == choices.SCHEDULES
     assert (*MIXERS,) == choices.MIXERS

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ltkernels._settings import add_flags, given
-from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples
+from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, usage_of
 
 # What a study that fixes loss and recipe leaves to choose.
 _SETTINGS = (
@@ -21,6 +21,7 @@ def add_parser(commands: Any) -> None:
     experiment = commands.add_parser(
         "experiment",
         help="whole studies in one command: fdg",
+        usage=usage_of("experiment fdg"),
         epilog=examples(
             "ltkernels experiment fdg --data digits-lt,fashion-mnist-lt --sets 10 --out runs/fdg --resume auto"
         ),

@@ -17,6 +17,11 @@ def examples(*lines: str) -> str:
     return "\n  ".join(["examples:", *lines])
 
 
+def usage_of(command: str) -> str:
+    """The first line of the --help of a command with more flags than anybody reads in a row."""
+    return f"ltkernels {command} [--SETTING VALUE ...] [--out OUT]"
+
+
 def is_first() -> bool:
     """Whether this process speaks: torchrun starts several."""
     return os.environ.get("RANK", "0") == "0"

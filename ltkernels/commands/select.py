@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, is_first
+from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, is_first, usage_of
 
 _SETTINGS = (
     "seed", "select", "head_ratio", "pool_factor", "subset_size", "share", "similarity", "shrinkage", "random_repeats",
@@ -15,6 +15,7 @@ def add_parser(commands: Any) -> None:
     select = commands.add_parser(
         "select",
         help="select synthetic tail features for features of your own",
+        usage=usage_of("select FEATURES.npz"),
         epilog=examples(
             "ltkernels select FEATURES.npz --out selection                   the tail, from pools of the file or made for it",
             "ltkernels select FEATURES.npz --classes 7 9 --select match --share 0.3",

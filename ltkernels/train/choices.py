@@ -10,3 +10,29 @@ SAMPLERS = ("instance", "balanced", "sqrt", "effective", "progressive")
 SCHEDULES = ("none", "drw", "drs", "ga", "tla_adrw")
 MIXERS = ("mixup", "remix", "cutmix", "cmo")
 STAGES = ("crt", "lws", "tau-norm", "ncm", "ofa", "fdc")
+LOSSES = (
+    *(
+        "ce",
+        "logit_adjusted",
+        "balanced_softmax",
+        "la_adaptive_margin",
+        "ldam",
+        "cosface",
+        "arcface",
+        "class_balanced",
+        "focal",
+        "kps",
+    ),
+    *(
+        "kps_ga",
+        "vector_scaling",
+        "cdt",
+        "ala",
+        "label_aware_smoothing",
+        "los",
+        "seesaw",
+        "softmax_equalization",
+        "eql",
+    ),
+    *("cb_sigmoid", "cb_focal"),
+)

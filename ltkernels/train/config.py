@@ -11,7 +11,7 @@ from typing import Any
 
 from ltkernels._names import did_you_mean
 from ltkernels._settings import check, setting, spelled
-from ltkernels.train.choices import DATA_SETS, MIXERS, PROFILES, SAMPLERS, SCHEDULES, STAGES
+from ltkernels.train.choices import DATA_SETS, LOSSES, MIXERS, PROFILES, SAMPLERS, SCHEDULES, STAGES
 from ltkernels.train.recipe import parse_lr_schedule
 
 # Headings of --help, by the first setting under each; their first words are the tables of config.toml.
@@ -63,7 +63,9 @@ class Config:
     head: str | None = setting(
         None, "classifier (default: the one the loss is defined on)", choices=("linear", "cosine")
     )
-    loss: str = setting("logit_adjusted", "the loss to compare with plain cross-entropy")
+    loss: str = setting(
+        "logit_adjusted", f"the loss to compare with plain cross-entropy: {', '.join(LOSSES)} or an installed one"
+    )
     loss_options: str = setting("", "options of the loss, as tau=1.25,gamma=0.15")
     sampler: str = setting("instance", "class frequencies of the batches", choices=SAMPLERS)
     schedule: str = setting(
