@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec as _find_spec
+import os
+import sys
+from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
-import torch  # noqa: F401  first: its OpenMP runtime is the one that the compiled module uses
 
-from . import _openmp
+def _is_command_line() -> bool:
+    """Whether this process is `ltkernels ...` or `python -m ltkernels ...`, where `cli.main` loads the rest once a command is to run:
+    --help comes without torch."""
+    first = sys.argv[0] if getattr(sys, "argv", None) else ""
+    # While Python looks for the module of -m, "-m" stands there. Processes that multiprocessing starts are of -c, with our argv.
+    named = os.path.basename(first) == "ltkernels" or (first == "-m" and __name__ in sys.orig_argv)
+    return named and "-c" not in sys.orig_argv
 
-if _find_spec(f"{__name__}._C") is None:
-    raise ImportError(
-        "ltkernels has no compiled module. This is probably the source folder of a checkout: run Python from another folder, "
-        "or install it in place with `pip install -e .`"
-    )
-else:
-    _openmp.make_visible()  # before anything that loads it
 
-from importlib.metadata import version as _version
-
-from . import adjustments, functional, inference, nn, schedules
-from ._backends import doctor_report
-from .losses import LOSSES, Adjustment
-from .losses._core import explain
+if TYPE_CHECKING or not _is_command_line():
+    from . import adjustments, functional, inference, nn, schedules
+    from ._backends import doctor_report
+    from .losses import LOSSES, Adjustment
+    from .losses._core import explain
 
 __version__ = _version("ltkernels")
 
-_LAZY = (
-    "augment",
-    "distributed",
-    "diversity",
-    "selection",
-    "train",
-)  # imported on first use: the losses need torch alone
+# Where names are that are no modules. All are imported on first use on the command line; elsewhere the modules that not all need.
+_HOMES = {"LOSSES": "losses", "Adjustment": "losses", "doctor_report": "_backends", "explain": "losses._core"}
 
 
 if TYPE_CHECKING:
@@ -40,11 +34,12 @@ if TYPE_CHECKING:
 else:  # type checkers would take this for a module that has every name
 
     def __getattr__(name: str) -> object:
-        if name in _LAZY:
-            import importlib
+        import importlib
 
-            return importlib.import_module(f".{name}", __name__)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f".{_HOMES.get(name, name)}", __name__)
+        return getattr(module, name) if name in _HOMES else module
 
 
 __all__ = [

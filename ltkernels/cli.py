@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ltkernels
-from ltkernels._names import did_you_mean
+from ltkernels._names import did_you_mean, plain
 from ltkernels.commands import audit, experiment, predict, select, statistics
-from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, is_first
+from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, is_first, usage_of
 
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
 
@@ -33,19 +33,39 @@ _OPTIONAL = {
     "triton": "triton",
 }
 
-_EXAMPLES = """examples:
-  ltkernels train --data folder:PICTURES --image-size 64 --out runs/mine     CLASS/*.jpg, with or without train/ and test/
-  ltkernels train --data csv:TABLE.csv --val-split 0.1                       a column `label`, the others numbers, or a column `path`
-  ltkernels train --data list:ImageNet_LT_train.txt --data-dir IMAGES --image-size 224
-  ltkernels train --data my.module:function --model my.module:Backbone --loss ldam --schedule drw
-  ltkernels predict runs/mine NEW_PICTURES --out predictions.csv
-"""
+_FIRST = examples(
+    "ltkernels run --out runs/first                                            on digits that scikit-learn brings",
+    "ltkernels train --data folder:PICTURES --image-size 64 --out runs/mine    CLASS/*.jpg, with or without train/ and test/",
+    "ltkernels predict runs/mine NEW_PICTURES --out predictions.csv",
+    "ltkernels report runs/mine --png charts",
+    "ltkernels train --help                                                    its settings by heading; so for every command",
+)
+_TRAININGS = examples(
+    "ltkernels train --data folder:PICTURES --image-size 64 --out runs/mine     CLASS/*.jpg, with or without train/ and test/",
+    "ltkernels train --data csv:TABLE.csv --val-split 0.1                       a column `label`, the others numbers, or a column `path`",
+    "ltkernels train --data list:ImageNet_LT_train.txt --data-dir IMAGES --image-size 224",
+    "ltkernels train --data my.module:function --model my.module:Backbone --loss ldam --schedule drw",
+    "ltkernels train --data folder:PICTURES --image-size 64 --init runs/mine --epochs 20 --out runs/more     20 epochs more",
+)
 
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         # An abbreviated flag would change its meaning when a flag with the same beginning is added.
-        super().__init__(**{**kwargs, "allow_abbrev": False})
+        fixed = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**{**kwargs, **fixed})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Commands and flags in any capitals, and flags with - or _."""
+        given = list(sys.argv[1:] if args is None else args)
+        commands = {plain(c): c for action in self._actions for c in action.choices or () if action.dest == "command"}
+        flags = {plain(flag): flag for flag in self._option_string_actions if flag.startswith("--")}
+        if given:
+            given[0] = commands.get(plain(given[0]), given[0])
+        for i, (flag, equals, value) in enumerate(text.partition("=") for text in given):
+            if flag.startswith("--"):
+                given[i] = f"{flags.get(plain(flag), flag)}{equals}{value}"
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         # argparse prints the usage first; the promise is one line.
@@ -61,36 +81,53 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ltkernels", description="Long-tailed recognition: train, select augmented data, report.")
+    what = "Long-tailed recognition: train, select augmented data, report."
+    parser = _Parser(prog="ltkernels", description=what, epilog=_FIRST)
     parser.add_argument("--version", action="version", version=f"ltkernels {ltkernels.__version__}")
+    from ltkernels.train import presets
+
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    text: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": _EXAMPLES}
-    run = commands.add_parser(
-        "run", help="the whole pipeline: two trainings, FDG selection, retraining, report", **text
-    )
-    train = commands.add_parser("train", help="one training", **text)
+    whole = "the whole pipeline: two trainings, FDG selection, retraining, report"
+    run = commands.add_parser("run", help=whole, usage=usage_of("run"), epilog=_TRAININGS)
+    train = commands.add_parser("train", help="one training", usage=usage_of("train"), epilog=_TRAININGS)
     for command in (run, train):
         add_settings(command, None)
         add_output(command, None, resumes=True)
-        command.add_argument("--preset", help="settings of a published recipe; --config and flags win")
+        command.add_argument(
+            "--preset", help=f"a published recipe: {', '.join(presets.names())}; --config and flags win"
+        )
+        command.set_defaults(carry_out=_job)
         command.add_argument("--seeds", type=_seeds, help="several seeds, as 0,1,2: one run each, means and deviations")
-    evaluate = commands.add_parser("evaluate", help="evaluate a run's checkpoints again")
-    evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    report = commands.add_parser("report", help="build a run's report.html again")
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    evaluate = commands.add_parser(
+        "evaluate", help="evaluate a run's checkpoints again", epilog=examples("ltkernels evaluate runs/mine")
+    )
+    evaluate.set_defaults(carry_out=_evaluate)
+    evaluate.add_argument("run_dir", type=Path, metavar="RUN", help="result folder")
+    report = commands.add_parser(
+        "report", help="build a run's report.html again", epilog=examples("ltkernels report runs/mine --png charts")
+    )
+    report.set_defaults(carry_out=_report)
+    report.add_argument("run_dir", type=Path, metavar="RUN", help="result folder")
     report.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
     for module in (predict, select, audit, statistics, experiment):
         module.add_parser(commands)
-    bench = commands.add_parser("bench", help="time the kernels against their peers")
+    bench = commands.add_parser(
+        "bench", help="time the kernels against their peers", epilog=examples("ltkernels bench losses --help")
+    )
+    bench.set_defaults(carry_out=_bench)
     bench.add_argument("family", choices=("losses", "heads", "selection"))
     bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
-    commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
+    doctor = commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
+    doctor.set_defaults(carry_out=_doctor)
     return parser
 
 
 def _seeds(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers, as 0,1,2, got {text!r}") from None
 
 
 def _job(arguments: argparse.Namespace) -> None:
@@ -168,7 +205,9 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(_: argparse.Namespace) -> None:
-    rows = [("ltkernels", ltkernels.__version__), *ltkernels.doctor_report()]
+    from ltkernels import doctor_report
+
+    rows = [("ltkernels", ltkernels.__version__), *doctor_report()]
     known = {name for name, _ in rows}
     for module, package in _OPTIONAL.items():
         if package in known or module in known:
@@ -188,27 +227,12 @@ def _version(package: str) -> str:
         return "installed, version unknown"
 
 
-_COMMANDS = {
-    "run": _job,
-    "train": _job,
-    "select": select.run,
-    "experiment": experiment.run,
-    "evaluate": _evaluate,
-    "predict": predict.run,
-    "features": predict.run,
-    "report": _report,
-    "audit": audit.run,
-    "statistics": statistics.run,
-    "bench": _bench,
-    "doctor": _doctor,
-}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (argparse's own exits are SystemExit with code 0 or 2)."""
     try:
         arguments = _parser().parse_args(argv)
-        _COMMANDS[arguments.command](arguments)
+        importlib.import_module("ltkernels.losses")  # before all that builds on it
+        arguments.carry_out(arguments)
     except KeyboardInterrupt as stop:
         # A stop inside a result folder knows its signal; Ctrl-C before that leaves nothing.
         signum = getattr(stop, "signum", None)

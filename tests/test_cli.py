@@ -1,6 +1,7 @@
 """The command line: exit codes, one line for bad input, nothing on a pipe that belongs on a terminal."""
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -9,8 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from ltkernels import LOSSES
 from ltkernels.cli import main
-from ltkernels.train import Config
+from ltkernels.train import Config, choices, data, presets
+from ltkernels.train.batching import MIXERS
+from ltkernels.train.data import PROFILES
+from ltkernels.train.samplers import SAMPLERS
+from ltkernels.train.schedules import SCHEDULES
+from ltkernels.train.stage2 import _STAGES
 
 QUICK = ["--model", "mlp", "--epochs", "2", "--retrain-epochs", "2", "--random-repeats", "1"]
 
@@ -260,3 +267,55 @@ def test_help_has_headings_and_examples(capsys):
     ]
     assert places == sorted(places)
     assert _code("select", "--help") == 0
+
+
+COMMANDS = (
+    *("run", "train", "evaluate", "report", "predict", "features", "select", "audit", "statistics", "experiment", "bench", "doctor"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_every_help_comes_without_torch(command, tmp_path):
+    words = [sys.executable, "-X", "importtime", "-m", "ltkernels", *([command] if command else []), "--help"]
+    result = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert result.stdout.startswith("usage: ltkernels")
+    assert command == "doctor" or "\nexamples:\n  ltkernels " in result.stdout
+    assert command or all(f"\n    {name}" in result.stdout for name in COMMANDS)
+    loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "ltkernels.cli" in loaded
+    assert not loaded & {"torch", "numpy", "ltkernels.losses"}
+
+
+def test_the_command_finds_all_that_an_import_brings(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import ltkernels as ltk\nprint(ltk.nn.LDAM, ltk.LOSSES['ldam'], ltk.explain)\n0 / 0\n"
+    )
+    (tmp_path / "ltkernels").write_text("import sys\nfrom ltkernels.cli import main\nsys.exit(main())\n")
+    for words in ([str(tmp_path / "ltkernels")], ["-m", "ltkernels"]):
+        command = [sys.executable, *words, "train", "--model", "mine:x", "--out", "a"]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert result.stdout.count("LDAM") == 2, result.stderr
+        assert "ZeroDivisionError" in result.stderr
+
+
+def test_the_choices_that_help_lists_are_those_that_there_are():
+    own = {name for name, loss in LOSSES.items() if loss.__module__.startswith("ltkernels.")}
+    assert set(choices.LOSSES) == own
+    assert len(choices.LOSSES) == len(own)
+    assert (*SAMPLERS,) == choices.SAMPLERS
+    assert (*SCHEDULES,) == choices.SCHEDULES
+    assert (*MIXERS,) == choices.MIXERS
+    assert PROFILES == choices.PROFILES
+    built_in = [name for name in data.names() if name.removesuffix("PATH") in data._LOADERS]
+    assert built_in[: len(choices.DATA_SETS)] == list(choices.DATA_SETS)  # a test may have registered more
+    assert (*_STAGES,) == choices.STAGES
+
+
+@pytest.mark.parametrize("arguments", [["Train", "--LOSS", "LDAM"], ["TRAIN", "--Loss=Ldam", "--Batch_Size", "32"]])
+def test_commands_and_flags_in_any_capitals(arguments, tmp_path):
+    out = tmp_path / "a"
+    assert _code(*arguments, *QUICK, "--data", "Digits-LT", "--out", out) == 0
+    config = json.loads((out / "summary.json").read_text())["config"]
+    assert (config["loss"], config["data"]) == ("ldam", "digits-lt")
+    assert presets.load("LDAM_DRW") == presets.load("ldam-drw")

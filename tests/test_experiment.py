@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from ltkernels.cli import main
+from ltkernels.experiments import fdg as experiment
+from ltkernels.experiments.arms import RANDOM, Judge, arm_rows, make_arms
+from ltkernels.experiments.fdg import Protocol, fdg_experiment
+from ltkernels.experiments.findings import findings, interval, sentences
 from ltkernels.selection._arms import calibrated, choose_rows, complete_class
-from ltkernels.train import experiment
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
-from ltkernels.train.experiment import Protocol, fdg_experiment
-from ltkernels.train.experiment_arms import RANDOM, Judge, arm_rows, make_arms
-from ltkernels.train.experiment_report import findings, interval, sentences
 
 QUICK = Config(model="mlp", epochs=2, threads=1, pool_factor=3.0)
 PROTOCOL = Protocol(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ltkernels import cli, train
+from ltkernels.experiments import fdg as experiment
 from ltkernels.selection._checkpoint import drop_damaged
-from ltkernels.train import experiment, rundir
+from ltkernels.train import rundir
 from ltkernels.train.config import Config
 from ltkernels.train.logs import Logs
 
@@ -126,10 +127,20 @@ def test_the_worker_of_a_killed_experiment_writes_nothing(tmp_path, monkeypatch)
     assert list((out / "items").iterdir()) == []
 
 
+def test_what_a_killed_selection_leaves_is_no_result(tmp_path):
+    (tmp_path / "selection.npz").write_bytes(b"half")
+    with rundir.open_run(tmp_path, force=False, resume=False):
+        assert not (tmp_path / "selection.npz").exists()
+        (tmp_path / "selection.npz").write_bytes(b"whole")
+        (tmp_path / "selection.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="--force replaces"):
+        rundir.check_free(tmp_path, force=False)
+
+
 def test_memory_that_is_not_there_is_one_line(monkeypatch, capsys):
     def job(_):
         raise MemoryError
 
-    monkeypatch.setitem(cli._COMMANDS, "doctor", job)
+    monkeypatch.setattr(cli, "_doctor", job)
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().err == "ltkernels: error: out of memory\n"

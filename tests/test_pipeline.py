@@ -8,7 +8,7 @@ import torch
 
 from ltkernels import train
 from ltkernels.train import rundir
-from ltkernels.train.config import Config, from_mapping, parse_select, read_toml, to_toml
+from ltkernels.train.config import HEADINGS, Config, from_mapping, read_toml, to_toml
 from ltkernels.train.features import complete_tail, derived_seed, head_tail_split
 from ltkernels.train.jobs import load_data
 from ltkernels.train.pipeline import Job
@@ -259,32 +259,44 @@ def test_unknown_loss_lists_the_known():
         train.train(QUICK.replace(loss="cee"))
 
 
+def _work(out, force, undone=(BaseException,)):
+    return rundir.open_run(out, force, resume=False, undone=undone)
+
+
 def test_force_replaces_runs_and_nothing_else(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with rundir.new_folder(out, force=False) as folder:  # an empty folder is free
-        (folder / "config.toml").write_text("a")
-    with pytest.raises(FileExistsError, match="--force"), rundir.new_folder(out, force=False):
+    with _work(out, force=False):  # an empty folder is free
+        (out / "selection.json").write_text("a")
+    with pytest.raises(FileExistsError, match="--force"), _work(out, force=False):
         pass
-    with rundir.new_folder(out, force=True) as folder:
-        (folder / "config.toml").write_text("b")
-    assert (out / "config.toml").read_text() == "b"
+    with _work(out, force=True):
+        assert not (out / "selection.json").exists()
+        (out / "selection.json").write_text("b")
+        with pytest.raises(FileExistsError, match="another run is writing into it"), _work(out, force=True):
+            pass
+    assert (out / "selection.json").read_text() == "b"
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"notes\.txt"), rundir.new_folder(out, force=True):
+    with pytest.raises(ValueError, match=r"notes\.txt"), _work(out, force=True):
         pass
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.toml", "notes.txt", "out"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["notes.txt", "out", "selection.json"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_nothing_is_left_when_the_work_stops(tmp_path, error):
-    def work():
-        with rundir.new_folder(tmp_path / "out", force=False) as folder:
-            (folder / "config.toml").write_text("half")
+    def work(force):
+        with _work(tmp_path / "out", force):
+            (tmp_path / "out" / "selection.json").write_text("half")
             raise error
 
     with pytest.raises(error):
-        work()
+        work(False)
     assert list(tmp_path.iterdir()) == []
+    with _work(tmp_path / "out", False):
+        (tmp_path / "out" / "selection.json").write_text("whole")
+    with pytest.raises(error):
+        work(True)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["whole"]
 
 
 def test_config_survives_toml(tmp_path):
@@ -293,6 +305,23 @@ def test_config_survives_toml(tmp_path):
     path.write_text(to_toml(config), encoding="utf-8")
     assert from_mapping(read_toml(path), "x") == config
     assert read_toml(path)["imbalance"] == 50.0
+    headings = [line[1:-1] for line in path.read_text().splitlines() if line.startswith("[")]
+    assert headings == [heading.split()[0] for heading in HEADINGS.values()]
+
+
+def test_settings_stand_in_their_table_or_at_the_top(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('seed = 3\n[model]\nloss = "LDAM"\n[data]\ndata = "Digits-LT"\n')
+    assert from_mapping(read_toml(path), "x") == Config(seed=3, loss="ldam")
+    for text, words in (
+        ("[modle]\n", r"mine\.toml: unknown table \[modle\] \(did you mean model\?\); known: data, model"),
+        ("[model]\nlr = 1\n", r"lr belongs in \[optimisation\], not in \[model\]"),
+        ("lr = 1.0\n[optimisation]\nlr = 1.0\n", "lr stands there twice"),
+        ("[model]\nlosss = 1\n", r"unknown key losss \(did you mean loss\?\)"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            from_mapping(read_toml(path), str(path))
 
 
 @pytest.mark.parametrize(
@@ -332,8 +361,11 @@ def test_flags_are_true_or_false(tmp_path):
 
 
 def test_select_modes_parse():
-    assert parse_select("target:0.3") == ("target", 0.3)
-    assert parse_select("min") == ("min", None)
+    for mode in ("target:0.3", "target:-0.1:0.3", "min", "quantile:1"):
+        assert Config(select=mode).select == mode
+    for mode in ("target:0.3:0.1", "quantile:2", "min:1", "target:nan"):
+        with pytest.raises(ValueError, match=f"select must be .*, got '{mode}'"):
+            Config(select=mode)
 
 
 def test_derived_seeds_differ_by_purpose():

@@ -13,10 +13,10 @@ import torch
 import ltkernels as ltk
 from ltkernels.cli import main
 from ltkernels.diversity import FdgTarget
+from ltkernels.experiments.arms import make_arms
 from ltkernels.selection._arms import calibrated, parse_mode
 from ltkernels.selection._recipe import spread_evenly
 from ltkernels.train.config import Config
-from ltkernels.train.experiment_arms import make_arms
 from ltkernels.train.features import complete_tail
 from ltkernels.train.select import load_features, select_features
 
@@ -165,7 +165,7 @@ def test_select_writes_sets_and_picture(dtype, tmp_path, capsys) -> None:
         6,
         "--subset-size",
         4,
-        "--mode",
+        "--select",
         "quantile:0.8",
         "--share",
         1,
@@ -281,7 +281,7 @@ def test_an_interrupted_select_goes_on(tmp_path, monkeypatch, capsys) -> None:
 @pytest.mark.parametrize(
     ("arrays", "flags", "words"),
     [
-        ({}, ["--mode", "best"], "mode must be"),
+        ({}, ["--select", "best"], "select must be"),
         ({}, ["--classes", 0], "as many as the largest"),
         ({}, ["--sets", 1], "n_sets must be at least 2"),
         ({"pool": np.zeros((3, 2)), "pool_labels": np.full(3, 3)}, [], "pool has 2 features"),

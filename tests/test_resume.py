@@ -113,8 +113,23 @@ def test_a_finished_run_is_not_run_again(whole):
     assert (whole / "summary.json").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"begun with epochs 5 \(now 6\)"):
         train.train(Config(**BUSY).replace(epochs=6), out=whole, resume="auto")
+    with pytest.raises(ValueError, match="it is finished: --init .*run with another --out goes on from its model"):
+        train.train(Config(**BUSY).replace(epochs=6), out=whole, resume="auto")
     with pytest.raises(ValueError, match="begun by 'ltkernels train', not 'ltkernels run'"):
         train.run(Config(**BUSY), out=whole, resume="auto")
+
+
+def test_settings_that_only_follow_from_others_are_not_named(tmp_path):
+    config = Config(model="mlp", epochs=2, threads=1, checkpoint_seconds=0.0)
+    out = _unfinished(tmp_path, after=1, config=config)
+    other = Dataset.from_arrays(
+        torch.randn(40, 8), torch.arange(40) % 2, torch.randn(4, 8), torch.arange(4) % 2, name="x"
+    )
+    # Batches, rate and decay of vectors are others than those of digits, and nobody gave them.
+    with pytest.raises(ValueError, match=r"begun with data 'digits-lt' \(now 'x'\); --force starts anew$"):
+        train.train(config, other, out=out, resume="auto")
+    with pytest.raises(ValueError, match=r"begun with lr 0.05 \(now 0.5\); --force"):
+        train.train(config.replace(lr=0.5), out=out, resume="auto")
 
 
 def test_what_was_left_by_a_run_that_died_after_its_summary_goes(whole):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ltkernels.experiments.similarity import similarity_study, toy_counts
 from ltkernels.train import data
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset, mix_categories, with_counts
-from ltkernels.train.similarity import similarity_study, toy_counts
 
 
 def _data() -> Dataset:

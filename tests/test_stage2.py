@@ -11,7 +11,8 @@ import torch
 import ltkernels as ltk
 from ltkernels import train
 from ltkernels.train import presets, rundir, stage2
-from ltkernels.train.config import STAGES, Config
+from ltkernels.train.choices import STAGES
+from ltkernels.train.config import Config
 from ltkernels.train.engine import apply
 from ltkernels.train.jobs import load_data, resolve
 from ltkernels.train.logs import Logs

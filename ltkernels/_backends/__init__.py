@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _C
 from .._call import NONE, Call, Out, denominator_of
 from .._errors import ArgumentError
+from .._native import _C
 from . import cpu
 from ._shared import LARGEST_LOG_DET, ClassPart, find_bad_beside, find_bad_label
 from .cpu import plain_loss

@@ -7,9 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
-from .. import _C
 from .._call import Call, Out
 from .._checks import REDUCTION_CODES
+from .._native import _C
 from .._watch import address
 from ._shared import DTYPE_CODES, ClassPart, bad_label, bad_table
 

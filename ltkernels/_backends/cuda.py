@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _C
 from .._call import TABLES, Call, Out
 from .._checks import REDUCTIONS, real_dtype
+from .._native import _C
 from .._watch import address
 from ._shared import DTYPE_CODES, LARGEST_LOG_DET, ClassPart, find_bad_label, find_bad_table
 

@@ -4,9 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ltkernels.commands.parts import examples
+
 
 def add_parser(commands: Any) -> None:
-    audit = commands.add_parser("audit", help="counts, diversity, suspected label errors and drift of your features")
+    audit = commands.add_parser(
+        "audit",
+        help="counts, diversity, suspected label errors and drift of your features",
+        epilog=examples("ltkernels audit FEATURES.npz --against LAST_MONTH.npz --out audit.html"),
+    )
+    audit.set_defaults(carry_out=run)
     audit.add_argument("features", type=Path, metavar="FEATURES.npz", help="arrays features (n, d) and labels (n,)")
     audit.add_argument("--against", type=Path, metavar="OTHER.npz", help="a second set, to look for drift")
     audit.add_argument("--out", type=Path, default=Path("audit.html"), help="the page (default: audit.html)")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ltkernels._settings import add_flags, given
-from ltkernels.commands.parts import Progress, add_output, add_settings, config_of
+from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, usage_of
 
 # What a study that fixes loss and recipe leaves to choose.
 _SETTINGS = (
@@ -16,9 +16,17 @@ _SETTINGS = (
 
 
 def add_parser(commands: Any) -> None:
-    from ltkernels.train.protocol import Protocol
+    from ltkernels.experiments.protocol import Protocol
 
-    experiment = commands.add_parser("experiment", help="whole studies in one command: fdg")
+    experiment = commands.add_parser(
+        "experiment",
+        help="whole studies in one command: fdg",
+        usage=usage_of("experiment fdg"),
+        epilog=examples(
+            "ltkernels experiment fdg --data digits-lt,fashion-mnist-lt --sets 10 --out runs/fdg --resume auto"
+        ),
+    )
+    experiment.set_defaults(carry_out=run)
     experiment.add_argument(
         "name", choices=("fdg",), help="fdg: does the FDG of added tail samples decide the accuracy?"
     )
@@ -33,8 +41,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ltkernels.train.experiment import fdg_experiment
-    from ltkernels.train.protocol import Protocol
+    from ltkernels.experiments.fdg import fdg_experiment
+    from ltkernels.experiments.protocol import Protocol
 
     protocol = Protocol(**given(arguments, Protocol))
     names = arguments.data.split(",")

@@ -12,6 +12,16 @@ from ltkernels._settings import add_flags, given
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's --help."""
+    return "\n  ".join(["examples:", *lines])
+
+
+def usage_of(command: str) -> str:
+    """The first line of the --help of a command with more flags than anybody reads in a row."""
+    return f"ltkernels {command} [--SETTING VALUE ...] [--out OUT]"
+
+
 def is_first() -> bool:
     """Whether this process speaks: torchrun starts several."""
     return os.environ.get("RANK", "0") == "0"

@@ -4,9 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ltkernels.commands.parts import examples
+
 
 def add_parser(commands: Any) -> None:
-    predict = commands.add_parser("predict", help="classes and probabilities of new files, from a run's model")
+    predict = commands.add_parser(
+        "predict",
+        help="classes and probabilities of new files, from a run's model",
+        epilog=examples("ltkernels predict runs/mine NEW_PICTURES --out new.csv --prior uniform"),
+    )
     predict.add_argument("run_dir", type=Path, metavar="RUN", help="result folder, or one of its checkpoints/*.pt")
     predict.add_argument(
         "files", type=Path, nargs="+", metavar="FILE", help="image files, folders of them, or one .npz, .npy or .csv"
@@ -20,7 +26,9 @@ def add_parser(commands: Any) -> None:
     )
     _shared(predict)
     features = commands.add_parser(
-        "features", help="features of a run's data, or of new files, for select, audit, statistics"
+        "features",
+        help="features of a run's data, or of new files, for select, audit, statistics",
+        epilog=examples("ltkernels features runs/mine --split test --out TEST.npz"),
     )
     features.add_argument("run_dir", type=Path, metavar="RUN", help="result folder")
     features.add_argument(
@@ -34,6 +42,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(carry_out=run)
     parser.add_argument("--variant", help="which model of the run (default: the chosen one)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--force", action="store_true", help="replace an existing --out")

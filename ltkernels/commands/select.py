@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, is_first
+from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, is_first, usage_of
 
 _SETTINGS = (
     "seed", "select", "head_ratio", "pool_factor", "subset_size", "share", "similarity", "shrinkage", "random_repeats",
@@ -12,7 +12,17 @@ _SETTINGS = (
 
 
 def add_parser(commands: Any) -> None:
-    select = commands.add_parser("select", help="select synthetic tail features for features of your own")
+    select = commands.add_parser(
+        "select",
+        help="select synthetic tail features for features of your own",
+        usage=usage_of("select FEATURES.npz"),
+        epilog=examples(
+            "ltkernels select FEATURES.npz --out selection                   the tail, from pools of the file or made for it",
+            "ltkernels select FEATURES.npz --classes 7 9 --select match --share 0.3",
+            "ltkernels select FEATURES.npy --labels LABELS.npy --sets 50     50 sets of uniformly spaced FDG",
+        ),
+    )
+    select.set_defaults(carry_out=run)
     select.add_argument(
         "features",
         type=Path,
@@ -22,7 +32,6 @@ def add_parser(commands: Any) -> None:
     select.add_argument("--labels", type=Path, metavar="LABELS.npy", help="the labels of an .npy file of features")
     select.add_argument("--classes", type=int, nargs="+", metavar="C", help="complete these (default: the tail)")
     select.add_argument("--m", type=int, help="subsets to pick per class (default: up to the largest class)")
-    select.add_argument("--mode", help="as --select, and target:LOW:HIGH (default: what --select says)")
     select.add_argument("--sets", type=int, default=0, help="also this many sets of uniformly spaced FDG (default: 0)")
     add_settings(select, _SETTINGS)
     add_output(select, Path("selection"), resumes=False)
@@ -38,7 +47,6 @@ def run(arguments: argparse.Namespace) -> None:
             config_of(arguments),
             out=arguments.out,
             labels=arguments.labels,
-            mode=arguments.mode,
             classes=arguments.classes,
             m=arguments.m,
             n_sets=arguments.sets,

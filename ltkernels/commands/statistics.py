@@ -6,17 +6,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltkernels.commands.parts import is_first
+from ltkernels.commands.parts import examples, is_first
 
 
 def add_parser(commands: Any) -> None:
     statistics = commands.add_parser(
         "statistics",
         help="count, mean and scatter of every class to a file, and such files merged: no samples change hands",
-        description="Writes count, mean and scatter of every class of your features to a file, or merges such files of several "
-        "parties, and prints the diversity V of every class. The file holds no samples, but exact means and covariances: it "
+        description="Writes count, mean and scatter of every class of your features to a file, or merges such files of several\n"
+        "parties, and prints the diversity V of every class. The file holds no samples, but exact means and covariances: it\n"
         "is not private in the sense of differential privacy, and a class of one sample is its mean.",
+        epilog=examples(
+            "ltkernels statistics FEATURES.npz --out ours.npz",
+            "ltkernels statistics --merge ours.npz theirs.npz --out both.npz",
+        ),
     )
+    statistics.set_defaults(carry_out=run)
     statistics.add_argument(
         "features",
         type=Path,

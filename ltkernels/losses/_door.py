@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _C, _backends, _checks
+from .. import _backends, _checks
 from .._call import BESIDE, NONE, Call
 from .._errors import ArgumentError, DTypeError
+from .._native import _C
 from .._watch import direct, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
 from . import _terms
 

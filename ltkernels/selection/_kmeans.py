@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _C
 from .._features import check_count, check_features, check_seed
+from .._native import _C
 
 _MOST = 2**31 - 1  # FAISS counts in C ints
 

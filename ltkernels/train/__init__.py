@@ -13,12 +13,30 @@ On the command line it is one flag: `ltkernels train --data npz:FILE` with array
 What was trained is used by `load("results").predict(samples)`, or by `ltkernels predict results FILES`.
 """
 
-from ltkernels.train import data, presets
-from ltkernels.train.config import Config
-from ltkernels.train.jobs import evaluate, rebuild_report, run, train
-from ltkernels.train.predictor import Model, load
-from ltkernels.train.seeds import run_seeds
-from ltkernels.train.select import select_features
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ltkernels.train import data, presets
+    from ltkernels.train.config import Config
+    from ltkernels.train.jobs import evaluate, rebuild_report, run, train
+    from ltkernels.train.predictor import Model, load
+    from ltkernels.train.seeds import run_seeds
+    from ltkernels.train.select import select_features
+
+# The module of each name, imported on first use: the command line knows its flags before torch is there.
+_HOMES = {
+    "Config": "config", "Model": "predictor", "data": "data", "evaluate": "jobs", "load": "predictor", "presets": "presets",
+    "rebuild_report": "jobs", "run": "jobs", "run_seeds": "seeds", "select_features": "select", "train": "jobs",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    return module if name == _HOMES[name] else getattr(module, name)
+
 
 __all__ = [
     "Config", "Model", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features", "train",

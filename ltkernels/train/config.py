@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ltkernels._names import did_you_mean
-from ltkernels._settings import check, setting
-from ltkernels.train.batching import MIXERS
-from ltkernels.train.data import PROFILES, names
+from ltkernels._settings import check, setting, spelled
+from ltkernels.train.choices import DATA_SETS, LOSSES, MIXERS, PROFILES, SAMPLERS, SCHEDULES, STAGES
 from ltkernels.train.recipe import parse_lr_schedule
-from ltkernels.train.samplers import SAMPLERS
-from ltkernels.train.schedules import SCHEDULES, loss_name, parse_options
 
-# Headings of --help, by the first setting under each.
+# Headings of --help, by the first setting under each; their first words are the tables of config.toml.
 HEADINGS = {
     "data": "data", "model": "model and loss", "sampler": "batches and schedules", "pretrain": "stages", "epochs": "optimisation",
     "seed": "machine", "select": "selection and retraining",
 }  # fmt: skip
-# What may follow the first stage; `stage2.py` holds their functions.
-STAGES = ("crt", "lws", "tau-norm", "ncm", "ofa", "fdc")
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Config:
     Raises ValueError or TypeError naming the setting and the value on construction.
     """
 
-    data: str = setting("digits-lt", f"data set: {', '.join(names())} or a registered name")
+    data: str = setting("digits-lt", f"data set: {', '.join(DATA_SETS)} or a registered name")
     data_dir: str | None = setting(None, "folder that holds the data set's files")
     image_size: int | None = setting(None, "side in pixels that image files are brought to", at_least=1)
     imbalance: float | None = setting(None, "imbalance factor n_max / n_min (default: the data set's)", at_least=1)
@@ -67,14 +63,16 @@ class Config:
     head: str | None = setting(
         None, "classifier (default: the one the loss is defined on)", choices=("linear", "cosine")
     )
-    loss: str = setting("logit_adjusted", "the loss to compare with plain cross-entropy")
+    loss: str = setting(
+        "logit_adjusted", f"the loss to compare with plain cross-entropy: {', '.join(LOSSES)} or an installed one"
+    )
     loss_options: str = setting("", "options of the loss, as tau=1.25,gamma=0.15")
-    sampler: str = setting("instance", "class frequencies of the batches", choices=tuple(SAMPLERS))
+    sampler: str = setting("instance", "class frequencies of the batches", choices=SAMPLERS)
     schedule: str = setting(
         "none",
         "what changes late: drw class-balanced weights, drs class-balanced sampling, ga KPS gradient adjustment, "
         "tla_adrw truncated logit adjustment",
-        choices=tuple(SCHEDULES),
+        choices=SCHEDULES,
     )
     schedule_start: int | None = setting(
         None, "its first epoch, from 0 (default: 0.8 of the epochs, ga: 0.6)", at_least=0
@@ -129,8 +127,8 @@ class Config:
     select: str = setting(
         "mean",
         "which augmented samples complete the tail. mean: at random, but with the mean of the real samples; match: also with at "
-        "most the FDG that real ones of a head class bring; match:X: with that FDG; random. The paper's max, min and quantile:Q, "
-        "and target:X, pick by FDG alone: max was measured to be worse than random",
+        "most the FDG that real ones of a head class bring; match:X: with that FDG; random. The paper's max, min and quantile:Q, and "
+        "target:X and target:LOW:HIGH, pick by FDG alone: max was measured to be worse than random",
     )
     share: float = setting(
         0.5,
@@ -151,10 +149,14 @@ class Config:
     retrain_lr: float = setting(0.1, "peak learning rate of the classifier's retraining", positive=True)
 
     def __post_init__(self) -> None:
+        # The registry of losses comes with torch, which --help does without.
+        from ltkernels.train.schedules import loss_name, parse_options
+
         if isinstance(self.loss, str):
             object.__setattr__(self, "loss", loss_name(self.loss))
         check(self)
-        parse_select(self.select)
+        object.__setattr__(self, "data", _data_name(self.data))
+        _check_select(self.select)
         parse_lr_schedule(self.lr_schedule)
         parse_options(self.loss_options)
 
@@ -167,21 +169,22 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def parse_select(text: str) -> tuple[str, float | None]:
-    """`"max"` -> ("max", None), `"target:0.3"` -> ("target", 0.3). Raises ValueError naming the value."""
+def _data_name(name: str) -> str:
+    """The name of a data set of ours as it is spelled, whatever the capitals: `CIFAR10-LT`, `Folder:Pictures`."""
+    kind, colon, path = name.partition(":")
+    return f"{spelled(kind, [known.partition(':')[0] for known in DATA_SETS if (':' in known) == bool(colon)])}{colon}{path}"
+
+
+def _check_select(text: str) -> None:
     from ltkernels.selection._arms import parse_mode
 
     try:
-        found = parse_mode(text)
-        number = next((value for name, value in found.items() if name != "mode"), None)
-        if isinstance(number, tuple):
-            raise ValueError(text)
+        parse_mode(text)
     except ValueError:
         raise ValueError(
-            "select must be match, match:X, mean, random, max, min, quantile:Q or target:X with a finite number X (Q from 0 to "
-            f"1), got {text!r}"
+            "select must be match, match:X, mean, random, max, min, quantile:Q, target:X or target:LOW:HIGH with finite numbers (Q from "
+            f"0 to 1), got {text!r}"
         ) from None
-    return found["mode"], number
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Config:
@@ -197,8 +200,21 @@ def from_mapping(values: Mapping[str, Any], source: str) -> Config:
         raise type(error)(f"{source}: {error}") from error
 
 
+def _tables() -> dict[str, list[str]]:
+    """The settings under each heading, which is a table of config.toml by its first word."""
+    tables: dict[str, list[str]] = {}
+    table = ""
+    for item in fields(Config):
+        table = HEADINGS.get(item.name, table).split()[0]
+        tables.setdefault(table, []).append(item.name)
+    return tables
+
+
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table of a TOML file. Raises FileNotFoundError, or ValueError naming the file for bad syntax."""
+    """The settings of a TOML file by name: at the top of the file or in the table of their heading (`[model]`, `[machine]`).
+
+    Raises FileNotFoundError, or ValueError naming the file for bad syntax, an unknown table or a setting in another's.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -206,26 +222,35 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ImportError('reading TOML on Python 3.10 needs tomli: pip install "ltkernels[train]"') from error
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a TOML file: {str(error)[:200]}") from error
+    tables = _tables()
+    settings = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    for table, inner in ((key, value) for key, value in values.items() if isinstance(value, dict)):
+        if table not in tables:
+            hint = did_you_mean(table, tables)
+            raise ValueError(f"{path}: unknown table [{table[:80]}]{hint}; known: {', '.join(tables)}")
+        for name, value in inner.items():
+            home = next((t for t, names in tables.items() if name in names), table)
+            if home != table or name in settings:
+                where = f"belongs in [{home}], not in [{table}]" if home != table else "stands there twice"
+                raise ValueError(f"{path}: {name} {where}")
+            settings[name] = value
+    return settings
 
 
 def to_toml(config: Config) -> str:
-    """The settings as a flat TOML table that `read_toml` and `from_mapping` turn back into an equal Config.
+    """The settings as TOML, a table for each heading of --help, that `read_toml` and `from_mapping` turn back into an equal Config.
 
     TOML has no null: unset settings are left out.
     """
-    lines = [f"{name} = {_toml_value(value)}" for name, value in config.to_dict().items() if value is not None]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str):
-        return repr(value)
-    escapes = {'"': '\\"', "\\": "\\\\"}
-    # TOML forbids bare control characters in a basic string.
-    text = "".join(escapes.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c) for c in value)
-    return f'"{text}"'
+    parts = []
+    for table, names in _tables().items():
+        given = [(name, getattr(config, name)) for name in names if getattr(config, name) is not None]
+        # A JSON string is a TOML string, but for one letter.
+        lines = [
+            f"{name} = {json.dumps(value, ensure_ascii=False)}\n".replace("\x7f", "\\u007f") for name, value in given
+        ]
+        parts.append("".join([f"[{table}]\n", *lines]))
+    return "\n".join(parts)

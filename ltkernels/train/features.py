@@ -40,10 +40,6 @@ class TailClass:
     dtype: torch.dtype
 
     @property
-    def pool(self) -> Tensor:
-        return self.sets.pool.to(self.dtype)
-
-    @property
     def arms(self) -> dict[str, Arm]:
         return self.sets.arms
 
@@ -87,11 +83,11 @@ def random_arms(config: Config) -> list[str]:
     return [f"random-{i}" for i in range(config.random_repeats)]
 
 
-def subset_size(config: Config, mode: str) -> int:
+def subset_size(config: Config) -> int:
     """Rows that are picked together: the paper's clusters of ten for max and min, single rows where FDG has a target."""
     if config.subset_size is not None:
         return config.subset_size
-    return 1 if mode.partition(":")[0] in ("target", "quantile") else 10
+    return 1 if config.select.partition(":")[0] in ("target", "quantile") else 10
 
 
 def complete_tail(
@@ -136,16 +132,15 @@ def complete_tail(
     return head, completed
 
 
-def recipe_settings(config: Config, mode: str | None = None) -> dict[str, Any]:
-    """The settings that `fdg_recipe` takes; `mode` replaces that of `config`."""
-    mode = mode or config.select
+def recipe_settings(config: Config) -> dict[str, Any]:
+    """The settings that `fdg_recipe` takes."""
     return {
         "head_ratio": config.head_ratio,
-        "mode": mode,
+        "mode": config.select,
         "share": config.share,
         "n_random": config.random_repeats,
         "pool_factor": config.pool_factor,
-        "subset_size": subset_size(config, mode),
+        "subset_size": subset_size(config),
         "seed": config.seed,
     }
 

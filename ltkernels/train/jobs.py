@@ -192,7 +192,7 @@ def _execute(
             data = load_data(config)
         else:
             config = config.replace(data=data.name)
-        config = resolve(config, data)
+        asked, config = config, resolve(config, data)
         checked = Job(config, data, None)
         checked.check()
         _check_late(command, checked, out is not None)
@@ -200,11 +200,12 @@ def _execute(
             on_notes(data.notes)
         if on_config and world.is_main:
             on_config(config)
-        finished = resume == "auto" and out is not None and (out / rundir.SUMMARY).is_file()
+        goes_on = resume == "auto" and out is not None and (out / rundir.CONFIG).is_file()
+        if goes_on:
+            _check_settings(out, command, config, asked)
+        finished = goes_on and (out / rundir.SUMMARY).is_file()
         if finished:
-            _check_settings(out, command, config)
-            if world.is_main:
-                rundir.tidy(out)
+            rundir.tidy(out)
         if summary := world.share(rundir.read_summary(out) if finished else None):
             return summary
         before = torch.get_num_threads()
@@ -231,8 +232,6 @@ def _in_folder(
 ) -> dict[str, Any]:
     """A job whose results go to `out`, resumable from it."""
     with rundir.open_run(out, force, resume == "auto") as folder, signals.handled() as stop:
-        if folder.resumed:
-            _check_settings(out, command, config)
         rundir.write_text(out / rundir.CONFIG, f"# ltkernels {command}\n{to_toml(config)}")
         logs = Logs(out, config.log)
         logs.rewrite([])
@@ -280,7 +279,7 @@ def _fingerprint(command: str, config: Config, data: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _check_settings(out: Path, command: str, config: Config) -> None:
+def _check_settings(out: Path, command: str, config: Config, asked: Config) -> None:
     """Raise ValueError naming what differs between the run in `out` and what is asked for now."""
     path = out / rundir.CONFIG
     first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
@@ -290,8 +289,13 @@ def _check_settings(out: Path, command: str, config: Config) -> None:
     free = _FREE_ON_RESUME | (set() if "rotation" in (begun["pretrain"], now["pretrain"]) else {"pretrain_epochs"})
     changed = [k for k in now if begun[k] != now[k] and k not in free]
     if changed:
-        words = ", ".join(f"{k} {begun[k]!r} (now {now[k]!r})" for k in changed)
-        raise ValueError(f"--resume: {out} was begun with {words}; --force starts anew")
+        # What only follows from other settings was never given.
+        named = [k for k in changed if getattr(asked, k) is not None] or changed
+        words = ", ".join(f"{k} {begun[k]!r} (now {now[k]!r})" for k in named)
+        more = ""
+        if command == "train" and (out / rundir.SUMMARY).is_file():
+            more = f"; it is finished: --init {out} with another --out goes on from its model"
+        raise ValueError(f"--resume: {out} was begun with {words}; --force starts anew{more}")
 
 
 def _train(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:

@@ -217,8 +217,7 @@ def predict_files(
 def _check_out(out: Path, force: bool, kinds: tuple[str, ...]) -> None:
     if out.suffix not in kinds:
         raise ValueError(f"--out {out}: the name must end in {' or '.join(kinds)}")
-    if out.is_dir() or (out.exists() and not force):
-        raise FileExistsError(f"--out {out}: exists; --force replaces a file")
+    rundir.check_file(out, force)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
 

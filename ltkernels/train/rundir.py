@@ -5,13 +5,11 @@ whose checkpoints lie in `state/`. Results that `--force` replaces wait in `.rep
 """
 
 import fcntl
-import functools
 import json
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +73,12 @@ def is_unfinished(out: Path) -> bool:
     return (out / CONFIG).is_file() and not (out / SUMMARY).is_file()
 
 
+def check_file(out: str | Path | None, force: bool) -> None:
+    """Raise FileExistsError where the file `out` is there and `force` does not allow to replace it, or where it is a folder."""
+    if out is not None and (Path(out).is_dir() or (Path(out).exists() and not force)):
+        raise FileExistsError(f"--out {out}: exists; --force replaces a file")
+
+
 def check_free(out: Path, force: bool, resume: bool = False) -> None:
     """Raise where `out` cannot become a result folder, before any work is done.
 
@@ -88,8 +92,10 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
         return
     if out.is_symlink() or not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
-    # A run that was killed before it had begun leaves at most a half-written file.
+    # A run that was killed before it had begun leaves at most a half-written file, a selection its files without the last.
     entries = {entry.name for entry in out.iterdir() if not re.fullmatch(_PARTIAL, entry.name)} - _HIDDEN
+    if SELECTION not in entries:
+        entries -= {SELECTION_ROWS, SELECTION_TABLE, SELECTION_PICTURE}
     if not entries or (resume and (out / CONFIG).is_file()):
         return
     if not force:
@@ -97,7 +103,8 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
             raise FileExistsError(
                 f"--out {out}: holds an unfinished run; --resume auto continues it, --force replaces it"
             )
-        raise FileExistsError(f"--out {out}: exists; --force replaces the results in it")
+        more = "; --init goes on from its model in another folder" if (out / CHECKPOINTS).is_dir() else ""
+        raise FileExistsError(f"--out {out}: exists; --force replaces the results in it{more}")
     foreign = _foreign(out)
     if foreign:
         raise ValueError(
@@ -118,18 +125,19 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterator[RunFolder]:
-    """Lock `out` and make it ready for a run, which works inside it.
+def open_run(
+    out: Path, force: bool, resume: bool, undone: tuple[type[BaseException], ...] = (ValueError, TypeError)
+) -> Iterator[RunFolder]:
+    """Lock `out` and make it ready for a run, which works inside it; a block that ends well has written its summary.
 
-    A block that ends well must have written summary.json; the state is then removed. A ValueError or TypeError on a
-    fresh run (bad input) removes what it wrote and puts replaced results back, unless a model was trained; everything else (a
-    signal, a full disk, a bug) leaves the state for `resume`, and with `keep` those errors do, too. Raises as `check_free`, and
-    FileExistsError where another run has the lock.
+    An error of the kinds `undone` (bad input, if nothing else is said) in a fresh run removes what it wrote and puts replaced results
+    back, unless a model was trained; everything else (a signal, a full disk, a bug) leaves the state for `resume`. Raises as
+    `check_free`, and FileExistsError where another run has the lock.
     """
     check_free(out, force, resume)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out / _LOCK, out):
+    with _locked(out):
         check_free(out, force, resume)
         resumed = resume and is_unfinished(out)
         _drop_partial(out)
@@ -137,8 +145,8 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
             _set_aside(out)
         try:
             yield RunFolder(out, resumed)
-        except (ValueError, TypeError):
-            if not (resumed or keep or any((out / CHECKPOINTS).glob("*.pt"))):
+        except undone:
+            if not (resumed or any((out / CHECKPOINTS).glob("*.pt"))):
                 _remove(out)
                 _put_back(out)
                 if not existed and not any(entry.name != _LOCK for entry in out.iterdir()):
@@ -148,8 +156,10 @@ def open_run(out: Path, force: bool, resume: bool, keep: bool = False) -> Iterat
 
 
 @contextmanager
-def _locked(path: Path, out: Path) -> Iterator[None]:
-    """Hold the lock `path`. The kernel drops it when the process ends, however that happens: no stale locks."""
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of `out`. The kernel drops it when the process ends, however that happens: no stale locks. (filelock leaves its
+    file behind, in folders that others list.)"""
+    path = out / _LOCK
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -179,7 +189,7 @@ def _drop_partial(out: Path) -> None:
 def _set_aside(out: Path) -> None:
     """Finished results go to `.replaced/`; the remains of an unfinished run go for good."""
     replaced = out / _REPLACED
-    if (out / SUMMARY).is_file():
+    if any((out / last).is_file() for last in (SUMMARY, SELECTION)):
         shutil.rmtree(replaced, ignore_errors=True)
         replaced.mkdir()
         for entry in _visible(out):
@@ -212,49 +222,6 @@ def tidy(out: Path) -> None:
     """Remove what a finished run no longer needs. Its last process may have ended, or failed, between its summary and this."""
     shutil.rmtree(out / STATE, ignore_errors=True)
     shutil.rmtree(out / _REPLACED, ignore_errors=True)
-
-
-def alone(job: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator for jobs that make their folder `out` at their end: a lock beside it refuses a second one.
-
-    Raises FileExistsError where another run has the lock. Of the processes that torchrun started, the first holds it for all.
-    """
-
-    @functools.wraps(job)
-    def locked(*args: Any, out: str | Path, **settings: Any) -> Any:
-        path = Path(out)
-        if os.environ.get("RANK", "0") != "0" or not path.parent.is_dir():
-            return job(*args, out=out, **settings)
-        with _locked(path.parent / f".{path.name}.lock", path):
-            return job(*args, out=out, **settings)
-
-    return locked
-
-
-@contextmanager
-def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block ends well, and vanishes when it does not (Ctrl-C too).
-
-    For work of seconds, which nobody resumes.
-    """
-    check_free(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, so that the rename stays on one file system and is atomic.
-    work = out.parent / f".{out.name}.partial-{secrets.token_hex(6)}"
-    try:
-        # Inside the try: a Ctrl-C between making the folder and entering the block left it behind.
-        work.mkdir()
-        yield work
-        check_free(out, force)
-        if out.exists():
-            old = work.with_name(work.name.replace("partial", "old"))
-            out.rename(old)
-            work.rename(out)
-            shutil.rmtree(old)
-        else:
-            work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

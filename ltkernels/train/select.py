@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,12 @@ def check_labelled(path: Path, arrays: dict[str, np.ndarray], features: str, lab
     return tensor(x), torch.from_numpy(y.astype(np.int64))
 
 
-@rundir.alone
 def select_features(
     path: str | Path,
     config: Config,
     *,
     out: str | Path,
     labels: str | Path | None = None,
-    mode: str | None = None,
     classes: Sequence[int] | None = None,
     m: int | None = None,
     n_sets: int = 0,
@@ -81,11 +80,10 @@ def select_features(
 ) -> dict[str, Any]:
     """Select synthetic features for the tail classes of features in a file (see `load_features`).
 
-    Pools come from the file's own `pool` and `pool_labels`, or else from `fdc`. `mode` overrides `config.select` (see
-    `ltkernels.selection._arms.parse_mode`, or "random"); `classes`, `m` and `n_sets` as in `fdg_recipe`, the random arm
-    has config.random_repeats repeats. An interrupted job, made again with the same arguments, goes on from the last
-    round of each class. Several processes (torchrun) share the classes out; the first one writes, and the files are those
-    of one process.
+    Pools come from the file's own `pool` and `pool_labels`, or else from `fdc`. `config.select` says how rows are chosen, `classes`,
+    `m` and `n_sets` are as in `fdg_recipe`, the random arm has config.random_repeats repeats. An interrupted job, made again
+    with the same arguments, goes on from the last round of each class. Several processes (torchrun) share the classes out; the
+    first one writes, and the files are those of one process.
 
     Writes into the folder `out`: selection.npz (`features` (rows, d) and `labels` (rows,) of what is to be added, in the
     order of selection within a class; of pools from the file also `indices` (rows,), their rows in its `pool`, and `files` where
@@ -96,15 +94,16 @@ def select_features(
     """
     begin = time.perf_counter()
     path, out = Path(path), Path(out)
-    with distributed.joined("cpu") as world:
+    with distributed.joined("cpu") as world, ExitStack() as stack:
         # A rank may wait long for another: a class can take hours.
         group = dist.new_group(timeout=timedelta(days=30)) if world.size > 1 else None
         ranks = None if group is None else Ranks(group)
         with together(ranks):
             if world.is_main:
-                rundir.check_free(out, force)
+                # Nobody resumes from this folder: what stops the work, Ctrl-C too, leaves nothing of it.
+                stack.enter_context(rundir.open_run(out, force, resume=False, undone=(BaseException,)))
             source = _Source(path, None if labels is None else Path(labels), config)
-        settings = (sorted(config.to_dict().items()), mode, classes, m, n_sets)
+        settings = (sorted(config.to_dict().items()), classes, m, n_sets)
         checkpoint = out.parent / f".{out.name}.select-{source.token(settings)}"
         with together(ranks):
             if world.is_main:
@@ -119,12 +118,12 @@ def select_features(
             checkpoint=checkpoint if n_sets else None,
             progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
             group=group,
-            **recipe_settings(config, mode),
+            **recipe_settings(config),
         )
         result: dict[str, Any] = {}
         with together(ranks):
             if recipe is not None:
-                result = _write(source, recipe, mode or config.select, n_sets, out, force, begin)
+                result = _write(source, recipe, config.select, n_sets, out, begin)
                 shutil.rmtree(checkpoint, ignore_errors=True)
         return result if ranks is None else ranks.share(result)[0]
 
@@ -187,9 +186,7 @@ class _Source(Mapping[int, Tensor]):
         return hashlib.sha256(what.encode()).hexdigest()[:12]
 
 
-def _write(
-    source: _Source, recipe: Recipe, wanted: str, n_sets: int, out: Path, force: bool, begin: float
-) -> dict[str, Any]:
+def _write(source: _Source, recipe: Recipe, wanted: str, n_sets: int, folder: Path, begin: float) -> dict[str, Any]:
     config, single = source.config, source.dtype
     arm = "random-0" if wanted == "random" else wanted
     result = {
@@ -223,18 +220,17 @@ def _write(
         saved["indices"] = torch.cat([none, *(rows[e.rows] for rows, e in zip(own, recipe.classes))])
         saved |= {f"pool_indices_{e.label}": rows for rows, e in zip(own, recipe.classes) if n_sets}
         names = None if source.files is None else source.files[saved["indices"].numpy()]
-    with rundir.new_folder(out, force) as folder:
-        files = {} if names is None else {"files": names}
-        np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()}, **files)
-        if source.pools is not None:
-            rows = zip(
-                saved["labels"].tolist(),
-                saved["indices"].tolist(),
-                [""] * len(saved["labels"]) if names is None else names,
-            )
-            write_csv(folder / rundir.SELECTION_TABLE, ("label", "index", "file"), rows)
-        result["picture"] = _picture(recipe, wanted, folder / rundir.SELECTION_PICTURE)
-        rundir.write_json(folder / rundir.SELECTION, result)
+    files = {} if names is None else {"files": names}
+    np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()}, **files)
+    if source.pools is not None:
+        rows = zip(
+            saved["labels"].tolist(),
+            saved["indices"].tolist(),
+            [""] * len(saved["labels"]) if names is None else names,
+        )
+        write_csv(folder / rundir.SELECTION_TABLE, ("label", "index", "file"), rows)
+    result["picture"] = _picture(recipe, wanted, folder / rundir.SELECTION_PICTURE)
+    rundir.write_json(folder / rundir.SELECTION, result)
     return result
 
 

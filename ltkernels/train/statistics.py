@@ -11,6 +11,7 @@ import torch
 from ltkernels._ranks import Ranks, together
 from ltkernels.diversity import ClassStatistics
 from ltkernels.train import distributed
+from ltkernels.train.rundir import check_file
 from ltkernels.train.select import check_labelled, load_features
 
 # Rows taken in together: a memory-mapped file is never read whole.
@@ -32,7 +33,7 @@ def write_statistics(
         ranks = None if world.size == 1 else Ranks()
         with together(ranks):
             if world.is_main:
-                _check_out(out, force)
+                check_file(out, force)
             arrays = load_features(path, None if labels is None else Path(labels))
             x, y = check_labelled(path, arrays, "features", "labels")
             given = arrays.get("class_names")
@@ -64,7 +65,7 @@ def merge_statistics(
     and `force` is not given, FileNotFoundError, or ValueError naming the file.
     """
     distributed.refuse("merging files of statistics")
-    _check_out(out, force)
+    check_file(out, force)
     if not paths:
         raise ValueError("paths is empty: there must be a file to merge")
     parties = [ClassStatistics.load(path) for path in paths]
@@ -102,11 +103,6 @@ def _equal(one: ClassStatistics, other: ClassStatistics) -> bool:
             for a, b in zip(one.classes, other.classes)
         )
     )
-
-
-def _check_out(out: str | Path | None, force: bool) -> None:
-    if out is not None and (Path(out).is_dir() or (Path(out).exists() and not force)):
-        raise FileExistsError(f"--out {out}: exists; --force replaces a file")
 
 
 def _result(statistics: ClassStatistics, what: str) -> dict[str, Any]:

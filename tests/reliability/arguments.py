@@ -53,7 +53,7 @@ def _calls(rng: random.Random) -> tuple[str, Any]:
     import ltkernels as ltk
     from ltkernels import train
     from ltkernels.train import presets
-    from ltkernels.train.config import Config, parse_select
+    from ltkernels.train.config import Config
     from ltkernels.train.data import Dataset, class_sizes, make_long_tailed, with_counts
     from ltkernels.train.recipe import parse_lr_schedule
     from ltkernels.train.schedules import parse_options
@@ -75,7 +75,7 @@ def _calls(rng: random.Random) -> tuple[str, Any]:
             (f"class_sizes(100, 3, {number!r:.80})", lambda: class_sizes(100, 3, number, rng.choice(("exp", "step")))),
             (f"make_long_tailed({labels!r:.80}, {number!r:.80})", lambda: make_long_tailed(labels, number)),
             (f"presets.load({text!r:.80})", lambda: presets.load(text)),
-            (f"parse_select({text!r:.80})", lambda: parse_select(text)),
+            (f"Config(select={text!r:.80})", lambda: Config(select=text)),
             (f"parse_lr_schedule({text!r:.80})", lambda: parse_lr_schedule(text)),
             (f"parse_options({text!r:.80})", lambda: parse_options(text)),
             (f"Config(log={text!r:.80})", lambda: Config(log=text)),

@@ -35,7 +35,7 @@ _SELECT = "select {} --sets 5 --head-ratio 0.6 --random-repeats 1"
 # A life begins where all of this is imported already: it spends its time on what is to be disturbed.
 _IMPORTED = (
     "ltkernels.cli",
-    "ltkernels.train.experiment",
+    "ltkernels.experiments.fdg",
     "sklearn.datasets",
     "scipy.stats",
     "torch._dynamo",
@@ -210,7 +210,7 @@ def _killed(case: Case, rng: random.Random) -> int:
         else:
             must(code == 0 or "exists" in life.errors, f"it ended with {code}: {life.errors[-500:]}")
             break
-    if case.arguments[0] == "select" and case.out.exists():
+    if case.arguments[0] == "select" and (case.out / "selection.json").exists():
         must(_content(case.out) == case.whole, "the result differs from the undisturbed one")
         return kills
     case.finish()
@@ -409,7 +409,7 @@ def _two_runs(case: Case, rng: random.Random) -> int:
     """A second run on the folder is refused while the first lives; killed, the first leaves no lock that counts."""
     first = case.start()
     end = time.monotonic() + _LONG
-    lock = case.out / ".lock" if case.arguments[0] != "select" else case.out.parent / ".run.lock"
+    lock = case.out / ".lock"
     code = None
     while not lock.exists() and code is None and time.monotonic() < end:
         code = first.end(0.0)

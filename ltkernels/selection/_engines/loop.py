@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _C
+from ..._native import _C
 from .._problem import Problem
 from .._rules import MODES, Rule
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import _C
+from ..._native import _C
 from .._subsets import SizeGroup
 
 LANES = 8

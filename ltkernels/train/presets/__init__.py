@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ltkernels._names import did_you_mean
+from ltkernels._settings import spelled
 from ltkernels.train.config import read_toml
 
 _FOLDER = Path(__file__).parent
@@ -16,6 +17,7 @@ def names() -> list[str]:
 
 def load(name: str) -> dict[str, Any]:
     """The settings of a preset, for `Config(**load(name))`. Raises ValueError listing the known names."""
+    name = spelled(name, names())
     if name not in names():
         raise ValueError(f"unknown preset {name!r}{did_you_mean(name, names())}; known: {', '.join(names())}")
     return read_toml(_FOLDER / f"{name}.toml")

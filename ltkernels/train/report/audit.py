@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltkernels._arrays import tensor
 from ltkernels.diversity import FeatureStatistics, feature_diversity
 from ltkernels.train.metrics import feature_drift
 from ltkernels.train.report.charts import points
 from ltkernels.train.report.page import by_frequency, page, percent, table
-from ltkernels.train.rundir import write_text
-from ltkernels.train.select import load_features
+from ltkernels.train.rundir import check_file, write_text
+from ltkernels.train.select import check_labelled, load_features
 
 FOLDS = 5
 _MAX_SUSPECTS = 100
@@ -37,19 +36,18 @@ def out_of_sample_probabilities(features: Tensor, labels: Tensor, num_classes: i
     """
     try:
         from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold
+        from sklearn.model_selection import StratifiedKFold, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
     except ImportError as error:
         raise ImportError('probabilities from folds need scikit-learn: pip install "ltkernels[train]"') from error
     rarest = int(torch.bincount(labels, minlength=num_classes).min())
     if rarest < 2:
         raise ValueError("every class needs 2 samples: one to learn from, one to look at")
     x, y = features.double().cpu().numpy(), labels.cpu().numpy()
-    result = np.zeros((len(y), num_classes))
-    for train, held in StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed).split(x, y):
-        mean, scale = x[train].mean(0), x[train].std(0).clip(1e-12)
-        model = LogisticRegression(max_iter=500).fit((x[train] - mean) / scale, y[train])
-        result[held] = model.predict_proba((x[held] - mean) / scale)
-    return torch.from_numpy(result)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    folds = StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)
+    return torch.from_numpy(cross_val_predict(model, x, y, cv=folds, method="predict_proba"))
 
 
 def suspected_label_errors(labels: Tensor, probabilities: Tensor) -> list[dict[str, Any]] | None:
@@ -133,16 +131,17 @@ def audit_file(
     FileNotFoundError, or ValueError naming the file; nothing has been written then.
     """
     path, out = Path(path), Path(out)
-    if out.is_dir() or (out.exists() and not force):
-        raise FileExistsError(f"--out {out}: exists; --force replaces a file")
+    check_file(out, force)
     arrays = load_features(path, None, ("probabilities",))
-    second = None if other is None else load_features(Path(other))
+    labelled, second = check_labelled(path, arrays, "features", "labels"), None
+    if other is not None:
+        second = check_labelled(Path(other), load_features(Path(other)), "features", "labels")
     try:
         result = audit(
-            *_labelled(arrays),
+            *labelled,
             class_names=arrays["class_names"].ravel().tolist() if "class_names" in arrays else None,
             probabilities=_probabilities(arrays),
-            other=None if second is None else _labelled(second),
+            other=second,
             seed=seed,
         )
     except (ValueError, TypeError) as error:
@@ -150,13 +149,6 @@ def audit_file(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, render_audit(result, f"Data audit: {path.name}"))
     return result
-
-
-def _labelled(arrays: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
-    features, labels = arrays["features"], arrays["labels"]
-    if features.dtype.kind != "f" or labels.dtype.kind not in "iu":
-        raise ValueError(f"features must be floating and labels integer, got {features.dtype} and {labels.dtype}")
-    return tensor(features), torch.from_numpy(labels.astype(np.int64))
 
 
 def _class_diversity(features: Tensor, labels: Tensor, counts: Sequence[int]) -> list[float]:

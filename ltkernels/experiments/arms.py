@@ -1,7 +1,7 @@
 """The arms of one tail of the FDG experiment, and the classifiers that judge them.
 
 An arm is a choice of equally many rows from the same pools, one pool for each tail class. In feature space it is judged by a
-linear classifier that is solved to convergence, so that nothing but the rows differs; every class weighs the same in it, and
+linear classifier that scikit-learn solves to convergence, so that nothing but the rows differs; every class weighs the same in it, and
 synthetic samples have a given share of the weight of their class. ("literal" is the paper's protocol instead: plain
 cross-entropy on the counts as they are after completion.)
 """
@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ltkernels.diversity import FdgTarget, feature_diversity_gain, standardized_offset
+from ltkernels.experiments.protocol import ARMS
 from ltkernels.selection import match_pool
 from ltkernels.selection._arms import choose_rows, class_seed, cut
-from ltkernels.train.protocol import ARMS
 
 # Draws of the random arm: what an arm is compared with is their mean.
 RANDOM = 3
 # Samples of a head class that a classifier is solved on, or a network trained in image space; the heads are the same in every arm.
 HEAD_ROWS = 600
 _WEIGHT_DECAY = 5e-4
+_TOLERANCE = 1e-6  # of the largest entry of the gradient
 
 
 @dataclass
@@ -125,19 +125,20 @@ class Judge:
             # Under "literal" the counts are the point.
             keep.append(rows if label in tail or kind == "literal" else rows[:HEAD_ROWS])
         rows = torch.cat(keep)
-        self.features, self.labels = features[rows].double(), labels[rows]
-        self.test = test[0].double(), test[1]
+        self.features, self.labels = features[rows].double().cpu(), labels[rows].cpu()
+        self.test = test[0].double().cpu(), test[1].cpu()
         self.tail, self.classes, self.kind = list(tail), classes, kind
-        self.start: Tensor | None = None
 
     def accuracy(self, added: dict[int, Tensor] | None, share: float) -> tuple[float, float]:
         """(balanced accuracy, mean accuracy of the tail classes) with `added` features, which have a `share` of the weight
         of their class."""
+        from sklearn.linear_model import LogisticRegression
+
         features, labels, weights = [self.features], [self.labels], []
         counts = torch.bincount(self.labels, minlength=self.classes).double()
         real = 1.0 / counts
         for label, x in (added or {}).items():
-            features.append(x.double())
+            features.append(x.double().cpu())
             labels.append(self.labels.new_full((len(x),), label))
             real[label] = (1.0 - share) / counts[label]
             weights.append(torch.full((len(x),), share / len(x), dtype=torch.float64))
@@ -147,44 +148,8 @@ class Judge:
             if self.kind == "balanced"
             else torch.ones(len(y), dtype=torch.float64)
         )
-        weight = _solve(torch.cat(features), y, w / w.sum(), self.classes, self.start)
-        self.start = weight
+        # Loss and penalty as in training, but solved: the weights sum to 1, as the rows of a mean do.
+        model = LogisticRegression(C=1 / _WEIGHT_DECAY, tol=_TOLERANCE, max_iter=5000)
+        model.fit(torch.cat(features).numpy(), y.numpy(), sample_weight=(w / w.sum()).numpy())
         x, truth = self.test
-        return recalls((x @ weight[:, :-1].T + weight[:, -1]).argmax(1), truth, self.classes, self.tail)
-
-
-def _solve(x: Tensor, y: Tensor, weights: Tensor, classes: int, start: Tensor | None) -> Tensor:
-    """(classes, d + 1) weights and biases that minimise the weighted cross-entropy with weight decay, by L-BFGS in
-    coordinates in which the features are white: that takes half of the steps."""
-    mean = weights @ x
-    centred = x - mean
-    covariance = (centred * weights[:, None]).T @ centred
-    covariance.diagonal().add_(_WEIGHT_DECAY)
-    back = torch.linalg.inv(torch.linalg.cholesky(covariance))
-    white = centred @ back.T
-    value = x.new_zeros(classes, x.shape[1] + 1)
-    if start is not None:
-        value[:, :-1] = torch.linalg.solve_triangular(back, start[:, :-1], upper=False, left=False)
-        value[:, -1] = start[:, -1] + start[:, :-1] @ mean
-    value.requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
-        [value],
-        max_iter=400,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-10,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        logits = torch.addmm(value[:, -1], white, value[:, :-1].T)
-        total = (cross_entropy(logits, y, reduction="none") * weights).sum()
-        total = total + 0.5 * _WEIGHT_DECAY * (value[:, :-1] @ back).square().sum()
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    found = value.detach()
-    weight = found[:, :-1] @ back
-    return torch.cat([weight, (found[:, -1] - weight @ mean)[:, None]], 1)
+        return recalls(torch.from_numpy(model.predict(x.numpy())), truth, self.classes, self.tail)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ltkernels import augment
 from ltkernels.diversity import FdgTarget, feature_diversity_gain, standardized_offset
+from ltkernels.experiments.arms import HEAD_ROWS, arm_rows, make_arms, recalls
 from ltkernels.selection._arms import calibrated, class_seed
 from ltkernels.train.engine import apply, fit, predict
-from ltkernels.train.experiment_arms import HEAD_ROWS, arm_rows, make_arms, recalls
 from ltkernels.train.features import derived_seed
 from ltkernels.train.models import Classifier
 from ltkernels.train.pipeline import Job

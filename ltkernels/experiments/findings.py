@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ltkernels.diversity import FAR
-from ltkernels.train.protocol import ARMS
+from ltkernels.experiments.protocol import ARMS
 
 Row = dict[str, Any]
 CAVEAT = (

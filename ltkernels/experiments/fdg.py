@@ -11,10 +11,8 @@ own on the completed set (`experiment_image`, Definition 4).
 """
 
 import copy
-import csv
 import dataclasses
 import functools
-import io
 import multiprocessing
 import os
 import re
@@ -31,19 +29,20 @@ from torch import Tensor
 
 from ltkernels import augment
 from ltkernels.diversity import FdgTarget, feature_diversity_gain, standardized_offset
+from ltkernels.experiments.arms import Judge, make_arms
+from ltkernels.experiments.findings import CAVEAT, figure, findings, sentences
+from ltkernels.experiments.image import POOLS, ArmRow, image_rows
+from ltkernels.experiments.protocol import Protocol
 from ltkernels.selection._arms import calibrated
 from ltkernels.train import distributed, jobs, rundir, signals
 from ltkernels.train.config import Config, to_toml
 from ltkernels.train.data import Dataset
 from ltkernels.train.engine import Fit, Progress, apply
-from ltkernels.train.experiment_arms import Judge, make_arms
-from ltkernels.train.experiment_image import POOLS, ArmRow, image_rows
-from ltkernels.train.experiment_report import CAVEAT, figure, findings, sentences
 from ltkernels.train.features import derived_seed, head_tail_split
 from ltkernels.train.models import feature_maps
 from ltkernels.train.pipeline import Job
-from ltkernels.train.protocol import Protocol
 from ltkernels.train.schedules import loss_record
+from ltkernels.train.tables import write_csv
 from ltkernels.train.trained import Trained, load_checkpoint
 
 _COLUMNS = ("data", "method", "set", "share", "arm", "fdg_tail", "offset_tail", "balanced_accuracy", "tail_accuracy")
@@ -101,14 +100,14 @@ def _ofa(context: Context, label: int, n: int, generator: torch.Generator) -> Te
     return augment.ofa(context.maps, context.job.y_train, label, n, generator=generator, **options)
 
 
-def _remix(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
-    images = augment.remix_pool(context.job.x_train, context.job.y_train, label, n, generator=generator)
-    return apply(context.base.model.backbone, images)
+def _mixing(pool: Callable[..., Tensor]) -> Callable[["Context", int, int, torch.Generator], Tensor]:
+    """The features of images that `pool` mixes."""
 
+    def make(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
+        images = pool(context.job.x_train, context.job.y_train, label, n, generator=generator)
+        return apply(context.base.model.backbone, images)
 
-def _cmo(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
-    images = augment.cmo_pool(context.job.x_train, context.job.y_train, label, n, generator=generator)
-    return apply(context.base.model.backbone, images)
+    return make
 
 
 def _mixed(context: Context, label: int, n: int, generator: torch.Generator) -> Tensor:
@@ -119,8 +118,8 @@ def _mixed(context: Context, label: int, n: int, generator: torch.Generator) -> 
 
 
 METHODS: dict[str, Callable[[Context, int, int, torch.Generator], Tensor]] = {
-    "remix": _remix,
-    "cmo": _cmo,
+    "remix": _mixing(augment.remix_pool),
+    "cmo": _mixing(augment.cmo_pool),
     "ofa": _ofa,
     "fdc": _fdc,
     "smote": _smote,
@@ -178,7 +177,7 @@ def fdg_experiment(
     loaded = {name: _load(config, name) for name in data}
     for name in data:
         _check(config.replace(data=name), loaded[name], methods)
-    with rundir.open_run(out, force, resume == "auto", keep=True), signals.handled():
+    with rundir.open_run(out, force, resume == "auto", undone=()), signals.handled():
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         (out / rundir.ITEMS).mkdir(exist_ok=True)
         for name in data:
@@ -194,7 +193,7 @@ def fdg_experiment(
         _work_all(work, processes, progress)
         rows = [row for item in work for row in rundir.read_json(_item_path(item))["rows"]]
         rundir.write_json(out / rundir.TABLE_JSON, rows)
-        rundir.write_text(out / rundir.TABLE_CSV, _csv(rows))
+        write_csv(out / rundir.TABLE_CSV, _COLUMNS, ([r[key] for key in _COLUMNS] for r in rows))
         results = findings(rows)
         figure(out / rundir.SCATTER, rows, results)
         summary = {
@@ -450,11 +449,3 @@ def _real(
         fdg.append(float(feature_diversity_gain(originals[label], chosen[label])))
         offset.append(standardized_offset(originals[label], chosen[label]))
     return chosen, fdg, offset
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if row[key] is None else row[key] for key in _COLUMNS} for row in rows)
-    return buffer.getvalue()
