@@ -64,9 +64,7 @@ def class_indices(
     Raises TypeError or ValueError naming the array.
     """
     names = None if class_names is None else tuple(text(name) for name in class_names)
-    if names is not None and len(set(names)) != len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"class_names holds {twice[:_SHOWN]!r} twice")
+    _single(names or ())
     arrays = {argument: np.asarray(labels) for argument, labels in given.items()}
     kinds = {labels.dtype.kind in "SU" for labels in arrays.values()}
     if kinds == {True}:
@@ -82,6 +80,12 @@ def class_indices(
     return numbers, names
 
 
+def _single(names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"class_names holds {twice[:_SHOWN]!r} twice")
+
+
 def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays of a file of features, read for their values: byte order and strides; `labels` and `pool_labels` as class indices
     (see `class_indices`), with the names that they held as `class_names`; the class names as text. ValueError naming the file."""
@@ -89,6 +93,11 @@ def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     given = found.get("class_names")
     if given is not None and given.dtype.kind == "S":
         found["class_names"] = np.array([text(name) for name in given.ravel()])
+    if given is not None and given.dtype != object:
+        try:
+            _single([text(name) for name in found["class_names"].ravel()])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     labels: dict[str, np.ndarray] = {name: found[name] for name in ("labels", "pool_labels") if name in found}
     if not any(
         array.dtype.kind in "fSU" or (array.size and array.min() > 0)

@@ -12,15 +12,23 @@ import torch
 from torch import Tensor
 
 from . import _backends
+from ._arrays import plain
 
 CENTERINGS = ("joint", "separate", "none")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def as_tensor(values: Any) -> Tensor:
+    """A tensor of anything numpy-like: of any byte order and strides, read for its values."""
+    return (
+        values if isinstance(values, Tensor) else torch.as_tensor(plain(values) if hasattr(values, "dtype") else values)
+    )
+
+
 def check_features(features: Any, name: str) -> Tensor:
     """The (n, d) float64 tensor of `features` (a tensor or anything numpy-like), on the device it came from; n may be
     0."""
-    x = features if isinstance(features, Tensor) else torch.as_tensor(features)
+    x = as_tensor(features)
     if x.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.ndim != 2:
@@ -34,7 +42,7 @@ def check_features(features: Any, name: str) -> Tensor:
 def check_rows(features: Any, name: str, width: int, whose: str, step: int) -> Tensor:
     """Rows (n, `width`) of features in their own type, looked at `step` rows at a time: a large set is not copied. `whose`
     names what has that width already."""
-    x = (features if isinstance(features, Tensor) else torch.as_tensor(features)).detach()
+    x = as_tensor(features).detach()
     check_features(x[:0], name)  # dtype and shape, before any row is looked at
     if x.shape[1] != width:
         raise ValueError(f"{name} has {x.shape[1]} features per sample, {whose} {width}")
@@ -105,7 +113,7 @@ def check_offsets(offsets: Tensor | Sequence[int], rows: int) -> list[int]:
     """`offsets` as a list: 0 = offsets[0] < ... < offsets[K] = rows, so that every subset has a member."""
     if rows == 0:
         raise ValueError("candidates is empty: the pool must hold at least one subset")
-    x = torch.as_tensor(offsets)
+    x = as_tensor(offsets)
     if x.dtype.is_floating_point or x.dtype == torch.bool or x.dtype.is_complex:
         raise TypeError(f"offsets must be integers, got {x.dtype}")
     if x.ndim != 1 or x.shape[0] < 2:

@@ -196,6 +196,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "predict": predict.run,
     "features": predict.run,
+    "export": predict.run,
     "report": _report,
     "audit": audit.run,
     "statistics": statistics.run,

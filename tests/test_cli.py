@@ -43,10 +43,18 @@ def test_run_writes_the_four_files(finished):
     assert len(json.loads((finished / "summary.json").read_text())["variants"]) == 5
 
 
-def test_run_prints_config_and_table_but_no_bar_on_a_pipe(tmp_path, capsys):
+def test_run_prints_config_and_table_and_on_a_pipe_a_line_an_epoch(tmp_path, capsys):
     assert _code("train", *QUICK, "--out", tmp_path / "a", "--loss", "ldam") == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    lines = captured.err.splitlines()
+    assert len(lines) == len(records)
+    for line, record in zip(lines, records):
+        assert line.startswith(record["phase"])
+        assert f"{record['epoch']}/" in line
+        assert f"loss {record['train_loss']:.4g}" in line
+        assert f"balanced accuracy {100 * record['test_balanced_accuracy']:.1f} %" in line
+    assert "\r" not in captured.err
     assert 'loss = "ldam"\n' in captured.out
     assert "balanced" in captured.out
 

@@ -14,7 +14,7 @@ import torch
 
 from ltkernels import train
 from ltkernels.train import data
-from ltkernels.train.data import DataRequest, _archive, _images, openclipart
+from ltkernels.train.data import DataRequest, _archive, _images, _lazy, openclipart
 from ltkernels.train.data.folder import natural_key
 
 
@@ -195,11 +195,13 @@ def test_totals_and_file_sizes_are_bounded(tmp_path, pil, monkeypatch):
     path = _put(tmp_path / "set", _tree({"a": 2, "b": 2}))
     packed = _archived(tmp_path / "set.zip", _tree({"a": 2, "b": 2}))
     for target in (path, packed):
-        for bound, message in (("MAX_FILE_BYTES", "larger than 50 bytes"), ("MAX_TOTAL_BYTES", "smaller image_size")):
-            with monkeypatch.context() as patch:
-                patch.setattr(_images, bound, 50)
-                with pytest.raises(ValueError, match=message):
-                    data.load(f"folder:{target}")
+        with monkeypatch.context() as patch:
+            patch.setattr(_images, "MAX_FILE_BYTES", 50)
+            with pytest.raises(ValueError, match="larger than 50 bytes"):
+                data.load(f"folder:{target}")
+    monkeypatch.setattr(_lazy, "MAX_IN_MEMORY", 50)
+    with pytest.raises(ValueError, match="smaller image_size"):
+        data.load(f"folder:{packed}")
     with pytest.raises(ValueError, match="image_size must be between"):
         data.load(f"folder:{path}", DataRequest(image_size=10**6))
 

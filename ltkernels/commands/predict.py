@@ -1,4 +1,4 @@
-"""`ltkernels predict` and `ltkernels features`: what a finished run's model says of new samples."""
+"""`ltkernels predict`, `features` and `export`: a finished run's model in use."""
 
 import argparse
 from pathlib import Path
@@ -31,6 +31,14 @@ def add_parser(commands: Any) -> None:
         "--split", choices=("train", "test"), default="train", help="of the run's data (default: train)"
     )
     _shared(features)
+    export = commands.add_parser("export", help="a run's model as one file: torch.export, ONNX or weights")
+    export.add_argument("run_dir", type=Path, metavar="RUN", help="result folder, or one of its checkpoints/*.pt")
+    export.add_argument(
+        "--out", type=Path, default=Path("model.pt2"),
+        help=".pt2 (torch.export), .onnx, .safetensors or .pt (weights); a .json beside says what goes in and out (default: model.pt2)",
+    )  # fmt: skip
+    export.add_argument("--variant", help="which model of the run (default: the chosen one)")
+    export.add_argument("--force", action="store_true", help="replace an existing --out")
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +52,13 @@ def _prior(text: str) -> str | list[float]:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "export":
+        from ltkernels.train.export import export
+
+        given = {"variant": arguments.variant, "force": arguments.force}
+        beside = export(arguments.run_dir, arguments.out, **given)
+        print(f"model in {arguments.out}, described in {beside}")
+        return
     from ltkernels.train import predictor
 
     shared = {name: getattr(arguments, name) for name in ("out", "variant", "device", "force")}

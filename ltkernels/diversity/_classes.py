@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._features import check_alpha, check_features, check_rows, cholesky_log_det
+from .._features import as_tensor, check_alpha, check_features, check_rows, cholesky_log_det
 from .._ranks import Ranks
 from ._files import check_names, read_statistics, write_statistics
 from ._stream import BLOCK, FeatureStatistics
@@ -127,7 +127,7 @@ def _merge_classes(ranks: Ranks, parts: Sequence[FeatureStatistics]) -> None:
 
 def _check_labels(labels: Any, rows: int, classes: int | None, limit: str) -> tuple[Tensor, int]:
     """`labels` as a tensor, and C: `classes`, or the largest label plus 1."""
-    y = torch.as_tensor(labels)
+    y = as_tensor(labels)
     if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {y.dtype}")
     if y.shape != (rows,):

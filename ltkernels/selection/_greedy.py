@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._features import check_count, check_number
+from .._features import as_tensor, check_count, check_number
 from ..diversity import standardized_offset
 from ._checkpoint import fingerprint, read_checkpoint
 from ._driver import Outcome, engine_of_steps, plan, run_all, saver, step_by_step
@@ -222,7 +222,7 @@ def _resumable(
 
 
 def _with_offset(found: Selection, original: Any, candidates: Any) -> Selection:
-    rows = torch.as_tensor(candidates).detach()
+    rows = as_tensor(candidates).detach()
     return found._replace(offset=standardized_offset(original, rows[found.indices.to(rows.device)]))
 
 

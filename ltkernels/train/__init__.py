@@ -17,9 +17,10 @@ from ltkernels.train import data, presets
 from ltkernels.train.config import Config
 from ltkernels.train.jobs import evaluate, rebuild_report, run, train
 from ltkernels.train.predictor import Model, load
-from ltkernels.train.seeds import run_seeds
+from ltkernels.train.seeds import cross_validate, run_seeds
 from ltkernels.train.select import select_features
 
 __all__ = [
-    "Config", "Model", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features", "train",
+    "Config", "Model", "cross_validate", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features",
+    "train",
 ]  # fmt: skip

@@ -45,6 +45,12 @@ class Config:
         None, "share of each class held out of training for the numbers of each epoch (the test set is then read once)",
         positive=True, at_most=0.5,
     )  # fmt: skip
+    cache: str | None = setting(
+        None, "folder that keeps image files decoded, mapped into memory, for this run and others"
+    )
+    workers: int | None = setting(
+        None, "processes that decode images which do not fit into memory (default: the cores, 8 at most)", at_least=0
+    )
     model: str | None = setting(
         None,
         "cnn, mlp, wide, resnet32 or an import path package.module:Name (default: cnn for images, wide for vectors)",

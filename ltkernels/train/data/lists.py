@@ -12,7 +12,6 @@ filename, image) the rows are pictures, as above; else every other column is a n
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from ltkernels._arrays import class_indices
 from ltkernels.train.data._archive import clipped
 from ltkernels.train.data._dataset import DataRequest, Dataset
-from ltkernels.train.data._images import Source
+from ltkernels.train.data._images import Source, of_file
 from ltkernels.train.data._longtail import make_long_tailed
 from ltkernels.train.data._pictures import Part, build
 from ltkernels.train.data._split import listed
@@ -98,7 +97,7 @@ def _source(root: Path, name: str, path: Path) -> Source:
         raise FileNotFoundError(
             f"{path}: {clipped(str(place), 500)}: no such file (--data-dir says where the files are)"
         )
-    return Source(str(place), partial(place.open, "rb"))
+    return of_file(place)
 
 
 def _classes(given: dict[str, Sequence[str]], path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -138,10 +137,14 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def _numeric(header: Sequence[str]) -> list[int]:
+    others = {_column(header, names) for names in (_LABEL, _SPLIT)}
+    return [c for c in range(len(header)) if c not in others]
+
+
 def read_numbers(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> np.ndarray:
     """(n, columns) float64: all columns but those of labels and split. Raises ValueError naming file, row and column."""
-    others = {_column(header, names) for names in (_LABEL, _SPLIT)}
-    columns = [c for c in range(len(header)) if c not in others]
+    columns = _numeric(header)
     if not columns:
         raise ValueError(f"{path}: no column beside the label")
     x = np.empty((len(rows), len(columns)))
@@ -207,7 +210,12 @@ def _vectors(
         arrays |= {f"x_{part}": x[index], f"y_{part}": labels[part]}
     try:
         return Dataset.from_arrays(
-            **arrays, class_names=names, name=f"csv:{path.name}", test_split=request.test_split, seed=request.seed
+            **arrays,
+            class_names=names,
+            name=f"csv:{path.name}",
+            test_split=request.test_split,
+            seed=request.seed,
+            column_names=[header[c] for c in _numeric(header)],
         )
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from error
