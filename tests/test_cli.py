@@ -1,6 +1,8 @@
 """The command line: exit codes, one line for bad input, nothing on a pipe that belongs on a terminal."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import types
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from ltkernels.cli import main
+from ltkernels.commands.parts import Progress
 from ltkernels.train import Config
 
 QUICK = ["--model", "mlp", "--epochs", "2", "--retrain-epochs", "2", "--random-repeats", "1"]
@@ -57,6 +60,42 @@ def test_run_prints_config_and_table_and_on_a_pipe_a_line_an_epoch(tmp_path, cap
     assert "\r" not in captured.err
     assert 'loss = "ldam"\n' in captured.out
     assert "balanced" in captured.out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_how_long_it_takes(terminal, capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((79, 24)))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    record = {"phase": "train/ce", "epoch": 1, "train_loss": 0.51234, "lr": 0.05, "test_balanced_accuracy": 0.625}
+    with Progress(quiet=False) as progress:
+        for done in (250, 500):
+            clock[0] += 5
+            progress("decoding", done, 500, {})
+        for step in range(1, 9):  # 2 s an epoch of four steps
+            clock[0] += 0.5
+            progress.step("train/ce", (step - 1) // 4, 10, (step - 1) % 4 + 1, 4)
+            if step % 4 == 0:
+                progress("train/ce", step // 4, 10, {**record, "epoch": step // 4})
+        err = capsys.readouterr().err
+    lines = re.split(r"[\r\n]+", err.strip("\r\n"))
+    last = "loss 0.5123  balanced accuracy 62.5 %  rate 0.05"
+    if terminal:
+        assert "\n" not in err
+        assert max(map(len, lines)) < 79
+        assert lines[0].startswith("decoding ")
+        assert any("1/10, step 2/4" in line and "left" in line for line in lines)
+        assert capsys.readouterr().err.strip("\r ") == ""
+    else:
+        assert [line.split()[:2] for line in lines] == [
+            ["decoding", "500/500"],
+            ["train/ce", "1/10"],
+            ["train/ce", "2/10"],
+        ]
+        assert lines[2].endswith(f"{last}  2 s each, 16 s left")
+    assert not Progress(quiet=True)("a", 1, 2, {})
+    assert capsys.readouterr().err == ""
 
 
 def test_quiet_prints_nothing(tmp_path, capsys):

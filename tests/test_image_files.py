@@ -8,7 +8,6 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -251,19 +250,6 @@ def test_folder_errors_are_in_words(tmp_path, pil, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(ImportError, match=r"Pillow: pip install \"ltkernels\[images\]\""):
         data.load(f"folder:{_put(tmp_path / 'whole', _tree({'a': 2, 'b': 2}))}")
-
-
-def test_what_was_decoded_can_be_kept_as_npz(tmp_path, pil):
-    first = data.load(f"folder:{_put(tmp_path / 'set', _tree(COUNTS))}")
-    first.save_npz(tmp_path / "set.npz")
-    again = data.load(f"npz:{tmp_path / 'set.npz'}")
-    assert torch.equal(again.x_train, first.x_train)
-    assert torch.equal(again.x_test, first.x_test)
-    assert again.class_names == first.class_names
-    with np.load(tmp_path / "set.npz") as stored:
-        assert stored["x_train"].dtype == np.uint8
-    with pytest.raises(FileExistsError):
-        first.save_npz(tmp_path / "set.npz")
 
 
 def test_openclipart_counts_drawings_not_links_and_holds_out_singles(tmp_path, pil):

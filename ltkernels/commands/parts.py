@@ -63,7 +63,7 @@ class Progress:
         self.quiet, self.terminal = quiet, sys.stderr.isatty()
         self.width = 0
         self.phase, self.began, self.first = "", time.monotonic(), 0.0
-        self.shown, self.last = 0.0, ""
+        self.shown, self.last = self.began, ""
 
     def __call__(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
         """`done` of `total` epochs, or of what else the phase counts; `record` is the epoch's line of metrics.jsonl, or {}."""
@@ -74,20 +74,19 @@ class Progress:
         if "lr" in record:
             parts.append(f"rate {record['lr']:.3g}")
         self.last = "  ".join(parts)
-        self._show(phase, done, total, f"{done}/{total}", lasts=bool(record) or done == total)
+        # A resumed phase begins in the middle; its first epoch took what has passed since the phase before it.
+        self._show(phase, done, total, f"{done}/{total}", done - 1 if record else 0, bool(record) or done == total)
 
     def step(self, phase: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         """`step` of `steps` of the epoch after `epoch` of them."""
         if self.terminal or time.monotonic() - self.shown > self._LONG:
-            self._show(phase, epoch + step / steps, epochs, f"{epoch + 1}/{epochs}, step {step}/{steps}", lasts=False)
+            done, first = epoch + step / steps, epoch + (step - 1) / steps
+            self._show(phase, done, epochs, f"{epoch + 1}/{epochs}, step {step}/{steps}", first, False)
 
-    def _show(self, phase: str, done: float, total: int, count: str, *, lasts: bool) -> None:
+    def _show(self, phase: str, done: float, total: int, count: str, first: float, lasts: bool) -> None:
         now = time.monotonic()
         if phase != self.phase:
-            # What a resumed phase had done is no work of this process; the first call comes after one unit, or at its start.
-            unit = 1.0 if done >= 1 and done == int(done) else 0.0
-            self.phase, self.first, self.last = phase, done - unit, self.last if lasts else ""
-            self.began = now if not unit else self.began
+            self.phase, self.first, self.last = phase, first, self.last if lasts else ""
         here = done - self.first
         wait = self._PAUSE if self.terminal else self._LONG
         if self.quiet or not (lasts or now - self.shown > wait):

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ltkernels.commands.parts import Progress
+
 
 def add_parser(commands: Any) -> None:
     predict = commands.add_parser("predict", help="classes and probabilities of new files, from a run's model")
@@ -62,10 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
     from ltkernels.train import predictor
 
     shared = {name: getattr(arguments, name) for name in ("out", "variant", "device", "force")}
-    if arguments.command == "predict":
-        given = {"prior": arguments.prior, "logits": arguments.logits}
-        count = predictor.predict_files(arguments.run_dir, arguments.files, **given, **shared)
-        print(f"{count} predictions in {arguments.out}")
-    else:
-        count = predictor.write_features(arguments.run_dir, arguments.files, split=arguments.split, **shared)
-        print(f"features of {count} samples in {arguments.out}")
+    with Progress(quiet=False) as progress:
+        if arguments.command == "predict":
+            given = {"prior": arguments.prior, "logits": arguments.logits, "progress": progress}
+            count = predictor.predict_files(arguments.run_dir, arguments.files, **given, **shared)
+        else:
+            given = {"split": arguments.split, "progress": progress}
+            count = predictor.write_features(arguments.run_dir, arguments.files, **given, **shared)
+    what = "predictions" if arguments.command == "predict" else "samples' features"
+    print(f"{count} {what} in {arguments.out}")

@@ -205,9 +205,10 @@ def _execute(
         checked = Job(config, data, None)
         checked.check()
         _check_late(command, checked, out is not None)
+        notes = [*data.notes, *checked.notes]
         del checked  # its copy of the samples
         if on_notes and world.is_main:
-            on_notes(data.notes)
+            on_notes(notes)
         if on_config and world.is_main:
             on_config(config)
         finished = resume == "auto" and out is not None and (out / rundir.SUMMARY).is_file()

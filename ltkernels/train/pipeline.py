@@ -41,6 +41,7 @@ class Job:
         self.prefix = prefix
         # Channels last: a third less time for the convolutions, on the CPU too.
         images = data.x_train.dim() == 4 and config.channels_last
+        self.notes: list[str] = []
         self._layout = torch.channels_last if images else torch.preserve_format
         kept, held = self._split()
         self.x_train, self.y_train = self._samples(rows_of(data.x_train, kept)), data.y_train[kept].to(config.device)
@@ -54,9 +55,8 @@ class Job:
         self.log: list[dict[str, Any]] = [] if log is None else log
         # Training time of earlier processes, which checkpoints brought back.
         self.seconds_before = 0.0
-        # First-stage models, which stay when a later phase fails; sentences for the summary.
+        # First-stage models, which stay when a later phase fails.
         self.trained: list[Trained] = []
-        self.notes: list[str] = []
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def _samples(self, x: Samples) -> Samples:
@@ -80,6 +80,13 @@ class Job:
             held.append(rows[torch.randperm(len(rows), generator=generator)[:size]])
         mask = torch.zeros(len(y), dtype=torch.bool)
         mask[torch.cat(held)] = True
+        what = "validated on" if self.config.val_split else "tau is tuned on"
+        self.notes.append(
+            f"{what} {int(mask.sum())} of {len(y)} training samples, {share:g} of every class, at least one of each"
+        )
+        none = [name for name, rows in zip(self.data.class_names, held) if not len(rows)]
+        if none:
+            self.notes.append(f"not among them, with one sample: {listed(none)}")
         return (~mask).nonzero().flatten(), mask.nonzero().flatten()
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ from ltkernels.train.data._dataset import Array
 from ltkernels.train.data._images import SUFFIXES, decode, of_file
 from ltkernels.train.data.folder import walk
 from ltkernels.train.data.lists import read_numbers, read_table
-from ltkernels.train.engine import apply
+from ltkernels.train.engine import Progress, apply
 from ltkernels.train.models import Classifier
 from ltkernels.train.tables import write_csv
 from ltkernels.train.trained import Saved, load_saved
@@ -145,8 +145,13 @@ def load(run: str | Path, variant: str | None = None, device: str = "cpu") -> Mo
     return Model(load_saved(Path(run), variant, device))
 
 
-def _pieces(inputs: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
+def _pieces(inputs: Sequence[Path], progress: Progress | None = None) -> Iterator[tuple[list[str], Any]]:
     """(names of samples, samples for `Model`) of files and folders, in pieces that fit into memory."""
+
+    def told(first: int, piece: Any, total: int) -> None:
+        if progress and total > _TOGETHER:
+            progress("predicting", first + len(piece), total, {})
+
     paths = []
     for given in inputs:
         if given.is_dir():
@@ -161,12 +166,14 @@ def _pieces(inputs: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
             for first in range(0, len(array), _TOGETHER):
                 piece = array[first : first + _TOGETHER]
                 yield [str(i) for i in range(first, first + len(piece))], piece
+                told(first, piece, len(array))
             return
         else:
             paths.append(given)
     for first in range(0, len(paths), _TOGETHER):
         piece = paths[first : first + _TOGETHER]
         yield [str(path) for path in piece], piece
+        told(first, piece, len(paths))
 
 
 def _array(path: Path) -> np.ndarray:
@@ -189,6 +196,7 @@ def predict_files(
     logits: bool = False,
     force: bool = False,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> int:
     """Predict image files, folders of them (at any depth), or the samples of one .npz, .npy or .csv file, into a table.
 
@@ -201,7 +209,7 @@ def predict_files(
     model = load(run, variant, device)
     header = ["sample", "class", "probability", *(f"logit:{name}" for name in (model.class_names if logits else ()))]
     rows: list[tuple[Any, ...]] = []
-    for names, samples in _pieces([Path(path) for path in inputs]):
+    for names, samples in _pieces([Path(path) for path in inputs], progress):
         raw = model(samples)
         scores = torch.log_softmax(model.scores(raw, prior), 1)
         best, label = scores.max(1)
@@ -247,6 +255,7 @@ def write_features(
     variant: str | None = None,
     force: bool = False,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> int:
     """Write features of a run's model to an .npz file, as `select`, `audit` and `statistics` read them; returns their number.
 
@@ -259,7 +268,9 @@ def write_features(
     model = load(run, variant, device)
     names = np.array(model.class_names)
     if inputs:
-        pieces = [(files, model.features(samples)) for files, samples in _pieces([Path(path) for path in inputs])]
+        pieces = [
+            (files, model.features(samples)) for files, samples in _pieces([Path(path) for path in inputs], progress)
+        ]
         features = torch.cat([part for _, part in pieces])
         arrays: dict[str, Any] = {"files": np.array([name for files, _ in pieces for name in files])}
     else:

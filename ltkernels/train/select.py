@@ -22,6 +22,7 @@ from ltkernels.selection._checkpoint import drop_damaged
 from ltkernels.selection._recipe import Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
+from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Progress
 from ltkernels.train.features import fdc_pool, recipe_settings, tail_class
 from ltkernels.train.tables import write_csv
@@ -110,18 +111,21 @@ def select_features(
         with together(ranks):
             if world.is_main:
                 drop_damaged(checkpoint)
-        recipe = fdg_recipe(
-            source,
-            source.make_pool,
-            source.counts,
-            classes=classes,
-            m=m,
-            n_sets=n_sets,
-            checkpoint=checkpoint if n_sets else None,
-            progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
-            group=group,
-            **recipe_settings(config, mode),
-        )
+        try:
+            recipe = fdg_recipe(
+                source,
+                source.make_pool,
+                source.counts,
+                classes=source.able if classes is None else classes,
+                m=m,
+                n_sets=n_sets,
+                checkpoint=checkpoint if n_sets else None,
+                progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
+                group=group,
+                **recipe_settings(config, mode),
+            )
+        except ValueError as error:
+            raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
         result: dict[str, Any] = {}
         with together(ranks):
             if recipe is not None:
@@ -151,8 +155,16 @@ class _Source(Mapping[int, Tensor]):
                 f"{path}: pool_files must name the file of every row of pool, got {self.files.shape} names"
             )
         self.counts = torch.bincount(self.labels).tolist()
+        if 0 in self.counts:
+            raise ValueError(f"{path}: labels have no sample of class {self.counts.index(0)}")
         self.dtype = torch.float64 if self.real.dtype == torch.float64 else torch.float32
-        self.head = head_tail_split(self.counts, config.head_ratio)[0]
+        self.head, tail = head_tail_split(self.counts, config.head_ratio)
+        singles = [label for label in tail if self.counts[label] == 1]
+        # None: every tail class.
+        self.able = [label for label in tail if self.counts[label] > 1] if singles else None
+        if self.able == []:
+            raise ValueError(f"{path}: every tail class has one sample: its feature diversity gain is undefined")
+        self.notes = [f"not completed, with one sample: class {listed(list(map(str, singles)))}"] if singles else []
 
     def __getitem__(self, label: int) -> Tensor:
         return self.real[self.labels == label].to(self.dtype)
@@ -197,6 +209,7 @@ def _write(
         "input": source.path.name,
         "class_counts": source.counts,
         "selected": arm,
+        "notes": source.notes,
         "head_classes": recipe.head,
         "classes": [_entry(entry, source.similar_head(entry.label), source.counts) for entry in recipe.classes],
         "sets": {

@@ -117,27 +117,6 @@ class Dataset:
         std = torch.ones(1) if self.std is None else self.std
         return Preprocessing(self.input_shape, mean.double(), std.double(), self.image_size, self.pictures)
 
-    def save_npz(self, path: str | Path) -> None:
-        """Write what was loaded to an .npz file that `npz:PATH` reads back: image files are then decoded once, not in
-        every run. Samples are stored before standardisation, as bytes where all are. Raises FileExistsError."""
-        arrays = {"x_train": self._raw(self.x_train), "x_test": self._raw(self.x_test)}
-        arrays |= {"y_train": self.y_train.numpy(), "y_test": self.y_test.numpy()}
-        if self.x_val is not None and self.y_val is not None:
-            arrays |= {"x_val": self._raw(self.x_val), "y_val": self.y_val.numpy()}
-        with Path(path).open("xb") as file:
-            np.savez(file, **arrays, class_names=np.array(self.class_names))
-
-    def _raw(self, x: Samples) -> np.ndarray:
-        if isinstance(x, LazySamples):
-            raise ValueError("save_npz: the samples are not in memory; the setting cache keeps decoded images")
-        if self.mean is None or self.std is None:
-            return x.numpy()
-        raw = x.double() * _along(self.std, x.dim()) + _along(self.mean, x.dim())
-        whole = raw.round()
-        # Standardisation in float32 moves a byte by less than 1e-4.
-        is_bytes = bool(((raw - whole).abs() < 1e-3).all() and (whole >= 0).all() and (whole <= 255).all())
-        return whole.byte().numpy() if is_bytes else raw.float().numpy()
-
     @classmethod
     def from_arrays(
         cls,

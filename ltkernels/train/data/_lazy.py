@@ -51,7 +51,7 @@ class _Mapped:
         return np.ascontiguousarray(self.array[np.asarray(rows, np.int64)])
 
 
-class _Index(TorchDataset[np.ndarray]):
+class _Index(TorchDataset[Any]):
     """For the DataLoader's workers: a batch is read as one."""
 
     def __init__(self, source: Rows) -> None:
@@ -60,8 +60,11 @@ class _Index(TorchDataset[np.ndarray]):
     def __len__(self) -> int:
         return self._source.shape[0]
 
-    def __getitems__(self, rows: list[int]) -> np.ndarray:
-        return self._source.read(rows)
+    def __getitems__(self, rows: list[int]) -> np.ndarray | Exception:
+        try:
+            return self._source.read(rows)
+        except (ValueError, OSError) as error:  # raised in a worker, it would come back as the text of its traceback
+            return error
 
 
 class Raw:
@@ -99,7 +102,7 @@ class Raw:
         workers = 0
         if self.source.slow:
             workers = min(_MOST_WORKERS, cores()) if self.workers is None else self.workers
-        loader: DataLoader[np.ndarray] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             _Index(self.source),
             batch_sampler=[self.rows[step].tolist() for step in steps],
             num_workers=min(workers, len(steps)),
@@ -109,7 +112,10 @@ class Raw:
             # Its own: drawing from the global one would change a run that is resumed in the middle of an epoch.
             generator=torch.Generator().manual_seed(0),
         )
-        return iter(loader)
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
 
     def in_order(self) -> Iterator[np.ndarray]:
         """All samples, in pieces."""

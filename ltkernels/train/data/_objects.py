@@ -155,7 +155,11 @@ def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
 
 
 def _numbers(part: Any, columns: Sequence[str]) -> np.ndarray:
-    parts = [np.asarray(part.with_format("numpy")[name]) for name in columns]
+    # Its own numpy format would round float64 to float32.
+    given = part.select_columns(list(columns)).with_format("arrow")[:]
+    parts = [given.column(name).to_numpy() for name in columns]
+    if len(parts) == 1 and parts[0].dtype == object and len({np.shape(row) for row in parts[0]}) == 1:
+        parts = [np.array(parts[0].tolist())]
     strange = next((name for name, x in zip(columns, parts) if x.dtype.kind not in "biuf"), None)
     if strange is not None:
         raise ValueError(f"column {strange} holds no numbers of one shape; samples are a column {', '.join(_IMAGE)}")

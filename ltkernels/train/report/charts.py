@@ -234,7 +234,7 @@ def points(
 @chart
 def reliability(title: str, series: Sequence[tuple[str, dict[str, Sequence[float]], int]]) -> Figure:
     """Accuracy against confidence, by bins (see `metrics.reliability`), with one standard error; on the diagonal they agree."""
-    figure, (axes,) = axes_of(3.3, 2.6)
+    figure, (axes,) = axes_of(2.5, 2.2)
     axes.plot([0, 100], [0, 100], color=MUTED, lw=1, linestyle=":", label="accuracy equal to confidence")
     for name, found, number in series:
         there = np.array(found["samples"]) > 0
@@ -251,6 +251,6 @@ def reliability(title: str, series: Sequence[tuple[str, dict[str, Sequence[float
             **style,
         )
     axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="confidence, %", ylabel="accuracy, %")
-    axes.set_title(fill(shorten(title, 80), 40))
-    legend_below(axes, 38, [axes.lines[0], *axes.containers], handlelength=2.6)
+    axes.set_title(fill(shorten(title, 80), 30))
+    legend_below(axes, 30, [axes.lines[0], *axes.containers], handlelength=2.6)
     return figure
