@@ -175,6 +175,8 @@ def test_the_defaults_for_vectors_follow_the_number_of_samples():
     few, many = vector_defaults(40), vector_defaults(100_000)
     assert (few["batch_size"], few["epochs"], few["weight_decay"]) == (16, 400, 1 / 40)
     assert (many["batch_size"], many["epochs"], many["weight_decay"]) == (64, 20, 5e-4)
+    # Biases stand for how frequent the classes are.
+    assert few["decay"] == many["decay"] == "weights"
 
 
 # Files
@@ -537,6 +539,7 @@ def test_what_was_trained_stays_when_a_later_phase_fails(tmp_path, capsys):
         name,
         "--epochs",
         2,
+        "--quiet",
         "--retrain-lr",
         1e30,
         "--head-ratio",
@@ -550,7 +553,7 @@ def test_what_was_trained_stays_when_a_later_phase_fails(tmp_path, capsys):
     for variant in ("ce", "logit_adjusted"):
         assert train.load(out / "checkpoints" / f"{variant}.pt").class_counts == list(SIZES)
     # A training that failed by itself leaves nothing, as before.
-    _one_line(capsys, "train", "--data", name, "--epochs", 2, "--lr", 1e30, "--out", tmp_path / "none")
+    _one_line(capsys, "train", "--data", name, "--epochs", 2, "--lr", 1e30, "--quiet", "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -633,8 +636,8 @@ def test_select_leaves_classes_of_one_sample_out_and_names_the_file(tmp_path, ca
     x, y = _vectors((40, 8, 1), features=6)
     path = tmp_path / "f.npz"
     np.savez(path, features=x, labels=y)
-    flags = ["--random-repeats", "1", "--out", str(tmp_path / "s")]
-    assert main(["select", str(path), *flags, "--head-ratio", "0.6"]) == 0
+    flags = ["--random-repeats", "1", "--head-ratio", "0.6", "--out", str(tmp_path / "s")]
+    assert main(["select", str(path), *flags]) == 0
     assert "note: not completed, with one sample: class 2\n" in capsys.readouterr().out
     with np.load(tmp_path / "s" / "selection.npz") as found:
         assert set(found["labels"]) == {1}

@@ -111,6 +111,12 @@ class Config:
     optimizer: str = setting(
         "sgd", "adamw decays matrices alone: no biases, norms or cosine classifiers", choices=("sgd", "adamw")
     )
+    decay: str | None = setting(
+        None,
+        "what weight_decay shrinks; weights: those of linear and convolution layers, no biases, norms, tables or cosine classifiers "
+        "(default: all for sgd, weights for adamw, and for vectors)",
+        choices=("all", "weights"),
+    )
     lr: float | None = setting(None, "peak learning rate (default: the data set's; adamw: 0.001)", positive=True)
     lr_backbone: float | None = setting(None, "peak learning rate of the backbone (default: --lr)", positive=True)
     clip: float | None = setting(None, "largest norm of a step's gradient (default: any)", positive=True)

@@ -319,10 +319,11 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimize
     ours = set() if backbone is None or recipe.lr_backbone is None else set(backbone.parameters())
     # A cosine head divides by its rows' norms: decay would only raise its rate.
     bare = {m.weight for m in model.modules() if isinstance(m, CosineLinear)}
+    everything = (recipe.decay or ("all" if recipe.optimizer == "sgd" else "weights")) == "all"
     parts: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decays = recipe.optimizer == "sgd" or (parameter.dim() > 1 and parameter not in bare)
+            decays = everything or (parameter.dim() > 1 and parameter not in bare)
             parts.setdefault((parameter in ours, decays), []).append(parameter)
     groups = [
         {

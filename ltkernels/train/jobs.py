@@ -64,7 +64,8 @@ def load_data(config: Config, progress: Progress | None = None) -> Dataset:
 
 def vector_defaults(samples: int) -> dict[str, float | int | str]:
     """For tables, and for features that somebody else's network made: what a regularised linear model does, and more where there
-    is more. At least a thousand steps, and the decay of scikit-learn's logistic regression (one over the number of samples)."""
+    is more. At least a thousand steps, and the decay of scikit-learn's logistic regression: one over the number of samples, and none of
+    biases, which stand for how frequent the classes are."""
     batch_size = 16 if samples < 1000 else 64
     epochs = max(20, -(-1000 * batch_size // samples))
     return {
@@ -73,6 +74,7 @@ def vector_defaults(samples: int) -> dict[str, float | int | str]:
         "epochs": epochs,
         "lr": 0.02,
         "weight_decay": max(5e-4, 1 / samples),
+        "decay": "weights",
     }
 
 

@@ -326,6 +326,7 @@ class Job:
             batch_size=config.batch_size,
             lr=config.retrain_lr,
             weight_decay=config.weight_decay,
+            decay=config.decay,
             seed=derived_seed(seed, 4),
             sampler=sampler,
         )

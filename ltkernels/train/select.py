@@ -106,6 +106,8 @@ def select_features(
             if world.is_main:
                 rundir.check_free(out, force)
             source = _Source(path, None if labels is None else Path(labels), config)
+            if classes is None and source.able == []:
+                raise ValueError(f"{path}: every tail class has one sample: its feature diversity gain is undefined")
         settings = (sorted(config.to_dict().items()), mode, classes, m, n_sets)
         checkpoint = out.parent / f".{out.name}.select-{source.token(settings)}"
         with together(ranks):
@@ -162,8 +164,6 @@ class _Source(Mapping[int, Tensor]):
         singles = [label for label in tail if self.counts[label] == 1]
         # None: every tail class.
         self.able = [label for label in tail if self.counts[label] > 1] if singles else None
-        if self.able == []:
-            raise ValueError(f"{path}: every tail class has one sample: its feature diversity gain is undefined")
         self.notes = [f"not completed, with one sample: class {listed(list(map(str, singles)))}"] if singles else []
 
     def __getitem__(self, label: int) -> Tensor:
