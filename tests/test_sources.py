@@ -649,7 +649,7 @@ def test_select_leaves_classes_of_one_sample_out_and_names_the_file(tmp_path, ca
         np.savez(path, features=x, labels=labels)
         assert word in _one_line(capsys, "select", path, *flags, *more)
     np.savez(path, features=x, labels=y, class_names=["a", "b", "a"])
-    for command in ("select", "audit", "statistics"):
+    for command in ("audit", "statistics"):
         assert "f.npz: class_names holds 'a' twice" in _one_line(
             capsys, command, path, *(flags[-2:] if command != "statistics" else [])
         )

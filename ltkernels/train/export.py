@@ -64,7 +64,9 @@ def _description(model: Model, suffix: str, dtype: torch.dtype) -> dict[str, Any
         "class_counts": model.class_counts,
         "loss": model.loss,
         "prior_power": saved.prior_power,
-        "prior": "for another class prior q: add log q - prior_power * log(class_counts / sum) to the scores before softmax",
+        "prior": None
+        if saved.prior_power is None
+        else "for another class prior q: add log q - prior_power * log(class_counts / sum) to the scores before softmax",
     }
 
 
