@@ -96,6 +96,15 @@ def test_a_run_from_files_goes_on_after_a_stop(tree, tmp_path, tiny):
     assert sums[0] == sums[1]
 
 
+def test_reading_draws_from_no_global_random_state(tree, tiny):
+    """A run that goes on in the middle of an epoch opens its files once more than the one that was not stopped."""
+    tiny()
+    samples = data.load(f"folder:{tree}", DataRequest(image_size=8, workers=1)).x_train
+    before = torch.get_rng_state()
+    assert sum(map(len, samples.split(10))) == 42
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_cache_is_made_once_and_read_by_others(tree, tmp_path, tiny, monkeypatch):
     plain = data.load(f"folder:{tree}", DataRequest(image_size=8))
     seen = []

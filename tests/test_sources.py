@@ -12,6 +12,7 @@ from ltkernels._arrays import class_indices
 from ltkernels.cli import main
 from ltkernels.train import data
 from ltkernels.train.data import DataRequest, Dataset, make_long_tailed
+from ltkernels.train.data._objects import _stored
 from ltkernels.train.jobs import vector_defaults
 
 SIZES = (30, 14, 6)
@@ -360,25 +361,18 @@ def test_hugging_face_pictures_are_files_like_any(tmp_path, monkeypatch):
 
 
 def test_hugging_face_pictures_outside_of_the_folder_are_refused(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    image = pytest.importorskip("PIL.Image")
-    image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
-    stored = {"image": [{"bytes": None, "path": str(tmp_path / "secret.png")}] * 6, "label": ["a"] * 3 + ["b"] * 3}
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
-    plain = {
-        "image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
-        "label": datasets.Value("string"),
-    }
-    part = datasets.Dataset.from_dict(stored, features=datasets.Features(plain))
-    part = part.cast_column("image", features["image"])
-    # As a stranger would pack it: a path in the place of the picture's bytes.
+    """`save_to_disk` packs pictures; a stranger's set may name a path in their place."""
     (tmp_path / "set").mkdir()
-    part.save_to_disk(str(tmp_path / "set" / "saved"))
-    loaded = datasets.load_from_disk(str(tmp_path / "set" / "saved"))
-    if loaded[0]["image"]["bytes"] is not None:
-        pytest.skip("this version of datasets stores the picture itself")
-    with pytest.raises(ValueError, match=r"secret\.png lies outside of the data set's folder"):
-        data.load(f"hf:{tmp_path / 'set' / 'saved'}")
+    for place in (tmp_path / "secret.png", tmp_path / "set" / "own.png"):
+        place.write_bytes(b"x")
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "secret.png")
+    for name in ("../secret.png", "link.png"):
+        rows = [{"image": {"bytes": None, "path": str(tmp_path / "set" / name)}}]
+        with pytest.raises(ValueError, match=r"\.png lies outside of the data set's folder"):
+            _stored(rows, "image", 0, tmp_path / "set")
+    rows[0]["image"]["path"] = str(tmp_path / "set" / "own.png")
+    with _stored(rows, "image", 0, tmp_path / "set") as file:
+        assert file.read() == b"x"
 
 
 def test_hugging_face_tables(tmp_path):
