@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -12,6 +13,7 @@ import torch
 
 from ltkernels import LOSSES
 from ltkernels.cli import main
+from ltkernels.commands.parts import Progress
 from ltkernels.train import Config, choices, data, presets
 from ltkernels.train.batching import MIXERS
 from ltkernels.train.data import PROFILES
@@ -50,12 +52,56 @@ def test_run_writes_the_four_files(finished):
     assert len(json.loads((finished / "summary.json").read_text())["variants"]) == 5
 
 
-def test_run_prints_config_and_table_but_no_bar_on_a_pipe(tmp_path, capsys):
+def test_run_prints_config_and_table_and_on_a_pipe_a_line_an_epoch(tmp_path, capsys):
     assert _code("train", *QUICK, "--out", tmp_path / "a", "--loss", "ldam") == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    lines = captured.err.splitlines()
+    assert len(lines) == len(records)
+    for line, record in zip(lines, records):
+        assert line.startswith(record["phase"])
+        assert f"{record['epoch']}/" in line
+        assert f"loss {record['train_loss']:.4g}" in line
+        assert f"balanced accuracy {100 * record['test_balanced_accuracy']:.1f} %" in line
+    assert "\r" not in captured.err
     assert 'loss = "ldam"\n' in captured.out
     assert "balanced" in captured.out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_how_long_it_takes(terminal, capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((79, 24)))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    record = {"phase": "train/ce", "epoch": 1, "train_loss": 0.51234, "lr": 0.05, "test_balanced_accuracy": 0.625}
+    with Progress(quiet=False) as progress:
+        for done in (250, 500):
+            clock[0] += 5
+            progress("decoding", done, 500, {})
+        for step in range(1, 9):  # 2 s an epoch of four steps
+            clock[0] += 0.5
+            progress.step("train/ce", (step - 1) // 4, 10, (step - 1) % 4 + 1, 4)
+            if step % 4 == 0:
+                progress("train/ce", step // 4, 10, {**record, "epoch": step // 4})
+        err = capsys.readouterr().err
+    lines = re.split(r"[\r\n]+", err.strip("\r\n"))
+    last = "loss 0.5123  balanced accuracy 62.5 %  rate 0.05"
+    if terminal:
+        assert "\n" not in err
+        assert max(map(len, lines)) < 79
+        assert lines[0].startswith("decoding ")
+        assert any("1/10, step 2/4" in line and "left" in line for line in lines)
+        assert capsys.readouterr().err.strip("\r ") == ""
+    else:
+        assert [line.split()[:2] for line in lines] == [
+            ["decoding", "500/500"],
+            ["train/ce", "1/10"],
+            ["train/ce", "2/10"],
+        ]
+        assert lines[2].endswith(f"{last}  2 s each, 16 s left")
+    assert not Progress(quiet=True)("a", 1, 2, {})
+    assert capsys.readouterr().err == ""
 
 
 def test_quiet_prints_nothing(tmp_path, capsys):
@@ -270,7 +316,7 @@ def test_help_has_headings_and_examples(capsys):
 
 
 COMMANDS = (
-    *("run", "train", "evaluate", "report", "predict", "features", "select", "audit", "statistics", "experiment", "bench", "doctor"),
+    *("run", "train", "evaluate", "report", "predict", "features", "export", "select", "audit", "statistics", "experiment", "bench", "doctor"),
 )  # fmt: skip
 
 

@@ -8,13 +8,12 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from ltkernels import train
 from ltkernels.train import data
-from ltkernels.train.data import DataRequest, _archive, _images, openclipart
+from ltkernels.train.data import DataRequest, _archive, _images, _lazy, openclipart
 from ltkernels.train.data.folder import natural_key
 
 
@@ -195,11 +194,13 @@ def test_totals_and_file_sizes_are_bounded(tmp_path, pil, monkeypatch):
     path = _put(tmp_path / "set", _tree({"a": 2, "b": 2}))
     packed = _archived(tmp_path / "set.zip", _tree({"a": 2, "b": 2}))
     for target in (path, packed):
-        for bound, message in (("MAX_FILE_BYTES", "larger than 50 bytes"), ("MAX_TOTAL_BYTES", "smaller image_size")):
-            with monkeypatch.context() as patch:
-                patch.setattr(_images, bound, 50)
-                with pytest.raises(ValueError, match=message):
-                    data.load(f"folder:{target}")
+        with monkeypatch.context() as patch:
+            patch.setattr(_images, "MAX_FILE_BYTES", 50)
+            with pytest.raises(ValueError, match="larger than 50 bytes"):
+                data.load(f"folder:{target}")
+    monkeypatch.setattr(_lazy, "MAX_IN_MEMORY", 50)
+    with pytest.raises(ValueError, match="smaller image_size"):
+        data.load(f"folder:{packed}")
     with pytest.raises(ValueError, match="image_size must be between"):
         data.load(f"folder:{path}", DataRequest(image_size=10**6))
 
@@ -249,19 +250,6 @@ def test_folder_errors_are_in_words(tmp_path, pil, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(ImportError, match=r"Pillow: pip install \"ltkernels\[images\]\""):
         data.load(f"folder:{_put(tmp_path / 'whole', _tree({'a': 2, 'b': 2}))}")
-
-
-def test_what_was_decoded_can_be_kept_as_npz(tmp_path, pil):
-    first = data.load(f"folder:{_put(tmp_path / 'set', _tree(COUNTS))}")
-    first.save_npz(tmp_path / "set.npz")
-    again = data.load(f"npz:{tmp_path / 'set.npz'}")
-    assert torch.equal(again.x_train, first.x_train)
-    assert torch.equal(again.x_test, first.x_test)
-    assert again.class_names == first.class_names
-    with np.load(tmp_path / "set.npz") as stored:
-        assert stored["x_train"].dtype == np.uint8
-    with pytest.raises(FileExistsError):
-        first.save_npz(tmp_path / "set.npz")
 
 
 def test_openclipart_counts_drawings_not_links_and_holds_out_singles(tmp_path, pil):

@@ -7,6 +7,7 @@ import torch
 
 import ltkernels as ltk
 from ltkernels.train.metrics import (
+    calibration_gap,
     class_diversity,
     class_similarity,
     classifier_norms,
@@ -18,6 +19,7 @@ from ltkernels.train.metrics import (
     group_of,
     principal_plane,
     relative_accuracy,
+    reliability,
     summarize,
 )
 from ltkernels.train.models import build_backbone, build_head, feature_maps
@@ -243,15 +245,24 @@ def test_drift_is_about_one_without_any_and_grows_with_a_shift():
 def test_descriptions_are_plain_json():
     head = build_head("linear", 6, 3, "linear", 0)
     x, y = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
-    classifier = describe_classifier(head, x, y)
+    scores = torch.log_softmax(head(x).detach().double(), 1)
+    classifier = describe_classifier(head, scores, y)
     features = describe_features((x, y), (x, y), 3, points=30)
     for result in (classifier, features):
         assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert len(features["embedding"]["x"]) == 30
-    assert classifier["ece"] == pytest.approx(expected_calibration_error(head(x).detach().softmax(1), y), abs=1e-6)
+    assert classifier["ece"] == pytest.approx(expected_calibration_error(scores.exp(), y))
     assert len(classifier["classifier_norms"]) == 3
-    bare = describe_classifier(build_head("cosine", 6, 3, "cosine", 0), x, y)
-    assert bare == {"ece": None, "classifier_norms": None, "classifier_norm_variance": None}
-    assert describe_classifier(build_head("cosine", 6, 3, "linear", 0), x, y)["ece"] is not None
+    bare = describe_classifier(build_head("cosine", 6, 3, "cosine", 0), scores, y)
+    assert (bare["classifier_norms"], bare["classifier_norm_variance"]) == (None, None)
     assert describe_features((x[:, :1], y), (x[:, :1], y), 3)["embedding"] is None
-    assert describe_classifier(torch.nn.Sequential(head), x, y)["classifier_norms"] is None
+    assert describe_classifier(torch.nn.Sequential(head), scores, y)["classifier_norms"] is None
+
+
+def test_reliability_counts_by_confidence():
+    # Confidences 0.9, 0.7, 0.7, 0.5; the first two are right.
+    probabilities = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.7, 0.3], [0.5, 0.5]])
+    found = reliability(probabilities, torch.tensor([0, 1, 1, 1]), bins=2)
+    assert (found["samples"], found["right"]) == ([1, 3], [0, 2])
+    assert found["confidence"] == pytest.approx([0.5, 2.3])
+    assert calibration_gap(found) == pytest.approx((0.5 + 0.3) / 4)

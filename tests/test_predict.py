@@ -75,6 +75,27 @@ def test_tables_of_classes_and_confusions(run):
     assert [[int(row[name]) for name in ("ant", "bee", "cow")] for row in table] == confusion.tolist()
 
 
+def test_predictions_as_parquet_are_those_of_the_csv(run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    place, _, _, _ = run
+    for kind in ("csv", "parquet"):
+        assert (
+            main(
+                [
+                    "predict",
+                    str(place / "run"),
+                    str(place / "data.npz"),
+                    "--logits",
+                    "--out",
+                    str(tmp_path / f"p.{kind}"),
+                ]
+            )
+            == 0
+        )
+    table, rows = parquet.read_table(tmp_path / "p.parquet").to_pylist(), _rows(tmp_path / "p.csv")
+    assert [{key: str(value) for key, value in row.items()} for row in table] == rows
+
+
 def test_a_model_in_python(run):
     place, _, x_test, _ = run
     model = train.load(place / "run")
@@ -125,7 +146,7 @@ def test_what_prior_is_in_the_scores(run, tmp_path, settings, power):
     model = train.load(tmp_path / "run")
     if power == "tau":
         power = 1.0 - summary["variants"][-1]["tau"]
-    assert model._saved.prior_power == power
+    assert model.saved.prior_power == power
     assert np.mean(np.array(model.class_names)[model.predict(x_test)] == run[3]) == pytest.approx(summary["top1"])
     if power is None:
         with pytest.raises(ValueError, match=f"loss {settings['loss']}"):

@@ -164,6 +164,7 @@ def _with_analysis(summary):
     for v in more["variants"]:
         v |= {
             "worst_class": {"label": 0, "accuracy": 0.25}, "g_mean": 0.5, "harmonic_mean": 0.4, "macro_f1": 0.375,
+            "reliability": {"samples": [0, 4, 2], "right": [0, 1, 2], "confidence": [0.0, 2.0, 1.75]},
             "ece": 0.125, "classifier_norms": [2.0, 1.0, 0.5], "classifier_norm_variance": 0.3889,
         }  # fmt: skip
         v["groups"]["few"]["se"] = 0.0625
@@ -200,6 +201,16 @@ def test_analysis_is_shown_where_it_was_recorded(summary):
     older = re.sub(r"<[^>]+>", " ", render(summary, _metrics()))
     assert "Further measures" not in older
     assert "Feature space" not in older
+
+
+def test_reliability_is_accuracy_over_confidence():
+    found = {"samples": [0, 4, 2], "right": [0, 1, 2], "confidence": [0.0, 2.0, 1.75]}
+    chart = charts.reliability("t", [("<s>", found, 0)])
+    (axes,) = chart.figure.axes
+    diagonal, line = axes.lines[0], axes.containers[0].lines[0]
+    np.testing.assert_allclose(line.get_xydata(), [[50, 25], [87.5, 100]])
+    np.testing.assert_allclose(diagonal.get_xydata(), [[0, 0], [100, 100]])
+    assert "&lt;s&gt;" in chart.svg()
 
 
 def test_points_lie_where_their_values_are():

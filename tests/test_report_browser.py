@@ -97,6 +97,10 @@ def _summary(n: int, variants: int) -> dict:
             "groups": {g: {"accuracy": 0.5 if c else None, "se": 0.01 if c else None, "classes": c} for g, c in groups.items()},
             "worst_class": {"label": n - 1, "accuracy": 0.1}, "g_mean": 0.5, "harmonic_mean": 0.4, "macro_f1": 0.375, "ece": 0.125,
             "classifier_norms": [2 - i / n for i in range(n)], "classifier_norm_variance": 0.38,
+            "reliability": {
+                "samples": [0, 0, *range(3, 16)], "right": [0, 0, *range(1, 14)],
+                "confidence": [0, 0, *(s * (s + 0.5) / 16 for s in range(3, 16))],
+            },
         })  # fmt: skip
     arms = {"mean": {"fdg": 0.6, "path": [[20, 0.6]]}, "random-0": {"fdg": 0.25, "path": [[20, 0.25]]}}
     labels = [rng.randrange(n) for _ in range(300)]

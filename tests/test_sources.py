@@ -12,6 +12,7 @@ from ltkernels._arrays import class_indices
 from ltkernels.cli import main
 from ltkernels.train import data
 from ltkernels.train.data import DataRequest, Dataset, make_long_tailed
+from ltkernels.train.data._objects import _stored
 from ltkernels.train.jobs import vector_defaults
 
 SIZES = (30, 14, 6)
@@ -175,6 +176,8 @@ def test_the_defaults_for_vectors_follow_the_number_of_samples():
     few, many = vector_defaults(40), vector_defaults(100_000)
     assert (few["batch_size"], few["epochs"], few["weight_decay"]) == (16, 400, 1 / 40)
     assert (many["batch_size"], many["epochs"], many["weight_decay"]) == (64, 20, 5e-4)
+    # Biases stand for how frequent the classes are.
+    assert few["decay"] == many["decay"] == "weights"
 
 
 # Files
@@ -331,13 +334,126 @@ def test_a_saved_hugging_face_data_set(tmp_path):
         data.load(f"hf:{tmp_path / 'none'}")
 
 
+def _saved_pictures(tmp_path, **columns):
+    datasets = pytest.importorskip("datasets")
+    image = pytest.importorskip("PIL.Image")
+    pictures = [image.new("RGB", (6, 4), (20 * i, 0, 0)) for i in range(10)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
+    part = datasets.Dataset.from_dict({"image": pictures, "label": [0] * 6 + [1] * 4, **columns}, features=features)
+    part.save_to_disk(str(tmp_path / "saved"))
+    return part
+
+
+def test_hugging_face_pictures_are_files_like_any(tmp_path, monkeypatch):
+    part = _saved_pictures(tmp_path)
+    whole = data.from_huggingface(part, image_size=4)
+    assert whole.class_counts == [5, 3]
+    thinned = data.load(f"hf:{tmp_path / 'saved'}", DataRequest(image_size=4, imbalance=1.5))
+    assert thinned.class_counts == [3, 2]
+    assert thinned.test_files == whole.test_files
+    monkeypatch.setattr("ltkernels.train.data._lazy.MAX_IN_MEMORY", 10)
+    lazy = data.load(f"hf:{tmp_path / 'saved'}", DataRequest(image_size=4, workers=1))
+    assert torch.equal(torch.cat(list(lazy.x_train.split(3))), whole.x_train)
+    monkeypatch.undo()
+    monkeypatch.setattr("ltkernels.train.data._images.MAX_PIXELS", 20)
+    with pytest.raises(ValueError, match=r"train\[\d\]: not a usable image: 6 x 4 pixels are more than 20"):
+        data.load(f"hf:{tmp_path / 'saved'}", DataRequest(image_size=4))
+
+
+def test_hugging_face_pictures_outside_of_the_folder_are_refused(tmp_path):
+    """`save_to_disk` packs pictures; a stranger's set may name a path in their place."""
+    (tmp_path / "set").mkdir()
+    for place in (tmp_path / "secret.png", tmp_path / "set" / "own.png"):
+        place.write_bytes(b"x")
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "secret.png")
+    for name in ("../secret.png", "link.png"):
+        rows = [{"image": {"bytes": None, "path": str(tmp_path / "set" / name)}}]
+        with pytest.raises(ValueError, match=r"\.png lies outside of the data set's folder"):
+            _stored(rows, "image", 0, tmp_path / "set")
+    rows[0]["image"]["path"] = str(tmp_path / "set" / "own.png")
+    with _stored(rows, "image", 0, tmp_path / "set") as file:
+        assert file.read() == b"x"
+
+
+def test_hugging_face_tables(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    x, y = _vectors(SIZES)
+    columns = {f"c{j}": (1000.0 if j else 1.0) * x[:, j] for j in range(4)}
+    table = datasets.Dataset.from_dict({**columns, "label": [("a", "b", "c")[c] for c in y]})
+    loaded = data.from_huggingface(table)
+    assert (loaded.class_names, loaded.class_counts, loaded.input_shape) == (("a", "b", "c"), [24, 11, 5], (4,))
+    assert any("column c" in note and "times as far as column c0" in note for note in loaded.notes)
+    listed = datasets.Dataset.from_dict({"features": x.tolist(), "label": y.tolist()})
+    assert torch.equal(data.from_huggingface(listed).x_train, data.Dataset.from_arrays(x, y).x_train)
+    with pytest.raises(ValueError, match="column c0 holds no numbers"):
+        data.from_huggingface(datasets.Dataset.from_dict({"c0": ["x", "y"], "label": [0, 1]}))
+
+
+# Folds
+
+
+def test_folds_test_every_sample_once_and_every_class_in_each():
+    x, y = _vectors((20, 7, 2, 1))
+    names = [f"{i}" for i in range(30)]
+    whole = Dataset.from_arrays(x, y, x, y, class_names=["a", "b", "c", "d"], train_files=tuple(names))
+    parts = list(data.k_fold(whole, 5, seed=1))
+    assert len(parts) == 5
+    assert parts[0].notes[-2:] == (
+        "left out, with one sample: d",
+        "tested more than once, with fewer samples than 5 folds: c",
+    )
+    tested = sorted(int(name) for part in parts for name in part.test_files)
+    assert sorted(set(tested)) == list(range(29))
+    assert [tested.count(i) for i in range(27)] == [1] * 27
+    for part in parts:
+        assert part.class_names == ("a", "b", "c")
+        assert not set(part.train_files) & set(part.test_files)
+        assert torch.bincount(part.y_test).min() >= 1
+        assert part.class_counts[2] == 1
+        # By what it trains on, and back to the raw samples.
+        rows = [int(name) for name in part.train_files]
+        expected = (x[rows] - x[rows].mean(0)) / x[rows].std(0, ddof=1)
+        assert np.allclose(part.x_train.numpy(), expected, atol=1e-5)
+        held = [int(name) for name in part.test_files]
+        assert np.allclose(part.x_test.double().numpy() * part.std.numpy() + part.mean.numpy(), x[held], atol=1e-5)
+    for folds, message in ((1, "at least 2"), (21, "has 20 samples"), (True, "got True")):
+        with pytest.raises(ValueError, match=message):
+            next(data.k_fold(whole, folds))
+
+
+def test_cross_validation_leaves_the_test_set_alone(tmp_path):
+    x, y = _vectors((40, 20, 10))
+    whole = Dataset.from_arrays(x, y, x[:0:-1][:3], [0, 1, 2])
+    config = train.Config(epochs=3, threads=1)
+    summary = train.cross_validate(config, whole, folds=3, out=tmp_path / "cv")
+    assert (summary["folds"], len(summary["runs"])) == (3, 3)
+    confusion = np.array(summary["variants"][0]["confusion"])
+    assert confusion.sum(1).tolist() == [40, 20, 10]
+    accuracies = [run["variants"][0]["balanced_accuracy"] for run in summary["runs"]]
+    assert summary["balanced_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["std"]["balanced_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert sum(summary["variants"][0]["reliability"]["samples"]) == 70
+    again = train.cross_validate(config, whole, folds=3, out=tmp_path / "cv", resume="auto")
+    assert again["runs"] == summary["runs"]
+    assert train.load(tmp_path / "cv" / "fold-2").class_names == ("0", "1", "2")
+
+
 # Validation
 
 
 def test_with_a_validation_set_the_test_set_is_read_once(tmp_path):
     name = _npz(tmp_path / "d.npz", (40, 20, 1))
     config = train.Config(data=name, epochs=3, threads=1, val_split=0.25, loss="ce")
-    summary = train.train(config, out=tmp_path / "run")
+    said = []
+    summary = train.train(config, out=tmp_path / "run", on_notes=said.extend)
+    assert (
+        said[-2:]
+        == summary["notes"][-2:]
+        == [
+            "validated on 15 of 61 training samples, 0.25 of every class, at least one of each",
+            "not among them, with one sample: 2",
+        ]
+    )
     from ltkernels.train.rundir import read_metrics
 
     records = read_metrics(tmp_path / "run")
@@ -417,6 +533,7 @@ def test_what_was_trained_stays_when_a_later_phase_fails(tmp_path, capsys):
         name,
         "--epochs",
         2,
+        "--quiet",
         "--retrain-lr",
         1e30,
         "--head-ratio",
@@ -430,8 +547,39 @@ def test_what_was_trained_stays_when_a_later_phase_fails(tmp_path, capsys):
     for variant in ("ce", "logit_adjusted"):
         assert train.load(out / "checkpoints" / f"{variant}.pt").class_counts == list(SIZES)
     # A training that failed by itself leaves nothing, as before.
-    _one_line(capsys, "train", "--data", name, "--epochs", 2, "--lr", 1e30, "--out", tmp_path / "none")
+    _one_line(capsys, "train", "--data", name, "--epochs", 2, "--lr", 1e30, "--quiet", "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+# Python calls on arrays of other layouts
+
+
+@pytest.mark.parametrize(
+    "turn", [lambda a: a.astype(">f4"), lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.astype(">f8")]
+)
+def test_diversity_and_selection_read_arrays_for_their_values(turn):
+    from ltkernels import diversity, selection
+
+    x = np.random.default_rng(0).normal(size=(24, 5)).astype("f4")
+    odd, plain = turn(x), np.ascontiguousarray(turn(x)).astype(turn(x).dtype.newbyteorder("="))
+    labels, offsets = np.repeat([0, 1], 12), np.arange(0, 25, 4)
+    calls = (
+        lambda a: diversity.feature_diversity(a),
+        lambda a: diversity.feature_diversity_gain(a, a[:10] * 2),
+        lambda a: selection.subset_gains(a, a, offsets.astype(">i8")),
+        lambda a: selection.kmeans_subsets(a, 2).centroids,
+        lambda a: selection.select_subsets(a, a, offsets.astype(">i8"), m=2).fdg,
+        lambda a: selection.match_pool(a[:8], a, 4).indices,
+        lambda a: _classes(diversity, a, labels.astype(">i8")),
+    )
+    for call in calls:
+        assert torch.equal(torch.as_tensor(call(odd)), torch.as_tensor(call(plain)))
+
+
+def _classes(diversity, x, y):
+    statistics = diversity.ClassStatistics(x.shape[1], 2)
+    statistics.update(x, y)
+    return statistics.diversity()
 
 
 # Files of features
@@ -476,6 +624,29 @@ def test_class_names_as_bytes_are_the_same_names(tmp_path, capsys):
     assert main(["statistics", "--merge", str(tmp_path / "fs.npz"), str(tmp_path / "gs.npz")]) == 0
     rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
     assert rows == [["ant", "60"], ["bee", "60"]]
+
+
+def test_select_leaves_classes_of_one_sample_out_and_names_the_file(tmp_path, capsys):
+    x, y = _vectors((40, 8, 1), features=6)
+    path = tmp_path / "f.npz"
+    np.savez(path, features=x, labels=y)
+    flags = ["--random-repeats", "1", "--head-ratio", "0.6", "--out", str(tmp_path / "s")]
+    assert main(["select", str(path), *flags]) == 0
+    assert "note: not completed, with one sample: class 2\n" in capsys.readouterr().out
+    with np.load(tmp_path / "s" / "selection.npz") as found:
+        assert set(found["labels"]) == {1}
+    flags[-1] = str(tmp_path / "t")
+    for labels, more, word in (
+        (y, ["--classes", "2"], "f.npz: class 2 has one sample"), (2 * y, [], "f.npz: labels have no sample of class 1"),
+        (np.minimum(np.arange(49) // 48, 1), [], "f.npz: every tail class has one sample"),
+    ):  # fmt: skip
+        np.savez(path, features=x, labels=labels)
+        assert word in _one_line(capsys, "select", path, *flags, *more)
+    np.savez(path, features=x, labels=y, class_names=["a", "b", "a"])
+    for command in ("audit", "statistics"):
+        assert "f.npz: class_names holds 'a' twice" in _one_line(
+            capsys, command, path, *(flags[-2:] if command != "statistics" else [])
+        )
 
 
 def test_labels_of_a_file_that_mean_nothing_are_named(tmp_path, capsys):

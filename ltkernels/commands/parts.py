@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,19 +64,55 @@ def config_of(arguments: argparse.Namespace) -> Any:
 
 
 class Progress:
-    """One line on stderr that is written over; silent where stderr is not a terminal."""
+    """Where a job is and how long it takes: on a terminal one line of stderr that is written over, elsewhere a line an epoch."""
+
+    _PAUSE = 0.2  # seconds between two looks of a terminal's line
+    _LONG = 30.0  # seconds without a line elsewhere
 
     def __init__(self, quiet: bool) -> None:
-        self.active = not quiet and sys.stderr.isatty()
+        self.quiet, self.terminal = quiet, sys.stderr.isatty()
         self.width = 0
+        self.phase, self.began, self.first = "", time.monotonic(), 0.0
+        self.shown, self.last = self.began, ""
 
     def __call__(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
-        if not self.active:
+        """`done` of `total` epochs, or of what else the phase counts; `record` is the epoch's line of metrics.jsonl, or {}."""
+        values = {name.partition("_")[2].replace("_", " "): v for name, v in record.items() if "_balanced_" in name}
+        parts = [f"{name} {100 * v:.1f} %" for name, v in values.items()]
+        if record.get("train_loss") is not None:
+            parts.insert(0, f"loss {record['train_loss']:.4g}")
+        if "lr" in record:
+            parts.append(f"rate {record['lr']:.3g}")
+        self.last = "  ".join(parts)
+        # A resumed phase begins in the middle; its first epoch took what has passed since the phase before it.
+        self._show(phase, done, total, f"{done}/{total}", done - 1 if record else 0, bool(record) or done == total)
+
+    def step(self, phase: str, epoch: int, epochs: int, step: int, steps: int) -> None:
+        """`step` of `steps` of the epoch after `epoch` of them."""
+        if self.terminal or time.monotonic() - self.shown > self._LONG:
+            done, first = epoch + step / steps, epoch + (step - 1) / steps
+            self._show(phase, done, epochs, f"{epoch + 1}/{epochs}, step {step}/{steps}", first, False)
+
+    def _show(self, phase: str, done: float, total: int, count: str, first: float, lasts: bool) -> None:
+        now = time.monotonic()
+        if phase != self.phase:
+            self.phase, self.first, self.last = phase, first, self.last if lasts else ""
+        here = done - self.first
+        wait = self._PAUSE if self.terminal else self._LONG
+        if self.quiet or not (lasts or now - self.shown > wait):
             return
-        filled = 24 * done // max(total, 1)
-        accuracy = record.get("test_balanced_accuracy", record.get("val_balanced_accuracy"))
-        tail = "" if accuracy is None else f"  balanced accuracy {100 * accuracy:.1f} %"
-        line = f"{phase:<28} [{'#' * filled}{'.' * (24 - filled)}] {done}/{total}{tail}"
+        each = (now - self.began) / here if here > 0 else 0.0
+        timing = f"{_seconds(each)} each, {_seconds(each * (total - done))} left" if here > 0 and done < total else ""
+        parts = [f"{phase:<28}", count, *(part for part in (self.last, timing) if part)]
+        self.shown = now
+        if done >= total:
+            self.began = now
+        line = "  ".join(parts)
+        if not self.terminal:
+            print(line, file=sys.stderr, flush=True)
+            return
+        # A line that wraps would not be written over.
+        line = line[: shutil.get_terminal_size().columns - 1]
         self.width = max(self.width, len(line))
         print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
 
@@ -82,5 +120,12 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.active and self.width:
+        if self.terminal and self.width:
             print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)
+
+
+def _seconds(value: float) -> str:
+    if value < 60:
+        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+    minutes = round(value / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,10 +1,10 @@
-"""`ltkernels predict` and `ltkernels features`: what a finished run's model says of new samples."""
+"""`ltkernels predict`, `features` and `export`: a finished run's model in use."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from ltkernels.commands.parts import examples
+from ltkernels.commands.parts import Progress, examples
 
 
 def add_parser(commands: Any) -> None:
@@ -39,6 +39,19 @@ def add_parser(commands: Any) -> None:
         "--split", choices=("train", "test"), default="train", help="of the run's data (default: train)"
     )
     _shared(features)
+    export = commands.add_parser(
+        "export",
+        help="a run's model as one file: torch.export, ONNX or weights",
+        epilog=examples("ltkernels export runs/mine --out mine.onnx"),
+    )
+    export.set_defaults(carry_out=run)
+    export.add_argument("run_dir", type=Path, metavar="RUN", help="result folder, or one of its checkpoints/*.pt")
+    export.add_argument(
+        "--out", type=Path, default=Path("model.pt2"),
+        help=".pt2 (torch.export), .onnx, .safetensors or .pt (weights); a .json beside says what goes in and out (default: model.pt2)",
+    )  # fmt: skip
+    export.add_argument("--variant", help="which model of the run (default: the chosen one)")
+    export.add_argument("--force", action="store_true", help="replace an existing --out")
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +66,22 @@ def _prior(text: str) -> str | list[float]:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "export":
+        from ltkernels.train.export import export
+
+        given = {"variant": arguments.variant, "force": arguments.force}
+        beside = export(arguments.run_dir, arguments.out, **given)
+        print(f"model in {arguments.out}, described in {beside}")
+        return
     from ltkernels.train import predictor
 
     shared = {name: getattr(arguments, name) for name in ("out", "variant", "device", "force")}
-    if arguments.command == "predict":
-        given = {"prior": arguments.prior, "logits": arguments.logits}
-        count = predictor.predict_files(arguments.run_dir, arguments.files, **given, **shared)
-        print(f"{count} predictions in {arguments.out}")
-    else:
-        count = predictor.write_features(arguments.run_dir, arguments.files, split=arguments.split, **shared)
-        print(f"features of {count} samples in {arguments.out}")
+    with Progress(quiet=False) as progress:
+        if arguments.command == "predict":
+            given = {"prior": arguments.prior, "logits": arguments.logits, "progress": progress}
+            count = predictor.predict_files(arguments.run_dir, arguments.files, **given, **shared)
+        else:
+            given = {"split": arguments.split, "progress": progress}
+            count = predictor.write_features(arguments.run_dir, arguments.files, **given, **shared)
+    what = "predictions" if arguments.command == "predict" else "samples' features"
+    print(f"{count} {what} in {arguments.out}")

@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if quiet:
         return
+    for note in result["notes"]:
+        print(f"note: {note}")
     for entry in result["classes"]:
         arms = entry["arms"]
         source = entry["similar_head"]

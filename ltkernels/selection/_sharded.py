@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .._features import (
+    as_tensor,
     check_alpha,
     check_centering,
     check_features,
@@ -159,7 +160,7 @@ def select_over_ranks(
         z = check_original(original).detach()
         rows = check_features(candidates, "candidates").detach()
         check_same_width(z, rows, "candidates")
-        none = rows.shape[0] == 0 and torch.as_tensor(offsets).tolist() == [0]
+        none = rows.shape[0] == 0 and as_tensor(offsets, "offsets").tolist() == [0]
         bounds = [0] if none else check_offsets(offsets, rows.shape[0])
         check_mode(*steering)
         centering, alpha = check_centering(arguments["centering"]), check_alpha(arguments["alpha"])

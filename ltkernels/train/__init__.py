@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from ltkernels.train.config import Config
     from ltkernels.train.jobs import evaluate, rebuild_report, run, train
     from ltkernels.train.predictor import Model, load
-    from ltkernels.train.seeds import run_seeds
+    from ltkernels.train.seeds import cross_validate, run_seeds
     from ltkernels.train.select import select_features
 
 # The module of each name, imported on first use: the command line knows its flags before torch is there.
 _HOMES = {
-    "Config": "config", "Model": "predictor", "data": "data", "evaluate": "jobs", "load": "predictor", "presets": "presets",
+    "Config": "config", "Model": "predictor", "cross_validate": "seeds", "data": "data", "evaluate": "jobs", "load": "predictor",
+    "presets": "presets",
     "rebuild_report": "jobs", "run": "jobs", "run_seeds": "seeds", "select_features": "select", "train": "jobs",
 }  # fmt: skip
 
@@ -39,5 +40,6 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
-    "Config", "Model", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features", "train",
+    "Config", "Model", "cross_validate", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features",
+    "train",
 ]  # fmt: skip

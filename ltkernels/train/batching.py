@@ -1,12 +1,13 @@
 """What happens to a step's samples between the data set and the model: crop, flip, mixing. Tensor ops only, no host sync."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ltkernels import augment
+from ltkernels.train.data._lazy import LazySamples, Samples
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.samplers import Sampler, class_probabilities
 
@@ -69,7 +70,7 @@ class Batches:
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, num_classes: int, recipe: Recipe, seed: int, fill: Tensor | None = None
+        self, x: Samples, y: Tensor, num_classes: int, recipe: Recipe, seed: int, fill: Tensor | None = None
     ) -> None:
         if (recipe.crop or recipe.flip) and x.dim() != 4:
             raise ValueError(f"crop and flip need images, the data has samples of shape {tuple(x.shape[1:])}")
@@ -93,6 +94,11 @@ class Batches:
 
     def set_state(self, state: Tensor) -> None:
         self._generator.set_state(state)
+
+    def ahead(self, steps: Sequence[Tensor]) -> None:
+        """Say which indices `make` gets next: samples that lie in files are read meanwhile."""
+        if isinstance(self._x, LazySamples):
+            self._x.ahead(steps)
 
     def make(self, index: Tensor, epoch: int) -> tuple[Tensor, Target]:
         x, y = self._images(index), self._y[index]

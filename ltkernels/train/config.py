@@ -41,6 +41,12 @@ class Config:
         None, "share of each class held out of training for the numbers of each epoch (the test set is then read once)",
         positive=True, at_most=0.5,
     )  # fmt: skip
+    cache: str | None = setting(
+        None, "folder that keeps image files decoded, mapped into memory, for this run and others"
+    )
+    workers: int | None = setting(
+        None, "processes that decode images which do not fit into memory (default: the cores, 8 at most)", at_least=0
+    )
     model: str | None = setting(
         None,
         "cnn, mlp, wide, resnet32 or an import path package.module:Name (default: cnn for images, wide for vectors)",
@@ -102,6 +108,12 @@ class Config:
     accumulate: int = setting(1, "parts in which a step's samples are computed, to save memory", at_least=1)
     optimizer: str = setting(
         "sgd", "adamw decays matrices alone: no biases, norms or cosine classifiers", choices=("sgd", "adamw")
+    )
+    decay: str | None = setting(
+        None,
+        "what weight_decay shrinks; weights: those of linear and convolution layers, no biases, norms, tables or cosine classifiers "
+        "(default: all for sgd, weights for adamw, and for vectors)",
+        choices=("all", "weights"),
     )
     lr: float | None = setting(None, "peak learning rate (default: the data set's; adamw: 0.001)", positive=True)
     lr_backbone: float | None = setting(None, "peak learning rate of the backbone (default: --lr)", positive=True)

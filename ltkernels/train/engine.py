@@ -32,6 +32,9 @@ Progress = Callable[[str, int, int, dict[str, Any]], None]
 """`progress(phase, done, total, record)`; `record` is the epoch's line of metrics.jsonl, or {}."""
 
 
+Stepped = Callable[[str, int, int, int, int], None]
+"""`stepped(phase, epoch, epochs, step, steps)`: how many epochs, and steps of the one that runs, are done."""
+
 Restored = Callable[[list[dict[str, Any]], float], None]
 """`restored(records, seconds)`: the epochs that a checkpoint brought back, and the time they took."""
 
@@ -74,6 +77,7 @@ def fit(
     *,
     schedules: Sequence[Schedule] = (),
     progress: Progress | None = None,
+    on_step: Stepped | None = None,
     on_restore: Restored | None = None,
     store: PhaseStore | None = None,
     stop: Stop | None = None,
@@ -93,6 +97,7 @@ def fit(
     device = train_set[0].device
     outside = capture_random(device)
     loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, fill, val_set)
+    loop.on_step = on_step if loop.world.is_main else None
     try:
         return loop.run(progress, on_restore, store, stop or Stop())
     finally:
@@ -117,6 +122,7 @@ class _Loop:
     ) -> None:
         self.model, self.criterion, self.schedules = model, criterion, schedules
         self.val_set = val_set
+        self.on_step: Stepped | None = None
         self.test_set, self.num_classes, self.recipe, self.phase = test_set, num_classes, recipe, phase
         self.device = train_set[0].device
         self.world = distributed.current()
@@ -203,6 +209,7 @@ class _Loop:
         share = self.epoch / max(1, recipe.epochs - 1)
         order = self.batches.sampler.epoch(recipe.sampler_at(self.epoch), self.order, share)
         steps = batches(order, recipe.batch_size, least=2 * world.size * recipe.accumulate)
+        self.batches.ahead(steps[self.step :])
         while self.step < len(steps):
             rate = recipe.lr_at(self.epoch, self.step, len(steps))
             for group, part in zip(self.optimizer.param_groups, self.shares, strict=True):
@@ -210,6 +217,8 @@ class _Loop:
             x, target = self.batches.make(steps[self.step], self.epoch)
             self.total += self._train_step(trained, x, target)
             self.step += 1
+            if self.on_step:
+                self.on_step(self.phase, self.epoch, recipe.epochs, self.step, len(steps))
             # Processes that wait for each other in a gradient cannot stop one by one: they agree at the epoch's end.
             if world.size == 1 and self.step < len(steps):
                 self._pause(store, stop.signum or 0, started)
@@ -268,6 +277,7 @@ class _Loop:
         # Reading the loss waited for the device: what follows is evaluation alone.
         started = time.perf_counter()
         record = {"phase": self.phase, "epoch": self.epoch + 1, "train_loss": mean_loss}
+        record["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.val_set is None or self.epoch + 1 == self.recipe.epochs:
             self.confusion = self._confusion(self.test_set)
         name, confusion = ("test", self.confusion) if self.val_set is None else ("val", self._confusion(self.val_set))
@@ -309,10 +319,11 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimize
     ours = set() if backbone is None or recipe.lr_backbone is None else set(backbone.parameters())
     # A cosine head divides by its rows' norms: decay would only raise its rate.
     bare = {m.weight for m in model.modules() if isinstance(m, CosineLinear)}
+    everything = (recipe.decay or ("all" if recipe.optimizer == "sgd" else "weights")) == "all"
     parts: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decays = recipe.optimizer == "sgd" or (parameter.dim() > 1 and parameter not in bare)
+            decays = everything or (parameter.dim() > 1 and parameter not in bare)
             parts.setdefault((parameter in ours, decays), []).append(parameter)
     groups = [
         {

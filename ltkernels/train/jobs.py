@@ -19,6 +19,7 @@ from ltkernels.train import distributed, rundir, signals
 from ltkernels.train.checkpoint import StateStore
 from ltkernels.train.config import Config, from_mapping, read_toml, to_toml
 from ltkernels.train.data import DataRequest, Dataset
+from ltkernels.train.data._lazy import LazySamples
 from ltkernels.train.engine import Progress, predict
 from ltkernels.train.features import random_arms, selected_arm
 from ltkernels.train.logs import Logs, require
@@ -36,7 +37,7 @@ _DEFAULTS: dict[str, float | int | bool] = {
 }  # fmt: skip
 RESUME = ("never", "auto")
 # Settings that change no number: a run may go on with others.
-_FREE_ON_RESUME = {"data_dir", "checkpoint_seconds", "log"}
+_FREE_ON_RESUME = {"data_dir", "checkpoint_seconds", "log", "cache", "workers"}
 # Of summary.json: the chosen loss's numbers are also the run's.
 HEADLINE = ("balanced_accuracy", "top1", "best_balanced_accuracy", "per_class_accuracy", "groups")
 
@@ -44,18 +45,27 @@ Stages = Callable[[Job], tuple[dict[str, Any], dict[str, Any], list[Trained]]]
 """A job's work: the chosen variant's entry, further keys of the summary, and the models to save."""
 
 
-def load_data(config: Config) -> Dataset:
+def load_data(config: Config, progress: Progress | None = None) -> Dataset:
     """The data set that `config` names, with its profile. Raises ValueError or FileNotFoundError in words."""
-    data_dir = Path(config.data_dir).expanduser() if config.data_dir else None
+    data_dir, cache = (Path(path).expanduser() if path else None for path in (config.data_dir, config.cache))
     request = DataRequest(
-        "", data_dir, config.imbalance, config.profile, config.data_seed, config.image_size, config.test_split
+        data_dir=data_dir,
+        imbalance=config.imbalance,
+        profile=config.profile,
+        seed=config.data_seed,
+        image_size=config.image_size,
+        test_split=config.test_split,
+        cache=cache,
+        workers=config.workers,
+        progress=progress,
     )
     return data_module.load(config.data, request)
 
 
 def vector_defaults(samples: int) -> dict[str, float | int | str]:
     """For tables, and for features that somebody else's network made: what a regularised linear model does, and more where there
-    is more. At least a thousand steps, and the decay of scikit-learn's logistic regression (one over the number of samples)."""
+    is more. At least a thousand steps, and the decay of scikit-learn's logistic regression: one over the number of samples, and none of
+    biases, which stand for how frequent the classes are."""
     batch_size = 16 if samples < 1000 else 64
     epochs = max(20, -(-1000 * batch_size // samples))
     return {
@@ -64,6 +74,7 @@ def vector_defaults(samples: int) -> dict[str, float | int | str]:
         "epochs": epochs,
         "lr": 0.02,
         "weight_decay": max(5e-4, 1 / samples),
+        "decay": "weights",
     }
 
 
@@ -189,15 +200,17 @@ def _execute(
         if out is not None:
             rundir.check_free(out, force, resume == "auto")
         if data is None:
-            data = load_data(config)
+            data = load_data(config, progress if world.is_main else None)
         else:
             config = config.replace(data=data.name)
         asked, config = config, resolve(config, data)
         checked = Job(config, data, None)
         checked.check()
         _check_late(command, checked, out is not None)
+        notes = [*data.notes, *checked.notes]
+        del checked  # its copy of the samples
         if on_notes and world.is_main:
-            on_notes(data.notes)
+            on_notes(notes)
         if on_config and world.is_main:
             on_config(config)
         goes_on = resume == "auto" and out is not None and (out / rundir.CONFIG).is_file()
@@ -274,6 +287,9 @@ def _fingerprint(command: str, config: Config, data: Dataset) -> str:
     digest = hashlib.sha256(json.dumps([command, settings, list(data.class_names)], sort_keys=True).encode())
     validation = () if data.x_val is None else (data.x_val, data.y_val)
     for tensor in (data.x_train, data.y_train, data.x_test, data.y_test, *validation):
+        if isinstance(tensor, LazySamples):
+            digest.update(tensor.raw.digest())
+            continue
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{array.dtype}{array.shape}{zlib.crc32(array.reshape(-1).view(np.uint8)):08x}".encode())
     return digest.hexdigest()

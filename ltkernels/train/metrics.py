@@ -67,11 +67,11 @@ def summarize(confusion: Tensor, class_counts: list[int]) -> dict[str, Any]:
     }
 
 
-def expected_calibration_error(probabilities: Tensor, target: Tensor, bins: int = 15) -> float:
-    """ECE (Guo et al. 2017): the gap between confidence and accuracy, averaged over samples by bins of confidence.
+def reliability(probabilities: Tensor, target: Tensor, bins: int = 15) -> dict[str, list[Any]]:
+    """Samples by their confidence, the largest probability, in bins (k / bins, (k + 1) / bins]: of each bin `samples` and how many
+    of them are `right`, and the sum of their `confidence`, so that those of several test sets add up.
 
-    `probabilities` (n, C), `target` (n,) int64. Bins are (k / bins, (k + 1) / bins]. In float64. Raises ValueError naming
-    the argument.
+    `probabilities` (n, C), `target` (n,) int64. In float64. Raises ValueError naming the argument.
     """
     if probabilities.dim() != 2 or target.shape != probabilities.shape[:1] or len(target) == 0:
         raise ValueError(
@@ -81,10 +81,22 @@ def expected_calibration_error(probabilities: Tensor, target: Tensor, bins: int 
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     confidence, predicted = probabilities.double().max(1)
-    right = (predicted == target).double()
     which = (torch.ceil(confidence * bins) - 1).clamp(0, bins - 1).long()
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    return float(gap.index_add_(0, which, right - confidence).abs().sum() / len(target))
+    right = torch.bincount(which[predicted == target], minlength=bins)
+    sums = torch.zeros(bins, dtype=torch.float64, device=which.device).index_add_(0, which, confidence)
+    samples = torch.bincount(which, minlength=bins)
+    return {"samples": samples.tolist(), "right": right.tolist(), "confidence": sums.tolist()}
+
+
+def expected_calibration_error(probabilities: Tensor, target: Tensor, bins: int = 15) -> float:
+    """ECE (Guo et al. 2017): the gap between confidence and accuracy, averaged over samples by the bins of `reliability`."""
+    return calibration_gap(reliability(probabilities, target, bins))
+
+
+def calibration_gap(found: dict[str, list[Any]]) -> float:
+    """The expected calibration error of what `reliability` found."""
+    gaps = (abs(right - confidence) for right, confidence in zip(found["right"], found["confidence"]))
+    return sum(gaps) / sum(found["samples"])
 
 
 def relative_accuracy(accuracy: float, balanced_run: float) -> float:
@@ -167,21 +179,19 @@ def feature_drift(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], n
     return {"shift": shifts, "diversity_ratio": ratios, "share_before": shares[0], "share_after": shares[1]}
 
 
-def describe_classifier(head: torch.nn.Module, features: Tensor, labels: Tensor) -> dict[str, Any]:
+def describe_classifier(head: torch.nn.Module, log_probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
     """What the report shows of a classifier beside its confusion matrix, ready for JSON.
 
-    `head` maps features (n, d) to logits; features and labels are those of the test set. Returns ece (of softmax over the
-    logits; None for a head of bare cosines, which are no log-probabilities), classifier_norms and
+    `log_probabilities` (n, C) and labels are those of the test set. Returns reliability and ece, classifier_norms and
     classifier_norm_variance (None for cosine heads, which divide by the norms, and for heads without a `weight` matrix).
     """
-    ece = norms = variance = None
-    if type(head) is not CosineLinear:
-        with torch.no_grad():
-            ece = expected_calibration_error(head(features).double().softmax(1), labels)
+    norms = variance = None
     weight: Any = getattr(head, "weight", None)
     if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(head, CosineLinear):
         norms, variance = classifier_norms(weight)
-    return {"ece": ece, "classifier_norms": norms, "classifier_norm_variance": variance}
+    found = reliability(log_probabilities.exp(), labels)
+    described = {"ece": calibration_gap(found), "classifier_norms": norms, "classifier_norm_variance": variance}
+    return {**described, "reliability": found}
 
 
 def describe_features(

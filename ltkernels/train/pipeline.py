@@ -12,6 +12,7 @@ from ltkernels.losses import Loss
 from ltkernels.nn import CosineLinear
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
+from ltkernels.train.data._lazy import LazySamples, Samples, rows_of
 from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Fit, Progress, apply, fit, predict
 from ltkernels.train.features import TailClass, complete_tail, derived_seed
@@ -40,10 +41,13 @@ class Job:
         self.prefix = prefix
         # Channels last: a third less time for the convolutions, on the CPU too.
         images = data.x_train.dim() == 4 and config.channels_last
+        self.notes: list[str] = []
         self._layout = torch.channels_last if images else torch.preserve_format
         kept, held = self._split()
-        self.x_train, self.y_train = self._samples(data.x_train[kept]), data.y_train[kept].to(config.device)
-        x_held, y_held = (data.x_train[held], data.y_train[held]) if data.x_val is None else (data.x_val, data.y_val)
+        self.x_train, self.y_train = self._samples(rows_of(data.x_train, kept)), data.y_train[kept].to(config.device)
+        x_held, y_held = (
+            (rows_of(data.x_train, held), data.y_train[held]) if data.x_val is None else (data.x_val, data.y_val)
+        )
         self.x_held, self.y_held = self._samples(x_held), y_held.to(config.device)
         self.x_test, self.y_test = self._samples(data.x_test), data.y_test.to(config.device)
         # What the losses are made of: the counts of what is trained on.
@@ -51,12 +55,11 @@ class Job:
         self.log: list[dict[str, Any]] = [] if log is None else log
         # Training time of earlier processes, which checkpoints brought back.
         self.seconds_before = 0.0
-        # First-stage models, which stay when a later phase fails; sentences for the summary.
+        # First-stage models, which stay when a later phase fails.
         self.trained: list[Trained] = []
-        self.notes: list[str] = []
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def _samples(self, x: Tensor) -> Tensor:
+    def _samples(self, x: Samples) -> Samples:
         return x.to(self.config.device, memory_format=self._layout)
 
     def _split(self) -> tuple[Tensor | slice, Tensor | slice]:
@@ -77,6 +80,13 @@ class Job:
             held.append(rows[torch.randperm(len(rows), generator=generator)[:size]])
         mask = torch.zeros(len(y), dtype=torch.bool)
         mask[torch.cat(held)] = True
+        what = "validated on" if self.config.val_split else "tau is tuned on"
+        self.notes.append(
+            f"{what} {int(mask.sum())} of {len(y)} training samples, {share:g} of every class, at least one of each"
+        )
+        none = [name for name, rows in zip(self.data.class_names, held) if not len(rows)]
+        if none:
+            self.notes.append(f"not among them, with one sample: {listed(none)}")
         return (~mask).nonzero().flatten(), mask.nonzero().flatten()
 
     def check(self) -> None:
@@ -112,6 +122,8 @@ class Job:
 
         Batches(self.x_train, self.y_train, self.data.num_classes, recipe, 0)
         if self.config.pretrain == "rotation":
+            if isinstance(self.x_test, LazySamples):
+                raise ValueError("pretrain rotation needs all images in memory: choose a smaller image_size")
             Batches(self.x_train, self.y_train, self.data.num_classes, self._rotation_recipe(), 0)
 
     def _criterion(self, record: Loss, class_counts: list[int], options: str, schedule: str) -> Any:
@@ -244,6 +256,7 @@ class Job:
             phase,
             schedules=schedules,
             progress=self._record,
+            on_step=getattr(self.progress, "step", None),
             on_restore=self._restored,
             store=files.state.phase(phase) if files.state else None,
             stop=files.stop,
@@ -261,7 +274,7 @@ class Job:
         mean, std = self.data.mean, self.data.std
         if mean is None or std is None or self.x_train.dim() != 4:
             return None
-        return (-mean / std).to(self.x_train)
+        return (-mean / std).to(self.x_train.device, self.x_train.dtype)
 
     def _rotation_recipe(self) -> Recipe:
         recipe = self._recipe("none", "instance", "none")
@@ -313,6 +326,7 @@ class Job:
             batch_size=config.batch_size,
             lr=config.retrain_lr,
             weight_decay=config.weight_decay,
+            decay=config.decay,
             seed=derived_seed(seed, 4),
             sampler=sampler,
         )
@@ -359,7 +373,7 @@ class Job:
         """The summary's entry of one trained model."""
         entry: dict[str, Any] = {"name": trained.name, "title": title}
         entry |= summarize(trained.fit.confusion, self.data.class_counts)
-        entry |= describe_classifier(trained.model.head, self.features(trained)[1], self.y_test)
+        entry |= describe_classifier(trained.model.head, self.test_scores(trained), self.y_test)
         best = [record["test_balanced_accuracy"] for record in trained.fit.history if not self.validates]
         entry["best_balanced_accuracy"] = None if self.validates else max([*best, entry["balanced_accuracy"]])
         entry["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if arm is not None and tail else None

@@ -20,10 +20,10 @@ from ltkernels._npz import array_names, map_npy, read_arrays, write_npz
 from ltkernels.train import rundir
 from ltkernels.train.config import from_mapping, read_toml
 from ltkernels.train.data._dataset import Array
-from ltkernels.train.data._images import SUFFIXES, Source, decode
+from ltkernels.train.data._images import SUFFIXES, decode, of_file
 from ltkernels.train.data.folder import walk
 from ltkernels.train.data.lists import read_numbers, read_table
-from ltkernels.train.engine import apply
+from ltkernels.train.engine import Progress, apply
 from ltkernels.train.models import Classifier
 from ltkernels.train.tables import write_csv
 from ltkernels.train.trained import Saved, load_saved
@@ -60,7 +60,7 @@ class Model:
     """
 
     def __init__(self, saved: Saved) -> None:
-        self._saved = saved
+        self.saved = saved
         self._classifier, self.preprocessing = saved.classifier, saved.preprocessing
         self.class_names, self.class_counts, self.loss = saved.class_names, saved.class_counts, saved.loss
         shape = self.preprocessing.input_shape
@@ -93,10 +93,10 @@ class Model:
         With p the power of the training prior that the loss leaves in the scores (1 for cross-entropy, 1 - tau for logit
         adjustment), another prior q adds log q - p log(n / N). ValueError for losses and recipes where p is not known.
         """
-        scores = self._saved.logit_scale * logits.double()
+        scores = self.saved.logit_scale * logits.double()
         if prior is None:
             return scores
-        power, counts = self._saved.prior_power, torch.tensor(self.class_counts, dtype=torch.float64)
+        power, counts = self.saved.prior_power, torch.tensor(self.class_counts, dtype=torch.float64)
         if power is None:
             raise ValueError(
                 f"prior: what prior is in the scores of a model of loss {self.loss} (and its recipe) is not known"
@@ -133,8 +133,8 @@ class Model:
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
             raise FileNotFoundError(f"{missing}: no such file")
-        sources = [Source(str(path), lambda path=path: path.open("rb")) for path in paths]
-        return decode(sources, prepared.image_size, prepared.input_shape[1:])
+        out = np.empty((len(paths), *prepared.input_shape), np.uint8)
+        return decode([of_file(path) for path in paths], prepared.image_size, out=out)
 
 
 def load(run: str | Path, variant: str | None = None, device: str = "cpu") -> Model:
@@ -145,8 +145,13 @@ def load(run: str | Path, variant: str | None = None, device: str = "cpu") -> Mo
     return Model(load_saved(Path(run), variant, device))
 
 
-def _pieces(inputs: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
+def _pieces(inputs: Sequence[Path], progress: Progress | None = None) -> Iterator[tuple[list[str], Any]]:
     """(names of samples, samples for `Model`) of files and folders, in pieces that fit into memory."""
+
+    def told(first: int, piece: Any, total: int) -> None:
+        if progress and total > _TOGETHER:
+            progress("predicting", first + len(piece), total, {})
+
     paths = []
     for given in inputs:
         if given.is_dir():
@@ -161,12 +166,14 @@ def _pieces(inputs: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
             for first in range(0, len(array), _TOGETHER):
                 piece = array[first : first + _TOGETHER]
                 yield [str(i) for i in range(first, first + len(piece))], piece
+                told(first, piece, len(array))
             return
         else:
             paths.append(given)
     for first in range(0, len(paths), _TOGETHER):
         piece = paths[first : first + _TOGETHER]
         yield [str(path) for path in piece], piece
+        told(first, piece, len(paths))
 
 
 def _array(path: Path) -> np.ndarray:
@@ -189,6 +196,7 @@ def predict_files(
     logits: bool = False,
     force: bool = False,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> int:
     """Predict image files, folders of them (at any depth), or the samples of one .npz, .npy or .csv file, into a table.
 
@@ -197,11 +205,11 @@ def predict_files(
     ValueError, FileNotFoundError or ImportError (parquet without pyarrow) in words; nothing has been written then.
     """
     out = Path(out)
-    _check_out(out, force, (".csv", ".parquet"))
+    check_out(out, force, (".csv", ".parquet"))
     model = load(run, variant, device)
     header = ["sample", "class", "probability", *(f"logit:{name}" for name in (model.class_names if logits else ()))]
     rows: list[tuple[Any, ...]] = []
-    for names, samples in _pieces([Path(path) for path in inputs]):
+    for names, samples in _pieces([Path(path) for path in inputs], progress):
         raw = model(samples)
         scores = torch.log_softmax(model.scores(raw, prior), 1)
         best, label = scores.max(1)
@@ -214,7 +222,8 @@ def predict_files(
     return len(rows)
 
 
-def _check_out(out: Path, force: bool, kinds: tuple[str, ...]) -> None:
+def check_out(out: Path, force: bool, kinds: tuple[str, ...]) -> None:
+    """Raise where `out` is no file to write, in words."""
     if out.suffix not in kinds:
         raise ValueError(f"--out {out}: the name must end in {' or '.join(kinds)}")
     rundir.check_file(out, force)
@@ -245,6 +254,7 @@ def write_features(
     variant: str | None = None,
     force: bool = False,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> int:
     """Write features of a run's model to an .npz file, as `select`, `audit` and `statistics` read them; returns their number.
 
@@ -253,11 +263,13 @@ def write_features(
     `predict_files`.
     """
     out = Path(out)
-    _check_out(out, force, (".npz",))
+    check_out(out, force, (".npz",))
     model = load(run, variant, device)
     names = np.array(model.class_names)
     if inputs:
-        pieces = [(files, model.features(samples)) for files, samples in _pieces([Path(path) for path in inputs])]
+        pieces = [
+            (files, model.features(samples)) for files, samples in _pieces([Path(path) for path in inputs], progress)
+        ]
         features = torch.cat([part for _, part in pieces])
         arrays: dict[str, Any] = {"files": np.array([name for files, _ in pieces for name in files])}
     else:

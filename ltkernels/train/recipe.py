@@ -15,9 +15,9 @@ class Recipe:
     `batch_size` samples make a step, in `accumulate` parts if memory asks for it; the gradient is that of the whole
     batch. `sampler` names one of `samplers.SAMPLERS`; from epoch `balanced_from` on it is `balanced` (deferred
     re-sampling). `precision` is fp32, bf16 or fp16; `compile` off, default or reduce-overhead (CUDA graphs).
-    `optimizer` sgd decays every parameter, as the published recipes; adamw decays matrices and filters alone, no biases, norms,
-    cosine heads or learnable tables. `lr_backbone` is the peak rate of a Classifier's backbone (None: `lr`); `clip` the largest
-    norm of a step's gradient. `task` rotation replaces the labels by the quarter turns that each image was given.
+    `decay` all shrinks every parameter, as the published recipes (default of sgd); weights (of adamw) matrices and filters alone, no
+    biases, norms, cosine heads or learnable tables. `lr_backbone` is the peak rate of a Classifier's backbone (None: `lr`); `clip`
+    the largest norm of a step's gradient. `task` rotation replaces the labels by the quarter turns that each image was given.
     """
 
     epochs: int
@@ -31,6 +31,7 @@ class Recipe:
     warmup: float | None = None
     momentum: float = 0.9
     optimizer: str = "sgd"
+    decay: str | None = None
     lr_backbone: float | None = None
     clip: float | None = None
     accumulate: int = 1

@@ -1,4 +1,4 @@
-"""Several seeds of one job: each a result folder of its own, and above them one with means and standard deviations."""
+"""Several trainings of one recipe: seeds, each a result folder of its own below one with means and deviations, or folds of the data."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from ltkernels.train import distributed, jobs, rundir, signals
 from ltkernels.train.config import Config, to_toml
-from ltkernels.train.data import Dataset
+from ltkernels.train.data import Dataset, k_fold
 from ltkernels.train.engine import Progress
 
 # Of a variant's entry: fractions that are averaged over the seeds. Confusion matrices are added, titles are equal.
@@ -64,7 +64,7 @@ def run_seeds(
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         summaries = []
         for seed in seeds:
-            named = _named(progress, seed)
+            named = None if progress is None else _Named(progress, f"seed {seed}")
             folder = out / f"seed-{seed}"
             summaries.append(job(config.replace(seed=seed), data, out=folder, resume="auto", progress=named))
         summary = combine(summaries, time.perf_counter() - start)
@@ -76,10 +76,47 @@ def run_seeds(
     return summary
 
 
-def _named(progress: Progress | None, seed: int) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda phase, done, total, record: progress(f"seed {seed} {phase}", done, total, record)
+def cross_validate(
+    config: Config,
+    data: Dataset | None = None,
+    *,
+    folds: int = 5,
+    out: str | Path | None = None,
+    force: bool = False,
+    resume: str = "never",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`train` on every fold of the training set (see `data.k_fold`; `config.data_seed` draws them): the test set stays unread.
+
+    Returns a summary as `run_seeds` does: means over the folds, `std` their standard deviations, `confusion` the sum over all of
+    them, `runs` a list of every fold's numbers. With `out`, fold N is a result folder `out`/fold-N. Errors and `resume` as in
+    `jobs.train`.
+    """
+    start = time.perf_counter()
+    data = jobs.load_data(config, progress) if data is None else data
+    parts = list(k_fold(data, folds, config.data_seed))
+    summaries = []
+    for i, part in enumerate(parts):
+        place = None if out is None else Path(out) / f"fold-{i}"
+        named = None if progress is None else _Named(progress, f"fold {i}")
+        summaries.append(jobs.train(config, part, out=place, force=force, resume=resume, progress=named))
+    summary = combine(summaries, time.perf_counter() - start)
+    del summary["seeds"]
+    for i, run in enumerate(summary["runs"]):
+        run["fold"] = i
+    return {**summary, "folds": folds, "notes": list(parts[0].notes)}
+
+
+class _Named:
+    """A progress whose phases are those of one seed or fold."""
+
+    def __init__(self, progress: Progress, whose: str) -> None:
+        self._progress, self._whose = progress, whose
+        if hasattr(progress, "step"):
+            self.step = lambda phase, *now: progress.step(f"{whose} {phase}", *now)
+
+    def __call__(self, phase: str, *now: Any) -> None:
+        self._progress(f"{self._whose} {phase}", *now)
 
 
 def combine(summaries: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
@@ -127,6 +164,9 @@ def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
     entry["classifier_norms"] = None if None in norms else [mean(values) for values in zip(*norms)]
     entry["groups"] = {name: _averaged_group([v["groups"][name] for v in variants]) for name in entry["groups"]}
     entry["confusion"] = [[sum(cells) for cells in zip(*rows)] for rows in zip(*(v["confusion"] for v in variants))]
+    if all("reliability" in v for v in variants):
+        found = [v["reliability"] for v in variants]
+        entry["reliability"] = {key: [sum(cells) for cells in zip(*(f[key] for f in found))] for key in found[0]}
     for key in ("seconds", "evaluation_seconds"):
         entry[key] = sum(v[key] for v in variants)
     return entry

@@ -23,6 +23,7 @@ from ltkernels.selection._checkpoint import drop_damaged
 from ltkernels.selection._recipe import Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
+from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Progress
 from ltkernels.train.features import fdc_pool, recipe_settings, tail_class
 from ltkernels.train.tables import write_csv
@@ -103,23 +104,28 @@ def select_features(
                 # Nobody resumes from this folder: what stops the work, Ctrl-C too, leaves nothing of it.
                 stack.enter_context(rundir.open_run(out, force, resume=False, undone=(BaseException,)))
             source = _Source(path, None if labels is None else Path(labels), config)
+            if classes is None and source.able == []:
+                raise ValueError(f"{path}: every tail class has one sample: its feature diversity gain is undefined")
         settings = (sorted(config.to_dict().items()), classes, m, n_sets)
         checkpoint = out.parent / f".{out.name}.select-{source.token(settings)}"
         with together(ranks):
             if world.is_main:
                 drop_damaged(checkpoint)
-        recipe = fdg_recipe(
-            source,
-            source.make_pool,
-            source.counts,
-            classes=classes,
-            m=m,
-            n_sets=n_sets,
-            checkpoint=checkpoint if n_sets else None,
-            progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
-            group=group,
-            **recipe_settings(config),
-        )
+        try:
+            recipe = fdg_recipe(
+                source,
+                source.make_pool,
+                source.counts,
+                classes=source.able if classes is None else classes,
+                m=m,
+                n_sets=n_sets,
+                checkpoint=checkpoint if n_sets else None,
+                progress=None if progress is None else (lambda what, done, total: progress(what, done, total, {})),
+                group=group,
+                **recipe_settings(config),
+            )
+        except ValueError as error:
+            raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
         result: dict[str, Any] = {}
         with together(ranks):
             if recipe is not None:
@@ -149,8 +155,14 @@ class _Source(Mapping[int, Tensor]):
                 f"{path}: pool_files must name the file of every row of pool, got {self.files.shape} names"
             )
         self.counts = torch.bincount(self.labels).tolist()
+        if 0 in self.counts:
+            raise ValueError(f"{path}: labels have no sample of class {self.counts.index(0)}")
         self.dtype = torch.float64 if self.real.dtype == torch.float64 else torch.float32
-        self.head = head_tail_split(self.counts, config.head_ratio)[0]
+        self.head, tail = head_tail_split(self.counts, config.head_ratio)
+        singles = [label for label in tail if self.counts[label] == 1]
+        # None: every tail class.
+        self.able = [label for label in tail if self.counts[label] > 1] if singles else None
+        self.notes = [f"not completed, with one sample: class {listed(list(map(str, singles)))}"] if singles else []
 
     def __getitem__(self, label: int) -> Tensor:
         return self.real[self.labels == label].to(self.dtype)
@@ -193,6 +205,7 @@ def _write(source: _Source, recipe: Recipe, wanted: str, n_sets: int, folder: Pa
         "input": source.path.name,
         "class_counts": source.counts,
         "selected": arm,
+        "notes": source.notes,
         "head_classes": recipe.head,
         "classes": [_entry(entry, source.similar_head(entry.label), source.counts) for entry in recipe.classes],
         "sets": {

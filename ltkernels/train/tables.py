@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.metrics import precision_recall_fscore_support
 
 from ltkernels.train.checkpoint import write_bytes
 from ltkernels.train.pipeline import Job
@@ -41,24 +42,17 @@ def write_tables(folder: Path, job: Job, trained: Trained) -> None:
             for i, (y, p, of_label, top, loss) in enumerate(zip(*columns))
         ),
     )
-    confusion = torch.as_tensor(trained.fit.confusion)
-    hits, support, claimed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    precision, recall = hits / claimed.clamp_min(1), hits / support
-    f1 = 2 * hits / (support + claimed)
+    # A class that is never predicted has precision 0.
+    scored = precision_recall_fscore_support(
+        labels.numpy(), predicted.numpy(), labels=range(len(names)), zero_division=0.0
+    )
     write_csv(
         folder / "classes.csv",
         ("label", "class", "precision", "recall", "f1", "support", "training_samples"),
         (
-            (
-                c,
-                name,
-                f"{float(precision[c]):.6g}",
-                f"{float(recall[c]):.6g}",
-                f"{float(f1[c]):.6g}",
-                int(support[c]),
-                count,
-            )
-            for c, (name, count) in enumerate(zip(names, data.class_counts))
+            (c, name, *(f"{value:.6g}" for value in measures), int(support), count)
+            for c, (name, *measures, support, count) in enumerate(zip(names, *scored, data.class_counts))
         ),
     )
+    confusion = torch.as_tensor(trained.fit.confusion)
     write_csv(folder / "confusion.csv", ("true", *names), ((n, *row) for n, row in zip(names, confusion.tolist())))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ltkernels._names import did_you_mean
 from ltkernels.train.data import cifar, digits, fashion_mnist, folder, lists, npz, openclipart
 from ltkernels.train.data._dataset import DataRequest, Dataset
-from ltkernels.train.data._derive import mix_categories, with_counts
+from ltkernels.train.data._derive import k_fold, mix_categories, with_counts
 from ltkernels.train.data._longtail import PROFILES, class_sizes, make_long_tailed
 from ltkernels.train.data._objects import from_huggingface, from_torch, load_by_import, load_huggingface
 
@@ -26,6 +26,7 @@ __all__ = [
     "class_sizes",
     "from_huggingface",
     "from_torch",
+    "k_fold",
     "load",
     "make_long_tailed",
     "mix_categories",

@@ -1,7 +1,8 @@
 """What every data set gives the trainer: labelled tensors, class names, how samples are prepared, defaults for the recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ltkernels._arrays import class_indices, plain, text
+from ltkernels.train.data._lazy import LazySamples, Raw, Samples
 from ltkernels.train.data._split import listed, split_off
 
 MAX_VALUES = 1 << 28
@@ -19,12 +21,15 @@ Array = np.ndarray | Tensor
 _BLOCK_VALUES = 1 << 22  # looked at together in float64
 _CHANNELS = (1, 3, 4)  # of pictures as arrays
 _FAR_APART = 100.0  # spreads of columns
+_SAMPLED = 1024  # training samples that mean and deviation are taken of, where not all are in memory
 
 
 @dataclass(frozen=True)
 class DataRequest:
     """What the user asked of a data set; None means the data set's own default. `image_size` is the side in pixels that
-    images from files are brought to; `test_split` the share of each class that becomes the test set where there is none."""
+    images from files are brought to; `test_split` the share of each class that becomes the test set where there is none. `cache` is
+    a folder for decoded images, `workers` the number of processes that decode while a model trains, and `progress(phase, done,
+    total, {})` is told of what is decoded."""
 
     argument: str = ""
     data_dir: Path | None = None
@@ -33,6 +38,9 @@ class DataRequest:
     seed: int = 0
     image_size: int | None = None
     test_split: float = 0.2
+    cache: Path | None = None
+    workers: int | None = None
+    progress: Callable[[str, int, int, dict[str, Any]], None] | None = None
 
     def with_argument(self, argument: str) -> "DataRequest":
         return replace(self, argument=argument)
@@ -62,7 +70,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled training and test set, and a validation set where there is one, in memory.
+    """A labelled training and test set, and a validation set where there is one, in memory or read from files batch by batch.
 
     `x_train` (n, ...) and `x_test` (m, ...) are float32, standardised; images are (n, channels, height, width).
     `y_train` and `y_test` are int64 class indices. `defaults` holds what suits this data where the user says nothing
@@ -72,15 +80,15 @@ class Dataset:
     """
 
     name: str
-    x_train: Tensor
+    x_train: Samples
     y_train: Tensor
-    x_test: Tensor
+    x_test: Samples
     y_test: Tensor
     class_names: tuple[str, ...]
     defaults: dict[str, float | int] = field(default_factory=dict)
     mean: Tensor | None = None
     std: Tensor | None = None
-    x_val: Tensor | None = None
+    x_val: Samples | None = None
     y_val: Tensor | None = None
     image_size: int | None = None
     pictures: bool = False
@@ -109,25 +117,6 @@ class Dataset:
         std = torch.ones(1) if self.std is None else self.std
         return Preprocessing(self.input_shape, mean.double(), std.double(), self.image_size, self.pictures)
 
-    def save_npz(self, path: str | Path) -> None:
-        """Write what was loaded to an .npz file that `npz:PATH` reads back: image files are then decoded once, not in
-        every run. Samples are stored before standardisation, as bytes where all are. Raises FileExistsError."""
-        arrays = {"x_train": self._raw(self.x_train), "x_test": self._raw(self.x_test)}
-        arrays |= {"y_train": self.y_train.numpy(), "y_test": self.y_test.numpy()}
-        if self.x_val is not None and self.y_val is not None:
-            arrays |= {"x_val": self._raw(self.x_val), "y_val": self.y_val.numpy()}
-        with Path(path).open("xb") as file:
-            np.savez(file, **arrays, class_names=np.array(self.class_names))
-
-    def _raw(self, x: Tensor) -> np.ndarray:
-        if self.mean is None or self.std is None:
-            return x.numpy()
-        raw = x.double() * _along(self.std, x.dim()) + _along(self.mean, x.dim())
-        whole = raw.round()
-        # Standardisation in float32 moves a byte by less than 1e-4.
-        is_bytes = bool(((raw - whole).abs() < 1e-3).all() and (whole >= 0).all() and (whole <= 255).all())
-        return whole.byte().numpy() if is_bytes else raw.float().numpy()
-
     @classmethod
     def from_arrays(
         cls,
@@ -143,6 +132,7 @@ class Dataset:
         defaults: dict[str, float | int] | None = None,
         test_split: float = 0.2,
         seed: int = 0,
+        column_names: Sequence[str] | None = None,
         **about: Any,
     ) -> "Dataset":
         """Build a data set from arrays or tensors, of any byte order and strides.
@@ -152,7 +142,8 @@ class Dataset:
         standardised in float64 by the training set's mean and standard deviation, per channel for images and per column for
         vectors. Labels are class indices from 0 or from 1, also as floats, or names of classes (see
         `ltkernels._arrays.class_indices`). Without x_test and y_test, a share `test_split` of every class is held out, drawn by
-        `seed`; a class of one sample is then left out. `about` are further fields (image_size, train_files, ...).
+        `seed`; a class of one sample is then left out. `column_names` are those of vectors, for notes.
+        `about` are further fields (image_size, train_files, ...).
 
         Raises ValueError or TypeError naming the argument for shapes that disagree, labels out of range, non-finite values, and
         classes without a training or test sample.
@@ -162,7 +153,9 @@ class Dataset:
         given = {"train": (x_train, y_train), "test": (x_test, y_test), "val": (x_val, y_val)}
         given = {part: pair for part, pair in given.items() if pair[0] is not None}
         notes = list(about.pop("notes", ()))
-        samples = {part: read_samples(f"x_{part}", x) for part, (x, _) in given.items()}
+        samples = {
+            part: (x, False) if isinstance(x, Raw) else read_samples(f"x_{part}", x) for part, (x, _) in given.items()
+        }
         if samples["train"][1]:
             notes.append("images are read as (n, height, width, channels)")
         samples_of = {part: x for part, (x, _) in samples.items()}
@@ -189,7 +182,9 @@ class Dataset:
             if "val" in labels:
                 y = split.renumbered[labels["val"]]
                 samples_of["val"], labels["val"] = samples_of["val"][y >= 0], y[y >= 0]
-        mean, std, said = _moments(samples_of["train"])
+        some, more = _some(samples_of["train"], seed)
+        mean, std, said = _moments(some, column_names)
+        notes += more
         tensors = {f"x_{part}": standardised(f"x_{part}", x, mean, std) for part, x in samples_of.items()}
         tensors |= {f"y_{part}": torch.from_numpy(y) for part, y in labels.items()}
         about["notes"] = (*notes, *said)
@@ -244,20 +239,41 @@ def _along(values: Tensor, dim: int) -> Tensor:
     return values.double().view(1, -1, *[1] * (dim - 2))
 
 
-def standardised(argument: str, samples: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
+def standardised(argument: str, samples: np.ndarray | Raw, mean: Tensor, std: Tensor) -> Samples:
     """(n, ...) float32: (samples - mean) / std in float64. ValueError where the result has no place in float32."""
+    if isinstance(samples, Raw):
+        return LazySamples(samples, partial(_standardise, mean, std))
     result = torch.empty(samples.shape, dtype=torch.float32)
-    at, shift, scale = 0, _along(mean, samples.ndim), _along(std, samples.ndim)
+    at = 0
     for block in _blocks(samples):
-        values = torch.from_numpy(np.ascontiguousarray(block, dtype=np.float64))
-        result[at : at + len(block)] = (values - shift).div_(scale)
+        result[at : at + len(block)] = _standardise(
+            mean, std, torch.from_numpy(np.ascontiguousarray(block, np.float64))
+        )
         at += len(block)
     if not bool(torch.isfinite(result).all()):
         raise ValueError(f"{argument} cannot be standardised in float32: its values are too large")
     return result
 
 
-def _moments(samples: np.ndarray) -> tuple[Tensor, Tensor, list[str]]:
+def _standardise(mean: Tensor, std: Tensor, samples: Tensor) -> Tensor:
+    shift, scale = (_along(values.to(samples.device), samples.dim()) for values in (mean, std))
+    result = torch.empty(samples.shape, dtype=torch.float32, device=samples.device)
+    rows = max(1, _BLOCK_VALUES // max(1, samples[:1].numel()))
+    for block, out in zip(samples.split(rows), result.split(rows)):
+        out.copy_((block.double() - shift).div_(scale))
+    return result
+
+
+def _some(samples: np.ndarray | Raw, seed: int) -> tuple[np.ndarray, list[str]]:
+    """What mean and standard deviation are taken of: everything, or as many as are soon read."""
+    if not isinstance(samples, Raw) or len(samples) <= _SAMPLED:
+        return (samples.read() if isinstance(samples, Raw) else samples), []
+    chosen = np.sort(np.random.default_rng([seed, 30_000]).permutation(len(samples))[:_SAMPLED])
+    notes = [f"mean and standard deviation are those of {_SAMPLED} of the {len(samples)} training samples"]
+    return np.concatenate(list(samples[chosen].in_order())), notes
+
+
+def _moments(samples: np.ndarray, names: Sequence[str] | None) -> tuple[Tensor, Tensor, list[str]]:
     """Mean and standard deviation (n - 1) by channel or column, in two float64 passes, and what is strange about them."""
     axes = (0, *range(2, samples.ndim))
     count = samples.size // samples.shape[1]
@@ -273,14 +289,15 @@ def _moments(samples: np.ndarray) -> tuple[Tensor, Tensor, list[str]]:
     constant = std <= 8 * np.finfo(np.float64).eps * largest
     notes = []
     if samples.ndim == 2:
+        names = names or [str(c) for c in range(samples.shape[1])]
         columns = np.flatnonzero(constant)
         if len(columns):
-            notes.append(f"constant, and of no use: column {listed([str(c) for c in columns])} of {samples.shape[1]}")
+            notes.append(f"constant, and of no use: column {listed([names[c] for c in columns])} of {samples.shape[1]}")
         spread = std[~constant]
         if len(spread) and spread.max() > _FAR_APART * spread.min():
             wide, narrow = (int(np.flatnonzero(std == value)[0]) for value in (spread.max(), spread.min()))
             notes.append(
-                f"column {wide} spreads {spread.max() / spread.min():.3g} times as far as column {narrow}: each column is "
+                f"column {names[wide]} spreads {spread.max() / spread.min():.3g} times as far as column {names[narrow]}: each column is "
                 "standardised by itself"
             )
     elif constant.all():

@@ -1,15 +1,22 @@
 """Decoding image files that nobody vouches for: formats, sizes and totals are checked before pixels are decoded."""
 
 import functools
+import hashlib
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ltkernels._files import replacing
+from ltkernels._npz import map_npy
+from ltkernels.train.data import _lazy
 from ltkernels.train.data._archive import clipped
 
 # Of Pillow's forty decoders those of pictures as people keep them, and none that starts a program (PostScript).
@@ -20,7 +27,6 @@ SUFFIXES = (
 )  # fmt: skip
 MAX_PIXELS = 1 << 26  # of one image: 67 million, more than today's cameras give
 MAX_FILE_BYTES = 1 << 27
-MAX_TOTAL_BYTES = 1 << 33  # of the decoded set: float32 copies of it take four times as much
 MAX_SIZE = 4096  # of the side that images are brought to
 
 _CHUNK = 256  # files read ahead of the decoders
@@ -32,19 +38,32 @@ _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _PLAIN = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
 
 
+Decoded = Callable[[str, int, int, dict[str, Any]], None]
+"""`progress(phase, done, total, {})` while pictures are decoded."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One image file: the name that messages use, a function that opens it, and its place among files that are best read
-    in order (a compressed archive starts anew to go back)."""
+    in order (a compressed archive starts anew to go back; `in_order`: it can be read no other way). `path` is the file on disk that
+    it is or lies in, `stamp` says which content it has where there is none."""
 
     name: str
     open: Callable[[], BinaryIO]
     place: int = 0
+    in_order: bool = False
+    path: str | None = None
+    stamp: str = ""
 
     @property
     def label(self) -> str:
         """The name for a message: in an archive it can have 64 KiB."""
         return clipped(self.name, 500)
+
+
+def of_file(path: str | Path) -> Source:
+    """A file on disk."""
+    return Source(str(path), functools.partial(open, path, "rb"), path=str(path))
 
 
 def pillow() -> Any:
@@ -56,19 +75,127 @@ def pillow() -> Any:
     return Image
 
 
-def decode(sources: Sequence[Source], size: int | None, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """(n, 3, height, width) uint8: the images as RGB, transparent parts on white; of several frames the first.
+class _Files:
+    """Image files as rows of pixels, decoded when they are read."""
 
-    With `size`, each is scaled so that its shorter side has `size` pixels and cut to the central square; without, all
-    must have one size, (height, width) `shape` where it is given. Images are turned as their EXIF orientation says. Raises
-    ImportError without Pillow, and ValueError naming the file that is no image, damaged, too large or of another size.
+    slow = True
+
+    def __init__(self, sources: Sequence[Source], size: int | None, shape: tuple[int, ...]) -> None:
+        self._sources, self._size, self.shape = sources, size, (len(sources), *shape)
+        # Not where they lie: a run goes on where its data were moved.
+        self.digest = _digest(f"{PurePath(s.name).name}\0{_stat(s)[0]}{s.stamp}" for s in sources)
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for i, row in enumerate(rows):
+            source = self._sources[row]
+            out[i] = _pixels(pillow(), source, _read(source), self._size, self.shape[1:])
+        return out
+
+
+def _stat(source: Source) -> tuple[int, int]:
+    """Bytes and time of change. ValueError for a file that is empty or too large."""
+    if source.path is None:
+        return 0, 0
+    status = os.stat(source.path)
+    if not source.in_order and not 0 < status.st_size <= MAX_FILE_BYTES:
+        what = f"larger than {MAX_FILE_BYTES} bytes" if status.st_size else "not a usable image: the file is empty"
+        raise ValueError(f"{source.label}: {what}")
+    return status.st_size, status.st_mtime_ns
+
+
+def _digest(parts: Any) -> bytes:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode("utf-8", "surrogateescape") + b"\n")
+    return found.digest()
+
+
+def pictures(
+    sources: Sequence[Source],
+    size: int | None,
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Decoded | None = None,
+) -> np.ndarray | _lazy.Raw:
+    """(n, 3, height, width) uint8 as `decode` makes them: in memory where they fit, else decoded when they are asked for.
+
+    In the folder `cache` they are kept decoded, in a file that is mapped into memory, for this run and others. Raises as
+    `decode`, and ValueError for archives that do not fit into memory without a cache.
     """
+    first = _first(sources, size)
+    total = len(sources) * prod(first.shape)
+    if cache is not None:
+        order = np.argsort(np.array([source.name for source in sources], dtype=object), kind="stable")
+        array = _cached([sources[i] for i in order], size, first, cache, progress)
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        # Equal names may be many rows of one file.
+        raw = _lazy.Raw.mapped(array, hashlib.sha256(str(array.shape).encode()).digest())[place]
+        return raw if total > _lazy.MAX_IN_MEMORY else raw.read()
+    if total <= _lazy.MAX_IN_MEMORY:
+        return decode(sources, size, progress=progress)
+    if any(source.in_order for source in sources):
+        raise ValueError(
+            f"{len(sources)} images of {first.shape[2]} x {first.shape[1]} take {total / 2**30:.1f} GiB decoded, more than "
+            f"{_lazy.MAX_IN_MEMORY / 2**30:g}, and an archive is read in its order alone: unpack it, name a folder for the decoded "
+            "images with --cache, or choose a smaller image_size"
+        )
+    return _lazy.Raw(_Files(sources, size, first.shape), workers=workers)
+
+
+def _first(sources: Sequence[Source], size: int | None) -> np.ndarray:
+    """The image that lies first, which says what size all have; arguments are checked."""
     image_module = pillow()
     if size is not None and not 1 <= size <= MAX_SIZE:
         raise ValueError(f"image_size must be between 1 and {MAX_SIZE}, got {size}")
     if not sources:
         raise ValueError("there are no images to decode")
-    out: np.ndarray | None = None
+    first = min(sources, key=lambda source: source.place)
+    return _pixels(image_module, first, _read(first), size, None)
+
+
+def _cached(
+    sources: Sequence[Source], size: int | None, first: np.ndarray, folder: Path, progress: Decoded | None
+) -> np.ndarray:
+    """The decoded images of a file in `folder`, which is made where there is none for these files as they are now."""
+    key = _digest([f"{size}", *(f"{source.name}\0{_stat(source)}{source.stamp}" for source in sources)]).hex()[:32]
+    path, shape = folder / f"pictures-{key}.npy", (len(sources), *first.shape)
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if prod(shape) > free:
+            raise ValueError(f"cache {folder}: {prod(shape) / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free")
+        with replacing(path) as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            file.flush()
+            start = file.tell()
+            file.truncate(start + prod(shape))
+            out = np.memmap(file.name, np.uint8, "r+", start, shape)
+            decode(sources, size, out=out, progress=progress)
+            out.flush()
+    array = map_npy(path)
+    if array.shape != shape or array.dtype != np.uint8:
+        raise ValueError(f"{path}: not what was decoded into it; remove it")
+    return array
+
+
+def decode(
+    sources: Sequence[Source],
+    size: int | None,
+    *,
+    out: np.ndarray | None = None,
+    progress: Decoded | None = None,
+) -> np.ndarray:
+    """(n, 3, height, width) uint8, in `out` where it is given: the images as RGB, transparent parts on white; of several frames
+    the first.
+
+    With `size`, each is scaled so that its shorter side has `size` pixels and cut to the central square; without, all
+    must have one size. Images are turned as their EXIF orientation says. Raises
+    ImportError without Pillow, and ValueError naming the file that is no image, damaged, too large or of another size.
+    """
+    image_module = pillow()
 
     def put(i: int, content: bytes) -> None:
         # Into its place at once: decoded images that wait for a slower one before them would add up.
@@ -76,17 +203,21 @@ def decode(sources: Sequence[Source], size: int | None, shape: tuple[int, int] |
         out[i] = _pixels(image_module, sources[i], content, size, out.shape[1:])
 
     order = sorted(range(len(sources)), key=lambda i: sources[i].place)
+    done = 0
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         for chunk, contents in _chunks(sources, order):
             if out is None:
-                wanted = None if shape is None or size is not None else (*shape, 3)
-                out = _room(len(sources), _pixels(image_module, sources[chunk[0]], contents[0], size, wanted))
+                shape = _pixels(image_module, sources[chunk[0]], contents[0], size, None).shape
+                out = np.empty((len(sources), *shape), np.uint8)
             # Pillow decodes outside Python's lock, but a small image is all Python, where threads only get in the way.
             each = pool.map if sum(map(len, contents)) > _WORTH_A_THREAD * len(contents) else map
             for _ in each(put, chunk, contents):
                 pass
+            done += len(chunk)
+            if progress:
+                progress("decoding", done, len(sources), {})
     assert out is not None
-    return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
+    return out
 
 
 def _chunks(sources: Sequence[Source], order: Sequence[int]) -> Iterator[tuple[list[int], list[bytes]]]:
@@ -105,16 +236,6 @@ def _chunks(sources: Sequence[Source], order: Sequence[int]) -> Iterator[tuple[l
         yield chunk, contents
 
 
-def _room(count: int, first: np.ndarray) -> np.ndarray:
-    total = count * first.size
-    if total > MAX_TOTAL_BYTES:
-        raise ValueError(
-            f"{count} images of {first.shape[1]} x {first.shape[0]} take {total / 2**30:.1f} GiB decoded, more than "
-            f"{MAX_TOTAL_BYTES / 2**30:.0f}; choose a smaller image_size"
-        )
-    return np.empty((count, *first.shape), np.uint8)
-
-
 def _read(source: Source) -> bytes:
     try:
         with source.open() as file:
@@ -129,7 +250,7 @@ def _read(source: Source) -> bytes:
 def _pixels(
     image_module: Any, source: Source, content: bytes, size: int | None, shape: tuple[int, ...] | None
 ) -> np.ndarray:
-    """(height, width, 3) uint8; with `shape`, of that shape."""
+    """(3, height, width) uint8; with `shape`, of that shape."""
     from PIL import UnidentifiedImageError
 
     pixels = None
@@ -142,12 +263,12 @@ def _pixels(
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
             # An image of another size is not decoded; one on its side may be turned by its EXIF orientation.
-            if size is not None or shape is None or sorted(image.size) == sorted(shape[:2]):
+            if size is not None or shape is None or sorted(image.size) == sorted(shape[1:]):
                 if size is not None:
                     # A JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough.
                     image.draft("RGB", (size, size))
                 pixels = from_pillow(image, size)
-                height, width = pixels.shape[:2]
+                height, width = pixels.shape[1:]
     except UnidentifiedImageError as error:
         kinds = ", ".join(_formats(image_module))
         raise ValueError(f"{source.label}: not a usable image: by its content it is none of {kinds}") from error
@@ -157,7 +278,7 @@ def _pixels(
     if pixels is None or (shape is not None and pixels.shape != shape):
         assert shape is not None
         raise ValueError(
-            f"{source.label}: {width} x {height} pixels, another image has {shape[1]} x {shape[0]}; set image_size to bring all "
+            f"{source.label}: {width} x {height} pixels, another image has {shape[2]} x {shape[1]}; set image_size to bring all "
             f"to one size"
         )
     return pixels
@@ -171,13 +292,13 @@ def _formats(image_module: Any) -> tuple[str, ...]:
 
 
 def from_pillow(image: Any, size: int | None) -> np.ndarray:
-    """(height, width, 3) uint8 of a Pillow image, prepared as `decode` says."""
+    """(3, height, width) uint8 of a Pillow image, prepared as `decode` says."""
     from PIL import Image, ImageOps
 
     image = _as_rgb(Image, ImageOps.exif_transpose(image))
     if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def _as_rgb(image_module: Any, image: Any) -> Any:

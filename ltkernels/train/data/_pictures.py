@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ltkernels.train.data._dataset import DataRequest, Dataset
-from ltkernels.train.data._images import Source, decode
+from ltkernels.train.data._images import Source, pictures
 from ltkernels.train.data._longtail import make_long_tailed
 from ltkernels.train.data._split import split_off
 
@@ -42,7 +42,10 @@ def build(
     if request.imbalance is not None:
         kept = make_long_tailed(parts["train"].labels, request.imbalance, request.profile, request.seed)
         parts["train"] = parts["train"].rows(kept)
-    images = decode([source for part in parts.values() for source in part.sources], request.image_size)
+    sources = [source for part in parts.values() for source in part.sources]
+    images = pictures(
+        sources, request.image_size, cache=request.cache, workers=request.workers, progress=request.progress
+    )
     arrays, at = {}, 0
     for key, part in parts.items():
         arrays[f"x_{key}"], arrays[f"y_{key}"] = images[at : at + len(part.sources)], part.labels

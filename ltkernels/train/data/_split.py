@@ -44,6 +44,21 @@ def hold_out(labels: np.ndarray, share: float, seed: int, *, drop_single: bool =
     )
 
 
+def fold_rows(labels: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+    """Rows to test in each fold, rising: of every class of n samples n / folds, rounded, or one where it has fewer samples than
+    there are folds, which are then tested in more than one. Labels (n,) are 0..C-1, of two samples or more each.
+
+    The draw of a class depends on (seed, class) alone.
+    """
+    found: list[list[np.ndarray]] = [[] for _ in range(folds)]
+    for label in range(int(labels.max()) + 1):
+        rows = np.random.default_rng([seed, label, 40_000]).permutation(np.flatnonzero(labels == label))
+        # Classes begin in different folds, so that these are of one size.
+        for i, part in enumerate(np.array_split(np.resize(rows, max(folds, len(rows))), folds)):
+            found[(i + label) % folds].append(part)
+    return [np.sort(np.concatenate(parts)) for parts in found]
+
+
 def split_off(labels: np.ndarray, names: Sequence[str], share: float, seed: int) -> tuple[Split, list[str], list[str]]:
     """A test set where there is none: the split, the names of the classes that stay, and what to say of it."""
     split = hold_out(labels, share, seed)

@@ -23,7 +23,7 @@ import numpy as np
 from ltkernels._arrays import natural_key
 from ltkernels.train.data._archive import BROKEN, clipped, is_plain, members, open_tar
 from ltkernels.train.data._dataset import DataRequest, Dataset
-from ltkernels.train.data._images import MAX_FILE_BYTES, SUFFIXES, Source
+from ltkernels.train.data._images import MAX_FILE_BYTES, SUFFIXES, Source, of_file
 from ltkernels.train.data._pictures import Part, build
 from ltkernels.train.data._split import listed
 
@@ -214,7 +214,7 @@ def _walk(root: Path, below: Parts, seen: set[tuple[int, int]], tree: Tree) -> I
             if is_folder:
                 yield from _walk(root, parts, seen, tree)
             else:
-                yield _File(parts, Source(entry.path, partial(open, entry.path, "rb")))
+                yield _File(parts, of_file(entry.path))
     if empty and below:
         tree.skipped[below, ""] += 1
 
@@ -240,7 +240,7 @@ def _of_zip(archive: zipfile.ZipFile, path: Path) -> Tree:
         if info.file_size > MAX_FILE_BYTES:
             raise ValueError(f"{path}: {clipped(info.filename)} is larger than {MAX_FILE_BYTES} bytes")
         # `decode` reads no more than its bound, whatever size the archive's own listing claims.
-        source = Source(f"{path}: {info.filename}", lambda info=info: archive.open(info))
+        source = Source(f"{path}: {info.filename}", partial(archive.open, info), in_order=True, path=str(path))
         tree.files.append(_File(parts, source))
     return tree
 
@@ -255,7 +255,8 @@ def _of_tar(archive: tarfile.TarFile, path: Path) -> Tree:
             if not _is_image(parts):
                 tree.skip(parts)
                 continue
-            source = Source(f"{path}: {member.name}", partial(_of_member, archive, member), member.offset)
+            name = f"{path}: {member.name}"
+            source = Source(name, partial(_of_member, archive, member), member.offset, True, str(path))
             tree.files.append(_File(parts, source))
     except BROKEN as error:
         raise ValueError(f"{path}: not a complete archive ({clipped(error)})") from error

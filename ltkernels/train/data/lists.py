@@ -10,9 +10,9 @@ filename, image) the rows are pictures, as above; else every other column is a n
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from ltkernels._arrays import class_indices
 from ltkernels.train.data._archive import clipped
 from ltkernels.train.data._dataset import DataRequest, Dataset
-from ltkernels.train.data._images import Source
+from ltkernels.train.data._images import Source, of_file
 from ltkernels.train.data._longtail import make_long_tailed
 from ltkernels.train.data._pictures import Part, build
 from ltkernels.train.data._split import listed
@@ -77,9 +77,9 @@ def _pictures(
 ) -> Dataset:
     root = (request.data_dir or path.parent).resolve()
     labels, names = _classes({f"the {part} set": [label for _, label in pairs] for part, pairs in rows.items()}, path)
-    parts = {}
+    parts, inside = {}, {}
     for part, pairs in rows.items():
-        sources = [_source(root, name, path) for name, _ in pairs]
+        sources = [_source(root, name, path, inside) for name, _ in pairs]
         parts[part] = Part(sources, labels[f"the {part} set"], [name for name, _ in pairs])
         there = np.bincount(parts[part].labels, minlength=len(names))
         if part != "val" and 0 in there:
@@ -87,18 +87,20 @@ def _pictures(
     return build(request, f"{kind}:{path.name}", parts, names, notes)
 
 
-def _source(root: Path, name: str, path: Path) -> Source:
+def _source(root: Path, name: str, path: Path, inside: dict[str, bool]) -> Source:
+    """`inside` remembers which folders lie in `root`: a list may have a million lines."""
     if "\0" in name:
         raise ValueError(f"{path}: {clipped(name)!r} is no name of a file")
-    place = root / name
+    place = os.path.join(root, name)
+    folder = os.path.dirname(place)
+    if folder not in inside:
+        inside[folder] = Path(folder).resolve().is_relative_to(root)
     # A list may come from anywhere: what it names outside the data's own folder would be read into a model without a word.
-    if not place.resolve().is_relative_to(root):
+    if not (inside[folder] and (not os.path.islink(place) or Path(place).resolve().is_relative_to(root))):
         raise ValueError(f"{path}: {clipped(name)} leads out of {root} (--data-dir says where the files are)")
-    if not place.is_file():
-        raise FileNotFoundError(
-            f"{path}: {clipped(str(place), 500)}: no such file (--data-dir says where the files are)"
-        )
-    return Source(str(place), partial(place.open, "rb"))
+    if not os.path.isfile(place):
+        raise FileNotFoundError(f"{path}: {clipped(place, 500)}: no such file (--data-dir says where the files are)")
+    return of_file(place)
 
 
 def _classes(given: dict[str, Sequence[str]], path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -138,10 +140,14 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def _numeric(header: Sequence[str]) -> list[int]:
+    others = {_column(header, names) for names in (_LABEL, _SPLIT)}
+    return [c for c in range(len(header)) if c not in others]
+
+
 def read_numbers(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> np.ndarray:
     """(n, columns) float64: all columns but those of labels and split. Raises ValueError naming file, row and column."""
-    others = {_column(header, names) for names in (_LABEL, _SPLIT)}
-    columns = [c for c in range(len(header)) if c not in others]
+    columns = _numeric(header)
     if not columns:
         raise ValueError(f"{path}: no column beside the label")
     x = np.empty((len(rows), len(columns)))
@@ -207,7 +213,12 @@ def _vectors(
         arrays |= {f"x_{part}": x[index], f"y_{part}": labels[part]}
     try:
         return Dataset.from_arrays(
-            **arrays, class_names=names, name=f"csv:{path.name}", test_split=request.test_split, seed=request.seed
+            **arrays,
+            class_names=names,
+            name=f"csv:{path.name}",
+            test_split=request.test_split,
+            seed=request.seed,
+            column_names=[header[c] for c in _numeric(header)],
         )
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from error

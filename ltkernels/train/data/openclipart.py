@@ -15,7 +15,7 @@ import numpy as np
 
 from ltkernels._arrays import natural_key
 from ltkernels.train.data._dataset import DataRequest, Dataset
-from ltkernels.train.data._images import Source, decode
+from ltkernels.train.data._images import Source, pictures
 from ltkernels.train.data._longtail import make_long_tailed
 from ltkernels.train.data.folder import walk
 
@@ -50,7 +50,13 @@ def load(request: DataRequest) -> Dataset:
     if request.imbalance is not None:
         train = train[make_long_tailed(labels[train], request.imbalance, request.profile, request.seed)]
     size = DEFAULT_SIZE if request.image_size is None else request.image_size
-    images = decode([sources[i] for i in (*train, *test)], size)
+    images = pictures(
+        [sources[i] for i in (*train, *test)],
+        size,
+        cache=request.cache,
+        workers=request.workers,
+        progress=request.progress,
+    )
     return Dataset.from_arrays(
         images[: len(train)],
         labels[train],

@@ -229,3 +229,28 @@ def points(
     if any(name for name, _, _ in series):
         legend_below(axes, 24 if bare else 38, list(axes.containers))
     return figure
+
+
+@chart
+def reliability(title: str, series: Sequence[tuple[str, dict[str, Sequence[float]], int]]) -> Figure:
+    """Accuracy against confidence, by bins (see `metrics.reliability`), with one standard error; on the diagonal they agree."""
+    figure, (axes,) = axes_of(2.5, 2.2)
+    axes.plot([0, 100], [0, 100], color=MUTED, lw=1, linestyle=":", label="accuracy equal to confidence")
+    for name, found, number in series:
+        there = np.array(found["samples"]) > 0
+        samples, right, sums = (np.array(found[key], dtype=float)[there] for key in ("samples", "right", "confidence"))
+        smoothed = (right + 1) / (samples + 2)  # a bin with every sample right is not known without error
+        error = 100 * np.sqrt(smoothed * (1 - smoothed) / samples)
+        style = {**_style(number), "linestyle": DASHES[number % len(DASHES)], "ms": 4.5, "lw": 1.2}
+        axes.errorbar(
+            100 * sums / samples,
+            100 * right / samples,
+            yerr=error,
+            label=shorten(name, _SERIES_LETTERS),
+            elinewidth=1,
+            **style,
+        )
+    axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="confidence, %", ylabel="accuracy, %")
+    axes.set_title(fill(shorten(title, 80), 30))
+    legend_below(axes, 30, [axes.lines[0], *axes.containers], handlelength=2.6)
+    return figure

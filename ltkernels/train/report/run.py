@@ -40,6 +40,7 @@ def render(summary: Summary, metrics: Sequence[dict[str, Any]]) -> str:
         class_chart=drawn["classes"],
         class_table=_class_table(summary),
         measures=_measures(summary),
+        reliability=drawn["reliability"],
         tail=_tail(summary, drawn["paths"]) if _has_tail(summary) else None,
         tradeoff=drawn["tradeoff"],
         confusion_charts=drawn["confusions"],
@@ -82,6 +83,7 @@ def _charts(summary: Summary, metrics: Sequence[dict[str, Any]]) -> dict[str, An
     recalls = [(v["title"], v["per_class_accuracy"]) for v in variants]
     return {
         "classes": charts.classes("class counts beside per-class accuracy", names, counts, order, recalls),
+        "reliability": _reliability(summary),
         "paths": _paths(summary) if _has_tail(summary) else [],
         "tradeoff": _tradeoff(summary),
         "confusions": [
@@ -195,6 +197,13 @@ def _measures(summary: Summary) -> dict[str, Any] | None:
         rows.append([*row, percent(v.get("ece")), _DASH if norms is None else f"{norms:.3g}"])
     head = ["variant", "worst class", "G-mean", "harmonic mean", "macro-F1", "ECE", "variance of row norms|classifier"]
     return table("further measures", head, rows) if rows else None
+
+
+def _reliability(summary: Summary) -> Chart | None:
+    """Of plain cross-entropy and the chosen variant: more lines nobody tells apart. None for the summary of an older run."""
+    shown = [(i, v) for i, v in enumerate(summary["variants"]) if v["name"] in ("ce", summary["chosen"])]
+    series = [(v["title"], v["reliability"], i) for i, v in shown if "reliability" in v]
+    return charts.reliability("reliability of the probabilities", series) if series else None
 
 
 def _arms(summary: Summary) -> list[tuple[str, str, int]]:
