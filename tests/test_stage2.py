@@ -14,7 +14,7 @@ from ltkernels.train import presets, rundir, stage2
 from ltkernels.train.config import STAGES, Config
 from ltkernels.train.engine import apply
 from ltkernels.train.jobs import load_data, resolve
-from ltkernels.train.logs import Logs
+from ltkernels.train.logs import require
 from ltkernels.train.pipeline import Job
 from ltkernels.train.schedules import loss_record, parse_options
 
@@ -205,7 +205,7 @@ def test_unknown_preset_lists_the_known():
 def test_tensorboard_log_names_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match="pip install tensorboard"):
-        Logs(tmp_path, "tensorboard")
+        require("tensorboard")
 
 
 def test_custom_data_in_two_lines(tmp_path, monkeypatch):

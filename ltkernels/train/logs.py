@@ -1,32 +1,121 @@
-"""The epoch records of a run as files: metrics.jsonl always, TensorBoard events where asked for."""
+"""The epoch records of a run: metrics.jsonl always, and whatever else listens: objects of the user's, or a log by name."""
 
+import importlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ltkernels.train import rundir
 
 
+class Callback:
+    """What happens along a run; a subclass, or any object with these methods, goes to `train(callbacks=[...])`.
+
+    `on_start(settings)` comes once the settings are resolved, `on_epoch(record)` with every line of metrics.jsonl, `on_end(summary)`
+    at the end, with None where the run was stopped or failed. Of the processes of torchrun, the first calls them.
+    """
+
+    def on_start(self, settings: dict[str, Any]) -> None:
+        pass
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        pass
+
+    def on_end(self, summary: dict[str, Any] | None) -> None:
+        pass
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    return {f"{record['phase']}/{name}": value for name, value in record.items() if isinstance(value, float)}
+
+
+class _TensorBoard(Callback):
+    """Events in the folder tensorboard/; of two values of one epoch (a resumed run) it shows the later."""
+
+    def __init__(self, folder: Path, module: Any) -> None:
+        self._writer = module.SummaryWriter(str(folder / rundir.TENSORBOARD))
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        for name, value in _numbers(record).items():
+            self._writer.add_scalar(name, value, record["epoch"])
+        self._writer.flush()
+
+    def on_end(self, summary: dict[str, Any] | None) -> None:
+        self._writer.close()
+
+
+class _Wandb(Callback):
+    """A run of Weights & Biases in the folder wandb/, offline where WANDB_MODE does not say otherwise; `wandb sync` sends it."""
+
+    def __init__(self, folder: Path, module: Any) -> None:
+        mode = os.environ.get("WANDB_MODE", "offline")
+        self._run = module.init(project="ltkernels", name=folder.name, dir=str(folder), mode=mode)
+
+    def on_start(self, settings: dict[str, Any]) -> None:
+        self._run.config.update(settings)
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        self._run.log({**_numbers(record), "epoch": record["epoch"]})
+
+    def on_end(self, summary: dict[str, Any] | None) -> None:
+        for name in ("balanced_accuracy", "top1") if summary else ():
+            self._run.summary[name] = summary[name]
+        self._run.finish(exit_code=0 if summary else 1)
+
+
+class _MLflow(Callback):
+    """A run of MLflow in the folder mlflow/, or at MLFLOW_TRACKING_URI."""
+
+    def __init__(self, folder: Path, module: Any) -> None:
+        self._mlflow = module
+        # MLflow 3 asks for a word before it writes files.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            module.set_tracking_uri((folder / rundir.MLFLOW).resolve().as_uri())
+        module.set_experiment("ltkernels")
+        module.start_run(run_name=folder.name)
+
+    def on_start(self, settings: dict[str, Any]) -> None:
+        self._mlflow.log_params({name: value for name, value in settings.items() if value is not None})
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        self._mlflow.log_metrics(_numbers(record), step=record["epoch"])
+
+    def on_end(self, summary: dict[str, Any] | None) -> None:
+        if summary:
+            self._mlflow.log_metrics({name: summary[name] for name in ("balanced_accuracy", "top1")})
+        self._mlflow.end_run("FINISHED" if summary else "KILLED")
+
+
+# (class, module, package to install)
+_LOGS: dict[str, tuple[Callable[[Path, Any], Callback], str, str]] = {
+    "tensorboard": (_TensorBoard, "torch.utils.tensorboard", "tensorboard"),
+    "wandb": (_Wandb, "wandb", "wandb"),
+    "mlflow": (_MLflow, "mlflow", "mlflow"),
+}
+
+
 def require(log: str) -> None:
-    """Raise ImportError naming the package where TensorBoard is asked for and missing: before anything is written."""
-    if log == "tensorboard":
+    """Raise ImportError naming the package that a log asks for, where it is missing: before anything is written."""
+    if log in _LOGS:
         try:
-            import torch.utils.tensorboard  # noqa: F401
+            importlib.import_module(_LOGS[log][1])
         except ImportError as error:
-            raise ImportError("--log tensorboard needs the package: pip install tensorboard") from error
+            raise ImportError(f"--log {log} needs the package: pip install {_LOGS[log][2]}") from error
+
+
+def named(log: str, folder: Path) -> list[Callback]:
+    """The log of that name, which writes into a run's folder; of `none` none."""
+    return [_LOGS[log][0](folder, importlib.import_module(_LOGS[log][1]))] if log in _LOGS else []
 
 
 class Logs:
-    """Appends a line an epoch; `rewrite` puts a resumed run's file back to the epochs that its checkpoints hold (TensorBoard
-    keeps the later of two values of one epoch by itself)."""
+    """Appends a line an epoch to metrics.jsonl; `rewrite` puts a resumed run's file back to the epochs that its checkpoints hold."""
 
-    def __init__(self, folder: Path, log: str = "none") -> None:
-        self._path, self._writer = folder / rundir.METRICS, None
-        require(log)
-        if log == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder / rundir.TENSORBOARD))
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / rundir.METRICS
 
     def rewrite(self, records: list[dict[str, Any]]) -> None:
         rundir.write_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
@@ -38,12 +127,3 @@ class Logs:
         except OSError as error:
             # A full disk shows when the line is flushed, where Python no longer says which file it was.
             raise OSError(error.errno, f"{self._path} could not be written: {error.strerror}") from error
-        if self._writer is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(f"{record['phase']}/{name}", value, record["epoch"])
-            self._writer.flush()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
