@@ -66,27 +66,30 @@ class _Wandb(Callback):
 
 
 class _MLflow(Callback):
-    """A run of MLflow in the folder mlflow/, or at MLFLOW_TRACKING_URI."""
+    """A run of MLflow in the folder mlflow/, or at MLFLOW_TRACKING_URI. By a client of its own: nothing global changes."""
 
     def __init__(self, folder: Path, module: Any) -> None:
-        self._mlflow = module
         # MLflow 3 asks for a word before it writes files.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            module.set_tracking_uri((folder / rundir.MLFLOW).resolve().as_uri())
-        module.set_experiment("ltkernels")
-        module.start_run(run_name=folder.name)
+        place = (folder / rundir.MLFLOW).resolve().as_uri()
+        self._client = module.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", place))
+        found = self._client.get_experiment_by_name("ltkernels")
+        experiment = found.experiment_id if found else self._client.create_experiment("ltkernels")
+        self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
 
     def on_start(self, settings: dict[str, Any]) -> None:
-        self._mlflow.log_params({name: value for name, value in settings.items() if value is not None})
+        for name, value in settings.items():
+            if value is not None:
+                self._client.log_param(self._run, name, value)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
-        self._mlflow.log_metrics(_numbers(record), step=record["epoch"])
+        for name, value in _numbers(record).items():
+            self._client.log_metric(self._run, name, value, step=record["epoch"])
 
     def on_end(self, summary: dict[str, Any] | None) -> None:
-        if summary:
-            self._mlflow.log_metrics({name: summary[name] for name in ("balanced_accuracy", "top1")})
-        self._mlflow.end_run("FINISHED" if summary else "KILLED")
+        for name in ("balanced_accuracy", "top1") if summary else ():
+            self._client.log_metric(self._run, name, summary[name])
+        self._client.set_terminated(self._run, "FINISHED" if summary else "KILLED")
 
 
 # (class, module, package to install)

@@ -92,10 +92,12 @@ class Job:
         from ltkernels.train.stage2 import check
 
         record = loss_record(self.config.loss)
+        self._check_backbone(record)
         model = self.build(record)
         if self.config.init:
             self._go_on_from(model, Path(self.config.init).expanduser())
-        self._check_backbone(record)
+        if self.config.head_init not in ("random", "means"):
+            self._start_head(model)
         recipe = self._recipe(self.config.schedule, self.config.sampler, self.config.mix)
         self._criterion(record, self.class_counts, self.config.loss_options, self.config.schedule)
         self._batches_check(recipe)
@@ -121,8 +123,6 @@ class Job:
             raise ValueError("freeze and lr_backbone exclude each other")
         if config.head_init == "means" and self.head_spec(record).kind != "cosine":
             raise ValueError("head_init means needs head cosine: its rows are directions")
-        if config.head_init not in ("random", "means"):
-            self._start_head(self.build(record))
 
     def _batches_check(self, recipe: Recipe) -> None:
         from ltkernels.train.batching import Batches
