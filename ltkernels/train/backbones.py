@@ -164,8 +164,8 @@ def _huggingface(name: str, channels: int, random: bool, architecture: str) -> _
                 f"(--weights random starts without): {reason}"
             ) from error
     module = _Encoder(whole)
-    own = {id(value): key for key, value in whole.state_dict(keep_vars=True).items()}
-    lacking = sorted({own.get(id(value)) for value in module.parameters()} & set(missing))
+    kept = {id(value) for value in module.parameters()}
+    lacking = sorted(key for key, value in whole.named_parameters() if id(value) in kept and key in missing)
     if lacking:
         raise ValueError(f"model hf:{name}: its weights lack {len(lacking)} tensors of the backbone, as {lacking[0]}")
     if getattr(module.model, "main_input_name", "") != "pixel_values":

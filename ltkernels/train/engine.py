@@ -233,7 +233,7 @@ class _Loop:
         if not averages[0].is_floating_point():
             return torch._foreach_copy_(averages, current)
         done = self.epoch * self.steps + self.step
-        return torch._foreach_lerp_(averages, current, 1 - min(self.recipe.ema, (1 + done) / (10 + done)))
+        return torch._foreach_lerp_(averages, current, 1 - min(self.recipe.ema or 1.0, (1 + done) / (10 + done)))
 
     def _evaluated(self) -> nn.Module:
         """What is evaluated, and kept in the end: the averaged weights where there are any."""

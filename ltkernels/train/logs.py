@@ -71,8 +71,10 @@ class _MLflow(Callback):
     def __init__(self, folder: Path, module: Any) -> None:
         # MLflow 3 asks for a word before it writes files.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        place = (folder / rundir.MLFLOW).resolve().as_uri()
-        self._client = module.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", place))
+        place = (folder / rundir.MLFLOW).resolve()
+        # It remembers the folders that it made: in one that --force has replaced, it misses this.
+        (place / ".trash").mkdir(parents=True, exist_ok=True)
+        self._client = module.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", place.as_uri()))
         found = self._client.get_experiment_by_name("ltkernels")
         experiment = found.experiment_id if found else self._client.create_experiment("ltkernels")
         self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
