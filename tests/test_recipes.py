@@ -96,6 +96,8 @@ def test_patience_ends_a_run_and_the_headline_stays_the_last_epoch(tmp_path, fre
         "logit_adjusted-best",
     )
     assert (summary["balanced_accuracy"], kept["epoch"]) == (last["balanced_accuracy"], best)
+    saved = (torch.load(p, weights_only=True) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert [state["prior_power"] for state in saved] == [0.0, 0.0]
     again = train.evaluate(tmp_path / "run", data)
     assert [entry["balanced_accuracy"] for entry in again] == [v["balanced_accuracy"] for v in summary["variants"]]
     model = train.load(tmp_path / "run", "logit_adjusted-best")

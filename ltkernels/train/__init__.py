@@ -16,10 +16,11 @@ What was trained is used by `load("results").predict(samples)`, or by `ltkernels
 from ltkernels.train import data, presets
 from ltkernels.train.config import Config
 from ltkernels.train.jobs import evaluate, rebuild_report, run, train
+from ltkernels.train.logs import Callback
 from ltkernels.train.predictor import Model, load
 from ltkernels.train.seeds import run_seeds
 from ltkernels.train.select import select_features
 
 __all__ = [
-    "Config", "Model", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features", "train",
+    "Callback", "Config", "Model", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features", "train",
 ]  # fmt: skip

@@ -319,8 +319,9 @@ def _fingerprint(command: str, config: Config, data: Dataset, own: Own) -> str:
     settings = {key: value for key, value in config.to_dict().items() if key not in _FREE_ON_RESUME}
     digest = hashlib.sha256(json.dumps([command, settings, list(data.class_names)], sort_keys=True).encode())
     digest.update(str([name for name, part in vars(own).items() if part is not None]).encode())
-    for file in (config.weights, config.head_init):
-        if file and (path := Path(file).expanduser()).is_file():
+    paths = [Path(name).expanduser() for name in (config.weights, config.head_init) if name]
+    for path in (*paths, *sorted(Path(config.model.removeprefix("hf:")).expanduser().glob("*.safetensors"))):
+        if path.is_file():
             digest.update(f"{zlib.crc32(path.read_bytes()):08x}".encode())
     validation = () if data.x_val is None else (data.x_val, data.y_val)
     for tensor in (data.x_train, data.y_train, data.x_test, data.y_test, *validation):

@@ -172,9 +172,7 @@ class Job:
         record = loss_record("ce")
         criterion, _ = self._criterion(record, self.class_counts, "", "none")
         recipe = self._recipe("none", "instance", "none")
-        trained = self._train("ce", record, self.build(record), criterion, [], recipe)
-        trained.prior_power = prior_power(record, "")
-        return trained
+        return self._train("ce", record, self.build(record), criterion, [], recipe, prior_power(record, ""))
 
     def train_chosen(self) -> Trained:
         """The chosen loss, schedule, sampler and mixing, from the initial backbone (and batches) of `train_plain`."""
@@ -190,10 +188,9 @@ class Job:
             model.backbone.load_state_dict(self._pretrain())
         criterion, schedules = self._criterion(record, self.class_counts, config.loss_options, config.schedule)
         recipe = self._recipe(config.schedule, config.sampler, config.mix)
-        trained = self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe)
-        if config.schedule == "none" and config.sampler == "instance" and config.mix not in ("remix", "cmo"):
-            trained.prior_power = prior_power(record, config.loss_options)
-        return trained
+        plain = config.schedule == "none" and config.sampler == "instance" and config.mix not in ("remix", "cmo")
+        power = prior_power(record, config.loss_options) if plain else None
+        return self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe, power)
 
     def _recipe(self, schedule: str, sampler: str, mix: str) -> Recipe:
         config = self.config
@@ -201,7 +198,14 @@ class Job:
         return Recipe.of(config, seed=derived_seed(config.seed, 3), sampler=sampler, balanced_from=late, mix=mix)
 
     def _train(
-        self, name: str, record: Loss, model: Classifier, criterion: nn.Module, schedules: list[Any], recipe: Recipe
+        self,
+        name: str,
+        record: Loss,
+        model: Classifier,
+        criterion: nn.Module,
+        schedules: list[Any],
+        recipe: Recipe,
+        power: float | None,
     ) -> Trained:
         train_set, test_set = (self.x_train, self.y_train), (self.x_test, self.y_test)
         val_set = (self.x_held, self.y_held) if self.validates else None
@@ -216,7 +220,7 @@ class Job:
         result = self._fit(
             trained, criterion, train_set, test_set, recipe, phase, schedules, val_set=val_set, own=self.own
         )
-        self.trained.append(Trained(name, record, self.head_spec(record), model, result))
+        self.trained.append(Trained(name, record, self.head_spec(record), model, result, prior_power=power))
         if result.best:
             self.best.append(self._best(self.trained[-1], *result.best))
         return self.trained[-1]
@@ -247,8 +251,10 @@ class Job:
             raise ValueError(
                 f"init {run}: its classifier is a {type(head).__name__}, loss {self.config.loss} asks for a {type(model.head).__name__}"
             )
+        # How this data's pictures become what the backbone expects is this data's matter.
+        here = {key: value for key, value in model.backbone.state_dict().items() if key in ("factor", "offset")}
         try:
-            model.backbone.load_state_dict(given.backbone.state_dict())
+            model.backbone.load_state_dict(given.backbone.state_dict() | here)
             model.head.load_state_dict(head.state_dict())
         except RuntimeError as error:
             raise ValueError(
