@@ -177,8 +177,13 @@ def _huggingface(name: str, channels: int, random: bool, architecture: str) -> _
         about.get("image_mean"),
         about.get("image_std"),
         size if isinstance(size, int) else None,
-        architecture=architecture or json.dumps(config.to_dict(), default=str),
+        architecture=architecture or _plain(config),
     )
+
+
+def _plain(config: Any) -> str:
+    """Whole, defaults included, which other versions change; without the folder that it came from."""
+    return json.dumps({key: value for key, value in config.to_dict().items() if key != "_name_or_path"}, default=str)
 
 
 def _json(folder: str, name: str) -> dict[str, Any]:

@@ -6,8 +6,7 @@ import json
 import platform
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ltkernels.train.config import Config, from_mapping, read_toml, to_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.engine import Progress, predict
 from ltkernels.train.features import random_arms, selected_arm
-from ltkernels.train.logs import Callback, Logs, named, require
+from ltkernels.train.logs import Callback, Logs, named, require, telling
 from ltkernels.train.metrics import confusion_matrix, summarize
 from ltkernels.train.pipeline import Job
 from ltkernels.train.recipe import Own
@@ -226,7 +225,7 @@ def _execute(
         try:
             if out is not None:
                 return _in_folder(command, stages, config, data, out, force, resume, progress, start, own, callbacks)
-            with _told(callbacks, config, progress) as (listen, end):
+            with telling(callbacks, config.to_dict(), progress) as (listen, end):
                 job = Job(config, data, listen, own=own)
                 return end(_summary(command, job, *stages(job)[:2], start))
         finally:
@@ -251,38 +250,12 @@ def _in_folder(
         if folder.resumed:
             _check_settings(out, command, config)
         rundir.write_text(out / rundir.CONFIG, f"# ltkernels {command}\n{to_toml(config)}")
-        with _told([*named(config.log, out), *callbacks], config, progress) as (listen, end):
+        with telling([*named(config.log, out), *callbacks], config.to_dict(), progress) as (listen, end):
             logs = Logs(out)
             logs.rewrite([])
             state = StateStore(folder.state, _fingerprint(command, config, data, own), config.checkpoint_seconds)
             job = Job(config, data, listen, Files(state, logs, stop), own=own)
             return end(_finish(command, job, stages, out, start))
-
-
-@contextmanager
-def _told(
-    callbacks: Sequence[Callback], config: Config, progress: Progress | None
-) -> Iterator[tuple[Progress, Callable[[dict[str, Any]], dict[str, Any]]]]:
-    """Tell callbacks of a job's start, epochs and end; gives what to call for a progress, and for the summary."""
-    ended: list[dict[str, Any]] = []
-
-    def listen(phase: str, done: int, total: int, record: dict[str, Any]) -> None:
-        for callback in callbacks if record else ():
-            callback.on_epoch(record)
-        if progress:
-            progress(phase, done, total, record)
-
-    def end(summary: dict[str, Any]) -> dict[str, Any]:
-        ended.append(summary)
-        return summary
-
-    try:
-        for callback in callbacks:
-            callback.on_start(config.to_dict())
-        yield listen, end
-    finally:
-        for callback in callbacks:
-            callback.on_end(ended[0] if ended else None)
 
 
 def _finish(command: str, job: Job, stages: Stages, out: Path, start: float) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,33 @@ def require(log: str) -> None:
 def named(log: str, folder: Path) -> list[Callback]:
     """The log of that name, which writes into a run's folder; of `none` none."""
     return [_LOGS[log][0](folder, importlib.import_module(_LOGS[log][1]))] if log in _LOGS else []
+
+
+@contextmanager
+def telling(
+    callbacks: Sequence[Callback], settings: dict[str, Any], progress: Callable[..., None] | None
+) -> Iterator[tuple[Callable[..., None], Callable[[dict[str, Any]], dict[str, Any]]]]:
+    """Tell callbacks of a job's start, epochs and end; gives what to call for a progress (see `engine.Progress`), and for the
+    summary, which it returns."""
+    ended: list[dict[str, Any]] = []
+
+    def listen(phase: str, done: int, total: int, record: dict[str, Any]) -> None:
+        for callback in callbacks if record else ():
+            callback.on_epoch(record)
+        if progress:
+            progress(phase, done, total, record)
+
+    def end(summary: dict[str, Any]) -> dict[str, Any]:
+        ended.append(summary)
+        return summary
+
+    try:
+        for callback in callbacks:
+            callback.on_start(settings)
+        yield listen, end
+    finally:
+        for callback in callbacks:
+            callback.on_end(ended[0] if ended else None)
 
 
 class Logs:
