@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import sys
 import types
 
@@ -293,11 +294,16 @@ def test_real_logs_stay_in_the_run_folder_and_go_with_it(tmp_path, monkeypatch, 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(tmp_path)
+    asked, real = [], socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: asked.append(host) or real(host, *rest, **more)
+    )
     for force in (False, True):
         config = train.Config(**FAST, epochs=2, log=package)
         train.train(config, _vectors(), out=tmp_path / "run", force=force)
         assert any(path.is_file() for path in (tmp_path / "run" / folder).rglob("*"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not [host for host in asked if host not in ("localhost", "127.0.0.1", None)]
 
 
 # Crops

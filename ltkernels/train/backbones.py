@@ -143,7 +143,7 @@ def _timm(name: str, channels: int, random: bool, _: str) -> _Found:
 def _huggingface(name: str, channels: int, random: bool, architecture: str) -> _Found:
     transformers = _imported("transformers", f"model hf:{name}")
     folder = str(Path(name).expanduser())
-    with _quiet(transformers):
+    with _alone(transformers):
         try:
             if architecture:
                 given = json.loads(architecture)
@@ -171,7 +171,8 @@ def _huggingface(name: str, channels: int, random: bool, architecture: str) -> _
     if getattr(module.model, "main_input_name", "") != "pixel_values":
         raise ValueError(f"model hf:{name} is a {type(whole).__name__}, which does not take pictures")
     size = getattr(module.model.config, "image_size", None)
-    about = {} if architecture else _json(folder, "preprocessor_config.json")
+    with _alone(transformers):
+        about = {} if architecture else _json(folder, "preprocessor_config.json")
     return _Found(
         module,
         about.get("image_mean"),
@@ -196,16 +197,20 @@ def _json(folder: str, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's bars and reports: what is wrong becomes an error of ours."""
+def _alone(transformers: Any) -> Iterator[None]:
+    """Without the network, for which local_files_only is not enough (it asks for a list of clients); without bars and reports:
+    what is wrong becomes an error of ours."""
+    constants = importlib.import_module("huggingface_hub.constants")
     log = transformers.utils.logging
-    before = log.get_verbosity()
+    before = constants.HF_HUB_OFFLINE, log.get_verbosity()
+    constants.HF_HUB_OFFLINE = True
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
         yield
     finally:
-        log.set_verbosity(before)
+        constants.HF_HUB_OFFLINE = before[0]
+        log.set_verbosity(before[1])
         log.enable_progress_bar()
 
 

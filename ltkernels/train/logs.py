@@ -51,7 +51,7 @@ class _Wandb(Callback):
     """A run of Weights & Biases in the folder wandb/, offline where WANDB_MODE does not say otherwise; `wandb sync` sends it."""
 
     def __init__(self, folder: Path, module: Any) -> None:
-        mode = os.environ.get("WANDB_MODE", "offline")
+        mode = os.environ["WANDB_MODE"]
         self._run = module.init(project="ltkernels", name=folder.name, dir=str(folder), mode=mode)
 
     def on_start(self, settings: dict[str, Any]) -> None:
@@ -70,8 +70,6 @@ class _MLflow(Callback):
     """A run of MLflow in the folder mlflow/, or at MLFLOW_TRACKING_URI. By a client of its own: nothing global changes."""
 
     def __init__(self, folder: Path, module: Any) -> None:
-        # MLflow 3 asks for a word before it writes files.
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         place = (folder / rundir.MLFLOW).resolve()
         # It remembers the folders that it made: in one that --force has replaced, it misses this.
         (place / ".trash").mkdir(parents=True, exist_ok=True)
@@ -95,26 +93,32 @@ class _MLflow(Callback):
         self._client.set_terminated(self._run, "FINISHED" if summary else "KILLED")
 
 
-# (class, module, package to install)
-_LOGS: dict[str, tuple[Callable[[Path, Any], Callback], str, str]] = {
-    "tensorboard": (_TensorBoard, "torch.utils.tensorboard", "tensorboard"),
-    "wandb": (_Wandb, "wandb", "wandb"),
-    "mlflow": (_MLflow, "mlflow", "mlflow"),
+# (class, module, what its environment says where the user's does not: before it is imported, and for the network nothing)
+_LOGS: dict[str, tuple[Callable[[Path, Any], Callback], str, dict[str, str]]] = {
+    "tensorboard": (_TensorBoard, "torch.utils.tensorboard", {}),
+    "wandb": (_Wandb, "wandb", {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}),
+    # MLflow 3 asks for a word before it writes files.
+    "mlflow": (_MLflow, "mlflow", {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}),
 }
 
 
-def require(log: str) -> None:
-    """Raise ImportError naming the package that a log asks for, where it is missing: before anything is written."""
-    if log in _LOGS:
-        try:
-            importlib.import_module(_LOGS[log][1])
-        except ImportError as error:
-            raise ImportError(f"--log {log} needs the package: pip install {_LOGS[log][2]}") from error
+def require(log: str) -> Any:
+    """The module of a log; ImportError names the package where it is missing. None for `none`."""
+    if log not in _LOGS:
+        return None
+    _, module, environment = _LOGS[log]
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"--log {log} needs the package: pip install {log}") from error
 
 
 def named(log: str, folder: Path) -> list[Callback]:
     """The log of that name, which writes into a run's folder; of `none` none."""
-    return [_LOGS[log][0](folder, importlib.import_module(_LOGS[log][1]))] if log in _LOGS else []
+    module = require(log)
+    return [] if module is None else [_LOGS[log][0](folder, module)]
 
 
 @contextmanager
