@@ -158,10 +158,11 @@ def _huggingface(name: str, channels: int, random: bool, architecture: str) -> _
                 )
                 missing = info["missing_keys"]
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            # Of a name that is in no cache, the library says that it has no network.
+            reason = f": {str(error).strip().splitlines()[0][:200]}" if Path(folder).is_dir() else ""
             raise ValueError(
                 f"model hf:{name}: no folder of a model with its weights, nor in the cache of Hugging Face, and nothing is downloaded "
-                f"(--weights random starts without): {reason}"
+                f"(--weights random starts without){reason}"
             ) from error
     module = _Encoder(whole)
     kept = {id(value) for value in module.parameters()}
