@@ -101,7 +101,7 @@ def test_config_file_and_flags_win(tmp_path):
         (["train", "--schedule", "ga"], ["GradientAdjustment", "KPS"]),
         (["train", "--loss-options", "tau"], ["loss_options", "tau"]),
         (["train", "--lr-schedule", "poly"], ["lr_schedule", "poly"]),
-        (["train", "--log", "wandb"], ["log", "wandb"]),
+        (["train", "--log", "paper"], ["log", "wandb"]),
         (["train", "--stage2", "lws", "--loss", "ldam"], ["lws", "linear", "ldam"]),
         (["train", "--stage2", "ofa", "--model", "mlp"], ["average pooling"]),
         (["train", "--resume", "always"], ["--resume", "always"]),
