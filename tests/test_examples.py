@@ -65,6 +65,7 @@ SCRIPTS = {
     "plain_pytorch": ["sklearn"],
     "transformers_trainer": ["transformers", "accelerate"],
     "lightning_module": ["lightning", "sklearn"],
+    "lift": ["transformers"],
     "timm_finetune": ["torchvision", "timm", "sklearn"],
     "select_images": ["PIL", "sklearn"],
     "sharded_classes": [],

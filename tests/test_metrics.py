@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ltkernels as ltk
+from ltkernels.train.backbones import build_backbone
 from ltkernels.train.metrics import (
     calibration_gap,
     class_diversity,
@@ -22,7 +23,7 @@ from ltkernels.train.metrics import (
     reliability,
     summarize,
 )
-from ltkernels.train.models import build_backbone, build_head, feature_maps
+from ltkernels.train.models import build_head, feature_maps
 
 
 def test_confusion_matrix_rows_are_true_classes():

@@ -191,7 +191,8 @@ def test_forged_checkpoints_are_refused(run, tmp_path):
     assert saved["format"] == FORMAT
     path = tmp_path / "forged.pt"
     changes = (
-        {"format": 2}, {"class_names": []}, {"class_counts": [1]}, {"model": "no_such"}, {"state": {}}, {"head": {"kind": 1}},
+        {"format": 2}, {"class_names": []}, {"class_counts": [1]}, {"backbone": {"model": "no_such"}},
+        {"backbone": {"model": "cnn", "views": 3}}, {"backbone": "cnn"}, {"state": {}}, {"head": {"kind": 1}},
         {"preprocessing": None}, {"preprocessing": {**saved["preprocessing"], "input_shape": [10**9, 10**9, 3]}},
         {"preprocessing": {**saved["preprocessing"], "mean": "x"}}, {"loss": "no"}, {"logit_scale": "x"},
     )  # fmt: skip

@@ -205,9 +205,9 @@ def test_a_checkpoint_is_plain_data(tmp_path):
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     out = _unfinished(tmp_path)
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(checkpoint, "FORMAT", 4)
     with pytest.raises(
-        ValueError, match=r"another version of ltkernels wrote this checkpoint \(format 2, this one reads 3\)"
+        ValueError, match=r"another version of ltkernels wrote this checkpoint \(format 3, this one reads 4\)"
     ):
         train.train(Config(**BUSY), out=out, resume="auto")
     assert rundir.is_unfinished(out)
@@ -217,10 +217,10 @@ def test_the_format_number_follows_the_state(tmp_path):
     """Keys that come or go need a new `FORMAT`: a run of the old one would end in a KeyError."""
     out = _unfinished(tmp_path)
     state = torch.load(next((out / "state").iterdir()), weights_only=True)["state"]
-    assert checkpoint.FORMAT == 2
+    assert checkpoint.FORMAT == 3
     assert set(state) == {
         "model", "optimizer", "scaler", "criterion", "schedules", "random", "order", "batches", "epoch", "step", "total", "history",
-        "confusion", "seconds", "evaluation_seconds",
+        "confusion", "seconds", "evaluation_seconds", "scheduler", "average", "best",
     }  # fmt: skip
 
 

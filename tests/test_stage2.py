@@ -15,7 +15,7 @@ from ltkernels.train.choices import STAGES
 from ltkernels.train.config import Config
 from ltkernels.train.engine import apply
 from ltkernels.train.jobs import load_data, resolve
-from ltkernels.train.logs import Logs
+from ltkernels.train.logs import require
 from ltkernels.train.pipeline import Job
 from ltkernels.train.schedules import loss_record, parse_options
 
@@ -167,8 +167,23 @@ def test_presets_are_valid_settings_of_losses_that_know_their_options(name):
     config = Config(**presets.load(name))
     record = loss_record(config.loss)
     criterion = record.make([5000, 100, 50], **parse_options(config.loss_options))
-    assert config.model == "resnet32"
-    if name != "fast":
+    # LIFT is a way to tune whatever transformer is there.
+    assert config.model == (None if name == "lift" else "resnet32")
+    if name == "lift":
+        assert (config.epochs, config.lr, config.weight_decay, config.momentum, config.batch_size) == (
+            10,
+            0.01,
+            5e-4,
+            0.9,
+            128,
+        )
+        assert (config.adapter, config.head, config.head_scale, config.test_views) == (
+            "adaptformer",
+            "cosine",
+            25.0,
+            "crops",
+        )
+    elif name != "fast":
         assert (config.epochs, config.lr, config.weight_decay, config.momentum) == (200, 0.1, 2e-4, 0.9)
         assert config.batch_size == (64 if name == "kps" else 128)
     assert criterion is not None
@@ -199,14 +214,14 @@ def _few():
 
 
 def test_unknown_preset_lists_the_known():
-    with pytest.raises(ValueError, match="unknown preset 'best'; known: ddc, fast, kps, ldam-drw, vs"):
+    with pytest.raises(ValueError, match="unknown preset 'best'; known: ddc, fast, kps, ldam-drw, lift, vs"):
         presets.load("best")
 
 
 def test_tensorboard_log_names_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match="pip install tensorboard"):
-        Logs(tmp_path, "tensorboard")
+        require("tensorboard")
 
 
 def test_custom_data_in_two_lines(tmp_path, monkeypatch):

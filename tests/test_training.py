@@ -5,7 +5,7 @@ import torch
 
 import ltkernels as ltk
 from ltkernels import train
-from ltkernels.train.batching import denominator, rotate
+from ltkernels.train.batching import Pixels, denominator, rotate
 from ltkernels.train.config import Config
 from ltkernels.train.engine import fit
 from ltkernels.train.recipe import Recipe
@@ -160,7 +160,7 @@ def test_crop_and_flip_reach_the_model_with_the_fill():
         4,
         _recipe(crop=1, flip=True, epochs=2),
         "test",
-        fill=torch.tensor([-7.0]),
+        pixels=Pixels(torch.tensor([14.0]), torch.tensor([2.0])),
     )
     seen = torch.cat(model.batches)
     filled = (seen == -7.0).flatten(1).sum(1)

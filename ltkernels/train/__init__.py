@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from ltkernels.train import data, presets
     from ltkernels.train.config import Config
     from ltkernels.train.jobs import evaluate, rebuild_report, run, train
+    from ltkernels.train.logs import Callback
     from ltkernels.train.predictor import Model, load
     from ltkernels.train.seeds import cross_validate, run_seeds
     from ltkernels.train.select import select_features
 
 # The module of each name, imported on first use: the command line knows its flags before torch is there.
 _HOMES = {
-    "Config": "config", "Model": "predictor", "cross_validate": "seeds", "data": "data", "evaluate": "jobs", "load": "predictor",
-    "presets": "presets",
-    "rebuild_report": "jobs", "run": "jobs", "run_seeds": "seeds", "select_features": "select", "train": "jobs",
+    "Callback": "logs", "Config": "config", "Model": "predictor", "cross_validate": "seeds", "data": "data", "evaluate": "jobs",
+    "load": "predictor", "presets": "presets", "rebuild_report": "jobs", "run": "jobs", "run_seeds": "seeds",
+    "select_features": "select", "train": "jobs",
 }  # fmt: skip
 
 
@@ -40,6 +41,6 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
-    "Config", "Model", "cross_validate", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds", "select_features",
-    "train",
+    "Callback", "Config", "Model", "cross_validate", "data", "evaluate", "load", "presets", "rebuild_report", "run", "run_seeds",
+    "select_features", "train",
 ]  # fmt: skip

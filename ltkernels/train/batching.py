@@ -1,7 +1,9 @@
-"""What happens to a step's samples between the data set and the model: crop, flip, mixing. Tensor ops only, no host sync."""
+"""What happens to a step's samples between the data set and the model: crop, flip, policy, mixing. No host sync but in policies."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,19 +63,69 @@ MIXERS: dict[str, tuple[Callable[[Tensor, Tensor, MixContext], tuple[Tensor, Tar
 }
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """How standardised images came from pixels: (pixel - mean) / std, both (channels,), with pixels from 0 (black) to `top`."""
+
+    mean: Tensor
+    std: Tensor
+    top: float = 255.0
+
+    @property
+    def black(self) -> Tensor:
+        return -self.mean / self.std
+
+    def bytes(self, images: Tensor) -> Tensor:
+        """(n, channels, height, width) uint8."""
+        raw = images * self.std.to(images).view(-1, 1, 1) + self.mean.to(images).view(-1, 1, 1)
+        return (raw * (255 / self.top)).round_().clamp_(0, 255).byte()
+
+    def standardised(self, images: Tensor, like: Tensor) -> Tensor:
+        """Of uint8 images, in the dtype of `like`."""
+        mean, std = self.mean.to(like).view(-1, 1, 1), self.std.to(like).view(-1, 1, 1)
+        return (images.to(like) * (self.top / 255) - mean) / std
+
+
+def _policy(name: str, pixels: Pixels | None) -> Callable[[Tensor], Tensor]:
+    """A policy of torchvision with its defaults, on standardised images. Raises ImportError where torchvision is missing."""
+    if pixels is None:
+        raise ValueError(
+            f"augment {name} works on pixels: it needs images, and a data set that says their mean and std"
+        )
+    try:
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        reason = str(error).splitlines()[0][:200]
+        raise ImportError(f"augment {name} needs torchvision: pip install torchvision ({reason})") from error
+    classes = {"randaugment": v2.RandAugment, "autoaugment": v2.AutoAugment, "trivialaugment": v2.TrivialAugmentWide}
+    return partial(_each, pixels, classes[name]())
+
+
+def _each(pixels: Pixels, policy: Any, images: Tensor) -> Tensor:
+    return pixels.standardised(torch.stack([policy(image) for image in pixels.bytes(images)]), images)
+
+
 class Batches:
-    """Turns a step's indices into (samples, target), with the recipe's crop, flip and mixing.
+    """Turns a step's indices into (samples, target), with the recipe's crop, flip, policy and mixing.
 
     The draws are those of the whole step, whichever process keeps which rows: runs on one and on several processes see
-    the same samples. `fill` (channels,) is the value of a black pixel, which a crop brings in; None is 0. The generator's
-    state is the only state.
+    the same samples. `pixels` say what black is, which a crop brings in (None: 0). The generator's state is the only state.
     """
 
     def __init__(
-        self, x: Samples, y: Tensor, num_classes: int, recipe: Recipe, seed: int, fill: Tensor | None = None
+        self,
+        x: Samples,
+        y: Tensor,
+        num_classes: int,
+        recipe: Recipe,
+        seed: int,
+        pixels: Pixels | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if (recipe.crop or recipe.flip) and x.dim() != 4:
+        if (recipe.crop or recipe.flip or recipe.resized_crop) and x.dim() != 4:
             raise ValueError(f"crop and flip need images, the data has samples of shape {tuple(x.shape[1:])}")
+        named = [] if recipe.augment == "none" else [_policy(recipe.augment, pixels)]
+        self._transforms = [*named, *([transform] if transform else [])]
         if recipe.task == "rotation" and (x.dim() != 4 or x.shape[2] != x.shape[3]):
             raise ValueError(
                 f"pretrain rotation needs square images, the data has samples of shape {tuple(x.shape[1:])}"
@@ -83,7 +135,8 @@ class Batches:
         if recipe.mix in ("cutmix", "cmo") and x.dim() != 4:
             raise ValueError(f"mix {recipe.mix} needs images, the data has samples of shape {tuple(x.shape[1:])}")
         self.sampler = Sampler(y, num_classes)
-        self._x, self._y, self._recipe, self._fill = x, y, recipe, fill
+        self._x, self._y, self._recipe = x, y, recipe
+        self._fill = None if pixels is None else pixels.black.to(x.device, x.dtype)
         self._generator = torch.Generator().manual_seed(seed)
         counts = torch.bincount(y, minlength=num_classes)
         self._balanced = class_probabilities("balanced", counts.tolist())
@@ -111,8 +164,16 @@ class Batches:
 
     def _images(self, index: Tensor) -> Tensor:
         x, recipe = self._x[index], self._recipe
+        if recipe.resized_crop:
+            x = augment.resized_crop(x, smallest=recipe.resized_crop, generator=self._generator)
         if recipe.crop or recipe.flip:
             x = augment.crop_flip(x, padding=recipe.crop, flip=recipe.flip, fill=self._fill, generator=self._generator)
+        if self._transforms:
+            # They draw from the global generator: from the same place on every process, and after a resumption.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
+                for transform in self._transforms:
+                    x = transform(x)
         return x
 
     def _foreground(self, size: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from ltkernels._files import replacing
 _log = logging.getLogger(__name__)
 
 # Of what a training's state holds (`_Loop.state` of engine.py): another number where a key comes or goes.
-FORMAT = 2
+FORMAT = 3
 # The newest may be the damaged one; the one before it is then read.
 _KEEP = 2
 _NAME = re.compile(r"(?P<slug>.+)\.(?P<serial>\d{8})\.(?P<digest>[0-9a-f]{32})\.pt")

@@ -36,3 +36,6 @@ LOSSES = (
     ),
     *("cb_sigmoid", "cb_focal"),
 )
+POLICIES = ("randaugment", "autoaugment", "trivialaugment")
+VIEWS = ("none", "flip", "crops")
+LOGS = ("tensorboard", "wandb", "mlflow")

@@ -11,8 +11,19 @@ from typing import Any
 
 from ltkernels._names import did_you_mean
 from ltkernels._settings import check, setting, spelled
-from ltkernels.train.choices import DATA_SETS, LOSSES, MIXERS, PROFILES, SAMPLERS, SCHEDULES, STAGES
-from ltkernels.train.recipe import parse_lr_schedule
+from ltkernels.train.choices import (
+    DATA_SETS,
+    LOGS,
+    LOSSES,
+    MIXERS,
+    POLICIES,
+    PROFILES,
+    SAMPLERS,
+    SCHEDULES,
+    STAGES,
+    VIEWS,
+)
+from ltkernels.train.recipe import parse_adapter, parse_lr_schedule
 
 # Headings of --help, by the first setting under each; their first words are the tables of config.toml.
 HEADINGS = {
@@ -49,11 +60,18 @@ class Config:
     )
     model: str | None = setting(
         None,
-        "cnn, mlp, wide, resnet32 or an import path package.module:Name (default: cnn for images, wide for vectors)",
+        "cnn, mlp, wide, resnet32, timm:NAME, hf:NAME or hf:FOLDER, or an import path package.module:Name, also of torchvision.models "
+        "(default: cnn for images, wide for vectors)",
     )
     weights: str | None = setting(
-        None, "file of pretrained weights for the backbone: .safetensors, or .pt with weights alone"
+        None,
+        "pretrained weights of the backbone: a .safetensors file, one of torch.save with weights alone, or random (default of models "
+        "of timm, Transformers and torchvision: the file in their own cache; nothing is downloaded)",
     )
+    normalize: str = setting(
+        "model", "statistics of the pictures that the backbone gets: those of its pretraining where it says them, else the data's",
+        choices=("model", "imagenet", "data"),
+    )  # fmt: skip
     init: str | None = setting(
         None,
         "train: a finished run, or one of its .pt files, to go on from: more epochs on its backbone and classifier",
@@ -61,13 +79,20 @@ class Config:
     freeze: bool = setting(
         False, "leave the backbone as it is: its features are computed once, epochs train the classifier"
     )
-    head_init: str = setting(
-        "random",
-        "first rows of a cosine classifier; means: the mean features of the classes",
-        choices=("random", "means"),
+    adapter: str = setting(
+        "none",
+        "what is trained inside a transformer that is otherwise left as it is: adaptformer[:WIDTH], lora[:RANK] (package peft)",
     )
     head: str | None = setting(
         None, "classifier (default: the one the loss is defined on)", choices=("linear", "cosine")
+    )
+    head_init: str = setting(
+        "random",
+        "first rows of the classifier. means: the mean features of the classes, for a cosine one; or a file of a matrix (classes, "
+        "features), as text embeddings: .npy, .npz (with class_names, in any order), .safetensors",
+    )
+    head_scale: float = setting(
+        16.0, "factor of a cosine classifier's cosines, under losses that bring none", positive=True
     )
     loss: str = setting(
         "logit_adjusted", f"the loss to compare with plain cross-entropy: {', '.join(LOSSES)} or an installed one"
@@ -93,6 +118,15 @@ class Config:
         None, "random crop after padding by so many pixels (default: the data set's, or 0)", at_least=0
     )
     flip: bool | None = setting(None, "random horizontal flip (default: the data set's, or off)")
+    resized_crop: float | None = setting(
+        None, "random crop of at least this share of the area, brought back to the size (ImageNet: 0.08)",
+        positive=True, at_most=1,
+    )  # fmt: skip
+    augment: str = setting("none", "policy of torchvision, one draw a picture", choices=("none", *POLICIES))
+    test_views: str = setting(
+        "none", "the model's features are means over views of a picture: itself and its mirror image, or five crops",
+        choices=VIEWS,
+    )  # fmt: skip
     pretrain: str = setting("none", "self-supervised pre-training of the backbone", choices=("none", "rotation"))
     pretrain_epochs: int | None = setting(None, "its epochs (default: --epochs)", at_least=1)
     stage2: str = setting("none", "what follows on frozen features", choices=("none", *STAGES))
@@ -106,9 +140,7 @@ class Config:
     epochs: int | None = setting(None, "passes over the training set (default: the data set's)", at_least=1)
     batch_size: int | None = setting(None, "samples a step (default: the data set's)", at_least=1)
     accumulate: int = setting(1, "parts in which a step's samples are computed, to save memory", at_least=1)
-    optimizer: str = setting(
-        "sgd", "adamw decays matrices alone: no biases, norms or cosine classifiers", choices=("sgd", "adamw")
-    )
+    optimizer: str = setting("sgd", "of torch.optim", choices=("sgd", "adamw"))
     decay: str | None = setting(
         None,
         "what weight_decay shrinks; weights: those of linear and convolution layers, no biases, norms, tables or cosine classifiers "
@@ -117,6 +149,21 @@ class Config:
     )
     lr: float | None = setting(None, "peak learning rate (default: the data set's; adamw: 0.001)", positive=True)
     lr_backbone: float | None = setting(None, "peak learning rate of the backbone (default: --lr)", positive=True)
+    layer_decay: float | None = setting(
+        None, "factor of the rate from one block of the backbone to the one before it", positive=True, at_most=1
+    )
+    ema: float | None = setting(
+        None,
+        "evaluate and keep an exponential moving average of the weights, with this decay a step",
+        positive=True,
+        at_most=1,
+    )
+    patience: int | None = setting(
+        None, "stop after so many epochs without a better balanced accuracy on the validation set", at_least=1
+    )
+    keep_best: bool = setting(
+        False, "also keep the weights of the epoch that is best on the validation set, as a variant of its own"
+    )
     clip: float | None = setting(None, "largest norm of a step's gradient (default: any)", positive=True)
     lr_schedule: str = setting("cosine", "cosine, or step:160=0.01,180=0.0001 (factors of lr from an epoch on)")
     warmup: float | None = setting(None, "epochs of linear warm-up (default: 5 % of the steps; step: none)", at_least=0)
@@ -135,7 +182,7 @@ class Config:
         "off", "torch.compile; reduce-overhead uses CUDA graphs", choices=("off", "default", "reduce-overhead")
     )
     checkpoint_seconds: float = setting(30.0, "time between the checkpoints that --resume reads", at_least=0)
-    log: str = setting("none", "a further log beside metrics.jsonl", choices=("none", "tensorboard"))
+    log: str = setting("none", "a further log beside metrics.jsonl, offline", choices=("none", *LOGS))
     select: str = setting(
         "mean",
         "which augmented samples complete the tail. mean: at random, but with the mean of the real samples; match: also with at "
@@ -171,6 +218,7 @@ class Config:
         _check_select(self.select)
         parse_lr_schedule(self.lr_schedule)
         parse_options(self.loss_options)
+        parse_adapter(self.adapter)
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with `changes`, checked again."""

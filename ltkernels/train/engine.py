@@ -13,20 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ltkernels.nn import CosineLinear
 from ltkernels.schedules import Schedule
 from ltkernels.train import distributed
-from ltkernels.train.batching import Batches, Target, denominator, rows_of
+from ltkernels.train.batching import Batches, Pixels, Target, denominator, rows_of
 from ltkernels.train.checkpoint import PhaseStore, capture_random, restore_random, seed_random
 from ltkernels.train.metrics import confusion_matrix
-from ltkernels.train.recipe import Recipe
+from ltkernels.train.models import block_depths
+from ltkernels.train.recipe import Own, Recipe
 from ltkernels.train.samplers import batches
 from ltkernels.train.signals import Stop, Stopped
 
 # Activations of this many small images stay in the cache; 2048 of 28x28 were 200 MB a layer, and several times slower.
 _EVAL_BATCH = 256
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_UNDECAYED = (CosineLinear, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 """`progress(phase, done, total, record)`; `record` is the epoch's line of metrics.jsonl, or {}."""
@@ -42,12 +46,13 @@ Restored = Callable[[list[dict[str, Any]], float], None]
 @dataclass(frozen=True)
 class Fit:
     """What a training left behind, besides the model: a record per epoch, the last confusion matrix, the time it took
-    and how much of it evaluation did."""
+    and how much of it evaluation did; `best` is the epoch (from 1) of the best validation accuracy, and its state dict."""
 
     history: list[dict[str, Any]]
     confusion: Tensor
     seconds: float
     evaluation_seconds: float = 0.0
+    best: tuple[int, dict[str, Tensor]] | None = None
 
 
 @torch.no_grad()
@@ -81,8 +86,9 @@ def fit(
     on_restore: Restored | None = None,
     store: PhaseStore | None = None,
     stop: Stop | None = None,
-    fill: Tensor | None = None,
+    pixels: Pixels | None = None,
     val_set: tuple[Tensor, Tensor] | None = None,
+    own: Own = Own(),  # noqa: B008 (frozen)
 ) -> Fit:
     """Train `model` in place on (x, y), evaluating after every epoch: on the test set, or on `val_set` where there is one; the
     test set is then read once, after the last.
@@ -90,13 +96,14 @@ def fit(
     `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. The same seed gives the same numbers on the
     same machine, torch version and number of threads; the global random states of torch, numpy and python (a model or a
     data set may draw from them) are seeded here and put back. With `store`, training goes on from the newest checkpoint
-    there; `on_restore` gets the records of its epochs and the time they took. `fill` (channels,) is what a random crop
-    brings in. Raises ValueError where the loss stops being finite, and `Stopped` after a signal, once a checkpoint is
-    written.
+    there; `on_restore` gets the records of its epochs and the time they took. `pixels` are what augmentation knows of the
+    images, `own` replaces parts of the recipe. With `recipe.ema`, what is evaluated and left in `model` are averaged weights;
+    with `recipe.patience` and a `val_set`, training may end early. Raises ValueError where the loss stops being finite, and
+    `Stopped` after a signal, once a checkpoint is written.
     """
     device = train_set[0].device
     outside = capture_random(device)
-    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, fill, val_set)
+    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, pixels, val_set, own)
     loop.on_step = on_step if loop.world.is_main else None
     try:
         return loop.run(progress, on_restore, store, stop or Stop())
@@ -117,8 +124,9 @@ class _Loop:
         recipe: Recipe,
         phase: str,
         schedules: Sequence[Schedule],
-        fill: Tensor | None,
+        pixels: Pixels | None,
         val_set: tuple[Tensor, Tensor] | None,
+        own: Own,
     ) -> None:
         self.model, self.criterion, self.schedules = model, criterion, schedules
         self.val_set = val_set
@@ -128,8 +136,17 @@ class _Loop:
         self.world = distributed.current()
         # Two seeds from one: the order of the batches does not depend on what is done to the samples.
         self.order = torch.Generator().manual_seed(recipe.seed)
-        self.batches = Batches(*train_set, num_classes, recipe, recipe.seed ^ 0x5DEECE66D, fill)
-        self.optimizer, self.shares = optimizer_of(model, recipe)
+        self.batches = Batches(*train_set, num_classes, recipe, recipe.seed ^ 0x5DEECE66D, pixels, own.transform)
+        self.optimizer = optimizer_of(model, recipe, own)
+        # The rate of each group over that of the recipe, which rises and falls.
+        self.shares = [group["lr"] / recipe.lr for group in self.optimizer.param_groups]
+        self.least = 2 * self.world.size * recipe.accumulate
+        self.steps = len(batches(torch.arange(len(train_set[0])), recipe.batch_size, self.least))
+        self.scheduler = own.scheduler(self.optimizer, recipe.epochs * self.steps) if own.scheduler else None
+        self.average = None
+        if recipe.ema is not None:
+            self.average = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
+        self.best: dict[str, Any] | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.epoch = self.step = 0
         self.epoch_order = self.order.get_state()
@@ -143,6 +160,9 @@ class _Loop:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler and self.scheduler.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "best": self.best,
             "scaler": self.scaler.state_dict(),
             "criterion": self.criterion.state_dict(),
             "schedules": [schedule.state_dict() for schedule in self.schedules],
@@ -161,6 +181,10 @@ class _Loop:
     def load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for part in ("scheduler", "average"):
+            if (module := getattr(self, part)) is not None:
+                module.load_state_dict(state[part])
+        self.best = state["best"]
         self.scaler.load_state_dict(state["scaler"])
         # Schedules first: they make the buffers that the criterion's state fills.
         for schedule, saved in zip(self.schedules, state["schedules"]):
@@ -197,9 +221,29 @@ class _Loop:
                 on_restore(list(self.history), self.seconds)
         self.model.train()
         with stop.loop():
-            while self.epoch < self.recipe.epochs:
+            while not self._done():
                 self._epoch(trained, progress, store, stop)
-        return Fit(self.history, self.confusion, self.seconds, self.evaluation_seconds)
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        best = (self.best["epoch"], self.best["state"]) if self.best and self.recipe.keep_best else None
+        return Fit(self.history, self.confusion, self.seconds, self.evaluation_seconds, best)
+
+    def _done(self) -> bool:
+        """Whether all epochs are done, or so many of them brought nothing that patience has ended."""
+        waited = self.epoch - self.best["epoch"] if self.best else 0
+        return self.epoch >= self.recipe.epochs or (self.recipe.patience is not None and waited >= self.recipe.patience)
+
+    @torch.no_grad()
+    def _blend(self, averages: list[Tensor], current: list[Tensor], _: object) -> None:
+        """The average of few steps at first, which forgets the initial weights: decay is at most (1 + t) / (10 + t) after t."""
+        if not averages[0].is_floating_point():
+            return torch._foreach_copy_(averages, current)
+        done = self.epoch * self.steps + self.step
+        return torch._foreach_lerp_(averages, current, 1 - min(self.recipe.ema or 1.0, (1 + done) / (10 + done)))
+
+    def _evaluated(self) -> nn.Module:
+        """What is evaluated, and kept in the end: the averaged weights where there are any."""
+        return self.model if self.average is None else self.average.module
 
     def _epoch(self, trained: nn.Module, progress: Progress | None, store: PhaseStore | None, stop: Stop) -> None:
         recipe, world = self.recipe, self.world
@@ -208,12 +252,13 @@ class _Loop:
             schedule.step(self.epoch)
         share = self.epoch / max(1, recipe.epochs - 1)
         order = self.batches.sampler.epoch(recipe.sampler_at(self.epoch), self.order, share)
-        steps = batches(order, recipe.batch_size, least=2 * world.size * recipe.accumulate)
+        steps = batches(order, recipe.batch_size, self.least)
         self.batches.ahead(steps[self.step :])
         while self.step < len(steps):
-            rate = recipe.lr_at(self.epoch, self.step, len(steps))
-            for group, part in zip(self.optimizer.param_groups, self.shares, strict=True):
-                group["lr"] = rate * part
+            if self.scheduler is None:
+                rate = recipe.lr_at(self.epoch, self.step, len(steps))
+                for group, part in zip(self.optimizer.param_groups, self.shares, strict=True):
+                    group["lr"] = rate * part
             x, target = self.batches.make(steps[self.step], self.epoch)
             self.total += self._train_step(trained, x, target)
             self.step += 1
@@ -258,6 +303,10 @@ class _Loop:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return total
 
     def _forward(self, trained: nn.Module, x: Tensor) -> Tensor:
@@ -278,27 +327,37 @@ class _Loop:
         started = time.perf_counter()
         record = {"phase": self.phase, "epoch": self.epoch + 1, "train_loss": mean_loss}
         record["lr"] = self.optimizer.param_groups[0]["lr"]
-        if self.val_set is None or self.epoch + 1 == self.recipe.epochs:
-            self.confusion = self._confusion(self.test_set)
-        name, confusion = ("test", self.confusion) if self.val_set is None else ("val", self._confusion(self.val_set))
-        self.evaluation_seconds += time.perf_counter() - started
-        # A class of one sample has none to validate on.
-        there = confusion.sum(1) > 0
-        recall = confusion.diagonal()[there].double() / confusion.sum(1)[there]
-        record[f"{name}_balanced_accuracy"] = float(recall.mean())
-        record[f"{name}_top1"] = float(confusion.diagonal().sum() / confusion.sum())
-        self.history.append(record)
         self.epoch, self.step = self.epoch + 1, 0
+        if self.val_set is not None:
+            confusion = self._confusion(self.val_set)
+            record |= _accuracies("val", confusion)
+            self._keep_best(record["val_balanced_accuracy"])
+        if self.val_set is None or self._done():
+            self.confusion = self._confusion(self.test_set)
+        if self.val_set is None:
+            record |= _accuracies("test", self.confusion)
+        self.evaluation_seconds += time.perf_counter() - started
+        self.history.append(record)
         self.total.zero_()
         self.epoch_order = self.order.get_state()
 
+    def _keep_best(self, accuracy: float) -> None:
+        if self.recipe.patience is None and not self.recipe.keep_best:
+            return
+        # Processes must not part over the last bit of a sum.
+        accuracy = self.world.share(accuracy)
+        if self.best is None or accuracy > self.best["accuracy"]:
+            weights = self._evaluated().state_dict() if self.recipe.keep_best else {}
+            kept = {key: value.detach().clone() for key, value in weights.items()}
+            self.best = {"epoch": self.epoch, "accuracy": accuracy, "state": kept}
+
     def _confusion(self, samples: tuple[Tensor, Tensor]) -> Tensor:
         x, y = samples
-        return confusion_matrix(y, predict(self.model, x), self.num_classes).cpu()
+        return confusion_matrix(y, predict(self._evaluated(), x), self.num_classes).cpu()
 
     def _pause(self, store: PhaseStore | None, signum: int, started: float | None) -> None:
         """Write a checkpoint where one is due, the training is done or a signal came; then end it for the signal."""
-        if self.checkpointed and (signum or self.epoch == self.recipe.epochs or self._due(store)):
+        if self.checkpointed and (signum or self._done() or self._due(store)):
             before = self.seconds
             if started is not None:
                 self.seconds += time.perf_counter() - started
@@ -313,29 +372,39 @@ class _Loop:
         return bool(self.world.any(int(store is not None and store.due())))
 
 
-def optimizer_of(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[float]]:
-    """The optimizer of the parameters that require a gradient, and the rate of each of its groups over that of the recipe."""
+def _accuracies(name: str, confusion: Tensor) -> dict[str, float]:
+    # A class of one sample has none to validate on.
+    there = confusion.sum(1) > 0
+    recall = confusion.diagonal()[there].double() / confusion.sum(1)[there]
+    top1 = float(confusion.diagonal().sum() / confusion.sum())
+    return {f"{name}_balanced_accuracy": float(recall.mean()), f"{name}_top1": top1}
+
+
+def optimizer_of(model: nn.Module, recipe: Recipe, own: Own = Own()) -> torch.optim.Optimizer:  # noqa: B008 (frozen)
+    """The optimizer of the parameters that require a gradient, in groups of one rate and one decay."""
     backbone = getattr(model, "backbone", None)
-    ours = set() if backbone is None or recipe.lr_backbone is None else set(backbone.parameters())
-    # A cosine head divides by its rows' norms: decay would only raise its rate.
-    bare = {m.weight for m in model.modules() if isinstance(m, CosineLinear)}
+    depths = {} if backbone is None or recipe.layer_decay is None else block_depths(backbone)
+    inside = set() if backbone is None else set(backbone.parameters())
+    # What multiplies features or pixels; not a norm's scale, a table that is looked up, or a cosine head, which divides by its rows'
+    # norms: decay would only raise its rate.
+    owners = [module for module in model.modules() if not isinstance(module, _UNDECAYED)]
+    matrices = {
+        p for m in owners for name, p in m.named_parameters(recurse=False) if name.endswith("weight") and p.dim() > 1
+    }
     everything = (recipe.decay or ("all" if recipe.optimizer == "sgd" else "weights")) == "all"
-    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decays = everything or (parameter.dim() > 1 and parameter not in bare)
-            parts.setdefault((parameter in ours, decays), []).append(parameter)
-    groups = [
-        {
-            "params": parameters,
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-        }
-        for (_, decays), parameters in parts.items()
-    ]
-    shares = [recipe.lr_backbone / recipe.lr if slow and recipe.lr_backbone else 1.0 for slow, _ in parts]
+            rate = recipe.lr_backbone if recipe.lr_backbone and parameter in inside else recipe.lr
+            rate *= recipe.layer_decay ** depths[parameter] if parameter in depths else 1.0
+            decay = recipe.weight_decay if everything or parameter in matrices else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    parts = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+    if own.optimizer is not None:
+        return own.optimizer(parts)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr), shares
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum), shares
+        return torch.optim.AdamW(parts, lr=recipe.lr)
+    return torch.optim.SGD(parts, lr=recipe.lr, momentum=recipe.momentum)
 
 
 def _summed(criterion: nn.Module, logits: Tensor, target: Target, grad_scale: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.data._lazy import LazySamples
 from ltkernels.train.engine import Progress, predict
 from ltkernels.train.features import random_arms, selected_arm
-from ltkernels.train.logs import Logs, require
+from ltkernels.train.logs import Callback, Logs, named, require, telling
 from ltkernels.train.metrics import confusion_matrix, summarize
 from ltkernels.train.pipeline import Job
+from ltkernels.train.recipe import Own
 from ltkernels.train.relative import add_relative, balanced_twin
 from ltkernels.train.schedules import loss_record
 from ltkernels.train.stage2 import follow
@@ -86,8 +87,8 @@ def resolve(config: Config, data: Dataset) -> Config:
         defaults = {**_DEFAULTS, "threads": defaults["threads"], **vector_defaults(len(data.y_train)), **data.defaults}
     if config.optimizer == "adamw":
         defaults["lr"] = 1e-3
-    if config.freeze:
-        defaults |= {"crop": 0, "flip": False}
+    if config.freeze or config.resized_crop:
+        defaults |= {"crop": 0} if config.resized_crop else {"crop": 0, "flip": False}
     unset = {key: value for key, value in defaults.items() if getattr(config, key) is None}
     unset |= {"pretrain_epochs": config.pretrain_epochs or config.epochs or defaults["epochs"]}
     try:
@@ -139,12 +140,19 @@ def train(
     progress: Progress | None = None,
     on_config: Callable[[Config], None] | None = None,
     on_notes: Callable[[Sequence[str]], None] | None = None,
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+    scheduler: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """One training with `config.loss` and what `stage2` and `post_hoc` add; returns the summary and, with `out`, writes the
     result folder.
 
     `data` replaces the data set that `config` names. `on_config` gets the settings as resolved before work starts,
     `on_notes` sentences on what was done to the data.
+    `optimizer(groups)`, `scheduler(optimizer, steps)`, stepped after each step, and `transform(images)`, a batch of standardised
+    samples, replace what the settings name (`recipe.Own`); their states are in the checkpoints, they themselves must be given
+    again to resume. `callbacks` are told what happens (`logs.Callback`).
     `resume="auto"` goes on with an unfinished run in `out`, to the same numbers, and returns the summary of a finished
     one; where there is none it starts. Raises ValueError, TypeError, ImportError or OSError in words for bad settings,
     missing data and an `out` that is taken (nothing has been written then), and `signals.Stopped`, a KeyboardInterrupt,
@@ -155,7 +163,8 @@ def train(
         train.data.register("mine", lambda request: train.data.Dataset.from_arrays(x, y, x_test, y_test))
         train.train(train.Config(data="mine", loss="ldam"), out="results")
     """
-    return _execute("train", _train, config, data, out, force, resume, progress, on_config, on_notes)
+    own = Own(optimizer, scheduler, transform)
+    return _execute("train", _train, config, data, out, force, resume, progress, on_config, on_notes, own, callbacks)
 
 
 def run(
@@ -189,6 +198,8 @@ def _execute(
     progress: Progress | None,
     on_config: Callable[[Config], None] | None,
     on_notes: Callable[[Sequence[str]], None] | None,
+    own: Own = Own(),  # noqa: B008 (frozen)
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     start = time.perf_counter()
     loss_record(config.loss)
@@ -196,7 +207,9 @@ def _execute(
         raise ValueError(f"resume must be one of {', '.join(RESUME)}, got {resume!r}")
     with distributed.joined(distributed.local_device(config.device)) as world:
         # One process writes; the others compute.
-        out = Path(out) if out is not None and world.is_main else None
+        if config.log != "none" and out is None:
+            raise ValueError(f"log {config.log} writes into the result folder: give out")
+        out, callbacks = (Path(out) if out is not None else None, callbacks) if world.is_main else (None, ())
         if out is not None:
             rundir.check_free(out, force, resume == "auto")
         if data is None:
@@ -204,7 +217,7 @@ def _execute(
         else:
             config = config.replace(data=data.name)
         asked, config = config, resolve(config, data)
-        checked = Job(config, data, None)
+        checked = Job(config, data, None, own=own)
         checked.check()
         _check_late(command, checked, out is not None)
         notes = [*data.notes, *checked.notes]
@@ -224,10 +237,11 @@ def _execute(
         before = torch.get_num_threads()
         torch.set_num_threads(config.threads)
         try:
-            if out is None:
-                job = Job(config, data, progress)
-                return _summary(command, job, *stages(job)[:2], start)
-            return _in_folder(command, stages, config, data, out, force, resume, progress, start)
+            if out is not None:
+                return _in_folder(command, stages, config, data, out, force, resume, progress, start, own, callbacks)
+            with telling(callbacks, config.to_dict(), progress) as (listen, end):
+                job = Job(config, data, listen, own=own)
+                return end(_summary(command, job, *stages(job)[:2], start))
         finally:
             torch.set_num_threads(before)
 
@@ -242,34 +256,37 @@ def _in_folder(
     resume: str,
     progress: Progress | None,
     start: float,
+    own: Own,
+    callbacks: Sequence[Callback],
 ) -> dict[str, Any]:
     """A job whose results go to `out`, resumable from it."""
     with rundir.open_run(out, force, resume == "auto") as folder, signals.handled() as stop:
         rundir.write_text(out / rundir.CONFIG, f"# ltkernels {command}\n{to_toml(config)}")
-        logs = Logs(out, config.log)
-        logs.rewrite([])
-        try:
-            state = StateStore(folder.state, _fingerprint(command, config, data), config.checkpoint_seconds)
-            job = Job(config, data, progress, Files(state, logs, stop))
-            try:
-                chosen, extra, models = stages(job)
-            except (ValueError, TypeError) as error:
-                _save(out, job, job.trained)
-                if job.trained:
-                    names = ", ".join(f"{t.name}.pt" for t in job.trained)
-                    raise type(error)(
-                        f"{error} (what was trained is kept: {out / rundir.CHECKPOINTS}, {names})"
-                    ) from error
-                raise
-            logs.rewrite(job.log)
-        finally:
-            logs.close()
-        sums = _save(out, job, models)
-        write_tables(out / rundir.TABLES, job, next(t for t in models if t.name == chosen["name"]))
-        summary = _summary(command, job, chosen, {**extra, "checkpoints": sums}, start)
-        rundir.write_text(out / rundir.REPORT, render_page(summary, job.log))
-        # Last: a folder with a summary is a finished run.
-        rundir.write_json(out / rundir.SUMMARY, summary)
+        with telling([*named(config.log, out), *callbacks], config.to_dict(), progress) as (listen, end):
+            logs = Logs(out)
+            logs.rewrite([])
+            state = StateStore(folder.state, _fingerprint(command, config, data, own), config.checkpoint_seconds)
+            job = Job(config, data, listen, Files(state, logs, stop), own=own)
+            return end(_finish(command, job, stages, out, start))
+
+
+def _finish(command: str, job: Job, stages: Stages, out: Path, start: float) -> dict[str, Any]:
+    """The work, and what it leaves in the result folder."""
+    try:
+        chosen, extra, models = stages(job)
+    except (ValueError, TypeError) as error:
+        _save(out, job, job.trained)
+        if job.trained:
+            names = ", ".join(f"{t.name}.pt" for t in job.trained)
+            raise type(error)(f"{error} (what was trained is kept: {out / rundir.CHECKPOINTS}, {names})") from error
+        raise
+    job.files.logs.rewrite(job.log)
+    sums = _save(out, job, models)
+    write_tables(out / rundir.TABLES, job, next(t for t in models if t.name == chosen["name"]))
+    summary = _summary(command, job, chosen, {**extra, "checkpoints": sums}, start)
+    rundir.write_text(out / rundir.REPORT, render_page(summary, job.log))
+    # Last: a folder with a summary is a finished run.
+    rundir.write_json(out / rundir.SUMMARY, summary)
     return summary
 
 
@@ -281,10 +298,16 @@ def _save(out: Path, job: Job, models: Sequence[Trained]) -> dict[str, str]:
     return {t.name: save_checkpoint(folder, t, job.config, job.data, job.class_counts) for t in models}
 
 
-def _fingerprint(command: str, config: Config, data: Dataset) -> str:
-    """What must be equal for a checkpoint to be resumed: the command, the settings that decide numbers, and the data."""
+def _fingerprint(command: str, config: Config, data: Dataset, own: Own) -> str:
+    """What must be equal for a checkpoint to be resumed: the command, the settings that decide numbers, and the data; files of
+    weights by their content, objects of the user's by their presence."""
     settings = {key: value for key, value in config.to_dict().items() if key not in _FREE_ON_RESUME}
     digest = hashlib.sha256(json.dumps([command, settings, list(data.class_names)], sort_keys=True).encode())
+    digest.update(str([name for name, part in vars(own).items() if part is not None]).encode())
+    paths = [Path(name).expanduser() for name in (config.weights, config.head_init) if name]
+    for path in (*paths, *sorted(Path(config.model.removeprefix("hf:")).expanduser().glob("*.safetensors"))):
+        if path.is_file():
+            digest.update(f"{zlib.crc32(path.read_bytes()):08x}".encode())
     validation = () if data.x_val is None else (data.x_val, data.y_val)
     for tensor in (data.x_train, data.y_train, data.x_test, data.y_test, *validation):
         if isinstance(tensor, LazySamples):
@@ -327,11 +350,13 @@ def _train(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
         twin = balanced_twin(job.data, source, job.config)
     base = job.train_chosen()
     models = [base, *follow(job, base)]
+    last = len(models) - 1
+    models += job.best
     variants = [job.variant(trained, trained.title, [], None) for trained in models]
     extra = {"variants": variants, "features": job.feature_space(base)}
     if twin is not None:
         extra["balanced_run"] = add_relative(job, twin, variants)
-    return variants[-1], extra, models
+    return variants[last], extra, models
 
 
 def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
@@ -361,6 +386,8 @@ def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
         if arm == "random-0":
             models.append(trained)
             variants.append(entry)
+    models += job.best
+    variants += [job.variant(trained, trained.title, [], None) for trained in job.best]
     extra = {
         "variants": variants,
         "random_repeats": repeats,

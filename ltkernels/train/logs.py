@@ -1,32 +1,160 @@
-"""The epoch records of a run as files: metrics.jsonl always, TensorBoard events where asked for."""
+"""The epoch records of a run: metrics.jsonl always, and whatever else listens: objects of the user's, or a log by name."""
 
+import importlib
 import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ltkernels.train import rundir
 
 
-def require(log: str) -> None:
-    """Raise ImportError naming the package where TensorBoard is asked for and missing: before anything is written."""
-    if log == "tensorboard":
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise ImportError("--log tensorboard needs the package: pip install tensorboard") from error
+class Callback:
+    """What happens along a run; a subclass, or any object with these methods, goes to `train(callbacks=[...])`.
+
+    `on_start(settings)` comes once the settings are resolved, `on_epoch(record)` with every line of metrics.jsonl, `on_end(summary)`
+    at the end, with None where the run was stopped or failed. Of the processes of torchrun, the first calls them.
+    """
+
+    def on_start(self, settings: dict[str, Any]) -> None:
+        pass
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        pass
+
+    def on_end(self, summary: dict[str, Any] | None) -> None:
+        pass
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    return {f"{record['phase']}/{name}": value for name, value in record.items() if isinstance(value, float)}
+
+
+class _TensorBoard(Callback):
+    """Events in the folder tensorboard/; of two values of one epoch (a resumed run) it shows the later."""
+
+    def __init__(self, folder: Path, module: Any) -> None:
+        self._writer = module.SummaryWriter(str(folder / rundir.TENSORBOARD))
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        for name, value in _numbers(record).items():
+            self._writer.add_scalar(name, value, record["epoch"])
+        self._writer.flush()
+
+    def on_end(self, summary: dict[str, Any] | None) -> None:
+        self._writer.close()
+
+
+class _Wandb(Callback):
+    """A run of Weights & Biases in the folder wandb/, offline where WANDB_MODE does not say otherwise; `wandb sync` sends it."""
+
+    def __init__(self, folder: Path, module: Any) -> None:
+        mode = os.environ["WANDB_MODE"]
+        self._run = module.init(project="ltkernels", name=folder.name, dir=str(folder), mode=mode)
+
+    def on_start(self, settings: dict[str, Any]) -> None:
+        self._run.config.update(settings)
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        self._run.log({**_numbers(record), "epoch": record["epoch"]})
+
+    def on_end(self, summary: dict[str, Any] | None) -> None:
+        for name in ("balanced_accuracy", "top1") if summary else ():
+            self._run.summary[name] = summary[name]
+        self._run.finish(exit_code=0 if summary else 1)
+
+
+class _MLflow(Callback):
+    """A run of MLflow in the folder mlflow/, or at MLFLOW_TRACKING_URI. By a client of its own: nothing global changes."""
+
+    def __init__(self, folder: Path, module: Any) -> None:
+        place = (folder / rundir.MLFLOW).resolve()
+        # It remembers the folders that it made: in one that --force has replaced, it misses this.
+        (place / ".trash").mkdir(parents=True, exist_ok=True)
+        self._client = module.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", place.as_uri()))
+        found = self._client.get_experiment_by_name("ltkernels")
+        experiment = found.experiment_id if found else self._client.create_experiment("ltkernels")
+        self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
+
+    def on_start(self, settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            if value is not None:
+                self._client.log_param(self._run, name, value)
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        for name, value in _numbers(record).items():
+            self._client.log_metric(self._run, name, value, step=record["epoch"])
+
+    def on_end(self, summary: dict[str, Any] | None) -> None:
+        for name in ("balanced_accuracy", "top1") if summary else ():
+            self._client.log_metric(self._run, name, summary[name])
+        self._client.set_terminated(self._run, "FINISHED" if summary else "KILLED")
+
+
+# (class, module, what its environment says where the user's does not: before it is imported, and for the network nothing)
+_LOGS: dict[str, tuple[Callable[[Path, Any], Callback], str, dict[str, str]]] = {
+    "tensorboard": (_TensorBoard, "torch.utils.tensorboard", {}),
+    "wandb": (_Wandb, "wandb", {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}),
+    # MLflow 3 asks for a word before it writes files.
+    "mlflow": (_MLflow, "mlflow", {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}),
+}
+
+
+def require(log: str) -> Any:
+    """The module of a log; ImportError names the package where it is missing. None for `none`."""
+    if log not in _LOGS:
+        return None
+    _, module, environment = _LOGS[log]
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"--log {log} needs the package: pip install {log}") from error
+
+
+def named(log: str, folder: Path) -> list[Callback]:
+    """The log of that name, which writes into a run's folder; of `none` none."""
+    module = require(log)
+    return [] if module is None else [_LOGS[log][0](folder, module)]
+
+
+@contextmanager
+def telling(
+    callbacks: Sequence[Callback], settings: dict[str, Any], progress: Callable[..., None] | None
+) -> Iterator[tuple[Callable[..., None], Callable[[dict[str, Any]], dict[str, Any]]]]:
+    """Tell callbacks of a job's start, epochs and end; gives what to call for a progress (see `engine.Progress`), and for the
+    summary, which it returns."""
+    ended: list[dict[str, Any]] = []
+
+    def listen(phase: str, done: int, total: int, record: dict[str, Any]) -> None:
+        for callback in callbacks if record else ():
+            callback.on_epoch(record)
+        if progress:
+            progress(phase, done, total, record)
+
+    listen.step = getattr(progress, "step", None)
+
+    def end(summary: dict[str, Any]) -> dict[str, Any]:
+        ended.append(summary)
+        return summary
+
+    try:
+        for callback in callbacks:
+            callback.on_start(settings)
+        yield listen, end
+    finally:
+        for callback in callbacks:
+            callback.on_end(ended[0] if ended else None)
 
 
 class Logs:
-    """Appends a line an epoch; `rewrite` puts a resumed run's file back to the epochs that its checkpoints hold (TensorBoard
-    keeps the later of two values of one epoch by itself)."""
+    """Appends a line an epoch to metrics.jsonl; `rewrite` puts a resumed run's file back to the epochs that its checkpoints hold."""
 
-    def __init__(self, folder: Path, log: str = "none") -> None:
-        self._path, self._writer = folder / rundir.METRICS, None
-        require(log)
-        if log == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder / rundir.TENSORBOARD))
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / rundir.METRICS
 
     def rewrite(self, records: list[dict[str, Any]]) -> None:
         rundir.write_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
@@ -38,12 +166,3 @@ class Logs:
         except OSError as error:
             # A full disk shows when the line is flushed, where Python no longer says which file it was.
             raise OSError(error.errno, f"{self._path} could not be written: {error.strerror}") from error
-        if self._writer is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(f"{record['phase']}/{name}", value, record["epoch"])
-            self._writer.flush()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()

@@ -1,22 +1,18 @@
 """Models: a backbone that turns a sample into a feature vector, and a classifier on top, kept apart.
 
-A new backbone is one function in `BACKBONES`; one outside this package is named by its import path. Either takes
-`input_shape` (the shape of one sample) and gives a module that maps (n, *input_shape) to features (n, d).
+A new backbone is one function in `BACKBONES`. It takes `input_shape` (the shape of one sample) and gives a module that maps
+(n, *input_shape) to features (n, d). Those of other libraries and of users are in `backbones.py`.
 """
 
-import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltkernels._names import did_you_mean
 from ltkernels.nn import CosineLinear
-from ltkernels.train.checkpoint import undump
 
 # A loss that is defined on plain logits cannot separate classes with cosines in [-1, 1] (its smallest possible value at
 # C = 10 is 1.4 nats): under such a loss the cosine head's logits are multiplied by this. Losses that are defined on
@@ -25,10 +21,14 @@ COSINE_TEMPERATURE = 16.0
 
 
 class ScaledCosineLinear(CosineLinear):
-    """A cosine head for losses defined on plain logits: cosines times `COSINE_TEMPERATURE`."""
+    """A cosine head for losses defined on plain logits: cosines times `scale`."""
+
+    def __init__(self, in_features: int, num_classes: int, scale: float = COSINE_TEMPERATURE) -> None:
+        super().__init__(in_features, num_classes)
+        self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        return COSINE_TEMPERATURE * super().forward(features)
+        return self.scale * super().forward(features)
 
 
 class Classifier(nn.Module):
@@ -130,102 +130,33 @@ BACKBONES: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
 }
 
 
-def _timm(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
-    """A backbone of timm without its classifier; never downloads."""
+def block_depths(backbone: nn.Module) -> dict[nn.Parameter, int]:
+    """How far below the top each parameter lies, in blocks: 0 behind the last block, 1 in it, L + 1 before the first of L.
 
-    def factory(input_shape: tuple[int, ...]) -> nn.Module:
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError(f"model timm:{name} needs the package: pip install timm") from error
-        channels = _images(f"timm:{name}", input_shape)
-        try:
-            return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
-        except RuntimeError as error:
-            raise ValueError(f"model timm:{name}: {str(error)[:200]}") from error
-
-    return factory
-
-
-def load_weights(backbone: nn.Module, path: Path) -> None:
-    """Load pretrained weights of `backbone` from a .safetensors file or one of `torch.save` (weights alone are read; a
-    `state_dict`, `model` or `state` inside it is found). What belongs to a classifier beyond the backbone is left out.
-
-    Raises FileNotFoundError or ValueError naming the file: it lacks a parameter, or holds one of another shape.
+    Blocks are what a backbone repeats: the parts of one class in an nn.Sequential or nn.ModuleList, the outermost such. Layer-wise
+    decay of the rate (Clark et al. 2020; Bao et al. 2022) takes these numbers. Raises ValueError for a backbone without blocks.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"weights {path}: no such file")
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError("a .safetensors file needs the package: pip install safetensors") from error
-        try:
-            state = load_file(str(path))
-        except Exception as error:  # SafetensorError, and whatever a forged header makes it raise
-            raise ValueError(f"weights {path}: not a .safetensors file: {str(error)[:200]}") from error
-    else:
-        state = undump(path.read_bytes(), f"weights {path}")
-        state = next(
-            (state[key] for key in ("state_dict", "model", "state") if isinstance(state.get(key), dict)), state
-        )
-    own = backbone.state_dict()
-    for prefix in ("module.", "backbone."):
-        if not set(own) & set(state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    counters = {key for key in own if key.endswith("num_batches_tracked")}
-    missing = [key for key in own if key not in state and key not in counters]
-    if missing:
-        raise ValueError(f"weights {path}: lacks {len(missing)} of the backbone's {len(own)} tensors, as {missing[0]}")
-    try:
-        backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"weights {path}: do not fit the backbone: {reason}") from error
-
-
-def _factory(name: str) -> Callable[[tuple[int, ...]], nn.Module]:
-    if name in BACKBONES:
-        return BACKBONES[name]
-    module_name, colon, attribute = name.partition(":")
-    if module_name == "timm" and attribute:
-        return _timm(attribute)
-    if not (module_name and colon and attribute):
+    blocks = _blocks(backbone)
+    if not blocks:
         raise ValueError(
-            f"unknown model {name!r}{did_you_mean(name, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME, or an import path "
-            "package.module:Name"
+            "layer_decay needs a backbone of blocks: parts of one class in an nn.Sequential or nn.ModuleList"
         )
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
-    return factory
+    place = {parameter: i for i, block in enumerate(blocks, 1) for parameter in block.parameters()}
+    depths, at = {}, 0
+    for parameter in backbone.parameters():
+        # What lies between two blocks goes with the first.
+        outside = parameter not in place
+        at = place.get(parameter, at)
+        depths[parameter] = 0 if outside and at == len(blocks) else len(blocks) + 1 - at
+    return depths
 
 
-def build_backbone(name: str, input_shape: tuple[int, ...], seed: int) -> tuple[nn.Module, int]:
-    """The backbone by name, initialised from `seed`, and its number of features d.
-
-    The global random state is left as it was. Raises ValueError for an unknown name (listing the known) or where the
-    module does not map (2, *input_shape) to (2, d).
-    """
-    factory = _factory(name)
-    contract = f"model {name!r}: it is called with input_shape={input_shape}, one sample's shape, and gives a Module to features (n, d)"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            backbone = factory(input_shape)
-        except TypeError as error:
-            raise ValueError(f"{contract}; {error}") from error
-    if not isinstance(backbone, nn.Module):
-        raise ValueError(f"model {name!r} gave {type(backbone).__name__}, not a torch.nn.Module")
-    backbone.eval()
-    with torch.no_grad():
-        features = backbone(torch.zeros(2, *input_shape))
-    backbone.train()
-    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"model {name!r} must map (2, ...) samples to (2, d) features, got {shape}")
-    return backbone, features.shape[1]
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    if isinstance(module, nn.Sequential | nn.ModuleList):
+        parts = [part for part in module if any(True for _ in part.children()) and any(True for _ in part.parameters())]
+        if len(parts) > len({type(part) for part in parts}):
+            return parts
+    return [block for child in module.children() for block in _blocks(child)]
 
 
 def feature_maps(backbone: nn.Module) -> nn.Module:
@@ -239,16 +170,20 @@ def feature_maps(backbone: nn.Module) -> nn.Module:
     return nn.Sequential(*layers[:-2]).train(backbone.training)
 
 
-def build_head(kind: str, in_features: int, num_classes: int, loss_logits: str, seed: int) -> nn.Module:
-    """A `linear` or `cosine` classifier for a loss defined on `linear` or `cosine` logits, initialised from `seed`.
+def build_head(
+    kind: str, in_features: int, num_classes: int, loss_logits: str, seed: int, scale: float = COSINE_TEMPERATURE
+) -> nn.Module:
+    """A `linear` or `cosine` classifier for a loss defined on `linear` or `cosine` logits, initialised from `seed`. `scale` is
+    what cosines are multiplied by under a loss on linear logits.
 
     Raises ValueError for a linear head under a loss that is defined on cosines: its margins would have no meaning.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind == "cosine":
-            cosine = CosineLinear if loss_logits == "cosine" else ScaledCosineLinear
-            return cosine(in_features, num_classes)
+            if loss_logits == "cosine":
+                return CosineLinear(in_features, num_classes)
+            return ScaledCosineLinear(in_features, num_classes, scale)
         if loss_logits == "cosine":
             raise ValueError("head linear does not fit: the loss is defined on cosine logits; use head cosine")
         return nn.Linear(in_features, num_classes)

@@ -1,7 +1,9 @@
 """The stages of a job, from a data set to the entries of its summary; `jobs.py` orders them and writes files."""
 
+import copy
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from ltkernels.losses import Loss
 from ltkernels.nn import CosineLinear
+from ltkernels.train.backbones import BackboneSpec, build_backbone
+from ltkernels.train.batching import Pixels
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
 from ltkernels.train.data._lazy import LazySamples, Samples, rows_of
@@ -17,10 +21,11 @@ from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Fit, Progress, apply, fit, predict
 from ltkernels.train.features import TailClass, complete_tail, derived_seed
 from ltkernels.train.metrics import class_means, confusion_matrix, describe_classifier, describe_features, summarize
-from ltkernels.train.models import Classifier, build_backbone, build_head, load_weights
-from ltkernels.train.recipe import Recipe
+from ltkernels.train.models import Classifier, build_head
+from ltkernels.train.recipe import Own, Recipe
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
 from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained, load_saved, logit_scale, prior_power
+from ltkernels.train.weights import read_matrix
 
 
 class Job:
@@ -35,8 +40,10 @@ class Job:
         *,
         prefix: str = "",
         log: list[dict[str, Any]] | None = None,
+        own: Own = Own(),  # noqa: B008 (frozen)
     ) -> None:
         self.config, self.data, self.progress, self.files = config, data, progress, files or Files()
+        self.own = own
         # Two jobs of one run share its log and checkpoints; the prefix keeps their phases apart.
         self.prefix = prefix
         # Channels last: a third less time for the convolutions, on the CPU too.
@@ -55,8 +62,9 @@ class Job:
         self.log: list[dict[str, Any]] = [] if log is None else log
         # Training time of earlier processes, which checkpoints brought back.
         self.seconds_before = 0.0
-        # First-stage models, which stay when a later phase fails.
+        # First-stage models, which stay when a later phase fails, and those of the best epochs.
         self.trained: list[Trained] = []
+        self.best: list[Trained] = []
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def _samples(self, x: Samples) -> Samples:
@@ -94,10 +102,12 @@ class Job:
         from ltkernels.train.stage2 import check
 
         record = loss_record(self.config.loss)
+        self._check_backbone(record)
         model = self.build(record)
         if self.config.init:
             self._go_on_from(model, Path(self.config.init).expanduser())
-        self._check_backbone(record)
+        if self.config.head_init not in ("random", "means"):
+            self._start_head(model)
         recipe = self._recipe(self.config.schedule, self.config.sampler, self.config.mix)
         self._criterion(record, self.class_counts, self.config.loss_options, self.config.schedule)
         self._batches_check(recipe)
@@ -105,10 +115,17 @@ class Job:
 
     def _check_backbone(self, record: Loss) -> None:
         config = self.config
-        if config.freeze and (config.crop or config.flip or config.mix != "none" or config.pretrain != "none"):
+        changed = (config.crop, config.flip, config.resized_crop, config.augment != "none", self.own.transform)
+        if config.freeze and (any(changed) or config.mix != "none" or config.pretrain != "none"):
             raise ValueError(
-                "freeze computes each sample's features once: crop, flip, mix and pretrain do not go with it"
+                "freeze computes each sample's features once: crop, flip, mix and pretrain do not go with it, nor do resized_crop, "
+                "augment and transform"
             )
+        if config.freeze and config.adapter != "none":
+            raise ValueError("an adapter leaves the backbone as it is and trains inside it: freeze does not go with it")
+        given = [name for name in ("patience", "keep_best") if getattr(config, name)]
+        if given and not self.validates:
+            raise ValueError(f"{given[0]} needs a validation set: --val-split 0.1")
         others = (config.weights, config.pretrain != "none", config.head_init != "random")
         if config.init and any(others):
             raise ValueError("init brings all weights: weights, pretrain and head_init do not go with it")
@@ -120,7 +137,7 @@ class Job:
     def _batches_check(self, recipe: Recipe) -> None:
         from ltkernels.train.batching import Batches
 
-        Batches(self.x_train, self.y_train, self.data.num_classes, recipe, 0)
+        Batches(self.x_train, self.y_train, self.data.num_classes, recipe, 0, self.pixels)
         if self.config.pretrain == "rotation":
             if isinstance(self.x_test, LazySamples):
                 raise ValueError("pretrain rotation needs all images in memory: choose a smaller image_size")
@@ -133,21 +150,27 @@ class Job:
         return build_loss(record, class_counts, given, schedule, start, config.schedule_nu, config.device)
 
     def head_spec(self, record: Loss) -> HeadSpec:
-        return HeadSpec(self.config.head or record.logits, record.logits)
+        return HeadSpec(self.config.head or record.logits, record.logits, scale=self.config.head_scale)
 
     def build(self, record: Loss, spec: HeadSpec | None = None) -> Classifier:
         """A fresh model; the backbone's initial weights depend on the seed alone, not on the loss."""
         config, data = self.config, self.data
         spec = spec or self.head_spec(record)
-        backbone, width = build_backbone(config.model, data.input_shape, derived_seed(config.seed, 1))
-        if config.weights:
-            load_weights(backbone, Path(config.weights).expanduser())
+        named = BackboneSpec(config.model, config.adapter, config.test_views, config.normalize, spec.kind == "cosine")
+        pixels = self.pixels and (self.pixels.mean, self.pixels.std, self.pixels.top)
+        # A finished run, which init names, brings all weights.
+        weights = "random" if config.init else config.weights
+        seed = derived_seed(config.seed, 1)
+        backbone, width = build_backbone(named, data.input_shape, seed, weights, data.num_classes, pixels)
+        if side := getattr(backbone, "side", None):
+            note = f"pictures of {data.input_shape[2]} x {data.input_shape[1]} are brought to {side} x {side} for {config.model}"
+            self.notes += [] if note in self.notes else [note]
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         return Classifier(backbone, self._head(spec, width, config.seed)).to(config.device, memory_format=layout)
 
     def _head(self, spec: HeadSpec, width: int, seed: int) -> nn.Module:
         classes = self.data.num_classes
-        head = build_head(spec.kind, width, classes, spec.logits, derived_seed(seed, 2))
+        head = build_head(spec.kind, width, classes, spec.logits, derived_seed(seed, 2), spec.scale)
         return (Shifted(head, torch.zeros(classes)) if spec.shifted else head).to(self.config.device)
 
     def is_plain(self) -> bool:
@@ -161,9 +184,7 @@ class Job:
         record = loss_record("ce")
         criterion, _ = self._criterion(record, self.class_counts, "", "none")
         recipe = self._recipe("none", "instance", "none")
-        trained = self._train("ce", record, self.build(record), criterion, [], recipe)
-        trained.prior_power = prior_power(record, "")
-        return trained
+        return self._train("ce", record, self.build(record), criterion, [], recipe, prior_power(record, ""))
 
     def train_chosen(self) -> Trained:
         """The chosen loss, schedule, sampler and mixing, from the initial backbone (and batches) of `train_plain`."""
@@ -179,10 +200,9 @@ class Job:
             model.backbone.load_state_dict(self._pretrain())
         criterion, schedules = self._criterion(record, self.class_counts, config.loss_options, config.schedule)
         recipe = self._recipe(config.schedule, config.sampler, config.mix)
-        trained = self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe)
-        if config.schedule == "none" and config.sampler == "instance" and config.mix not in ("remix", "cmo"):
-            trained.prior_power = prior_power(record, config.loss_options)
-        return trained
+        plain = config.schedule == "none" and config.sampler == "instance" and config.mix not in ("remix", "cmo")
+        power = prior_power(record, config.loss_options) if plain else None
+        return self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe, power)
 
     def _recipe(self, schedule: str, sampler: str, mix: str) -> Recipe:
         config = self.config
@@ -190,21 +210,45 @@ class Job:
         return Recipe.of(config, seed=derived_seed(config.seed, 3), sampler=sampler, balanced_from=late, mix=mix)
 
     def _train(
-        self, name: str, record: Loss, model: Classifier, criterion: nn.Module, schedules: list[Any], recipe: Recipe
+        self,
+        name: str,
+        record: Loss,
+        model: Classifier,
+        criterion: nn.Module,
+        schedules: list[Any],
+        recipe: Recipe,
+        power: float | None,
     ) -> Trained:
         train_set, test_set = (self.x_train, self.y_train), (self.x_test, self.y_test)
         val_set = (self.x_held, self.y_held) if self.validates else None
-        if self.config.head_init == "means" and isinstance(model.head, CosineLinear):
-            self._start_from_means(model)
+        self._start_head(model)
         trained: nn.Module = model
         if self.config.freeze:
             backbone, trained = model.backbone.requires_grad_(False).eval(), model.head
             features, test_features = self._features_of(backbone)
             train_set, test_set = (features, self.y_train), (test_features, self.y_test)
             val_set = val_set and (apply(backbone, self.x_held), self.y_held)
-        result = self._fit(trained, criterion, train_set, test_set, recipe, f"train/{name}", schedules, val_set=val_set)
-        self.trained.append(Trained(name, record, self.head_spec(record), model, result))
+        phase = f"train/{name}"
+        result = self._fit(
+            trained, criterion, train_set, test_set, recipe, phase, schedules, val_set=val_set, own=self.own
+        )
+        self.trained.append(Trained(name, record, self.head_spec(record), model, result, prior_power=power))
+        if result.best:
+            self.best.append(self._best(self.trained[-1], *result.best))
         return self.trained[-1]
+
+    def _best(self, last: Trained, epoch: int, state: dict[str, Tensor]) -> Trained:
+        """The model as it was after its best epoch on the validation set, beside that of the last epoch."""
+        frozen = self.config.freeze
+        backbone = last.model.backbone if frozen else copy.deepcopy(last.model.backbone)
+        model = Classifier(backbone, copy.deepcopy(last.model.head))
+        (model.head if frozen else model).load_state_dict(state)
+        spec, name = self.head_spec(last.record), f"{last.name}-best"
+        fit = Fit(last.fit.history[:epoch], self._confusion(model), last.fit.seconds)
+        return Trained(name, last.record, spec, model, fit, {"epoch": epoch}, last.prior_power)
+
+    def _confusion(self, model: Classifier) -> Tensor:
+        return confusion_matrix(self.y_test, predict(model, self.x_test), self.data.num_classes).cpu()
 
     def _go_on_from(self, model: Classifier, run: Path) -> None:
         """Backbone and classifier of a finished run: more epochs, or another loss, on top of them. The rate begins anew."""
@@ -219,19 +263,33 @@ class Job:
             raise ValueError(
                 f"init {run}: its classifier is a {type(head).__name__}, loss {self.config.loss} asks for a {type(model.head).__name__}"
             )
+        # How this data's pictures become what the backbone expects is this data's matter.
+        here = {key: value for key, value in model.backbone.state_dict().items() if key in ("factor", "offset")}
         try:
-            model.backbone.load_state_dict(given.backbone.state_dict())
+            model.backbone.load_state_dict(given.backbone.state_dict() | here)
             model.head.load_state_dict(head.state_dict())
         except RuntimeError as error:
             raise ValueError(
                 f"init {run}: its model is not {self.config.model}: {str(error).splitlines()[-1][:200]}"
             ) from error
 
-    def _start_from_means(self, model: Classifier) -> None:
-        """Rows of the cosine head: the classes' mean features (Shi et al. 2024, LIFT, where no text encoder is there)."""
-        features = apply(model.backbone, self.x_train)
+    def _start_head(self, model: Classifier) -> None:
+        """First rows of the head, where they are given: mean features of the classes, or a matrix from a file (Shi et al. 2024)."""
+        how, head, classes = self.config.head_init, model.head, self.data.num_classes
+        if how == "random" or (how == "means" and not isinstance(head, CosineLinear)):
+            return
+        if how == "means":
+            rows = class_means(apply(model.backbone, self.x_train), self.y_train, classes)
+        else:
+            rows = read_matrix(Path(how).expanduser(), self.data.class_names)
+        if rows.shape != head.weight.shape:
+            raise ValueError(
+                f"head_init {how} holds {tuple(rows.shape)}; classes and features are {tuple(head.weight.shape)}"
+            )
         with torch.no_grad():
-            model.head.weight.copy_(class_means(features, self.y_train, self.data.num_classes))
+            head.weight.copy_(rows)
+            if not isinstance(head, CosineLinear):
+                head.bias.zero_()
 
     def _fit(
         self,
@@ -244,6 +302,7 @@ class Job:
         schedules: list[Any],
         num_classes: int | None = None,
         val_set: tuple[Tensor, Tensor] | None = None,
+        own: Own = Own(),  # noqa: B008 (frozen)
     ) -> Fit:
         files, phase = self.files, self.prefix + phase
         return fit(
@@ -260,8 +319,9 @@ class Job:
             on_restore=self._restored,
             store=files.state.phase(phase) if files.state else None,
             stop=files.stop,
-            fill=self._black(),
+            pixels=self.pixels if train_set[0].dim() == 4 else None,
             val_set=val_set,
+            own=own,
         )
 
     @property
@@ -269,17 +329,28 @@ class Job:
         """Whether the numbers of each epoch are those of a validation set, and the test set is read once."""
         return self.data.x_val is not None or self.config.val_split is not None
 
-    def _black(self) -> Tensor | None:
-        """(channels,): a black pixel after standardisation; None where the data are not images or bring no mean."""
+    @cached_property
+    def pixels(self) -> Pixels | None:
+        """How pictures came from pixels; None where the data are not images or bring no mean."""
         mean, std = self.data.mean, self.data.std
         if mean is None or std is None or self.x_train.dim() != 4:
             return None
-        return (-mean / std).to(self.x_train.device, self.x_train.dtype)
+        # Bytes, or fractions: no picture of bytes is so dark that none of its first neighbours is above 1.
+        some = self.data.x_train[:256].double()
+        largest = float((some * std.double().view(-1, 1, 1) + mean.double().view(-1, 1, 1)).max())
+        return Pixels(mean, std, 255.0 if largest > 1.5 else 1.0)
 
     def _rotation_recipe(self) -> Recipe:
         recipe = self._recipe("none", "instance", "none")
         seed = derived_seed(self.config.seed, 6)
-        return Recipe(**{**vars(recipe), "task": "rotation", "epochs": self.config.pretrain_epochs, "seed": seed})
+        changes = {
+            "task": "rotation",
+            "epochs": self.config.pretrain_epochs,
+            "seed": seed,
+            "patience": None,
+            "keep_best": False,
+        }
+        return Recipe(**{**vars(recipe), **changes})
 
     def _pretrain(self) -> dict[str, Tensor]:
         """The backbone's state after learning by how many quarter turns an image was rotated (Gidaris et al. 2018)."""
@@ -354,8 +425,7 @@ class Job:
         """`base`'s backbone under a head that was computed and not trained, with its result on the test set."""
         start = time.perf_counter()
         model = Classifier(base.model.backbone, head.to(self.config.device))
-        confusion = confusion_matrix(self.y_test, predict(model, self.x_test), self.data.num_classes).cpu()
-        fit = Fit([], confusion, time.perf_counter() - start)
+        fit = Fit([], self._confusion(model), time.perf_counter() - start)
         moved = None if base.prior_power is None or not spec.shifted else base.prior_power - note["tau"]
         return Trained(name, base.record, spec, model, fit, note, moved)
 

@@ -1,11 +1,32 @@
 """How one model is fitted: the numbers of a training, and the learning rate as a function of the step."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # Share of the steps that raise the rate from 0 where `warmup` is not given.
 _WARMUP = 0.05
+
+
+@dataclass(frozen=True)
+class Own:
+    """Objects of the user's in place of what a recipe names; their state is kept in checkpoints.
+
+    `optimizer(groups)` gets the parameter groups with their rates and decays (dictionaries, as torch.optim takes them);
+    `scheduler(optimizer, steps)` is stepped after each of so many steps; `transform(images)` changes a batch of standardised
+    samples (n, ...), after crop and flip. It draws from torch's global generator, which is seeded for every batch.
+    """
+
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None
+    scheduler: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler] | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -15,9 +36,11 @@ class Recipe:
     `batch_size` samples make a step, in `accumulate` parts if memory asks for it; the gradient is that of the whole
     batch. `sampler` names one of `samplers.SAMPLERS`; from epoch `balanced_from` on it is `balanced` (deferred
     re-sampling). `precision` is fp32, bf16 or fp16; `compile` off, default or reduce-overhead (CUDA graphs).
-    `decay` all shrinks every parameter, as the published recipes (default of sgd); weights (of adamw) matrices and filters alone, no
-    biases, norms, cosine heads or learnable tables. `lr_backbone` is the peak rate of a Classifier's backbone (None: `lr`); `clip`
-    the largest norm of a step's gradient. `task` rotation replaces the labels by the quarter turns that each image was given.
+    `decay` says what is decayed: all parameters, as in the published recipes (None with sgd), or `weights` of linear and convolution
+    layers alone (None with adamw). `lr_backbone` is the peak rate of a Classifier's backbone (None: `lr`), `layer_decay` its
+    factor from one block to the one before; `clip` the largest norm of a step's gradient. `ema` is the decay of an average of
+    the weights, which is what is evaluated and kept; `patience` and `keep_best` look at a validation set. `task` rotation
+    replaces the labels by the quarter turns that each image was given.
     """
 
     epochs: int
@@ -33,19 +56,25 @@ class Recipe:
     optimizer: str = "sgd"
     decay: str | None = None
     lr_backbone: float | None = None
+    layer_decay: float | None = None
+    ema: float | None = None
+    patience: int | None = None
+    keep_best: bool = False
     clip: float | None = None
     accumulate: int = 1
     precision: str = "fp32"
     compile: str = "off"
     crop: int = 0
     flip: bool = False
+    resized_crop: float | None = None
+    augment: str = "none"
     mix: str = "none"
     mix_alpha: float = 1.0
     mix_prob: float | None = None
     task: str = "classify"
 
     @classmethod
-    def of(cls, settings: Any, **changes: Any) -> "Recipe":
+    def of(cls, settings: Any, **changes: Any) -> Recipe:
         """The recipe in `settings`, whose attributes of these names are taken, with `changes`."""
         found = {f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)}
         return cls(**{**found, **changes})
@@ -92,3 +121,15 @@ def parse_lr_schedule(text: str) -> list[tuple[int, float]] | None:
     if not all(math.isfinite(factor) and factor > 0 for _, factor in pairs):
         raise ValueError(f"lr_schedule must have positive factors, got {text!r}")
     return pairs
+
+
+def parse_adapter(text: str) -> tuple[str, int | None]:
+    """`"lora:4"` -> ("lora", 4), `"adaptformer"` -> ("adaptformer", None). Raises ValueError naming the value."""
+    kind, colon, size = text.partition(":")
+    if kind not in ("none", "adaptformer", "lora") or (
+        colon and (kind == "none" or not size.isdecimal() or int(size) < 1)
+    ):
+        raise ValueError(
+            f"adapter must be none, adaptformer[:WIDTH] or lora[:RANK] with a whole number from 1, got {text!r}"
+        )
+    return kind, int(size) if colon else None

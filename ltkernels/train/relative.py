@@ -25,10 +25,10 @@ def balanced_twin(data: Dataset, source: Dataset, config: Config) -> Dataset:
 
 def add_relative(job: Job, twin: Dataset, variants: list[dict[str, Any]]) -> dict[str, Any]:
     """Train the recipe of `job` on `twin`, and put `relative_accuracy` into each entry of `variants`, which came of it."""
-    other = Job(job.config, twin, job.progress, job.files, prefix="balanced/", log=job.log)
+    other = Job(job.config, twin, job.progress, job.files, prefix="balanced/", log=job.log, own=job.own)
     base = other.train_chosen()
     accuracies = []
-    for entry, trained in zip(variants, [base, *follow(other, base)]):
+    for entry, trained in zip(variants, [base, *follow(other, base), *other.best]):
         balanced = other.variant(trained, trained.title, [], None)["balanced_accuracy"]
         entry["relative_accuracy"] = relative_accuracy(entry["balanced_accuracy"], balanced)
         accuracies.append(balanced)

@@ -149,6 +149,7 @@ def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
     entry["std"] = {}
     # Every seed's tau has its own curve on its own held-out samples; they are in the seeds' summaries.
     entry.pop("tau_on_held_out", None)
+    entry.pop("epoch", None)
     for key in _AVERAGED:
         if key not in entry:
             continue

@@ -11,27 +11,30 @@ from torch import Tensor, nn
 
 from ltkernels.losses import Loss
 from ltkernels.train import rundir
+from ltkernels.train.backbones import BackboneSpec, build_backbone, spec_of
 from ltkernels.train.checkpoint import StateStore, dump, undump, write_bytes
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
 from ltkernels.train.data._dataset import MAX_VALUES, Preprocessing
 from ltkernels.train.engine import Fit
 from ltkernels.train.logs import Logs
-from ltkernels.train.models import Classifier, build_backbone, build_head
+from ltkernels.train.models import COSINE_TEMPERATURE, Classifier, build_head
 from ltkernels.train.schedules import loss_record, parse_options
 from ltkernels.train.signals import Stop
 
-FORMAT = 3
+FORMAT = 4
 """Of the checkpoints of finished models: another number where a key comes or goes."""
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a classifier's head is: `kind` linear or cosine, for a loss defined on `logits` (linear or cosine)."""
+    """What a classifier's head is: `kind` linear or cosine, for a loss defined on `logits` (linear or cosine); `scale` multiplies
+    cosines under a loss on linear logits."""
 
     kind: str
     logits: str
     shifted: bool = False
+    scale: float = COSINE_TEMPERATURE
 
 
 class Shifted(nn.Module):
@@ -103,7 +106,7 @@ def save_checkpoint(folder: Path, trained: Trained, config: Config, data: Datase
             "loss_options": options,
             "logit_scale": logit_scale(record, trained.head, options),
             "prior_power": trained.prior_power,
-            "model": config.model,
+            "backbone": dataclasses.asdict(spec_of(trained.model.backbone, config.model)),
             "head": dataclasses.asdict(trained.head),
             "class_names": list(data.class_names),
             "class_counts": class_counts,
@@ -181,8 +184,8 @@ def _built(saved: dict[str, Any], device: str) -> Saved:
     if len(names) < 1 or len(counts) != len(names) or min(counts) < 0:
         raise ValueError("class_names and class_counts do not agree")
     spec = HeadSpec(**saved["head"])
-    backbone, width = build_backbone(str(saved["model"]), shape, 0)
-    head = build_head(spec.kind, width, len(names), spec.logits, 0)
+    backbone, width = build_backbone(BackboneSpec(**saved["backbone"]), shape, 0)
+    head = build_head(spec.kind, width, len(names), spec.logits, 0, spec.scale)
     classifier = Classifier(backbone, Shifted(head, torch.zeros(len(names))) if spec.shifted else head)
     classifier.load_state_dict(saved["state"])
     power = saved["prior_power"]
