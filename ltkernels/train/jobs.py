@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import ltkernels
+from ltkernels._files import commit
 from ltkernels.train import data as data_module
 from ltkernels.train import distributed, rundir, signals
 from ltkernels.train.checkpoint import StateStore
@@ -106,10 +107,11 @@ def _check_late(command: str, job: Job, writes: bool) -> None:
         raise ImportError(f'{what} selects subsets with FAISS: pip install "ltkernels[select]"')
 
 
-def environment() -> dict[str, str]:
+def environment() -> dict[str, str | None]:
     """Versions and thread count that a reader needs to repeat the numbers."""
     return {
         "ltkernels": ltkernels.__version__,
+        "commit": commit(Path(ltkernels.__file__).parent.parent),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

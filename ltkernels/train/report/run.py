@@ -49,7 +49,7 @@ def render(summary: Summary, metrics: Sequence[dict[str, Any]]) -> str:
         curves=drawn["curves"],
         times=_times(summary),
         settings=table("settings", ["setting", "value"], [[k, _DASH if v is None else v] for k, v in config.items()]),
-        environment=table("environment", ["environment", "|"], [[k, v] for k, v in summary["environment"].items()]),
+        environment=table("environment", ["environment", "|"], [[k, v or _DASH] for k, v in summary["environment"].items()]),
         recall_floor=RECALL_FLOOR,
         many_above=MANY_ABOVE,
         few_below=FEW_BELOW,
