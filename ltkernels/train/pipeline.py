@@ -1,7 +1,7 @@
 """The stages of a job, from a data set to the entries of its summary; `jobs.py` orders them and writes files."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -389,9 +389,13 @@ class Job:
         return describe_features((train, self.y_train), (test, self.y_test), self.data.num_classes)
 
     def complete(
-        self, base: Trained, make_pool: Callable[[int, int], Tensor] | None = None
+        self,
+        base: Trained,
+        make_pool: Callable[[int, int], Tensor] | None = None,
+        compared: Sequence[str] = (),
     ) -> tuple[list[int], list[TailClass]]:
-        """Head classes, and the tail classes with their pools (None: FDC) and selections, by `base`'s features."""
+        """Head classes, and the tail classes with their pools (None: FDC) and selections, by `base`'s features; `compared` as
+        in `complete_tail`."""
 
         def on_class(done: int, total: int) -> None:
             if self.progress:
@@ -403,7 +407,13 @@ class Job:
         held = apply(base.model.backbone, self.x_held)
         held_out = {label: held[self.y_held == label] for label in self.y_held.unique().tolist()}
         return complete_tail(
-            self.features(base)[0], self.y_train, self.config, on_class, make_pool=make_pool, held_out=held_out
+            self.features(base)[0],
+            self.y_train,
+            self.config,
+            on_class,
+            make_pool=make_pool,
+            held_out=held_out,
+            compared=compared,
         )
 
     def _record(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
