@@ -91,7 +91,8 @@ def _summary(n: int, variants: int) -> dict:
                 row[rng.randrange(n)] += 1
         recall = [confusion[i][i] / 10 for i in range(n)]
         shown.append({
-            "name": ("v0", "v1", "retrained")[k], "title": ("cross-entropy", "logit adjustment", "classifier retrained, no augmentation")[k],
+            "name": ("v0", "v1", "retrained")[k],
+            "title": ("cross-entropy", "logit adjustment", "classifier retrained, no augmentation")[k],
             "balanced_accuracy": 0.5, "balanced_accuracy_se": 0.0125, "top1": 0.5, "best_balanced_accuracy": 0.5,
             "per_class_accuracy": recall, "confusion": confusion, "fdg_tail": None, "seconds": 1.0, "evaluation_seconds": 0.2,
             "groups": {g: {"accuracy": 0.5 if c else None, "se": 0.01 if c else None, "classes": c} for g, c in groups.items()},
