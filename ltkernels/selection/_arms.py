@@ -176,7 +176,10 @@ def choose_rows(
     if name in ("random", "mean", "match"):
         fdg = parsed.get("fdg", target if name == "match" else None)
         mean = None if name == "random" else "original"
-        return match_pool(original, pool, need, fdg=fdg, mean=mean, seed=seed, **common)
+        found = match_pool(original, pool, need, fdg=fdg, mean=mean, seed=seed, **common)
+        if name == "match" and fdg is None:
+            found.stats["note"] = found.stats["note"] or "no head class to calibrate FDG on: only the mean was matched"
+        return found
     if clusters is None:
         raise ValueError(f"mode {mode} picks clusters: give them")
     sizes = clusters.offsets.diff()

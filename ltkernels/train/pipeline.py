@@ -406,7 +406,7 @@ class Job:
             self.notes.append(f"not completed, with one sample: {listed(singles)}: its diversity gain is undefined")
         held = apply(base.model.backbone, self.x_held)
         held_out = {label: held[self.y_held == label] for label in self.y_held.unique().tolist()}
-        return complete_tail(
+        head, tail = complete_tail(
             self.features(base)[0],
             self.y_train,
             self.config,
@@ -415,6 +415,11 @@ class Job:
             held_out=held_out,
             compared=compared,
         )
+        for entry in tail:
+            if not entry.sets.reached or entry.sets.note:
+                said = entry.sets.note or f"{self.config.select} was not reached; this is the nearest set found"
+                self.notes.append(f"completion of class {self.data.class_names[entry.label]}: {said}")
+        return head, tail
 
     def _record(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
         self.log.append(record)
