@@ -31,9 +31,8 @@ from .._ranks import Ranks, digest, same_arguments
 from ._checkpoint import read_checkpoint
 from ._driver import Outcome, check_engine, engine_of_steps, plan, saver, step_by_step
 from ._greedy import Selection, check_mode, check_steps, make_rule, to_selection
-from ._problem import Problem
 from ._rules import Rule, choose, least_loss
-from ._subsets import start_state
+from ._subsets import Problem, start_state
 
 # Nominees of a rank that travel in the first exchange of a step. More than one means scores within a tie of each other.
 SLOTS = 4

@@ -168,11 +168,11 @@ def _selections(summary: Summary) -> dict[str, Any] | None:
     if seeds:
         none = [v["balanced_accuracy"] for run in summary["runs"] for v in run["variants"] if v["name"] == "retrained"]
     tail = [control["per_class_accuracy"][entry["label"]] for entry in summary["tail"]["classes"]]
-    rows = [["no augmentation", percent(mean(none)), _DASH, _DASH, percent(mean(tail)), _DASH, _DASH]]
+    rows: list[list[Any]] = [["no augmentation", percent(mean(none)), _DASH, _DASH, percent(mean(tail)), _DASH, _DASH]]
     for (mode, draws), (_, title, _) in zip(repeats.items(), _arms(summary)):
         accuracy, offset = _of_draws(draws, "balanced_accuracy"), mean(_of_draws(draws, "offset_tail"))
         against = _DASH if mode == "random" else _paired(accuracy, random)
-        row = [title, percent(mean(accuracy)), against, _paired(accuracy, none)]
+        row: list[Any] = [title, percent(mean(accuracy)), against, _paired(accuracy, none)]
         row += [percent(mean(_of_draws(draws, "tail_accuracy"))), f"{mean(_of_draws(draws, 'fdg_tail')):.3f}"]
         rows.append([*row, {"text": f"{offset:.1f}", **({"small": "far"} if offset > FAR else {})}])
     head = ["selection", "balanced accuracy", "against random|points", "against none|points", "tail classes|accuracy"]
