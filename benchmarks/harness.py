@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ltkernels._files import commit
+
 
 def machine() -> dict[str, Any]:
     """What a number depends on."""
@@ -36,13 +38,6 @@ def machine() -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     try:
         from importlib.metadata import version
 
@@ -57,7 +52,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton,
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(Path(__file__).parent.parent),
         "date": datetime.date.today().isoformat(),
     }
 

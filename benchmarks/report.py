@@ -258,10 +258,11 @@ def experiment_table(result: dict[str, Any]) -> str:
         cells += [_points(found, "mean", "minus_none"), " → ".join(offsets)]
         lines.append(f"| {' | '.join(cells)} |")
     environment = result["environment"]
+    commit = environment.get("commit")
     lines += [
         "",
         f"None and random: balanced test accuracy in per cent; the arms: points over random, 95 % intervals paired by pool, pools won. "
-        f"torch {environment['torch']}.",
+        f"torch {environment['torch']}{f', commit {commit}' if commit else ''}.",
     ]
     return "\n".join(lines)
 

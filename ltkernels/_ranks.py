@@ -6,6 +6,7 @@ Every method of `Ranks` is collective: all ranks must call it, in one order. Wha
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -88,3 +89,18 @@ class Ranks:
 def together(ranks: Ranks | None) -> AbstractContextManager[None]:
     """`Ranks.together`, or nothing at all for one process without a group."""
     return nullcontext() if ranks is None else ranks.together()
+
+
+def digest(x: Tensor) -> str:
+    return hashlib.sha256(repr(tuple(x.shape)).encode() + x.cpu().numpy().tobytes()).hexdigest()
+
+
+def same_arguments(ranks: Ranks, original: Tensor, arguments: str, own: Any) -> list[Any]:
+    """What each rank has of its own, by rank. ValueError on every rank where `original`, or the arguments in words, differ."""
+    shares = ranks.share([digest(original), arguments, own])
+    for rank, (z, words, _) in enumerate(shares):
+        if z != shares[0][0]:
+            raise ValueError(f"original differs between rank 0 and rank {rank}; every rank must give the whole of it")
+        if words != shares[0][1]:
+            raise ValueError(f"arguments differ: rank 0 has {shares[0][1]}, rank {rank} has {words}")
+    return [own for _, _, own in shares]

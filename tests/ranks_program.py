@@ -11,15 +11,23 @@ import torch
 import torch.distributed as dist
 
 import ltkernels as ltk
-from ltkernels.diversity import ClassStatistics, FeatureStatistics, _stream
-from ltkernels.selection import select_subsets
+from ltkernels._ranks import Ranks
+from ltkernels.diversity import (
+    ClassStatistics,
+    FdgTarget,
+    FeatureStatistics,
+    _stream,
+    feature_diversity_gain,
+    standardized_offset,
+)
+from ltkernels.selection import _match, match_pool, select_subsets
 
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
 groups = {size: dist.new_group(list(range(size))) for size in range(1, world + 1)}
 passed = 0
-_stream._BLOCK = 40  # scatters travel one to four rows at a time
+_stream.BLOCK = 40  # scatters travel one to four rows at a time
 
 
 def rows(seed, n, d, offset=2.0):
@@ -203,6 +211,44 @@ def bad_selections(size, group):
             call(m=4 if last else 3)
 
 
+def match(size, group):
+    original, whole = rows(3, 30, WIDTH, 0.0), 1.3 * rows(4, N, WIDTH, 0.3)
+    begin, end = ROWS[size][rank : rank + 2]
+    cap = FdgTarget(0.2, 0.0, {}, [])
+    sizes = _match._WHOLE, _match._BLOCK, _match._PART
+    for small in (False, True):
+        if small:  # blocks of six rows, and derivatives from a part of the pool
+            _match._WHOLE, _match._BLOCK, _match._PART = 0, 6 * WIDTH, 100
+        for keywords in ({}, {"fdg": 0.2}, {"fdg": cap}, {"fdg": 0.3, "mean": None}, {"mean": None}):
+            # Of a long search rounding may decide between sets that are as good: the first steps are those of one process.
+            for n, steps in ((60, 4), (N, 4), (60, 60)):
+                want = match_pool(original, whole, n, seed=n, steps=steps, **keywords)
+                got = match_pool(original, whole[begin:end], n, seed=n, steps=steps, group=group, **keywords)
+                if steps == 4:
+                    assert got.indices.tolist() == want.indices.tolist(), (small, keywords, n)
+                    torch.testing.assert_close(got.fdg, want.fdg, rtol=1e-9, atol=1e-11)
+                    assert got.offset == pytest.approx(want.offset, rel=1e-9, abs=1e-11)
+                    assert (got.reached, got.stats["steps"]) == (want.reached, want.stats["steps"])
+                elif "mean" not in keywords:
+                    assert got.offset < 0.5
+                    assert abs(got.stats.get("error", 0.0)) < 0.05
+                assert Ranks(group).share(got.indices.tolist()) == [got.indices.tolist()] * size
+                added = whole[got.indices]
+                assert got.offset == pytest.approx(standardized_offset(original, added), rel=1e-9)
+                assert float(got.fdg[0]) == pytest.approx(float(feature_diversity_gain(original, added)), rel=1e-9)
+    _match._WHOLE, _match._BLOCK, _match._PART = sizes
+    bad, last = whole[begin:end].clone(), rank == size - 1
+    with pytest.raises(ValueError, match=f"{'' if last else f'rank {size - 1}: '}pool has 5 features per sample"):
+        match_pool(original, bad[:, : 5 if last else WIDTH], 9, group=group)
+    with pytest.raises(ValueError, match=f"n must be between 1 and the {N} rows of pool, got {N + 1}"):
+        match_pool(original, bad, N + 1, group=group)
+    if size > 1:
+        with pytest.raises(ValueError, match=f"original differs between rank 0 and rank {size - 1}"):
+            match_pool(original + last, bad, 9, group=group)
+        with pytest.raises(ValueError, match="arguments differ: rank 0 has .9,.*has .10,"):
+            match_pool(original, bad, 10 if last else 9, group=group)
+
+
 def failing_engine(size, group):
     # What one rank cannot survive, the others learn of.
     from ltkernels.selection._engines.packed import PackedEngine
@@ -226,7 +272,7 @@ def failing_engine(size, group):
 
 for size in range(1, world + 1):
     if rank < size:
-        for check in (statistics, bad_statistics, selection, ties, checkpoints, bad_selections, failing_engine):
+        for check in (statistics, bad_statistics, selection, ties, checkpoints, bad_selections, match, failing_engine):
             if check is bad_statistics and size == 1:
                 continue
             try:

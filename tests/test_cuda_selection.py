@@ -15,9 +15,8 @@ from ltkernels._features import cholesky_log_det
 from ltkernels.selection._driver import step_by_step
 from ltkernels.selection._engines.batched import BatchedEngine
 from ltkernels.selection._engines.packed import PackedEngine
-from ltkernels.selection._problem import Problem
 from ltkernels.selection._rules import Rule
-from ltkernels.selection._subsets import start_state
+from ltkernels.selection._subsets import Problem, start_state
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation is compiled by g++")
 

@@ -16,9 +16,8 @@ from ltkernels.selection._driver import step_by_step
 from ltkernels.selection._engines import loop
 from ltkernels.selection._engines.batched import BatchedEngine
 from ltkernels.selection._engines.packed import PackedEngine
-from ltkernels.selection._problem import Problem
 from ltkernels.selection._rules import Rule
-from ltkernels.selection._subsets import mixed_columns, mixed_products, start_state
+from ltkernels.selection._subsets import Problem, mixed_columns, mixed_products, start_state
 
 select = ltk.selection.select_subsets
 CENTERINGS = ("joint", "separate", "none")

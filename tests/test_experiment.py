@@ -2,11 +2,14 @@
 
 import csv
 import json
+import subprocess
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import torch
 
+from ltkernels._files import commit
 from ltkernels.cli import main
 from ltkernels.experiments import fdg as experiment
 from ltkernels.experiments.arms import RANDOM, Judge, arm_rows, make_arms
@@ -40,9 +43,29 @@ def test_the_folder_holds_table_figure_and_verdicts(finished):
     assert [float(row["balanced_accuracy"]) for row in table] == [row["balanced_accuracy"] for row in rows]
     assert (out / "scatter.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["environment"]["commit"] == commit(Path(__file__).parent.parent)
     assert summary["config"]["data"] == "digits-lt"  # what ran, not what the settings held
     assert len(summary["verdicts"]) == 2 * 6 + 1
     assert any("against random samples" in line and "offset" in line for line in summary["verdicts"])
+
+
+def test_results_name_the_commit_that_made_them(tmp_path):
+    def git(*words):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@localhost", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    assert commit(tmp_path) is None
+    git("init")
+    assert commit(tmp_path) is None  # nothing committed yet
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "file").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    made = commit(tmp_path)
+    assert set(made or "?") <= set("0123456789abcdef")
+    assert commit(tmp_path / "package") is None  # an installed package within somebody's repository
+    (tmp_path / "package" / "file").write_text("2")
+    assert commit(tmp_path) == made + "-dirty"
 
 
 def test_arms_share_pool_size_and_network(finished):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ltkernels import _C
-from ltkernels.selection._engines.packs import LANES, Packs
+from ltkernels.selection._engines.packed import LANES, Packs
 from ltkernels.selection._subsets import group_by_size, mixed_columns
 
 

@@ -1,6 +1,9 @@
 """`match_pool` keeps means and meets FDG on planted pools, is the random draw without constraints, and says what it cannot."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -105,12 +108,39 @@ def test_probabilities_are_those_of_largest_entropy() -> None:
 def test_blocks_and_a_part_of_the_pool_give_the_same_means(monkeypatch) -> None:
     z, pool = planted(rows=4000)
     whole = match_pool(z, pool, 800, fdg=0.2)
+    monkeypatch.setattr(match, "_WHOLE", 0)
     monkeypatch.setattr(match, "_BLOCK", 100 * WIDTH)
     assert match_pool(z, pool, 800, fdg=0.2).indices.tolist() == whole.indices.tolist()
     monkeypatch.setattr(match, "_PART", 1500)
     part = match_pool(z, pool, 800, fdg=0.2)
     assert part.reached
     assert part.offset < 0.1
+
+
+MEMORY = """
+import resource, torch
+from ltkernels.selection import match_pool
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+original, pool = torch.randn(50, 256), torch.randn(150_000, 256)  # 146 MiB; in float64 it would be another 293
+match_pool(original, pool[:500], 100, fdg=0.1)
+before = peak()
+found = match_pool(original, pool, 2_000, fdg=0.1, steps=8)
+print(found.stats["steps"], peak() - before)
+"""
+
+
+def test_a_large_pool_is_read_in_blocks_and_never_copied() -> None:
+    # In a process of its own, whose peak is that of this call. What grows with the pool are vectors of one number a row.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, check=True)
+    steps, mebibytes = done.stdout.split()
+    assert int(steps) > 8
+    assert float(mebibytes) < 120.0
 
 
 def test_what_cannot_be_met_is_flagged_and_nearest() -> None:

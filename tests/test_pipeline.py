@@ -75,7 +75,8 @@ def test_headline_is_the_last_epoch(finished):
     summary, out = finished
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     phases = ["train/ce", "train/logit_adjusted", "retrain/retrained", "retrain/fdc-max"]
-    assert list(dict.fromkeys(r["phase"] for r in log)) == [*phases, "retrain/fdc-random", "retrain/fdc-random-1"]
+    others = ["retrain/fdc-max-1", "retrain/fdc-random", "retrain/fdc-random-1"]
+    assert list(dict.fromkeys(r["phase"] for r in log)) == [*phases, *others]
     for phase, variant in zip(phases, summary["variants"]):
         records = [r for r in log if r["phase"] == phase]
         assert [r["epoch"] for r in records] == [1, 2, 3]
@@ -96,6 +97,39 @@ def test_selection_fills_the_tail_and_orders_the_arms(finished):
         assert chosen["fdg"] > entry["arms"]["random-0"]["fdg"]
     fdg = {v["name"]: v["fdg_tail"] for v in summary["variants"]}
     assert fdg["fdc-max"] == pytest.approx(sum(t["arms"]["max"]["fdg"] for t in tail["classes"]) / 3)
+
+
+def test_run_draws_the_chosen_selection_and_the_greedy_one_as_often_as_random_ones(tmp_path):
+    config = QUICK.replace(select="mean", subset_size=None, share=0.5, loss="ce", epochs=1, retrain_epochs=1)
+    summary = train.run_seeds("run", config, [0, 1], out=tmp_path / "runs")
+    seeds = [json.loads((tmp_path / "runs" / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)]
+    for one in seeds:
+        variants = {v["name"]: v for v in one["variants"]}
+        assert list(variants) == ["ce", "retrained", "fdc-mean", "fdc-max", "fdc-random"]
+        assert [(mode, len(draws)) for mode, draws in one["repeats"].items()] == [
+            ("mean", 2),
+            ("max", 2),
+            ("random", 2),
+        ]
+        classes = one["tail"]["classes"]
+        for mode, (first, second) in one["repeats"].items():
+            variant, arm = variants[f"fdc-{mode}"], "random-0" if mode == "random" else mode
+            assert first["balanced_accuracy"] == variant["balanced_accuracy"]
+            tail = [variant["per_class_accuracy"][entry["label"]] for entry in classes]
+            assert first["tail_accuracy"] == pytest.approx(sum(tail) / len(tail))
+            for name in ("fdg", "offset"):
+                values = [entry["arms"][arm][name] for entry in classes]
+                assert first[f"{name}_tail"] == pytest.approx(sum(values) / len(values))
+            assert first["fdg_tail"] != second["fdg_tail"]  # other rows
+        by_mode = {mode: draws[0] for mode, draws in one["repeats"].items()}
+        assert by_mode["mean"]["offset_tail"] < by_mode["random"]["offset_tail"]
+        assert by_mode["max"]["fdg_tail"] > by_mode["random"]["fdg_tail"]
+    # One number a seed, so that seeds are what an interval covers.
+    for number, one in enumerate(seeds):
+        draws = [draw["balanced_accuracy"] for draw in one["repeats"]["max"]]
+        assert summary["repeats"]["max"][number]["balanced_accuracy"] == pytest.approx(sum(draws) / 2)
+    for page in ("runs/report.html", "runs/seed-0/report.html"):
+        assert "Selections side by side" in (tmp_path / page).read_text()
 
 
 def test_same_seed_same_numbers_and_other_seed_other_numbers(finished, tmp_path):

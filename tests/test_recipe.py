@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import ltkernels as ltk
+from ltkernels import train
 from ltkernels.cli import main
 from ltkernels.diversity import FdgTarget
 from ltkernels.experiments.arms import make_arms
-from ltkernels.selection._arms import calibrated, parse_mode
+from ltkernels.selection import fdg_recipe
+from ltkernels.selection._arms import calibrated, complete_class, parse_mode
 from ltkernels.selection._recipe import spread_evenly
 from ltkernels.train.config import Config
 from ltkernels.train.features import complete_tail
@@ -300,3 +302,61 @@ def test_bad_files_and_flags_are_named(arrays, flags, words, tmp_path, capsys) -
     assert words in error
     assert error.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npz"]
+
+
+@pytest.mark.parametrize("mode", ["mean", "match", "match:0.1", "target:0.1"])
+def test_a_pool_that_cannot_give_what_is_asked_for_is_said(mode) -> None:
+    g = torch.Generator().manual_seed(0)
+    z, pool = torch.randn(30, 6, generator=g), torch.randn(200, 6, generator=g)
+    target = FdgTarget(0.1, 0.0, {}, [])
+    one_sided, equal = pool.abs() + 9.0, torch.ones(200, 6)
+    drawn = complete_class(4, z, one_sided, 50, mode="random", n_random=1, seed=1)
+    for given in (one_sided, equal):
+        found = complete_class(4, z, given, 50, mode=mode, target=target, n_random=1, seed=1)
+        assert not found.reached
+        assert found.chosen.offset > 3.0
+        assert len(found.rows.unique()) == 50
+    if "match" in mode or mode == "mean":
+        assert (
+            complete_class(4, z, one_sided, 50, mode=mode, target=target, n_random=1, seed=1).chosen.offset
+            < drawn.chosen.offset
+        )
+    with pytest.raises(ValueError, match="class 4 needs 50 samples, its pool has 49"):
+        complete_class(4, z, pool[:49], 50, mode=mode, target=target)
+
+
+def test_match_without_a_head_class_to_calibrate_on_says_so() -> None:
+    g = torch.Generator().manual_seed(0)
+    features = {label: torch.randn(n, 4, generator=g) for label, n in enumerate((10, 10, 9))}
+
+    def make(label, rows):
+        return torch.randn(rows, 4, generator=g)
+
+    recipe = fdg_recipe(features, make, [10, 10, 9], mode="match", head_ratio=0.6, n_sets=0, n_random=1)
+    (entry,) = recipe.classes
+    assert entry.target is None
+    assert entry.note == "no head class to calibrate FDG on: only the mean was matched"
+    assert (
+        fdg_recipe(features, make, [10, 10, 9], mode="mean", head_ratio=0.6, n_sets=0, n_random=1).classes[0].note == ""
+    )
+
+
+def test_run_says_what_a_completion_did_not_reach() -> None:
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 6)
+    data = train.data.Dataset.from_arrays(
+        torch.randn(96, 5) + labels[:, None], labels, torch.randn(30, 5), torch.arange(30) % 3, class_names=list("abc")
+    )
+    config = train.Config(
+        model="mlp",
+        epochs=1,
+        retrain_epochs=1,
+        random_repeats=1,
+        threads=1,
+        loss="ce",
+        select="match:9",
+        head_ratio=0.8,
+    )
+    assert (
+        "completion of class c: match:9 was not reached; this is the nearest set found"
+        in train.run(config, data)["notes"]
+    )

@@ -13,6 +13,7 @@ from PIL import Image
 from ltkernels.train.report import charts, drawing, render, save_pngs
 from ltkernels.train.report.drawing import shorten
 from ltkernels.train.report.page import page, table
+from ltkernels.train.report.run import _selections
 
 VOID = {"meta", "br", "input"}
 VARIANTS = ["cross-entropy", "LDAM", "control", "FDG &lt;max&gt;", "random"]
@@ -35,6 +36,10 @@ def _variant(name, title, fdg, hits):
     }  # fmt: skip
 
 
+def _draw(accuracy, fdg, offset):
+    return {"balanced_accuracy": accuracy, "tail_accuracy": accuracy - 0.25, "fdg_tail": fdg, "offset_tail": offset}
+
+
 @pytest.fixture
 def summary():
     variants = [
@@ -51,7 +56,10 @@ def summary():
         "class_counts": [200, 15, 5], "class_names": NAMES, "test_counts": [10, 10, 10], "seconds": 12.25, "seed": 3,
         "config": {"data": "npz:<b>", "loss": "ldam", "head_ratio": 0.9, "epochs": None},
         "environment": {"torch": "2.13"}, "variants": variants,
-        "random_repeats": [{"balanced_accuracy": 0.7, "fdg_tail": 0.25}, {"balanced_accuracy": 0.6, "fdg_tail": 0.75}],
+        "repeats": {
+            "max": [_draw(0.75, 0.8125, 4.5), _draw(0.74, 0.8, 4.0), _draw(0.76, 0.91, 3.5)],
+            "random": [_draw(0.7, 0.25, 2.0), _draw(0.71, 0.75, 1.0), _draw(0.69, 0.5, 1.5)],
+        },
         "tail": {"features_from": "ce", "selected": "max", "head_classes": [0], "classes": [entry]},
     }  # fmt: skip
 
@@ -131,7 +139,47 @@ def test_table_shows_the_numbers(summary):
     # 21 of 30 against 14 of 30, each with a standard error of 5 points: 7.07 for the difference.
     assert re.search(r"LDAM\s+against\s+cross-entropy\s*: \+23\.3 points \(70\.0 against 46\.7\), beyond", text)
     assert "standard error of 7.1 points" in text
-    assert "65.0 ± 7.1 (60.0 to 70.0), FDG tail 0.500 ± 0.354" in text
+
+
+def test_selections_stand_side_by_side_with_intervals(summary):
+    def rows(summary):
+        return [list(map(_words, row)) for row in _selections(summary)["table"]["rows"]]
+
+    # Differences of 5, 3 and 7 points: their standard deviation is 2, t(0.975, 2) = 4.3027. Against none the mean is 25 points.
+    assert rows(summary) == [
+        ["no augmentation", "50.0", "\u2013", "\u2013", "10.0", "\u2013", "\u2013"],
+        ["FDG <max>", "75.0", "+5.00 ± 4.97 better", "+25.00 ± 2.48 better", "50.0", "0.841", "4.0 far"],
+        ["random", "70.0", "\u2013", "+20.00 ± 2.48 better", "45.0", "0.500", "1.5"],
+    ]
+    assert "3 draws of each selection" in _selections(summary)["text"]
+    html = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", render(summary, _metrics())))
+    assert "Selections side by side" in html
+    assert "+5.00 ± 4.97 better" in html
+    # One draw has no interval, and a run without a tail nothing to compare.
+    single = copy.deepcopy(summary)
+    single["repeats"] = {mode: draws[:1] for mode, draws in summary["repeats"].items()}
+    assert rows(single)[1][2:4] == ["+5.00", "+25.00"]
+    assert "no interval" in _selections(single)["text"]
+    render(single, _metrics())
+    single["tail"]["classes"] = []
+    assert _selections(single) is None
+    render(single, _metrics())
+    # Of several seeds, each has its own result without augmentation: differences of 25, 20 and 33 points.
+    several = copy.deepcopy(summary)
+    several["seeds"] = [0, 1, 2]
+    several["runs"] = [
+        {
+            "seed": i,
+            "variants": [{"name": "ce", "balanced_accuracy": 0.1}, {"name": "retrained", "balanced_accuracy": x}],
+        }
+        for i, x in enumerate((0.5, 0.54, 0.43))
+    ]
+    assert rows(several)[1][1:4] == ["75.0", "+5.00 ± 4.97 better", "+26.00 ± 16.29 better"]
+    assert rows(several)[0][1] == "49.0"
+
+
+def _words(cell):
+    return f"{cell['text']} {cell.get('small', '')}".strip() if isinstance(cell, dict) else cell
 
 
 def test_confusion_matrix_follows_frequency():
@@ -146,7 +194,7 @@ def test_confusion_matrix_follows_frequency():
 
 def test_hundred_classes_and_a_training_alone(summary):
     many = copy.deepcopy(summary)
-    del many["tail"], many["random_repeats"]
+    del many["tail"], many["repeats"]
     many["class_counts"], many["class_names"] = list(range(500, 0, -5)), [f"class {i}" for i in range(100)]
     many["test_counts"] = [1] * 100
     many["variants"] = many["variants"][1:2]
@@ -181,7 +229,7 @@ def test_analysis_is_shown_where_it_was_recorded(summary):
     html = render(_with_analysis(summary), _metrics())
     page = _parse(html)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
-    for title in ("Further measures", "Classifier norms against counts", "Feature space", "FDG against accuracy"):
+    for title in ("Further measures", "Classifier norms against counts", "Feature space", "Selections side by side"):
         assert f"{title} " in text
     assert html.count("<script>") == page.tags.count("script") == 1
     assert not {"img", "link"} & set(page.tags)
@@ -304,7 +352,7 @@ def test_a_thousand_classes_make_a_page_of_less_than_three_megabytes(summary):
 
     rng, n = random.Random(0), 1000
     many = _with_analysis(summary)
-    del many["tail"], many["random_repeats"]
+    del many["tail"], many["repeats"]
     many["variants"] = many["variants"][1:2]
     names = [f"{'<b>' if i == 7 else ''}species number {i}" for i in range(n)]
     many["class_counts"], many["class_names"], many["test_counts"] = [1000 - i // 2 for i in range(n)], names, [10] * n

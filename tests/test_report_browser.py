@@ -91,7 +91,8 @@ def _summary(n: int, variants: int) -> dict:
                 row[rng.randrange(n)] += 1
         recall = [confusion[i][i] / 10 for i in range(n)]
         shown.append({
-            "name": f"v{k}", "title": ("cross-entropy", "logit adjustment", "classifier retrained, no augmentation")[k],
+            "name": ("v0", "v1", "retrained")[k],
+            "title": ("cross-entropy", "logit adjustment", "classifier retrained, no augmentation")[k],
             "balanced_accuracy": 0.5, "balanced_accuracy_se": 0.0125, "top1": 0.5, "best_balanced_accuracy": 0.5,
             "per_class_accuracy": recall, "confusion": confusion, "fdg_tail": None, "seconds": 1.0, "evaluation_seconds": 0.2,
             "groups": {g: {"accuracy": 0.5 if c else None, "se": 0.01 if c else None, "classes": c} for g, c in groups.items()},
@@ -103,12 +104,13 @@ def _summary(n: int, variants: int) -> dict:
             },
         })  # fmt: skip
     arms = {"mean": {"fdg": 0.6, "path": [[20, 0.6]]}, "random-0": {"fdg": 0.25, "path": [[20, 0.25]]}}
+    draw = {"balanced_accuracy": 0.5, "tail_accuracy": 0.25, "fdg_tail": 0.4, "offset_tail": 1.5}
     labels = [rng.randrange(n) for _ in range(300)]
     return {
         "command": "run", "chosen": "v1", "groups": shown[1]["groups"], "class_counts": counts, "test_counts": [10] * n,
         "class_names": [*NAMES, *(f"species number {i}" for i in range(len(NAMES), n))], "seconds": 12.5, "seed": 3,
         "config": {"data": "folder:own", "loss": "logit_adjusted", "head_ratio": 0.9}, "environment": {"torch": "2"},
-        "variants": shown, "random_repeats": [],
+        "variants": shown, "repeats": {mode: [draw, draw] for mode in ("mean", "random")} if variants == 3 else {},
         "tail": {
             "features_from": "v0", "selected": "mean", "head_classes": [0],
             "classes": [{"label": c, "similar_head": 0, "need": 20, "pool": 80, "arms": arms} for c in range(3, 6)],

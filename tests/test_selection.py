@@ -13,8 +13,7 @@ import ltkernels as ltk
 from ltkernels.selection._driver import ENGINES
 from ltkernels.selection._engines.lazy import LazyEngine
 from ltkernels.selection._engines.packed import PackedEngine
-from ltkernels.selection._problem import Problem
-from ltkernels.selection._subsets import start_state
+from ltkernels.selection._subsets import Problem, start_state
 
 CENTERINGS = ("joint", "separate", "none")
 

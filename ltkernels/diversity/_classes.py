@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._arrays import text
-from .._features import as_tensor, check_alpha, check_features, check_rows, cholesky_log_det
-from .._ranks import Ranks
+from .._features import as_tensor, check_alpha, check_features, check_rows, diversity_nats
+from .._ranks import Ranks, together
 from ._files import check_names, read_statistics, write_statistics
 from ._stream import BLOCK, FeatureStatistics
 
@@ -142,23 +142,15 @@ def _check_labels(labels: Any, rows: int, classes: int | None, limit: str) -> tu
 
 
 def class_diversities(
-    features: Any,
-    labels: Any,
-    *,
-    num_classes: int | None = None,
-    alpha: float = 1.0,
-    max_bytes: int = 1 << 28,
-    group: Any = None,
+    features: Any, labels: Any, *, num_classes: int | None = None, alpha: float = 1.0, group: Any = None
 ) -> Tensor:
-    """V of every class in batched calls: the semantic scale of each class, whose spread over the classes is the
-    semantic-scale imbalance.
+    """V of every class: the semantic scale of each class, whose spread over the classes is the semantic-scale imbalance.
 
     Args:
         features: (n, d) float features.
         labels: (n,) integers in [0, num_classes).
         num_classes: C; by default the largest label plus 1.
         alpha: factor of the covariance, above 0.
-        max_bytes: of one batch of classes; a class of its own needs what it needs.
         group: process group over whose ranks the samples are spread ("world" is the default one), each rank giving its
             own features and labels, possibly none: every rank gets V of all of them, the same to the bit. One class at
             a time is merged, as `FeatureStatistics.all_reduce` does it. None: these samples alone.
@@ -171,56 +163,30 @@ def class_diversities(
         TypeError, ValueError: as `feature_diversity`; labels of another length, negative or not below num_classes; with
             `group`, on every rank where it happens on one.
     """
-    if group is not None:
-        return _over_ranks(Ranks(group), features, labels, num_classes, alpha)
-    x = check_features(features, "features").detach()
-    alpha = check_alpha(alpha)
-    y, classes = _check_labels(labels, len(x), num_classes, "num_classes")
-    y = y.to(x.device)
-    counts = torch.bincount(y, minlength=classes)
-    rows = torch.argsort(y, stable=True)
-    begins = (counts.cumsum(0) - counts).tolist()
-    out = x.new_full((classes,), torch.nan)
-    # Classes of about one size go together, padded with rows of zeros, which add nothing to a scatter.
-    buckets: dict[int, list[int]] = {}
-    for c, count in enumerate(counts.tolist()):
-        if count:
-            buckets.setdefault(max(8, 1 << (count - 1).bit_length()), []).append(c)
-    d = x.shape[1]
-    for size, members in buckets.items():
-        step = max(1, max_bytes // (8 * (size * d + min(size, d) ** 2)))
-        for first in range(0, len(members), step):
-            ids = torch.tensor(members[first : first + step], device=x.device)
-            n = counts[ids]
-            at = torch.tensor([begins[c] for c in members[first : first + step]], device=x.device)[:, None]
-            place = torch.arange(size, device=x.device)
-            real = place < n[:, None]
-            block = x[rows[torch.where(real, at + place, at)]] * real[:, :, None]
-            block = (block - block.sum(1, keepdim=True) / n[:, None, None]) * real[:, :, None]
-            gram = block @ block.mT if size < d else block.mT @ block
-            gram = gram * (alpha / n.to(torch.float64))[:, None, None]
-            gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
-            out[ids] = cholesky_log_det(gram) / _LOG4
-    return out
-
-
-def _over_ranks(ranks: Ranks, features: Any, labels: Any, num_classes: int | None, alpha: float) -> Tensor:
-    with ranks.together():
+    ranks = None if group is None else Ranks(group)
+    with together(ranks):
         x = check_features(features, "features").detach()
         alpha = check_alpha(alpha)
         y, classes = _check_labels(labels, len(x), num_classes, "num_classes")
-    heads = ranks.share([x.shape[1], classes, num_classes is None])
-    widths = [width for width, _, _ in heads]
-    if min(widths) != max(widths):
-        raise ValueError(f"ranks disagree on the number of features: {min(widths)} to {max(widths)}")
-    if len({(given, 0 if given else number) for _, number, given in heads}) > 1:
-        raise ValueError(f"ranks disagree on num_classes: {[None if free else number for _, number, free in heads]}")
-    classes = max(number for _, number, _ in heads)
-    y = y.to(x.device)
+    if ranks is not None:
+        heads = ranks.share([x.shape[1], classes, num_classes is None])
+        widths = [width for width, _, _ in heads]
+        if min(widths) != max(widths):
+            raise ValueError(f"ranks disagree on the number of features: {min(widths)} to {max(widths)}")
+        if len({(given, 0 if given else number) for _, number, given in heads}) > 1:
+            raise ValueError(
+                f"ranks disagree on num_classes: {[None if free else number for _, number, free in heads]}"
+            )
+        classes = max(number for _, number, _ in heads)
     out = x.new_full((classes,), torch.nan)
-    for c in range(classes):
-        part = FeatureStatistics(x.shape[1], device=x.device).update(x[y == c])
-        _merge_classes(ranks, [part])
-        if part.count:
-            out[c] = part.diversity(alpha=alpha)
+    counts = torch.bincount(y, minlength=classes).tolist()
+    for c, own in enumerate(torch.argsort(y, stable=True).to(x.device).split(counts)):
+        rows = x[own]
+        if ranks is not None:
+            part = FeatureStatistics(x.shape[1], device=x.device).update(rows)
+            _merge_classes(ranks, [part])
+            if part.count:
+                out[c] = part.diversity(alpha=alpha)
+        elif len(rows):
+            out[c] = diversity_nats(rows - rows.mean(0), len(rows) / alpha) / _LOG4
     return out

@@ -6,11 +6,12 @@ the random draws of the same size from the same pools, or with no augmentation u
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from ltkernels.diversity import FAR
 from ltkernels.experiments.protocol import ARMS
+from ltkernels.train.metrics import difference, interval
 
 Row = dict[str, Any]
 CAVEAT = (
@@ -31,14 +32,6 @@ _COLORS = {
     "clusters-min": "#882255",
     "real": "#009E73",
 }
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """The mean, and half of its 95 % interval."""
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return {"mean": mean(values), "half": float(half)}
 
 
 def findings(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -72,23 +65,15 @@ def _finding(rows: Sequence[Row], none: dict[int, Row]) -> dict[str, Any]:
             "accuracy": interval(accuracy),
             "fdg_tail": mean(of(arm, "fdg_tail")),
             "offset_tail": mean(of(arm, "offset_tail")),
-            "minus_none": _difference(accuracy, [none[i]["balanced_accuracy"] for i in sets]),
+            "minus_none": difference(accuracy, [none[i]["balanced_accuracy"] for i in sets]),
         }
         if arm != "random":
-            arms[arm]["minus_random"] = _difference(accuracy, of("random", "balanced_accuracy"))
-            arms[arm]["minus_random_tail"] = _difference(of(arm, "tail_accuracy"), of("random", "tail_accuracy"))
+            arms[arm]["minus_random"] = difference(accuracy, of("random", "balanced_accuracy"))
+            arms[arm]["minus_random_tail"] = difference(of(arm, "tail_accuracy"), of("random", "tail_accuracy"))
     if "match" in arms and "mean" in arms:
-        arms["match"]["minus_mean"] = _difference(of("match", "balanced_accuracy"), of("mean", "balanced_accuracy"))
+        arms["match"]["minus_mean"] = difference(of("match", "balanced_accuracy"), of("mean", "balanced_accuracy"))
     accuracy = interval([none[i]["balanced_accuracy"] for i in sets])
     return {"sets": len(sets), "none": {"accuracy": accuracy}, "arms": arms}
-
-
-def _difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    values = [a - b for a, b in zip(ours, theirs)]
-    found = interval(values)
-    low, high = found["mean"] - found["half"], found["mean"] + found["half"]
-    verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    return {**found, "wins": sum(v > 0 for v in values), "verdict": verdict}
 
 
 def sentences(result: dict[str, Any]) -> list[str]:

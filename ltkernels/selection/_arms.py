@@ -1,4 +1,4 @@
-"""The arms of one tail class: what the greedy selection, random draws and the uniformly spaced sets take from its pool."""
+"""The arms of one tail class: what each way to choose, and the uniformly spaced sets, take from its pool."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ClassSets(NamedTuple):
     Attributes:
         label, need: the class, and how many samples it gets; mode: how they are chosen.
         pool: (P, d) its augmented features.
-        arms: by name: `mode`, and "random-0", "random-1", ...; of the random ones only the first has more than the end of its path.
+        arms: by name (see `arm_name`): `mode`, the draws of "random", and those of the modes that were to be compared.
         set_rows: (n_sets, need) rows of the pool; set_fdg (n_sets,), rising and uniformly spaced; spacing_error as in `UniformSets`.
         target: the calibrated FDG that capped "match"; None where nothing did.
         reached, note: whether `mode` got what it aims at, and what it has to say.
@@ -61,7 +61,7 @@ class ClassSets(NamedTuple):
 
     @property
     def chosen(self) -> Arm:
-        return self.arms["random-0" if self.mode == "random" else self.mode]
+        return self.arms[arm_name(self.mode)]
 
     @property
     def rows(self) -> Tensor:
@@ -78,6 +78,11 @@ class ClassSets(NamedTuple):
     @property
     def random_fdg(self) -> Tensor:
         return torch.tensor([arm.fdg for arm in self.random], dtype=torch.float64)
+
+
+def arm_name(mode: str, number: int = 0) -> str:
+    """The name of the arm of a mode's draw: "max", "max-1", ...; "random-0", "random-1", ... of the random one."""
+    return f"{mode}-{number}" if number or mode == "random" else mode
 
 
 def class_seed(seed: int, label: int) -> int:
@@ -129,6 +134,16 @@ def parse_mode(mode: str) -> dict[str, Any]:
     )
 
 
+def is_greedy(mode: str) -> bool:
+    """Whether a mode picks clusters by FDG."""
+    return parse_mode(mode)["mode"] not in ("random", "mean", "match")
+
+
+def together(mode: str) -> int:
+    """Rows that are picked together where nothing else is asked for: the paper's clusters of ten, single rows where FDG has a target."""
+    return 1 if mode.partition(":")[0] in ("target", "quantile") else 10
+
+
 def cut(pool: Any, subset_size: int, seed: int) -> Subsets:
     """The pool's clusters of about `subset_size` rows; of single rows there is nothing to find."""
     if subset_size == 1:
@@ -145,7 +160,6 @@ def choose_rows(
     *,
     target: FdgTarget | None = None,
     clusters: Subsets | None = None,
-    m: int | None = None,
     seed: int = 0,
     centering: str = "joint",
     alpha: float = 1.0,
@@ -154,8 +168,7 @@ def choose_rows(
     """`need` rows of a pool by a mode (see `parse_mode`): the one place where run, select, experiment and stage 2 choose.
 
     `target` is the cap of "match" without a number (None: the mean alone). `clusters` of the pool are needed by max, min,
-    quantile and target, m is how many of them are picked (default: until they hold `need` rows); the last one is cut where
-    `need` is reached. The indices are rows of `pool`.
+    quantile and target, which pick them until they hold `need` rows; the last one is cut there. The indices are rows of `pool`.
     """
     parsed = parse_mode(mode)
     name = parsed.pop("mode")
@@ -163,12 +176,15 @@ def choose_rows(
     if name in ("random", "mean", "match"):
         fdg = parsed.get("fdg", target if name == "match" else None)
         mean = None if name == "random" else "original"
-        return match_pool(original, pool, need, fdg=fdg, mean=mean, seed=seed, **common)
+        found = match_pool(original, pool, need, fdg=fdg, mean=mean, seed=seed, **common)
+        if name == "match" and fdg is None:
+            found.stats["note"] = found.stats["note"] or "no head class to calibrate FDG on: only the mean was matched"
+        return found
     if clusters is None:
         raise ValueError(f"mode {mode} picks clusters: give them")
     sizes = clusters.offsets.diff()
     # Enough steps even if the smallest subsets are the ones picked; a greedy pick does not depend on how many follow.
-    steps = int(torch.searchsorted(sizes.sort().values.cumsum(0), need)) + 1 if m is None else m
+    steps = int(torch.searchsorted(sizes.sort().values.cumsum(0), need)) + 1
     order = clusters.order.to(pool.device)
     found = select_subsets(
         original, pool[order], clusters.offsets, m=min(steps, len(sizes)), mode=name, engine=engine, **parsed, **common
@@ -188,7 +204,8 @@ def complete_class(
     target: FdgTarget | None = None,
     n_sets: int = 0,
     n_random: int = 100,
-    subset_size: int = 10,
+    compared: Sequence[str] = (),
+    subset_size: int | None = None,
     centering: str = "joint",
     alpha: float = 1.0,
     engine: str = "auto",
@@ -204,29 +221,52 @@ def complete_class(
         need: samples to add; the last subset picked is cut there.
         m: subsets of `subset_size` to take instead; need is then at most what they hold.
         mode: see `parse_mode`; target: the cap of "match".
-        n_sets: uniformly spaced sets, 0 for none (else at least 2); n_random: repeats of the random arm.
-        subset_size: size of the clusters.
-        seed: of the clustering, of "match" and of the random arm, whose first repeat is the draw that "match" bends.
+        n_sets: uniformly spaced sets, 0 for none (else at least 2); n_random: draws of the random arm.
+        compared: modes of which there are to be as many draws as of the random arm.
+        subset_size: size of the clusters (None: `together`).
+        seed: of the first draw of each arm, the next one of the second: of its clusters, or of the random order that "match" bends.
         checkpoint: file for the runs of the uniform sets.
         centering, alpha, engine, progress: as in `uniform_fdg_sets`.
     """
     z, x = check_features(original, "original"), check_features(pool, "pool")
     keywords: dict[str, Any] = {"centering": centering, "alpha": alpha, "engine": engine}
     sets, clusters = None, None
-    greedy = parse_mode(mode)["mode"] not in ("random", "mean", "match")
-    if z.shape[0] < 2 and (greedy or n_sets):
+    greedy = {which: is_greedy(which) for which in (mode, *compared, "random")}
+    if z.shape[0] < 2 and (n_sets or any(greedy.values())):
         raise ValueError(f"class {label} has one sample: its feature diversity gain is undefined")
     if mode == "random" and n_random < 1:
         raise ValueError('mode "random" needs n_random of at least 1')
     if need < 1 or need > x.shape[0]:
         raise ValueError(f"class {label} needs {need} samples, its pool has {x.shape[0]}")
+    gain = Gain(z, centering, alpha)
+
+    def draw(which: str, number: int, clusters: Subsets | None = None) -> tuple[Selection, Arm]:
+        start = (seed + number) % 2**64
+        if greedy[which] and clusters is None:
+            clusters = cut(x, subset_size or together(which), start)
+        found = choose_rows(z, x, need, which, target=target, clusters=clusters, seed=start, **keywords)
+        ends: Sequence[int] = ()
+        if greedy[which] and clusters:
+            ends = clusters.offsets.diff()[found.picked].cumsum(0).tolist()
+        elif which == "random" and not number:
+            ends = sorted({-(-need * i // _POINTS) for i in range(1, _POINTS)})
+        # The last subset is cut where the class would outgrow the largest one; FDG is that of what is really added.
+        added = x[found.indices.to(x.device)]
+        path = [(end, gain.of(added[:end])) for end in ends if end < need]
+        return found, Arm(found.indices, [*path, (need, gain.of(added))], standardized_offset(z, added))
+
+    size, arms = subset_size or together(mode), dict[str, Arm]()
     try:
-        if greedy or n_sets:
-            clusters = cut(x, subset_size, seed)
-        sizes = clusters.offsets.diff().sort().values if clusters else torch.full((m or 1,), subset_size)
+        if n_sets or greedy[mode]:
+            clusters = cut(x, size, seed)
+        sizes = clusters.offsets.diff().sort().values if clusters else torch.full((m or 1,), size)
         if m is not None:
             need = min(need, int(sizes[:m].sum()))
-        chosen = choose_rows(z, x, need, mode, target=target, clusters=clusters, m=m, seed=seed, **keywords)
+        chosen, arms[arm_name(mode)] = draw(mode, 0, clusters)
+        for which in dict.fromkeys(["random", *compared]):
+            for number in range(n_random):
+                if (name := arm_name(which, number)) not in arms:
+                    arms[name] = draw(which, number)[1]
         if clusters and n_sets:
             steps = min(int(torch.searchsorted(sizes.cumsum(0), need)) + 1 if m is None else m, len(sizes))
             pool = x[clusters.order.to(x.device)]
@@ -235,23 +275,6 @@ def complete_class(
             )
     except ValueError as error:
         raise ValueError(f"class {label}: {error}") from None
-    gain = Gain(z, centering, alpha)
-
-    def arm(rows: Tensor, ends: Sequence[int] = ()) -> Arm:
-        path = [(end, gain.of(x[rows[:end].to(x.device)])) for end in ends if end < need]
-        added = x[rows.to(x.device)]
-        return Arm(rows, [*path, (need, gain.of(added))], standardized_offset(z, added))
-
-    arms = {}
-    if mode != "random":
-        # The last subset is cut where the class would outgrow the largest one; FDG is that of what is really added.
-        ends = clusters.offsets.diff()[chosen.picked].cumsum(0).tolist() if greedy and clusters else []
-        arms[mode] = arm(chosen.indices, ends)
-    for number in range(n_random):
-        draw = match_pool(z, x, need, mean=None, seed=(seed + number) % 2**64, centering=centering, alpha=alpha).indices
-        arms[f"random-{number}"] = arm(
-            draw, () if number else sorted({-(-need * i // _POINTS) for i in range(1, _POINTS)})
-        )
     set_rows = chosen.indices[None, :][:0]
     if sets and clusters:
         set_rows = torch.stack([clusters.order[found.indices[:need]] for found in sets.selections])

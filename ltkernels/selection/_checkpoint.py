@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._npz import DAMAGED, read_arrays
-from ._problem import Problem
+from ._subsets import Problem
 
 _log = logging.getLogger(__name__)
 

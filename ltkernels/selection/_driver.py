@@ -23,8 +23,8 @@ from ._engines import loop
 from ._engines.batched import BatchedEngine, stack_key
 from ._engines.lazy import LazyEngine
 from ._engines.packed import PackedEngine
-from ._problem import Problem
 from ._rules import Rule, choose
+from ._subsets import Problem
 
 ENGINES = ("auto", "full", "lazy")
 # Up to this many features the C++ loop makes all steps; its own factorisation is no match for LAPACK's on wider ones.

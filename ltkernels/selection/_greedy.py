@@ -15,9 +15,8 @@ from .._features import as_tensor, check_count, check_number
 from ..diversity import standardized_offset
 from ._checkpoint import fingerprint, read_checkpoint
 from ._driver import Outcome, engine_of_steps, plan, run_all, saver, step_by_step
-from ._problem import Problem
 from ._rules import MODES, TIE, Rule
-from ._subsets import Start, checked_pool
+from ._subsets import Problem, Start, checked_pool
 
 # Without `tol`, a target counts as reached when the last FDG is this close to it.
 REACHED = 1e-2

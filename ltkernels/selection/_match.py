@@ -30,8 +30,9 @@ Kept means matter because the classifier follows the mean of what is added, whic
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,13 +48,15 @@ from .._features import (
     check_seed,
     cholesky_log_det,
 )
+from .._ranks import Ranks, same_arguments, together
 from ..diversity import FdgTarget, fdg_target, feature_diversity_gain
 from ._greedy import REACHED, Selection
 
 # A mean counts as kept within this share of the standard error of the originals' own mean.
 OFFSET_REACHED = 0.5
-# Elements of a pool that are converted to float64 together. Larger pools are read in blocks of so many, once a step.
-_BLOCK = 1 << 22
+# Elements of a pool that is converted to float64 once. Larger ones are read once a step, in blocks that stay in the cache: fresh arrays of
+# tens of megabytes cost ten times what is done with them.
+_WHOLE, _BLOCK = 1 << 22, 1 << 18
 # Rows that the Hessian of a step is taken from at most, a random part of a larger pool.
 _PART = 1 << 13
 # A search ends after so many steps without a better set, or with an offset whose square is that small (and FDG well
@@ -67,13 +70,51 @@ _RIDGE, _LONGEST, _DAMPING, _FRESH = 1e-2, 3.0, 0.7, 0.9
 
 
 class _Rows:
-    """The pool relative to the originals' mean, float64, in blocks; a small pool is converted once."""
+    """The pool relative to the originals' mean, float64, in blocks; a small pool is converted once.
 
-    def __init__(self, pool: Tensor, origin: Tensor) -> None:
-        self.pool, self.origin = pool, origin
-        self.count, self.width = pool.shape
-        self.step = max(1, _BLOCK // self.width)
-        self.whole = pool.to(torch.float64) - origin if self.count <= self.step else None
+    Over ranks each holds its own rows; rows are numbered through the whole pool. `top`, `moments`, `joined` and `agreed` are then
+    collective, and give every rank the same.
+    """
+
+    def __init__(self, pool: Tensor, origin: Tensor, order: Tensor, ranks: Ranks | None, counts: Sequence[int]) -> None:
+        self.pool, self.origin, self.ranks = pool, origin, ranks
+        self.count, self.width = sum(counts), pool.shape[1]
+        self.ends = list(itertools.accumulate(counts, initial=0))
+        self.first, self.last = self.ends[ranks.rank if ranks else 0 :][:2]
+        small = pool.numel() <= _WHOLE
+        self.step = max(1, len(pool) if small else _BLOCK // self.width)
+        self.whole = pool.to(torch.float64) - origin if small else None
+        # Derivatives only steer: a random part of a large pool serves, of which `mine` are this rank's own.
+        some = order[:_PART].sort().values if self.count > _PART else torch.arange(self.count, device=order.device)
+        self.sizes = torch.searchsorted(some, some.new_tensor(self.ends)).diff().tolist()
+        self.mine = self.own(some)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Which of some rows are this rank's, by their number here."""
+        return rows if self.ranks is None else rows[(rows >= self.first) & (rows < self.last)] - self.first
+
+    def joined(self, own: Tensor) -> Tensor:
+        """(k, ...) of the whole part, from what each rank has for its own rows of it."""
+        if self.ranks is None:
+            return own
+        padded = own.new_zeros(max(self.sizes), *own.shape[1:])
+        padded[: len(own)] = own
+        return torch.cat([x[:size] for x, size in zip(self.ranks.gather(padded), self.sizes)])
+
+    def agreed(self, x: Tensor) -> Tensor:
+        """Rank 0's: rounding may differ between machines, and all must go one way."""
+        return x if self.ranks is None else self.ranks.broadcast(x, 0)
+
+    def top(self, values: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The n rows of largest value, best first, and the smallest of these values."""
+        found = values.topk(min(n, len(values)))
+        if self.ranks is None:
+            return found.indices, found.values[-1]
+        padded = values.new_full((2, n), -torch.inf)
+        padded[:, : len(found.values)] = torch.stack([found.values, (found.indices + self.first).to(values)])
+        every = torch.cat(self.ranks.gather(padded), 1)
+        best = every[0].topk(n)
+        return every[1, best.indices].long(), best.values[-1]
 
     def blocks(self) -> Iterator[Tensor]:
         if self.whole is not None:
@@ -86,21 +127,33 @@ class _Rows:
         return self.whole[rows] if self.whole is not None else self.pool[rows].to(torch.float64) - self.origin
 
     def dot(self, vector: Tensor) -> Tensor:
-        """(P,) products of every row with `vector`."""
-        return torch.cat([x @ vector for x in self.blocks()])
+        """(own rows,) products of every row with `vector`."""
+        return self.each(lambda x: x @ vector)
 
     def quadratic(self, matrix: Tensor, centre: Tensor) -> Tensor:
-        """(P,) (x - centre)^T matrix (x - centre) of every row."""
-        return torch.cat([((x - centre) @ matrix).mul_(x - centre).sum(1) for x in self.blocks()])
+        """(own rows,) (x - centre)^T matrix (x - centre) of every row."""
+        return self.each(lambda x: ((x - centre) @ matrix).mul_(x - centre).sum(1))
+
+    def each(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """(own rows,) of a function that gives a number for every row of a block."""
+        out, begin = self.origin.new_empty(len(self.pool)), 0
+        for x in self.blocks():
+            # In place: a small result of its own would sit in the middle of the memory that the next block needs.
+            out[begin : begin + len(x)] = value(x)
+            begin += len(x)
+        return out
 
     def moments(self, rows: Tensor, square: bool = True) -> tuple[Tensor, Tensor]:
         """Mean (d,) and, if wanted, mean square (d, d) of some rows."""
         total, squares = self.origin.new_zeros(self.width), self.origin.new_zeros(self.width, self.width)
-        for part in rows.split(self.step):
+        for part in self.own(rows).split(self.step):
             x = self.take(part)
             total += x.sum(0)
             if square:
                 squares.addmm_(x.T, x)
+        if self.ranks is not None:
+            total = torch.stack(self.ranks.gather(total)).sum(0)
+            squares = torch.stack(self.ranks.gather(squares)).sum(0) if square else squares
         return total / rows.shape[0], squares / rows.shape[0]
 
 
@@ -177,11 +230,9 @@ class _Found(NamedTuple):
 class _Tilt:
     """The multipliers theta and beta for one noise, and the best set that they gave."""
 
-    def __init__(self, rows: _Rows, gain: Gain, order: Tensor, noise: Tensor, n: int, mean: bool) -> None:
+    def __init__(self, rows: _Rows, gain: Gain, noise: Tensor, n: int, mean: bool) -> None:
         self.rows, self.gain, self.noise, self.n, self.mean = rows, gain, noise, n, mean
-        # Derivatives only steer: a random part of a large pool serves, in single precision.
-        self.some = order[:_PART].sort().values if rows.count > _PART else slice(None)
-        part = rows.take(self.some)
+        part = rows.joined(rows.take(rows.mine))
         spread = part.std(0, correction=0)
         self.spread = torch.where(spread > 1e-9 * (1.0 + part.abs().max()), spread, torch.ones_like(spread))
         self.part = (part / self.spread).float() if mean else part.new_empty(part.shape[0], 0).float()
@@ -200,14 +251,14 @@ class _Tilt:
             scores = self.rows.dot(self.theta / self.spread) if self.mean else torch.zeros_like(self.noise)
             if self.lean is not None:
                 scores.add_(self.lean, alpha=self.beta)
-            top = (scores + self.noise).topk(self.n)
-            moments = self.rows.moments(top.indices, target is not None)
+            top, threshold = self.rows.top(scores + self.noise, self.n)
+            moments = self.rows.moments(top, target is not None)
             residual = moments[0] / self.unit if self.mean else moments[0][:0]
-            loss, miss = float(residual.square().sum()), 0.0
+            missed = 0.0 if target is None else self.gain(self.n, *moments) - target
+            loss, miss = self.rows.agreed(residual.new_tensor([float(residual.square().sum()), missed])).tolist()
             if target is not None:
-                miss = self.gain(self.n, *moments) - target
                 residual = torch.cat([residual, residual.new_tensor([miss / _MISS])])
-            found = _Found(top.indices, *moments, loss + (miss / _MISS) ** 2)
+            found = _Found(top, *moments, loss + (miss / _MISS) ** 2)
             if loss < _ENOUGH and abs(miss) < 0.25 * REACHED:
                 return found
             loss = found.loss
@@ -221,7 +272,7 @@ class _Tilt:
                 fresh = loss
                 if target is not None:
                     self.lean = self.rows.quadratic(*self.gain.slopes(self.n, *moments))
-                jacobian = self._jacobian(scores, top.values[-1])
+                jacobian = self._jacobian(scores, threshold)
             self._step(jacobian, residual, damping)
         assert best is not None
         return best
@@ -230,10 +281,10 @@ class _Tilt:
         """(k, k) derivatives of the expected residuals by the multipliers, each in units of its feature's spread."""
         features = self.part
         if self.lean is not None:
-            lean = self.lean[self.some]
+            lean = self.rows.joined(self.lean[self.rows.mine])
             self.lean_spread = float(lean.std(correction=0)) or 1.0
             features = torch.cat([features, (lean / self.lean_spread).float()[:, None]], 1)
-        weights = torch.sigmoid(scores[self.some] - threshold).float()
+        weights = torch.sigmoid(self.rows.joined(scores[self.rows.mine]) - threshold).float()
         weights = weights * (1.0 - weights)
         self.features = features - (weights @ features) / weights.sum().clamp_min(1e-30)
         hessian = ((self.features * weights[:, None]).T @ self.features).double()
@@ -248,7 +299,7 @@ class _Tilt:
         square.diagonal().add_(_RIDGE * float(square.diagonal().mean()) + 1e-300)
         step = torch.linalg.solve(square, jacobian.T @ residual)
         length = float((self.features @ step.float()).square().mean().sqrt())
-        step *= damping * min(1.0, _LONGEST / max(length, 1e-300))
+        step = self.rows.agreed(step * (damping * min(1.0, _LONGEST / max(length, 1e-300))))
         if self.lean is not None:
             self.beta -= float(step[-1]) / self.lean_spread
             step = step[:-1]
@@ -267,6 +318,7 @@ def match_pool(
     centering: str = "joint",
     alpha: float = 1.0,
     steps: int = 60,
+    group: Any = None,
 ) -> Selection:
     """Takes n rows of a pool at random, but for their mean, which is that of the originals, and their FDG.
 
@@ -281,6 +333,10 @@ def match_pool(
         seed: of the random order. With `fdg` and `mean` both None the rows are `torch.randperm(P)[:n]` of it.
         centering, alpha: of FDG (see `ltkernels.diversity`).
         steps: most refinements of the multipliers.
+        group: process group over whose ranks the pool is spread ("world" is the default one). Each rank gives all other
+            arguments alike and its own share of the pool, none too (shape (0, d)); the pool is the shares one after the other,
+            and every rank gets the same rows of the whole pool: those of one process, but that in a long search rounding may
+            decide between sets that are as good. A step exchanges n scores and the moments (d^2 doubles) of each rank.
 
     Returns:
         `Selection`: picked and indices (n,) rows of `pool`, best first; fdg (1,) of all of them (NaN where the originals
@@ -289,42 +345,50 @@ def match_pool(
         done). What cannot be met gives the nearest set that the search found, with reached False.
 
     Raises:
-        TypeError, ValueError: as `select_subsets`; n below 1 or above P, an unknown `mean`, "auto" without `heads`.
+        TypeError, ValueError: as `select_subsets`; n below 1 or above P, an unknown `mean`, "auto" without `heads`. With `group`,
+            an error of one rank is one of every rank.
 
     Source: this library; the module's head derives it. Random order and Hajek's rejective sampling: Hajek (1964).
     """
-    z = check_features(original, "original").detach()
-    x = check_rows(pool, "pool", z.shape[1], "original has", max(1, _BLOCK // z.shape[1]))
-    if x.device != z.device:
-        raise ValueError(f"pool is on {x.device}, original is on {z.device}")
-    n, seed = check_count(n, "n", 1), check_seed(seed)
-    if n > x.shape[0]:
-        raise ValueError(f"n must be between 1 and the {x.shape[0]} rows of pool, got {n}")
-    centering, alpha = check_centering(centering), check_alpha(alpha)
-    if mean not in ("original", None):
-        raise ValueError(f"mean must be 'original' or None, got {mean!r}")
-    if isinstance(fdg, str):
-        if fdg != "auto":
-            raise ValueError(f"fdg must be a number, an FdgTarget, 'auto' or None, got {fdg!r}")
-        if not heads:
-            raise ValueError("fdg = 'auto' is calibrated on head classes: give their features as heads")
-        fdg = fdg_target(heads, None, z.shape[0], added=n, seed=seed, centering=centering, alpha=alpha)
-    cap = isinstance(fdg, FdgTarget)
-    target = None if fdg is None else fdg.value if isinstance(fdg, FdgTarget) else check_number(fdg, "fdg")
-
+    ranks = None if group is None else Ranks(group)
+    with together(ranks):
+        z = check_features(original, "original").detach()
+        x = check_rows(pool, "pool", z.shape[1], "original has", max(1, _BLOCK // z.shape[1]))
+        if x.device != z.device:
+            raise ValueError(f"pool is on {x.device}, original is on {z.device}")
+        n, seed = check_count(n, "n", 1), check_seed(seed)
+        centering, alpha = check_centering(centering), check_alpha(alpha)
+        if mean not in ("original", None):
+            raise ValueError(f"mean must be 'original' or None, got {mean!r}")
+        if isinstance(fdg, str):
+            if fdg != "auto":
+                raise ValueError(f"fdg must be a number, an FdgTarget, 'auto' or None, got {fdg!r}")
+            if not heads:
+                raise ValueError("fdg = 'auto' is calibrated on head classes: give their features as heads")
+            fdg = fdg_target(heads, None, z.shape[0], added=n, seed=seed, centering=centering, alpha=alpha)
+        cap = isinstance(fdg, FdgTarget)
+        target = None if fdg is None else fdg.value if isinstance(fdg, FdgTarget) else check_number(fdg, "fdg")
+    counts = [x.shape[0]]
+    if ranks is not None:
+        counts = same_arguments(ranks, z, repr((n, target, cap, mean, seed, centering, alpha, steps)), x.shape[0])
+    if n > sum(counts):
+        raise ValueError(f"n must be between 1 and the {sum(counts)} rows of pool, got {n}")
     gain = Gain(z, centering, alpha)
-    rows = _Rows(x, gain.mean)
-    order, noise = _random_order(x.shape[0], seed, x.device)
+    order, noise = _random_order(sum(counts), seed, x.device)
+    rows = _Rows(x, gain.mean, order, ranks, counts)
     notes = []
     if target is not None and not gain.defined:
         notes.append("FDG is undefined for these originals (one sample, or all equal): only the mean was matched")
     wanted = target if gain.defined else None
     indices, made = order[:n], 0
-    if n < x.shape[0] and (mean is not None or wanted is not None):
-        tilt = _Tilt(rows, gain, order, noise, n, mean is not None)
+    if n < rows.count and (mean is not None or wanted is not None):
+        tilt = _Tilt(rows, gain, noise[rows.first : rows.last], n, mean is not None)
         if mean is not None:
             indices = tilt.search(steps, None).rows
-        if wanted is not None and not (cap and gain(n, *rows.moments(indices)) <= wanted):
+        bends = wanted is not None
+        if cap and bends:
+            bends = float(rows.agreed(z.new_tensor(gain(n, *rows.moments(indices))))) > wanted
+        if bends:
             indices = tilt.search(steps, wanted).rows
         made = tilt.made
     moments = rows.moments(indices)

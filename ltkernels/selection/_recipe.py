@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._ranks import Ranks, together
 from ._arms import ClassSets, calibrated, class_seed, complete_class
+from ._arms import together as rows_together
 
 
 def head_tail_split(class_counts: Sequence[int], head_ratio: float = 0.9) -> tuple[list[int], list[int]]:
@@ -103,7 +104,7 @@ def fdg_recipe(
     n_sets: int = 50,
     n_random: int = 100,
     pool_factor: float = 4.0,
-    subset_size: int = 10,
+    subset_size: int | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -129,7 +130,7 @@ def fdg_recipe(
         n_sets, n_random: sets wanted (0: none), repeats of the random arm.
         pool_factor: size of a pool in units of what the class needs. The paper's own pool of 5000 is nearly all taken
             on CIFAR-10-LT; 4 and more leaves a choice.
-        subset_size, seed, keywords: as in `complete_class`.
+        subset_size, seed, keywords (`compared` too): as in `complete_class`.
         checkpoint: folder for the runs of every class: an interrupted call, made again, repeats only its last round.
         progress: called with (what, done, total).
         group: process group over whose ranks the classes are dealt ("world" is the default one); all ranks give the same
@@ -147,6 +148,7 @@ def fdg_recipe(
     ranks = None if group is None else Ranks(group)
     head, tail = head_tail_split(class_counts, head_ratio)
     largest = max(class_counts)
+    size = subset_size or rows_together(mode)
     wanted = [c for c in tail if class_counts[c] < largest] if classes is None else list(classes)
     for c in wanted:
         if not 0 <= c < len(class_counts):
@@ -162,13 +164,13 @@ def fdg_recipe(
                 raise ValueError(f"class {c} has one sample: its feature diversity gain is undefined")
             need = min(largest - class_counts[c], max(1, math.floor(share * largest)))
             if m is not None:
-                need = min(need, m * subset_size)
+                need = min(need, m * size)
             target = None
             if mode == "match":
                 heads = {label: originals[label] for label in head}
                 options = {name: keywords[name] for name in ("centering", "alpha") if name in keywords}
                 target = calibrated(heads, held_out, class_counts[c], need, (seed + c) % 2**64, **options)
-            rows = -(-math.ceil(pool_factor * need) // subset_size) * subset_size
+            rows = -(-math.ceil(pool_factor * need) // size) * size
 
             def report(found: int, total: int, number: int = number) -> None:
                 if progress:

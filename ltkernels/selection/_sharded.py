@@ -28,13 +28,12 @@ from .._features import (
     check_original,
     check_same_width,
 )
-from .._ranks import Ranks
+from .._ranks import Ranks, digest, same_arguments
 from ._checkpoint import read_checkpoint
 from ._driver import Outcome, check_engine, engine_of_steps, plan, saver, step_by_step
 from ._greedy import Selection, check_mode, check_steps, make_rule, to_selection
-from ._problem import Problem
 from ._rules import Rule, choose, least_loss
-from ._subsets import start_state
+from ._subsets import Problem, start_state
 
 # Nominees of a rank that travel in the first exchange of a step. More than one means scores within a tie of each other.
 SLOTS = 4
@@ -164,21 +163,10 @@ def select_over_ranks(
         bounds = [0] if none else check_offsets(offsets, rows.shape[0])
         check_mode(*steering)
         centering, alpha = check_centering(arguments["centering"]), check_alpha(arguments["alpha"])
-        own = {
-            "original": _digest(z),
-            "arguments": repr({**arguments, "checkpoint": checkpoint is not None}),
-            "sizes": [end - begin for begin, end in itertools.pairwise(bounds)],
-            "share": "" if checkpoint is None else _digest(rows),
-        }
-    shares = ranks.share(own)
-    for rank, other in enumerate(shares):
-        if other["original"] != shares[0]["original"]:
-            raise ValueError(f"original differs between rank 0 and rank {rank}; every rank must give the whole of it")
-        if other["arguments"] != shares[0]["arguments"]:
-            raise ValueError(
-                f"arguments differ: rank 0 has {shares[0]['arguments']}, rank {rank} has {other['arguments']}"
-            )
-    pool = _Pool(ranks, [share["sizes"] for share in shares], z)
+        sizes = [end - begin for begin, end in itertools.pairwise(bounds)]
+        own = sizes, "" if checkpoint is None else digest(rows)
+    shares = same_arguments(ranks, z, repr({**arguments, "checkpoint": checkpoint is not None}), own)
+    pool = _Pool(ranks, [sizes for sizes, _ in shares], z)
     if not pool.sizes:
         raise ValueError("candidates is empty on every rank: the pool must hold at least one subset")
     m = check_steps(arguments["m"], len(pool.sizes))
@@ -196,8 +184,7 @@ def select_over_ranks(
             reason = "step by step, for the ranks" if planned.form == "loop" else planned.reason
         if checkpoint is not None:
             # Of everything that decides the picks; m does not.
-            pools = [(share["sizes"], share["share"]) for share in shares]
-            what = json.dumps([own["original"], pools, centering, alpha, repr(rule)])
+            what = json.dumps([digest(z), shares, centering, alpha, repr(rule)])
             key = hashlib.sha256(what.encode()).hexdigest()
             if ranks.rank == 0 and (found := read_checkpoint(checkpoint, key, ("picked", "values"))):
                 picked, values = (array.tolist()[:m] for array in found)
@@ -217,7 +204,3 @@ def select_over_ranks(
     own_stats = {"engine": "none", "evaluations": 0, "scores": "none"} if chosen is None else chosen.stats()
     stats = {**own_stats, "form": "ranks", "reason": reason, "shares": np.diff(pool.begins).tolist()}
     return to_selection(start, pool.bounds, Outcome(picked, values, stats), m, target, tol)
-
-
-def _digest(x: Tensor) -> str:
-    return hashlib.sha256(repr(tuple(x.shape)).encode() + x.cpu().numpy().tobytes()).hexdigest()

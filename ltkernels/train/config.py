@@ -203,7 +203,9 @@ class Config:
     )
     similarity: str = setting("euclidean", "FDC: how the head class is chosen", choices=("euclidean", "cosine"))
     shrinkage: float = setting(0.1, "FDC: covariance shrunk to its mean variance by this share", at_least=0, at_most=1)
-    random_repeats: int = setting(5, "random selections to compare with (their spread is reported)", at_least=1)
+    random_repeats: int = setting(
+        5, "random draws to compare with, and in run as many of the chosen selection and of max", at_least=1
+    )
     retrain_epochs: int = setting(20, "passes of the classifier's retraining", at_least=1)
     retrain_lr: float = setting(0.1, "peak learning rate of the classifier's retraining", positive=True)
 

@@ -3,7 +3,7 @@
 The open choices of the data-centric study (sections 4.1 and 4.2) are settings of `Config`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ltkernels.augment import fdc, most_similar_class
 from ltkernels.diversity import FAR
-from ltkernels.selection._arms import Arm, ClassSets
+from ltkernels.selection._arms import Arm, ClassSets, arm_name
 from ltkernels.selection._recipe import fdg_recipe, head_tail_split
 from ltkernels.train.config import Config
 
-__all__ = ["TailClass", "complete_tail", "derived_seed", "fdc_pool", "head_tail_split", "random_arms", "selected_arm"]
+__all__ = ["TailClass", "complete_tail", "derived_seed", "fdc_pool", "head_tail_split", "selected_arm"]
 
 
 def derived_seed(*parts: int) -> int:
@@ -75,19 +75,7 @@ class TailClass:
 
 def selected_arm(config: Config) -> str:
     """Name of the arm that `config.select` asks for."""
-    return "random-0" if config.select == "random" else config.select
-
-
-def random_arms(config: Config) -> list[str]:
-    """Names of the random arms."""
-    return [f"random-{i}" for i in range(config.random_repeats)]
-
-
-def subset_size(config: Config) -> int:
-    """Rows that are picked together: the paper's clusters of ten for max and min, single rows where FDG has a target."""
-    if config.subset_size is not None:
-        return config.subset_size
-    return 1 if config.select.partition(":")[0] in ("target", "quantile") else 10
+    return arm_name(config.select)
 
 
 def complete_tail(
@@ -98,13 +86,14 @@ def complete_tail(
     *,
     make_pool: Callable[[int, int], Tensor] | None = None,
     held_out: Mapping[int, Tensor] | None = None,
+    compared: Sequence[str] = (),
 ) -> tuple[list[int], list[TailClass]]:
     """Head classes, and for every tail class a pool and the selections from it that bring it to the largest class.
 
     `features` (n, d) float32 or float64 of the real training samples, `labels` (n,). `make_pool(label, rows)` gives a pool
-    (None: FDC features); `held_out` are features of real samples by label that training did not see. `progress(done,
-    total)` is called after each tail class. A tail class of a single sample is left out: its FDG is undefined. Raises ValueError where a
-    class is empty.
+    (None: FDC features); `held_out` are features of real samples by label that training did not see; `compared` are modes
+    that get as many draws as the random arm. `progress(done, total)` is called after each tail class. A tail class of a single
+    sample is left out: its FDG is undefined. Raises ValueError where a class is empty.
     """
     counts = torch.bincount(labels).tolist()
     head, tail = head_tail_split(counts, config.head_ratio)
@@ -118,6 +107,7 @@ def complete_tail(
         counts,
         classes=able,
         held_out=held_out,
+        compared=compared,
         n_sets=0,
         progress=None if progress is None else (lambda _, done, total: progress(done, total)),
         **recipe_settings(config),
@@ -140,7 +130,7 @@ def recipe_settings(config: Config) -> dict[str, Any]:
         "share": config.share,
         "n_random": config.random_repeats,
         "pool_factor": config.pool_factor,
-        "subset_size": subset_size(config),
+        "subset_size": config.subset_size,
         "seed": config.seed,
     }
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 import ltkernels
+from ltkernels._files import commit
+from ltkernels.selection._arms import arm_name
 from ltkernels.train import data as data_module
 from ltkernels.train import distributed, rundir, signals
 from ltkernels.train.checkpoint import StateStore
@@ -21,7 +23,7 @@ from ltkernels.train.config import Config, from_mapping, read_toml, to_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.data._lazy import LazySamples
 from ltkernels.train.engine import Progress, predict
-from ltkernels.train.features import random_arms, selected_arm
+from ltkernels.train.features import TailClass
 from ltkernels.train.logs import Callback, Logs, named, require, telling
 from ltkernels.train.metrics import confusion_matrix, summarize
 from ltkernels.train.pipeline import Job
@@ -106,7 +108,7 @@ def _check_late(command: str, job: Job, writes: bool) -> None:
     """Raise now what a phase after the training would raise without its package."""
     config = job.config
     require(config.log)
-    for package in ("jinja2", "matplotlib") if writes else ():
+    for package in ("jinja2", "matplotlib", *(("scipy",) if command == "run" else ())) if writes else ():
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'the report needs {package}: pip install "ltkernels[train]"')
     if command == "run" and config.init:
@@ -118,10 +120,11 @@ def _check_late(command: str, job: Job, writes: bool) -> None:
         raise ImportError(f'{what} selects subsets with FAISS: pip install "ltkernels[select]"')
 
 
-def environment() -> dict[str, str]:
+def environment() -> dict[str, str | None]:
     """Versions and thread count that a reader needs to repeat the numbers."""
     return {
         "ltkernels": ltkernels.__version__,
+        "commit": commit(Path(ltkernels.__file__).parent.parent),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -359,6 +362,15 @@ def _train(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     return variants[last], extra, models
 
 
+_SELECTIONS = {
+    "random": "random samples",
+    "mean": "real mean kept (mean)",
+    "match": "real mean kept, FDG capped (match)",
+    "max": "greedy, largest FDG (max)",
+    "min": "greedy, smallest FDG (min)",
+}
+
+
 def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     config = job.config
     plain = job.train_plain()
@@ -369,37 +381,46 @@ def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     variants = [job.variant(t, t.title, [], None) for t in models]
 
     base = chosen if config.features_from == "loss" else plain
-    head, tail = job.complete(base)
-    selected = selected_arm(config)
+    # Beside the chosen selection, random draws and the paper's: as many draws of each, from the same pools.
+    modes = list(dict.fromkeys([config.select, "max", "random"]))
+    head, tail = job.complete(base, compared=modes)
     control = job.augmented(base, "retrained", [], None)
     models.append(control)
     variants.append(job.variant(control, "classifier retrained, no augmentation", [], None))
-    if selected not in random_arms(config):
-        completed = job.augmented(base, f"fdc-{selected.replace(':', '-')}", tail, selected)
-        models.append(completed)
-        variants.append(job.variant(completed, f"FDC, subsets by FDG ({selected})", tail, selected))
-    repeats = []
-    for arm in random_arms(config):
-        trained = job.augmented(base, "fdc-random" if arm == "random-0" else f"fdc-{arm}", tail, arm)
-        entry = job.variant(trained, "FDC, random samples", tail, arm)
-        repeats.append({"balanced_accuracy": entry["balanced_accuracy"], "fdg_tail": entry["fdg_tail"]})
-        if arm == "random-0":
-            models.append(trained)
-            variants.append(entry)
+    repeats: dict[str, list[dict[str, float | None]]] = {mode: [] for mode in modes}
+    for mode in modes:
+        for number in range(config.random_repeats):
+            arm = arm_name(mode, number)
+            trained = job.augmented(base, f"fdc-{arm if number else mode}".replace(":", "-"), tail, arm)
+            entry = job.variant(trained, f"FDC, {_SELECTIONS.get(mode, f'selected by {mode}')}", tail, arm)
+            repeats[mode].append(_repeat(entry, tail, arm))
+            if number == 0:
+                models.append(trained)
+                variants.append(entry)
     models += job.best
     variants += [job.variant(trained, trained.title, [], None) for trained in job.best]
     extra = {
         "variants": variants,
-        "random_repeats": repeats,
+        "repeats": repeats,
         "features": job.feature_space(base),
         "tail": {
             "features_from": base.name,
-            "selected": selected,
+            "selected": arm_name(config.select),
             "head_classes": head,
             "classes": [t.to_dict() for t in tail],
         },
     }
     return variants[models.index(final)], extra, models
+
+
+def _repeat(entry: dict[str, Any], tail: Sequence[TailClass], arm: str) -> dict[str, float | None]:
+    """What the comparison of selections keeps of one draw; None where no class was completed."""
+    means = {
+        "tail_accuracy": [entry["per_class_accuracy"][t.label] for t in tail],
+        "offset_tail": [t.arms[arm].offset for t in tail],
+    }
+    found = {name: sum(values) / len(values) if values else None for name, values in means.items()}
+    return {"balanced_accuracy": entry["balanced_accuracy"], "fdg_tail": entry["fdg_tail"], **found}
 
 
 def _summary(command: str, job: Job, chosen: dict[str, Any], extra: dict[str, Any], start: float) -> dict[str, Any]:

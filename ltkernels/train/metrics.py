@@ -3,6 +3,7 @@ other measures take probabilities, classifier weights or features."""
 
 import math
 from collections.abc import Sequence
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -215,3 +216,20 @@ def describe_features(
 
 def _rounded(values: Tensor, digits: int) -> Sequence[Any]:
     return torch.round(values, decimals=digits).tolist()
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """The mean of two values or more, and half of its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return {"mean": mean(values), "half": float(half)}
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """`interval` of the paired differences, how many are above 0, and the verdict in words."""
+    values = [a - b for a, b in zip(ours, theirs, strict=True)]
+    found = interval(values)
+    low, high = found["mean"] - found["half"], found["mean"] + found["half"]
+    verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+    return {**found, "wins": sum(v > 0 for v in values), "verdict": verdict}

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -473,9 +473,13 @@ class Job:
         return describe_features((train, self.y_train), (test, self.y_test), self.data.num_classes)
 
     def complete(
-        self, base: Trained, make_pool: Callable[[int, int], Tensor] | None = None
+        self,
+        base: Trained,
+        make_pool: Callable[[int, int], Tensor] | None = None,
+        compared: Sequence[str] = (),
     ) -> tuple[list[int], list[TailClass]]:
-        """Head classes, and the tail classes with their pools (None: FDC) and selections, by `base`'s features."""
+        """Head classes, and the tail classes with their pools (None: FDC) and selections, by `base`'s features; `compared` as
+        in `complete_tail`."""
 
         def on_class(done: int, total: int) -> None:
             if self.progress:
@@ -486,9 +490,20 @@ class Job:
             self.notes.append(f"not completed, with one sample: {listed(singles)}: its diversity gain is undefined")
         held = apply(base.model.backbone, self.x_held)
         held_out = {label: held[self.y_held == label] for label in self.y_held.unique().tolist()}
-        return complete_tail(
-            self.features(base)[0], self.y_train, self.config, on_class, make_pool=make_pool, held_out=held_out
+        head, tail = complete_tail(
+            self.features(base)[0],
+            self.y_train,
+            self.config,
+            on_class,
+            make_pool=make_pool,
+            held_out=held_out,
+            compared=compared,
         )
+        for entry in tail:
+            if not entry.sets.reached or entry.sets.note:
+                said = entry.sets.note or f"{self.config.select} was not reached; this is the nearest set found"
+                self.notes.append(f"completion of class {self.data.class_names[entry.label]}: {said}")
+        return head, tail
 
     def _record(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
         self.log.append(record)

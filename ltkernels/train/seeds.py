@@ -130,13 +130,18 @@ def combine(summaries: Sequence[dict[str, Any]], seconds: float) -> dict[str, An
         **{key: chosen[key] for key in jobs.HEADLINE},
         "std": chosen["std"],
         "variants": variants,
-        "random_repeats": [repeat for s in summaries for repeat in s.get("random_repeats", [])],
+        "repeats": {mode: [_mean_draw(s["repeats"][mode]) for s in summaries] for mode in first.get("repeats", {})},
         "seconds": seconds,
         "seeds": [s["seed"] for s in summaries],
         "runs": runs,
         "checkpoints": {},
         "balanced_run": None,
     }
+
+
+def _mean_draw(draws: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One seed's mean over its draws: draws of one seed share a network and pools, and count as one."""
+    return {key: None if draws[0][key] is None else mean(d[key] for d in draws) for key in draws[0]}
 
 
 def _brief(variant: dict[str, Any]) -> dict[str, Any]:

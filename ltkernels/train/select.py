@@ -18,7 +18,7 @@ from ltkernels._arrays import readable, tensor
 from ltkernels._npz import map_arrays, map_npy, read_arrays
 from ltkernels._ranks import Ranks, together
 from ltkernels.augment import most_similar_class
-from ltkernels.selection._arms import ClassSets
+from ltkernels.selection._arms import ClassSets, arm_name
 from ltkernels.selection._checkpoint import drop_damaged
 from ltkernels.selection._recipe import Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import distributed, rundir
@@ -200,7 +200,7 @@ class _Source(Mapping[int, Tensor]):
 
 def _write(source: _Source, recipe: Recipe, wanted: str, n_sets: int, folder: Path, begin: float) -> dict[str, Any]:
     config, single = source.config, source.dtype
-    arm = "random-0" if wanted == "random" else wanted
+    arm = arm_name(wanted)
     result = {
         "input": source.path.name,
         "class_counts": source.counts,

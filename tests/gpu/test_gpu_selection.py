@@ -13,9 +13,8 @@ from ltkernels import _backends
 from ltkernels._backends import cuda as _cuda
 from ltkernels._features import cholesky_log_det
 from ltkernels.selection._engines.batched import BatchedEngine
-from ltkernels.selection._problem import Problem
 from ltkernels.selection._rules import Rule
-from ltkernels.selection._subsets import start_state
+from ltkernels.selection._subsets import Problem, start_state
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._problem import Problem
 from .._rules import MODES, Rule
-from .._subsets import SizeGroup, grown_log_dets, mixing
+from .._subsets import Problem, SizeGroup, grown_log_dets, mixing
 
 
 def stack_key(problem: Problem) -> tuple[Any, ...]:

@@ -29,9 +29,8 @@ import torch
 from torch import Tensor
 
 from ..._features import cholesky_log_det
-from .._problem import Problem
 from .._rules import Rule, least_loss
-from .._subsets import mixed_columns
+from .._subsets import Problem, mixed_columns
 from .packed import PackedEngine
 
 # Candidates scored together. Twice as many cost little more: the triangular solve runs over all their columns at once.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..._native import _C
-from .._problem import Problem
 from .._rules import MODES, Rule
+from .._subsets import Problem
 
 # Steps between two looks at Ctrl-C and at how much float32 left open.
 CHUNK = 64

@@ -205,19 +205,15 @@ def points(
     series: Sequence[tuple[str, Points, int]],
     *,
     log_x: bool = False,
-    errors: Sequence[float | None] = (),
     width: float = 3.3,
     bare: bool = False,
 ) -> Figure:
-    """Scattered points; `errors` are half-lengths of vertical bars, one a series. `bare` leaves the numbers of the axes out."""
+    """Scattered points. `bare` leaves the numbers of the axes out."""
     figure, (axes,) = axes_of(width, 2.3)
     many = sum(len(placed) for _, placed, _ in series) > MANY_POINTS
-    for i, (name, placed, number) in enumerate(series):
-        error = errors[i] if i < len(errors) else None
+    for name, placed, number in series:
         style = {**_style(number), "ms": 4 if len(placed) > 100 else 5.5, "rasterized": many}
-        axes.errorbar(
-            *zip(*placed), yerr=error, label=shorten(name, _SERIES_LETTERS), alpha=0.8, elinewidth=1.2, **style
-        )
+        axes.plot(*zip(*placed), label=shorten(name, _SERIES_LETTERS), alpha=0.8, **style)
     axes.set_title(fill(shorten(title, 80), int(12 * width)))
     axes.set(xlabel=x_label, ylabel=y_label)
     if log_x:
@@ -227,7 +223,7 @@ def points(
     if bare:
         axes.tick_params(labelbottom=False, labelleft=False, length=0)
     if any(name for name, _, _ in series):
-        legend_below(axes, 24 if bare else 38, list(axes.containers))
+        legend_below(axes, 24 if bare else 38)
     return figure
 
 

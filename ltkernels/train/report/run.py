@@ -5,10 +5,12 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from ltkernels.train.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, RECALL_FLOOR, group_of
+from ltkernels.diversity import FAR
+from ltkernels.selection._arms import arm_name
+from ltkernels.train.metrics import FEW_BELOW, GROUPS, MANY_ABOVE, RECALL_FLOOR, difference, group_of
 from ltkernels.train.report import charts
 from ltkernels.train.report.drawing import Chart, readable
 from ltkernels.train.report.page import bar, by_frequency, page, percent, table
@@ -36,7 +38,7 @@ def render(summary: Summary, metrics: Sequence[dict[str, Any]]) -> str:
         seeds=seeds,
         results=_results(summary),
         comparisons=_comparisons(summary),
-        spread=_random_spread(summary),
+        selections=_selections(summary),
         class_chart=drawn["classes"],
         class_table=_class_table(summary),
         measures=_measures(summary),
@@ -50,7 +52,7 @@ def render(summary: Summary, metrics: Sequence[dict[str, Any]]) -> str:
         curves=drawn["curves"],
         times=_times(summary),
         settings=table("settings", ["setting", "value"], [[k, _DASH if v is None else v] for k, v in config.items()]),
-        environment=table("environment", ["environment", "|"], [[k, v] for k, v in summary["environment"].items()]),
+        environment=table("environment", ["environment", "|"], [[k, v or _DASH] for k, v in summary["environment"].items()]),
         recall_floor=RECALL_FLOOR,
         many_above=MANY_ABOVE,
         few_below=FEW_BELOW,
@@ -137,39 +139,68 @@ def _comparisons(summary: Summary) -> list[dict[str, Any]]:
     if summary["chosen"] != "ce" and "ce" in by_name:
         pairs.append((by_name["ce"], by_name[summary["chosen"]]))
     completed = [v for v in summary["variants"] if v["fdg_tail"] is not None]
-    if "retrained" in by_name:
-        pairs += [(by_name["retrained"], v) for v in completed]
-    if "retrained" in by_name and "fdc-random" in by_name:
-        pairs += [(by_name["fdc-random"], v) for v in completed if v["name"] != "fdc-random"]
+    if "retrained" in by_name:  # the chosen selection is the first of them
+        pairs += [(by_name["retrained"], v) for v in completed[:1]]
     return [_comparison(theirs, ours) for theirs, ours in pairs]
 
 
 def _comparison(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """The difference with its standard error, and whether that is more than noise."""
-    difference = ours["balanced_accuracy"] - theirs["balanced_accuracy"]
+    more = ours["balanced_accuracy"] - theirs["balanced_accuracy"]
     error = math.hypot(theirs["balanced_accuracy_se"], ours["balanced_accuracy_se"])
     within = "no difference shown: within twice the standard error of"
     return {
         "ours": ours["title"],
         "theirs": theirs["title"],
-        "difference": f"{100 * difference:+.1f}",
+        "difference": f"{100 * more:+.1f}",
         "numbers": f"{percent(ours['balanced_accuracy'])} against {percent(theirs['balanced_accuracy'])}",
-        "verdict": "beyond twice the standard error of" if abs(difference) > 2 * error else within,
+        "verdict": "beyond twice the standard error of" if abs(more) > 2 * error else within,
         "error": percent(error),
     }
 
 
-def _random_spread(summary: Summary) -> str:
-    repeats = summary.get("random_repeats") or []
-    if len(repeats) < 2 or not summary["tail"]["classes"]:
-        return ""
-    accuracy = [100 * r["balanced_accuracy"] for r in repeats]
-    fdg = [r["fdg_tail"] for r in repeats]
-    return (
-        f"{len(repeats)} random selections from the same pools: balanced accuracy {mean(accuracy):.1f} ± "
-        f"{stdev(accuracy):.1f} ({min(accuracy):.1f} to {max(accuracy):.1f}), FDG tail {mean(fdg):.3f} ± "
-        f"{stdev(fdg):.3f} (mean ± standard deviation). The table shows the first of them."
-    )
+def _selections(summary: Summary) -> dict[str, Any] | None:
+    """Every way to choose the added samples, its draws against random ones and against none; None where nothing was completed."""
+    repeats, seeds = summary.get("repeats"), summary.get("seeds")
+    if not repeats or not _has_tail(summary):
+        return None
+    control = next(v for v in summary["variants"] if v["name"] == "retrained")
+    random = _of_draws(repeats["random"], "balanced_accuracy")
+    none = [control["balanced_accuracy"]] * len(random)
+    if seeds:
+        none = [v["balanced_accuracy"] for run in summary["runs"] for v in run["variants"] if v["name"] == "retrained"]
+    tail = [control["per_class_accuracy"][entry["label"]] for entry in summary["tail"]["classes"]]
+    rows: list[list[Any]] = [["no augmentation", percent(mean(none)), _DASH, _DASH, percent(mean(tail)), _DASH, _DASH]]
+    for (mode, draws), (_, title, _) in zip(repeats.items(), _arms(summary)):
+        accuracy, offset = _of_draws(draws, "balanced_accuracy"), mean(_of_draws(draws, "offset_tail"))
+        against = _DASH if mode == "random" else _paired(accuracy, random)
+        row: list[Any] = [title, percent(mean(accuracy)), against, _paired(accuracy, none)]
+        row += [percent(mean(_of_draws(draws, "tail_accuracy"))), f"{mean(_of_draws(draws, 'fdg_tail')):.3f}"]
+        rows.append([*row, {"text": f"{offset:.1f}", **({"small": "far"} if offset > FAR else {})}])
+    head = ["selection", "balanced accuracy", "against random|points", "against none|points", "tail classes|accuracy"]
+    drawn = f"Means over {len(random)} {'seeds, each of its draws' if seeds else 'draws of each selection from the same pools'}"
+    text = f"{drawn}; the classifier was retrained on every draw. "
+    if len(random) < 2:
+        text += "One draw has no interval (--random-repeats)."
+    else:
+        what = "seeds" if seeds else "draws alone: network, pools and test set are one and the same"
+        text += f"Differences are paired, with their 95 % interval (Student's t), which covers the {what}."
+    return {
+        "text": text,
+        "table": table("selections side by side", [*head, "FDG|tail", "offset|standard errors"], rows),
+    }
+
+
+def _of_draws(draws: Sequence[dict[str, Any]], key: str) -> list[float]:
+    return [draw[key] for draw in draws]
+
+
+def _paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """A cell with the mean difference and, of two draws or more, its interval and verdict."""
+    if len(ours) < 2:
+        return {"text": f"{100 * (ours[0] - theirs[0]):+.2f}"}
+    found = difference(ours, theirs)
+    return {"text": f"{100 * found['mean']:+.2f} ± {100 * found['half']:.2f}", "small": found["verdict"]}
 
 
 def _class_table(summary: Summary) -> dict[str, Any]:
@@ -208,7 +239,7 @@ def _reliability(summary: Summary) -> Chart | None:
 
 def _arms(summary: Summary) -> list[tuple[str, str, int]]:
     """The arms that are shown: name, title and number of its variant. The augmented variants come last, in the order of the arms."""
-    arms = list(dict.fromkeys([summary["tail"]["selected"], "random-0"]))
+    arms = [arm_name(mode) for mode in summary.get("repeats") or {}]
     first = len(summary["variants"]) - len(arms)
     return [(arm, summary["variants"][first + i]["title"], first + i) for i, arm in enumerate(arms)]
 
@@ -216,10 +247,11 @@ def _arms(summary: Summary) -> list[tuple[str, str, int]]:
 def _paths(summary: Summary) -> list[Chart]:
     found = []
     for entry in summary["tail"]["classes"][:_MAX_PATHS]:
-        series = [
-            (title, [(0.0, 0.0), *map(tuple, entry["arms"][arm]["path"])], number)
-            for arm, title, number in _arms(summary)
-        ]
+        series = []
+        for arm, title, number in _arms(summary):
+            path = [tuple(point) for point in entry["arms"][arm]["path"]]
+            # Rows that are taken together, and not one after the other, have an end and no path.
+            series.append((title, [(0.0, 0.0), *path] if len(path) > 1 else path, number))
         title = f"class {summary['class_names'][entry['label']]} ({summary['class_counts'][entry['label']]} samples)"
         found.append(charts.lines(title, "synthetic samples added", "FDG", series, width=2.7))
     return found
@@ -258,24 +290,14 @@ def _gain(arm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tradeoff(summary: Summary) -> Chart | None:
-    """FDG of the completed tail against balanced accuracy, with the random repeats; None where there is nothing to compare."""
-    drawn = [(i, v) for i, v in enumerate(summary["variants"]) if v["fdg_tail"] is not None]
-    repeats = [r for r in summary.get("random_repeats") or [] if r["fdg_tail"] is not None]
-    if len(drawn) + len(repeats) < 3:
+    """FDG of the completed tail against balanced accuracy, a mark for each draw; None where there is nothing to compare."""
+    if not summary.get("repeats") or not _has_tail(summary):
         return None
-    series, errors = [], []
-    # Of one seed, the first repeat is the random variant itself; of several, that is their mean.
-    others = [(r["fdg_tail"], 100 * r["balanced_accuracy"]) for r in (repeats if "seeds" in summary else repeats[1:])]
-    random = next((i for i, v in drawn if v["name"] == "fdc-random"), None)
-    if others and random is not None:
-        series.append(("further random selections", others, random))
-        errors.append(None)
-    for i, v in drawn:
-        series.append((v["title"], [(v["fdg_tail"], 100 * v["balanced_accuracy"])], i))
-        errors.append(100 * v["balanced_accuracy_se"])
-    return charts.points(
-        "completed tails", "mean FDG of the tail classes", "balanced accuracy, %", series, errors=errors, width=4.6
-    )
+    none = next(i for i, v in enumerate(summary["variants"]) if v["name"] == "retrained")
+    series = [("no augmentation", [(0.0, 100 * summary["variants"][none]["balanced_accuracy"])], none)]
+    for draws, (_, title, number) in zip(summary["repeats"].values(), _arms(summary)):
+        series.append((title, [(d["fdg_tail"], 100 * d["balanced_accuracy"]) for d in draws], number))
+    return charts.points("completed tails", "mean FDG of the tail classes", "balanced accuracy, %", series, width=4.6)
 
 
 def _top_confusions(summary: Summary) -> dict[str, Any]:
