@@ -279,7 +279,7 @@ def test_what_wandb_is_asked_to_do(tmp_path, monkeypatch):
     summary = train.train(train.Config(**FAST, epochs=1, log="wandb"), _vectors(), out=tmp_path / "run")
     assert seen[0] == {"project": "ltkernels", "name": "run", "dir": str(tmp_path / "run"), "mode": "offline"}
     assert set(seen[1]) == {
-        f"train/logit_adjusted/{k}" for k in ("train_loss", "test_balanced_accuracy", "test_top1")
+        f"train/logit_adjusted/{k}" for k in ("train_loss", "lr", "test_balanced_accuracy", "test_top1")
     } | {"epoch"}
     assert seen[2:] == [0]
     assert run.config["epochs"] == 1
