@@ -60,7 +60,6 @@ class Call(NamedTuple):
         return (*first, *self.beside())
 
     def tables(self) -> Tables:
-        # Spelled out: the compiler of torch 2.8 makes nothing of a slice of a record.
         return self.shift, self.scale, self.margin, self.row_scale, self.weight
 
     def held(self) -> list[Tensor]:

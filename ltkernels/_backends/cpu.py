@@ -13,19 +13,16 @@ from .._native import _C
 from .._watch import address
 from ._shared import DTYPE_CODES, ClassPart, bad_label, bad_table
 
-# torch's table of C functions that say what a tensor is (DLPack's exchange table, since torch 2.10).
-_EXCHANGE = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-if _EXCHANGE is not None:
-    _C.plain_setup(
-        _EXCHANGE,
-        Tensor,
-        torch.nn.Parameter,
-        Call(torch.empty(0, device="cpu")),
-        REDUCTION_CODES,
-        torch.empty_like,
-        torch.empty((), dtype=torch.float32, device="cpu"),
-        torch.empty((), dtype=torch.float64, device="cpu"),
-    )
+_C.plain_setup(
+    Tensor.__dlpack_c_exchange_api__,  # torch's table of C functions that say what a tensor is
+    Tensor,
+    torch.nn.Parameter,
+    Call(torch.empty(0, device="cpu")),
+    REDUCTION_CODES,
+    torch.empty_like,
+    torch.empty((), dtype=torch.float32, device="cpu"),
+    torch.empty((), dtype=torch.float64, device="cpu"),
+)
 _STACK: int = _C.ADJUSTED_CE_STACK
 _scratch = functools.cache(_C.adjusted_ce_scratch)
 
