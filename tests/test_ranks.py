@@ -109,7 +109,7 @@ def test_select_under_torchrun_writes_the_files_of_one_process(tmp_path) -> None
     assert ended["bad"][1] != 0
     said = {line for line in ended["bad"][0][1].splitlines() if line.startswith("ltkernels: error: ")}
     message = "class 5 has one sample: its feature diversity gain is undefined"
-    assert said == {f"ltkernels: error: {message}", f"ltkernels: error: rank 1: {message}"}
+    assert said == {f"ltkernels: error: f.npz: {message}", f"ltkernels: error: f.npz: rank 1: {message}"}
     assert ended["two"][0][0].count("class 2: ") == 1  # one process speaks
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npz", "one", "two"]
     with np.load(tmp_path / "one" / "selection.npz") as a, np.load(tmp_path / "two" / "selection.npz") as b:
