@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import io
 import math
 
 import pytest
@@ -493,3 +495,14 @@ BAD = ltk.losses.Adjustment(shift=torch.tensor([0.0, math.nan, 0, 0, 0]))
 def test_message(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "documented", [EXPERTS, ltk.functional.distillation, NN.SADE, NN.BalPoE, NN.RIDE, NN.NCL, NN.ResLT, NN.MDCS]
+)
+def test_examples(documented) -> None:
+    tests = doctest.DocTestFinder(recurse=False).find(documented, globs={"ltk": ltk, "torch": torch})
+    assert any(test.examples for test in tests)
+    for test in tests:
+        out = io.StringIO()
+        assert doctest.DocTestRunner().run(test, out=out.write).failed == 0, out.getvalue()

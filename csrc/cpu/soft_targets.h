@@ -20,7 +20,7 @@ struct SoftTargets {
     int64_t target_stride;
     bool real_target;
     bool teacher;
-    const void* shift;  // (classes,) or null, as all tables; shift and scale both or neither
+    const void* shift;  // (classes,) or null, as all tables; scale not without shift
     const void* scale;
     const void* weight;
     const void* row_weight;  // (rows,) factor on each row's loss, or null

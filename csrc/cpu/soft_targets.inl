@@ -65,7 +65,7 @@ static inline double teacher_row(const T* y, int64_t classes, double sigma, type
 
 // -sum_j t_j log softmax(a)_j, and `upstream` times its gradient where `grad` is not null. `total` is the sum of t, or
 // NaN where it is to be found. `*lowest` becomes the smallest entry of q.
-template <class V, bool Tables, class T, class Q>
+template <class V, bool Scale, bool Shift, class T, class Q>
 LTK_INLINE double soft_row(const SoftTargets& job, const T* z, const Q* q, double total, double upstream,
                            typename V::Real* e, typename V::Real* block_reference, typename V::Real* grad,
                            double* sum_of_targets, double* lowest) noexcept {
@@ -75,9 +75,6 @@ LTK_INLINE double soft_row(const SoftTargets& job, const T* z, const Q* q, doubl
     const Real* scale = static_cast<const Real*>(job.scale);
     const Real* shift = static_cast<const Real*>(job.shift);
     const Real* weight = static_cast<const Real*>(job.weight);
-    const Real* nothing = nullptr;
-    const RowSums<V> row = row_sums<V, Tables, Tables>(z, classes, scale, shift, int64_t{-1}, job.sigma, false, nothing,
-                                                       grad == nullptr ? nullptr : e, block_reference);
     const bool plain = job.keep == 1.0 && job.floor == 0.0;
     const Reg keep = V::set(static_cast<Real>(job.keep)), floor = V::set(static_cast<Real>(job.floor));
     const auto share = [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
@@ -85,30 +82,62 @@ LTK_INLINE double soft_row(const SoftTargets& job, const T* z, const Q* q, doubl
         if (!plain) t = V::select(mask, V::fma(keep, t, floor), V::set(0));
         return weight == nullptr ? t : V::mul(t, V::load(weight + j, mask));
     };
+    const Real infinity = static_cast<Real>(INFINITY);
     const Reg sigma = V::set(static_cast<Real>(job.sigma));
-    const Reg minus_reference = V::set(-row.reference);
-    const Reg zero = V::set(0);
+    const Reg zero = V::set(0), minus_infinity = V::set(-infinity);
+    const int64_t nobody = -1;  // no label to leave out
+    const auto highest_of = [&](int64_t begin, int64_t end) {
+        Reg top = minus_infinity;
+        for_vectors<V>(begin, end, nobody, [&](int64_t j, auto mask, int) LTK_INLINE_LAMBDA {
+            const Reg a = V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask));
+            top = V::max(top, V::select(mask, a, minus_infinity));
+        });
+        return V::horizontal_max(top);
+    };
+    // The row's first pass as in row_sums, and the target's share beside it. The dot product of target and logits is
+    // relative to the same reference.
+    RowSums<V> row;
+    row.reference = highest_of(0, classes < 2 * V::N ? classes : 2 * V::N);
     double dot = 0.0, found = 0.0;
     Reg below = zero;
-    for (int64_t begin = 0; begin < classes; begin += kBlock) {
+    for (int64_t begin = 0, block = 0; begin < classes; begin += kBlock, ++block) {
         const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
-        Reg dots[2] = {zero, zero}, sums[2] = {zero, zero};
-        const auto take = [&](int64_t j, auto mask, int slot) LTK_INLINE_LAMBDA {
-            const Reg t = share(j, mask);
-            below = V::max(below, V::sub(zero, V::load(q + j, mask)));
-            sums[slot] = V::add(sums[slot], t);
-            const Reg x = V::fma(adjusted<V, Tables, Tables>(z, scale, shift, j, mask), sigma, minus_reference);
-            dots[slot] = V::add(dots[slot], where_not_zero(t, V::mul(t, x)));
-        };
-        int64_t j = begin;
-        for (; j + 2 * V::N <= end; j += 2 * V::N) {
-            prefetch(q + j);
-            take(j, V::all(), 0);
-            take(j + V::N, V::all(), 1);
+        double here, here_dot, here_found;
+        for (bool again = false;; again = true) {
+            const Real usable = row.reference == -infinity ? Real(0) : row.reference;
+            const Reg minus_reference = V::set(-usable);
+            Reg sum[4] = {zero, zero, zero, zero}, dots[4] = {zero, zero, zero, zero};
+            Reg sums[4] = {zero, zero, zero, zero}, top = minus_infinity;
+            for_vectors<V>(begin, end, nobody, [&](int64_t j, auto mask, int slot) LTK_INLINE_LAMBDA {
+                prefetch(z + j);
+                prefetch(q + j);
+                const Reg x = V::fma(adjusted<V, Scale, Shift>(z, scale, shift, j, mask), sigma, minus_reference);
+                const Reg masked = V::select(mask, x, minus_infinity);
+                top = V::max(top, masked);
+                const Reg y = V::exp(masked);
+                sum[slot] = V::add(sum[slot], y);
+                if (grad != nullptr) V::store(e + j, y, V::all());  // past the row: padding of the scratch
+                const Reg t = share(j, mask);
+                below = V::max(below, V::sub(zero, V::load(q + j, mask)));
+                sums[slot] = V::add(sums[slot], t);
+                dots[slot] = V::add(dots[slot], where_not_zero(t, V::mul(t, x)));
+            });
+            const auto total_of = [](const Reg* r) LTK_INLINE_LAMBDA {
+                return static_cast<double>(V::horizontal_sum(V::add(V::add(r[0], r[1]), V::add(r[2], r[3]))));
+            };
+            here = total_of(sum), here_dot = total_of(dots), here_found = total_of(sums);
+            const Real above = V::horizontal_max(top);
+            if (again || !(above > kHeadroom || (row.reference == -infinity && above > -infinity))) break;
+            const Real moved = highest_of(begin, end);
+            const double by = static_cast<double>(usable) - static_cast<double>(moved);
+            if (row.others != 0.0) row.others *= std::exp(by);
+            if (found != 0.0) dot += found * by;
+            row.reference = moved;
         }
-        each_vector<V>(j, end, [&](int64_t at, auto mask) LTK_INLINE_LAMBDA { take(at, mask, 0); });
-        dot += static_cast<double>(V::horizontal_sum(V::add(dots[0], dots[1])));
-        found += static_cast<double>(V::horizontal_sum(V::add(sums[0], sums[1])));
+        row.others += here;
+        dot += here_dot;
+        found += here_found;
+        block_reference[block] = row.reference;
     }
     *sum_of_targets = found;
     *lowest = -static_cast<double>(V::horizontal_max(below));
@@ -124,13 +153,13 @@ LTK_INLINE double soft_row(const SoftTargets& job, const T* z, const Q* q, doubl
         const Reg k = V::set(block_factor<V>(row, block_reference[block], over));
         put_row<V>(grad, begin, end, job.stream, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
             const Reg y = V::mul(factor, V::sub(V::mul(k, V::load(e + j, mask)), share(j, mask)));
-            return Tables ? V::mul(y, V::load(scale + j, mask)) : y;
+            return Scale ? V::mul(y, V::load(scale + j, mask)) : y;
         });
     }
     return loss;
 }
 
-template <class V, bool Tables, class T, class Q>
+template <class V, bool Scale, bool Shift, class T, class Q>
 static int64_t soft_rows(const SoftTargets& job, int64_t begin, int64_t end, void* scratch) noexcept {
     using Real = typename V::Real;
     Real* e = static_cast<Real*>(scratch);
@@ -148,9 +177,9 @@ static int64_t soft_rows(const SoftTargets& job, int64_t begin, int64_t end, voi
         if (job.teacher) {
             loss = teacher_row<V>(target, job.classes, job.sigma, probabilities, block_reference);
             const Real* q = probabilities;
-            loss += soft_row<V, Tables>(job, z, q, 1.0, upstream, e, block_reference, grad, &sum, &lowest);
+            loss += soft_row<V, Scale, Shift>(job, z, q, 1.0, upstream, e, block_reference, grad, &sum, &lowest);
         } else {
-            loss = soft_row<V, Tables>(job, z, target, NAN, upstream, e, block_reference, grad, &sum, &lowest);
+            loss = soft_row<V, Scale, Shift>(job, z, target, NAN, upstream, e, block_reference, grad, &sum, &lowest);
             if (lowest < 0.0 || !std::isfinite(sum)) {
                 for (int64_t j = 0; j < job.classes; ++j) {
                     const double q = get(target + j);
@@ -165,8 +194,9 @@ static int64_t soft_rows(const SoftTargets& job, int64_t begin, int64_t end, voi
 
 template <class V, class T, class Q>
 static int64_t soft_rows_of(const SoftTargets& job, int64_t begin, int64_t end, void* scratch) noexcept {
-    if (job.scale != nullptr) return soft_rows<V, true, T, Q>(job, begin, end, scratch);
-    return soft_rows<V, false, T, Q>(job, begin, end, scratch);
+    if (job.scale != nullptr) return soft_rows<V, true, true, T, Q>(job, begin, end, scratch);
+    if (job.shift != nullptr) return soft_rows<V, false, true, T, Q>(job, begin, end, scratch);
+    return soft_rows<V, false, false, T, Q>(job, begin, end, scratch);
 }
 
 // Named by type, and by ISA through the namespace: a profile reads without the source.

@@ -116,8 +116,11 @@ def _kernel(inputs: Inputs, call: SoftTargets, request: Request) -> tuple[Sequen
     real_target = target.dtype == real
     job.target(address(target, "target"), target.stride(0), real_target, call.temperature != 0)
     weights = None if weight is None else weight.to(real).contiguous()
-    tables = both(shift, scale, classes, real)
-    job.tables(address(tables[0], "shift"), address(tables[1], "scale"), address(weights, "weight"))
+    if scale is not None:  # the kernel has no instances with scale alone
+        shift, scale = both(shift, scale, classes, real)
+    elif shift is not None:
+        shift = shift.to(real).contiguous()
+    job.tables(address(shift, "shift"), address(scale, "scale"), address(weights, "weight"))
     eps = call.label_smoothing
     job.options(call.factor, 1 / call.temperature if call.temperature else 1.0, 1 - eps, eps / classes)
     coef = None
@@ -144,7 +147,7 @@ def _kernel(inputs: Inputs, call: SoftTargets, request: Request) -> tuple[Sequen
 def both(
     shift: Tensor | None, scale: Tensor | None, classes: int, real: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Neutral where one of the two is missing: the kernels have no instances with one alone."""
+    """Neutral where one of the two is missing."""
     if shift is None and scale is None:
         return None, None
     found = [
