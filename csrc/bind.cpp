@@ -9,10 +9,12 @@
 
 #include "cpu/adjusted_ce.h"
 #include "cpu/balance.h"
+#include "cpu/experts.h"
 #include "cpu/greedy.h"
 #include "cpu/isa.h"
 #include "cpu/logdet.h"
 #include "cpu/row_statistics.h"
+#include "cpu/soft_targets.h"
 #include "cpu/subset_scores.h"
 #include "cpu/vector_gradients.h"
 #include "plain_call.h"
@@ -37,6 +39,16 @@ struct LossCall {
     ltk::AdjustedCe job{};
     int dtype = 0;
     ltk::VectorGradients gradients{};
+};
+
+// One call with targets that are rows over the classes, and one of coupled experts.
+struct SoftCall {
+    ltk::SoftTargets job{};
+    int dtype = 0;
+};
+struct ExpertsCall {
+    ltk::Experts job{};
+    int dtype = 0;
 };
 
 py::dict info() {
@@ -147,6 +159,83 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
                                         pointer(scratch), threads);
             },
             py::call_guard<py::gil_scoped_release>(), "Loss and gradient; -1, or the first row with a bad label.");
+
+    py::class_<SoftCall>(m, "SoftTargets", "One call with soft targets (csrc/cpu/soft_targets.h).")
+        .def(py::init([](int dtype, Address logits, int64_t stride, int64_t rows, int64_t classes) {
+            SoftCall call;
+            call.dtype = dtype;
+            call.job.logits = pointer(logits);
+            call.job.logits_stride = stride;
+            call.job.rows = rows;
+            call.job.classes = classes;
+            call.job.sigma = call.job.keep = call.job.factor = 1.0;
+            return call;
+        }))
+        .def("target",
+             [](SoftCall& call, Address target, int64_t stride, bool real_target, bool teacher) {
+                 call.job.target = pointer(target);
+                 call.job.target_stride = stride;
+                 call.job.real_target = real_target;
+                 call.job.teacher = teacher;
+             })
+        .def("tables",
+             [](SoftCall& call, Address shift, Address scale, Address weight) {
+                 call.job.shift = pointer(shift);
+                 call.job.scale = pointer(scale);
+                 call.job.weight = pointer(weight);
+             })
+        .def("options",
+             [](SoftCall& call, double factor, double sigma, double keep, double floor) {
+                 call.job.factor = factor;
+                 call.job.sigma = sigma;
+                 call.job.keep = keep;
+                 call.job.floor = floor;
+             })
+        .def("rows",
+             [](SoftCall& call, Address row_weight, Address row_coef) {
+                 call.job.row_weight = pointer(row_weight);
+                 call.job.row_coef = pointer(row_coef);
+             })
+        .def(
+            "run",
+            [](SoftCall& call, int reduction, Address row_loss, Address loss, Address grad, Address scratch,
+               int threads) {
+                call.job.row_loss = pointer(row_loss);
+                call.job.grad = pointer(grad);
+                return ltk::soft_targets(call.job, call.dtype, static_cast<ltk::Reduction>(reduction), pointer(loss),
+                                         pointer(scratch), threads);
+            },
+            py::call_guard<py::gil_scoped_release>(), "Loss and gradient; -1, or the first row with a bad target.");
+    m.attr("EXPERTS") = ltk::kExperts;
+    m.def("experts_scratch", &ltk::experts_scratch, "Reals of scratch that one thread needs.");
+    py::class_<ExpertsCall>(m, "Experts", "One call of coupled experts (csrc/cpu/experts.h).")
+        .def(py::init([](int dtype, int coupling, bool adjusted, double sigma, Address inverse_temperature) {
+            ExpertsCall call;
+            call.dtype = dtype;
+            call.job.coupling = static_cast<ltk::Coupling>(coupling);
+            call.job.adjusted = adjusted;
+            call.job.sigma = sigma;
+            call.job.inverse_temperature = pointer(inverse_temperature);
+            return call;
+        }))
+        .def("add",
+             [](ExpertsCall& call, const LossCall& expert, double factor) {
+                 call.job.expert[call.job.experts] = expert.job;
+                 call.job.factor[call.job.experts++] = factor;
+             })
+        .def("joint",
+             [](ExpertsCall& call, const LossCall& loss, double factor) {
+                 call.job.joint = loss.job;
+                 call.job.factor[call.job.experts] = factor;
+             })
+        .def(
+            "run",
+            [](ExpertsCall& call, int reduction, Address row_loss, Address loss, Address scratch, int threads) {
+                call.job.row_loss = pointer(row_loss);
+                return ltk::experts_ce(call.job, call.dtype, static_cast<ltk::Reduction>(reduction), pointer(loss),
+                                       pointer(scratch), threads);
+            },
+            py::call_guard<py::gil_scoped_release>(), "Loss and gradients; -1, or what is refused.");
 
     const auto part = [](Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
                          Address shift, Address scale, Address weight, Address row_scale) {

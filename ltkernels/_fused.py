@@ -19,7 +19,6 @@ from ._call import NONE
 from ._checks import real_dtype
 from ._errors import DTypeError
 from ._watch import batched, direct, hooks_active, is_dtensor, transforms, wants_gradient
-from .losses._autograd import differentiable
 
 Inputs = tuple[Tensor | None, ...]
 Outputs = tuple[Tensor, ...]
@@ -199,6 +198,29 @@ class _Function(torch.autograd.Function):
             for grad, x, need in zip(grads, inputs, ctx.needs, strict=True)
         ]
         return *rounded, None, None, None
+
+
+def differentiable(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    upstream: Tensor | None,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """The gradients of a function of torch's operations with respect to those inputs that `needs` says."""
+    with torch.enable_grad():
+        # Views: the gradients stay connected to whatever the inputs came from.
+        views = [
+            given
+            if given is None or not need
+            else given.view_as(given)
+            if given.requires_grad
+            else given.detach().requires_grad_()
+            for given, need in zip(inputs, needs, strict=True)
+        ]
+        wanted = [view for view, need in zip(views, needs, strict=True) if view is not None and need]
+        found = iter(torch.autograd.grad(function(*views), wanted, upstream, create_graph=create_graph))
+    return [next(found) if need else None for need in needs]
 
 
 _apply: Callable[..., Any] = super(torch.autograd.Function, _Function).apply

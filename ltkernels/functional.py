@@ -8,5 +8,12 @@ from __future__ import annotations
 
 from .heads import linear_adjusted_cross_entropy
 from .losses import adjusted_cross_entropy
+from .losses.distillation import distillation
+from .losses.experts import experts_cross_entropy
 
-__all__ = ["adjusted_cross_entropy", "linear_adjusted_cross_entropy"]
+__all__ = [
+    "adjusted_cross_entropy",
+    "distillation",
+    "experts_cross_entropy",
+    "linear_adjusted_cross_entropy",
+]

@@ -10,6 +10,7 @@ from .losses.ala import ALA
 from .losses.arcface import ArcFace
 from .losses.class_balanced import ClassBalanced
 from .losses.cross_entropy import CrossEntropy, Focal
+from .losses.expert_losses import MDCS, NCL, RIDE, SADE, BalPoE, ExpertsLoss, ResLT
 from .losses.influence_balanced import InfluenceBalanced
 from .losses.kps import KPS, KPSGradientAdjusted
 from .losses.label_smoothing import LOS, LabelAwareSmoothing
@@ -27,8 +28,13 @@ __all__ = [
     "KPS",
     "LDAM",
     "LOS",
+    "MDCS",
+    "NCL",
+    "RIDE",
+    "SADE",
     "AdjustedCrossEntropy",
     "ArcFace",
+    "BalPoE",
     "BalancedSoftmax",
     "ClassBalanced",
     "ClassBalancedFocal",
@@ -36,12 +42,14 @@ __all__ = [
     "CosFace",
     "CosineLinear",
     "CrossEntropy",
+    "ExpertsLoss",
     "Focal",
     "InfluenceBalanced",
     "KPSGradientAdjusted",
     "LabelAwareSmoothing",
     "LogitAdjustedAdaptiveMargin",
     "LogitAdjustedCrossEntropy",
+    "ResLT",
     "Seesaw",
     "SoftmaxEqualization",
     "VectorScaling",

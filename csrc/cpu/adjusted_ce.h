@@ -76,11 +76,17 @@ constexpr int64_t adjusted_ce_scratch(int64_t classes) noexcept {
 // would take a third of a small call's time.
 constexpr int64_t kStack = 8192;
 
+constexpr int64_t kSampleWeight = 7;  // its number among what can be refused, after the tables
+
 // Loss and gradient of a whole batch. Returns -1; or the first row whose label is neither in [0, classes) nor
 // ignore_index; or -2 - t where table t (shift, scale, margin, row_scale, weight, smoothing, label_scale,
 // sample_weight) has an entry that is not finite, or no share in smoothing. Nothing has been written unless it returns
 // -1. `*loss` (real) is written unless the reduction is none. `scratch` holds threads * adjusted_ce_scratch(classes)
 // reals.
 int64_t adjusted_ce(AdjustedCe job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept;
+
+// What `adjusted_ce` does before its rows: the checks, with its return value, what the reduction divides by, and the
+// job's grad_scale and smoothing_total. `wide`: reals are doubles.
+int64_t adjusted_ce_prepare(AdjustedCe& job, bool wide, Reduction reduction, double* denominator) noexcept;
 
 }  // namespace ltk

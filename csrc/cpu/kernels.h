@@ -2,9 +2,11 @@
 #pragma once
 #include "adjusted_ce.h"
 #include "balance.h"
+#include "experts.h"
 #include "greedy.h"
 #include "logdet.h"
 #include "row_statistics.h"
+#include "soft_targets.h"
 #include "subset_scores.h"
 
 namespace ltk {
@@ -20,6 +22,8 @@ struct Kernels {
     AdjustedCeRows adjusted_ce[kDTypes];
     RowStatisticsRows row_statistics[kDTypes];
     GradientRows gradient_from_statistics[kDTypes];
+    SoftTargetRows soft_targets[kDTypes];
+    ExpertRows experts[kDTypes];
     LogdetBatch logdet_f64;
     SubsetScoresPacks<double> subset_scores_f64;
     SubsetScoresPacks<float> subset_scores_f32;

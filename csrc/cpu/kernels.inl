@@ -9,7 +9,11 @@
 #include "greedy.inl"
 #include "logdet.inl"
 #include "row_statistics.inl"
+#include "soft_targets.inl"
 #include "subset_scores.inl"
+
+// On the steps of soft_targets.inl.
+#include "experts.inl"
 
 namespace ltk {
 namespace LTK_NAMESPACE {
@@ -24,6 +28,8 @@ const Kernels kernels = {
     {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
     {row_statistics_f32, row_statistics_f64, row_statistics_bf16, row_statistics_f16},
     {gradient_f32, gradient_f64, gradient_bf16, gradient_f16},
+    {soft_targets_f32, soft_targets_f64, soft_targets_bf16, soft_targets_f16},
+    {experts_f32, experts_f64, experts_bf16, experts_f16},
     logdet_f64,
     subset_scores_f64,
     subset_scores_f32,

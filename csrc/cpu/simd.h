@@ -295,8 +295,8 @@ struct F32 {
         return Mask{k, k, k, k} > Mask{0, 1, 2, 3};
     }
     static Mask without(Mask m, int64_t lane) noexcept {
-        m[lane] = 0;
-        return m;
+        const int32_t k = static_cast<int32_t>(lane);
+        return m & (Mask{k, k, k, k} != Mask{0, 1, 2, 3});
     }
     static Mask without(AllLanes, int64_t lane) noexcept { return without(Mask{-1, -1, -1, -1}, lane); }
     static Reg set(float x) noexcept { return Reg{x, x, x, x}; }

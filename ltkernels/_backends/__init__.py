@@ -21,7 +21,7 @@ from .._call import NONE, Call, Out, denominator_of
 from .._errors import ArgumentError
 from .._native import _C
 from . import cpu
-from ._shared import LARGEST_LOG_DET, ClassPart, find_bad_beside, find_bad_label
+from ._shared import DTYPE_CODES, LARGEST_LOG_DET, ClassPart, bad_label, bad_table, find_bad_beside, find_bad_label
 from .cpu import plain_loss
 
 BACKENDS = ("cpu", "cuda", "triton", "torch")
@@ -227,9 +227,12 @@ def doctor_report() -> list[tuple[str, str]]:
 
 __all__ = [
     "BACKENDS",
+    "DTYPE_CODES",
     "ON_DEVICE",
     "ClassPart",
     "Explanation",
+    "bad_label",
+    "bad_table",
     "choose",
     "cuda_problem",
     "doctor_report",

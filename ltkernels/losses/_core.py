@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _backends
 from .._watch import is_dtensor
-from . import _autograd, _reference
+from . import _autograd, _reference, _soft
 from ._door import Checked, Options, Target, checked, takes_options
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
 
     Args:
         logits: (N, C), (C,) or (N, C, d1, ...); float32, float64, bfloat16 or float16.
-        target: class indices (N,), () or (N, d1, ...), any integer dtype; or class probabilities in the logits' shape (then
-            without margin, row_scale, label_scale, focal_gamma and a table as label_smoothing, which a label chooses); or
+        target: class indices (N,), () or (N, d1, ...), any integer dtype; or class probabilities q in the logits' shape, in any
+            floating-point dtype: ``L_i = -sum_j alpha_j q_ij log softmax_j(a_i)``, the gradient ``(sum_j q_ij) p - q`` where nothing else
+            is given. A row of q may have any sum, and 0 log 0 is 0 (then without margin, row_scale, label_scale, focal_gamma and a
+            table as label_smoothing, which a label chooses); or
             ``(y_a, y_b, lam)`` for mixed samples: two class-index tensors and the share of the first, a number or a tensor in their
             shape, in [0, 1]. A mixed loss is ``lam * L(y_a) + (1 - lam) * L(y_b)``, and a row whose `y_a` is `ignore_index` is ignored.
         shift: (C,) delta, added to the logits (a log prior); -inf removes a class.
@@ -49,8 +51,8 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
         reduction: ``"mean"`` divides by the sum of the weights of the rows (class weights, as torch, times sample weights);
             ``"batch_mean"`` by the number of rows; ``"sum"``; ``"none"`` keeps the target's shape. Ignored rows do not count.
         inplace: let the gradient overwrite the logits' memory (saves one array). The logits are garbage afterwards, and their
-            version counter says so to autograd; backward runs once. Not with ``reduction="none"``. Under a loss scaler float16 logits
-            need `grad_scale` then.
+            version counter says so to autograd; backward runs once. Not with ``reduction="none"`` or class probabilities. Under a
+            loss scaler float16 logits need `grad_scale` then.
         backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``; see `ltkernels.explain`.
         grad_scale: what the loss will be multiplied by before its backward (a loss scaler's factor, 1 / accumulation steps, its share
             of a total): a number above 0, or a tensor of one element on the logits' device, where no host waits for it. The gradient
@@ -68,13 +70,13 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
         The loss, float64 for float64 logits and float32 for all others.
 
     Tables are rounded to the loss' dtype. A table that requires a gradient gets one, in the kernel's own pass on the CPU (`explain` says
-    where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives, class probabilities,
-    gradients with respect to lam, sample_weight, label_scale and label_smoothing, and the last two on a GPU, are computed by the plain
-    torch reference.
+    where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives, gradients with
+    respect to lam, sample_weight, label_scale, label_smoothing and class probabilities, those of tables beside class probabilities, and
+    on a GPU label_scale, label_smoothing as a table and class probabilities are computed by the plain torch reference.
 
     Raises:
-        ValueError: a label out of range (row and value), a table entry or sample weight that is not finite, a smoothing outside
-            [0, 1], a shape or device that does not fit.
+        ValueError: a label out of range (row and value), a class probability that is negative or not finite, a table entry or sample
+            weight that is not finite, a smoothing outside [0, 1], a shape or device that does not fit.
         TypeError: a dtype that does not fit.
     """
     if type(logits) is not Tensor and is_dtensor(logits):
@@ -89,6 +91,8 @@ def of_checked(checked: Checked) -> Tensor:
     logits, call, inplace, shape, _, direct = checked
     if call.backend == "torch":
         loss = _reference.adjusted_cross_entropy(logits, call)
+    elif call.target.is_floating_point():
+        loss = _soft.loss(logits, call)
     else:
         loss = _autograd.loss(logits, call, inplace, direct)
     return loss if shape is None else loss.reshape(shape)

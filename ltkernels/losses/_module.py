@@ -39,7 +39,19 @@ class Common(TypedDict, total=False):
     table_dtype: torch.dtype | None
 
 
-class AdjustedCrossEntropy(torch.nn.Module):
+class KeepsTables(torch.nn.Module):
+    """A Module whose tables move with it and keep their dtype: a prior rounded to 8 bits is another loss."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # Module.half() and friends would round the tables: they follow the device only.
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+
+
+class AdjustedCrossEntropy(KeepsTables):
     """`ltkernels.functional.adjusted_cross_entropy` with its vectors as buffers; every loss is a subclass of it.
 
     The buffers move with ``.to(device)`` and are saved in the state dict; schedules change them in place. They keep their dtype under
@@ -357,14 +369,6 @@ class AdjustedCrossEntropy(torch.nn.Module):
             class_weight=class_weight,
             **options,
         )
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # Module.half() and friends would round the tables: they follow the device only.
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
         self,

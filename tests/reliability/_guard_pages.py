@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from ltkernels import _C
+from ltkernels._native import _C
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,10 +67,10 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
 }  # fmt: skip
 # What takes no buffers, and what has a class of its own below.
 HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
-            "vector_gradients_scratch", "plain_call", "plain_setup"}  # fmt: skip
+            "vector_gradients_scratch", "experts_scratch", "plain_call", "plain_setup"}  # fmt: skip
 # What hands a tensor's memory on from C++; closed, so that every call goes the long way, through AdjustedCe.
 SHORT_WAY = {"plain_run", "plain_loss"}
-OWN = {"AdjustedCe", "Greedy", "greedy_runs"} | SHORT_WAY
+OWN = {"AdjustedCe", "Experts", "Greedy", "SoftTargets", "greedy_runs"} | SHORT_WAY
 
 
 def _numbers(address: int, count: int) -> list[int]:
@@ -198,8 +198,19 @@ def _adjusted_ce(dice: random.Random) -> type:
             every = ((table, self.real * classes, True) for table in tables)
             self._tell("gradients_of_tables", (scratch, *tables), (scratch, 8 * doubles, True), *every)
 
-        def run(self, reduction: int, row_loss: int, loss: int, scratch: int, threads: int) -> int:
+        def on(self, moved: dict[int, int]) -> Any:
+            """The real one on the copies."""
             dtype, stride, rows, classes = self.shape
+            labels = moved.get(self.target, 0)
+            job = real_class(dtype, moved.get(self.logits, 0), stride, rows, classes, labels, self.ignore_index)
+            addresses = {"mixed": (0, 1), "tables": range(5), "inputs": range(3), "options": (), "closed": (1, 2),
+                         "gradient": (0, 2), "gradients_of_tables": range(6)}  # fmt: skip
+            for name, arguments in self.told.items():
+                getattr(job, name)(*(moved.get(a, 0) if k in addresses[name] else a for k, a in enumerate(arguments)))
+            return job
+
+        def run(self, reduction: int, row_loss: int, loss: int, scratch: int, threads: int) -> int:
+            _, _, rows, classes = self.shape
             guarded = Guarded(dice)
             moved = guarded.all(
                 [
@@ -209,12 +220,7 @@ def _adjusted_ce(dice: random.Random) -> type:
                     (scratch, self.real * threads * _C.adjusted_ce_scratch(classes), True),
                 ]
             )
-            labels = moved.get(self.target, 0)
-            job = real_class(dtype, moved.get(self.logits, 0), stride, rows, classes, labels, self.ignore_index)
-            addresses = {"mixed": (0, 1), "tables": range(5), "inputs": range(3), "options": (), "closed": (1, 2),
-                         "gradient": (0, 2), "gradients_of_tables": range(6)}  # fmt: skip
-            for name, arguments in self.told.items():
-                getattr(job, name)(*(moved.get(a, 0) if k in addresses[name] else a for k, a in enumerate(arguments)))
+            job = self.on(moved)
             try:
                 return int(
                     job.run(reduction, moved.get(row_loss, 0), moved.get(loss, 0), moved.get(scratch, 0), threads)
@@ -222,9 +228,110 @@ def _adjusted_ce(dice: random.Random) -> type:
             finally:
                 guarded.close()
 
-    if unknown := {name for name in vars(real_class) if name[0] != "_"} - set(vars(AdjustedCe)):
-        raise TypeError(f"AdjustedCe has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
+    _complete(real_class, AdjustedCe)
     return AdjustedCe
+
+
+def _complete(real: type, ours: type) -> None:
+    if unknown := {name for name in vars(real) if name[0] != "_"} - set(vars(ours)):
+        raise TypeError(f"{real.__name__} has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
+
+
+def _soft_targets(dice: random.Random) -> type:
+    real_class = _C.SoftTargets
+
+    class SoftTargets:
+        def __init__(self, dtype: int, logits: int, stride: int, rows: int, classes: int) -> None:
+            self.item, self.real, self.shape = _ITEM[dtype], _REAL[dtype], (rows, classes)
+            self.made = (dtype, logits, stride, rows, classes)
+            self.wanted = [(logits, _rows(rows, stride, classes, self.item), False)]
+            self.told: dict[str, tuple[tuple[Any, ...], int]] = {}  # arguments, and how many of the first are addresses
+
+        def target(self, target: int, stride: int, real_target: bool, teacher: bool) -> None:
+            item = self.real if real_target else self.item
+            self.wanted.append((target, _rows(self.shape[0], stride, self.shape[1], item), False))
+            self.told["target"] = (target, stride, real_target, teacher), 1
+
+        def tables(self, *tables: int) -> None:
+            self.wanted += [(table, self.real * self.shape[1], False) for table in tables]
+            self.told["tables"] = tables, 3
+
+        def options(self, *numbers: float) -> None:
+            self.told["options"] = numbers, 0
+
+        def rows(self, *numbers: int) -> None:
+            self.wanted += [(each, self.real * self.shape[0], False) for each in numbers]
+            self.told["rows"] = numbers, 2
+
+        def run(self, reduction: int, row_loss: int, loss: int, grad: int, scratch: int, threads: int) -> int:
+            rows, classes = self.shape
+            guarded = Guarded(dice)
+            moved = guarded.all(
+                [
+                    *self.wanted,
+                    (row_loss, self.real * rows, True),
+                    (loss, self.real * (rows if reduction == 0 else 1), True),
+                    (grad, self.real * rows * classes, True),
+                    (scratch, self.real * threads * _C.adjusted_ce_scratch(classes), True),
+                ]
+            )
+            dtype, logits, *rest = self.made
+            job = real_class(dtype, moved.get(logits, 0), *rest)
+            for name, (arguments, addresses) in self.told.items():
+                getattr(job, name)(*(moved.get(a, 0) if k < addresses else a for k, a in enumerate(arguments)))
+            out = (moved.get(each, 0) for each in (row_loss, loss, grad, scratch))
+            try:
+                return int(job.run(reduction, *out, threads))
+            finally:
+                guarded.close()
+
+    _complete(real_class, SoftTargets)
+    return SoftTargets
+
+
+def _experts(dice: random.Random) -> type:
+    real_class = _C.Experts
+
+    class Experts:
+        def __init__(self, dtype: int, coupling: int, adjusted: bool, sharpness: float, inverse: int) -> None:
+            self.made, self.inverse = (dtype, coupling, adjusted, sharpness), inverse
+            self.jobs: list[tuple[Any, float]] = []
+
+        def add(self, job: Any, factor: float) -> None:
+            self.jobs.append((job, factor))
+
+        def joint(self, job: Any, factor: float) -> None:
+            self.jobs.append((job, factor))
+
+        def run(self, reduction: int, row_loss: int, loss: int, scratch: int, threads: int) -> int:
+            *experts, (joint, factor) = self.jobs
+            (_, _, rows, classes), real = joint.shape, joint.real
+            guarded = Guarded(dice)
+            every = real * rows * len(self.jobs)
+            # Gradients are reals here, whatever the logits are.
+            grads = [(job.told["gradient"][0], real * rows * classes, True) for job, _ in experts]
+            moved = guarded.all(
+                [
+                    *(each for job, _ in self.jobs for each in job.wanted),
+                    *grads,
+                    (self.inverse, real * classes, False),
+                    (row_loss, every, True),
+                    (loss, every if reduction == 0 else real, True),
+                    (scratch, real * threads * _C.experts_scratch(len(experts), classes), True),
+                ]
+            )
+            call = real_class(*self.made, moved.get(self.inverse, 0))
+            for job, each in experts:
+                call.add(job.on(moved), each)
+            call.joint(joint.on(moved), factor)
+            out = (moved.get(each, 0) for each in (row_loss, loss, scratch))
+            try:
+                return int(call.run(reduction, *out, threads))
+            finally:
+                guarded.close()
+
+    _complete(real_class, Experts)
+    return Experts
 
 
 def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
@@ -309,5 +416,6 @@ def install(seed: int) -> None:
         setattr(_C, name, _wrapped(getattr(_C, name), extents, dice))
     for name in SHORT_WAY:
         setattr(_C, name, lambda *_: None)
+    _C.SoftTargets, _C.Experts = _soft_targets(dice), _experts(dice)
     _C.AdjustedCe = _adjusted_ce(dice)
     _C.Greedy, _C.greedy_runs = _greedy(dice)

@@ -24,10 +24,11 @@ if "LTKERNELS_FROM" in os.environ:
 import _draw  # noqa: E402
 import features  # noqa: E402
 import losses  # noqa: E402
+import soft_targets  # noqa: E402
 import torch  # noqa: E402
 from _part import Tally  # noqa: E402
 
-from ltkernels import _C  # noqa: E402
+from ltkernels._native import _C  # noqa: E402
 
 
 class Loud(_draw.Draw):
@@ -93,6 +94,8 @@ def main(seed: int, cases: int, answer: Path, options: list[str]) -> None:
         losses.heads: 0.1,
         losses.sharded: 0.1,
         features.selections: 0.1,
+        soft_targets.soft: 0.2,
+        soft_targets.experts: 0.2,
     }
     tallies = [_draw.loop(seed, max(1, cases // 20), direct)]
     tallies += [program(seed + k, max(1, int(cases * share))) for k, (program, share) in enumerate(programs.items(), 1)]
