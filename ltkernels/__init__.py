@@ -30,13 +30,14 @@ _LAZY = (
     "augment",
     "distributed",
     "diversity",
+    "neighbors",
     "selection",
     "train",
 )  # imported on first use: the losses need torch alone
 
 
 if TYPE_CHECKING:
-    from . import augment, distributed, diversity, selection, train
+    from . import augment, distributed, diversity, neighbors, selection, train
 else:  # type checkers would take this for a module that has every name
 
     def __getattr__(name: str) -> object:
@@ -58,6 +59,7 @@ __all__ = [
     "explain",
     "functional",
     "inference",
+    "neighbors",
     "nn",
     "schedules",
     "selection",

@@ -10,9 +10,13 @@ from .losses.ala import ALA
 from .losses.arcface import ArcFace
 from .losses.class_balanced import ClassBalanced
 from .losses.cross_entropy import CrossEntropy, Focal
+from .losses.disalign import DisAlign
+from .losses.gcl import GCL
 from .losses.influence_balanced import InfluenceBalanced
+from .losses.isda import ClassVariances
 from .losses.kps import KPS, KPSGradientAdjusted
 from .losses.label_smoothing import LOS, LabelAwareSmoothing
+from .losses.lade import LADE
 from .losses.logit_adjustment import BalancedSoftmax, LogitAdjustedAdaptiveMargin, LogitAdjustedCrossEntropy
 from .losses.margins import LDAM, CosFace
 from .losses.seesaw import Seesaw
@@ -24,7 +28,9 @@ __all__ = [
     "ALA",
     "CDT",
     "EQL",
+    "GCL",
     "KPS",
+    "LADE",
     "LDAM",
     "LOS",
     "AdjustedCrossEntropy",
@@ -33,9 +39,11 @@ __all__ = [
     "ClassBalanced",
     "ClassBalancedFocal",
     "ClassBalancedSigmoid",
+    "ClassVariances",
     "CosFace",
     "CosineLinear",
     "CrossEntropy",
+    "DisAlign",
     "Focal",
     "InfluenceBalanced",
     "KPSGradientAdjusted",
