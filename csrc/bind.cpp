@@ -13,7 +13,9 @@
 #include "cpu/greedy.h"
 #include "cpu/isa.h"
 #include "cpu/logdet.h"
+#include "cpu/nearest.h"
 #include "cpu/row_statistics.h"
+#include "cpu/sinkhorn.h"
 #include "cpu/soft_targets.h"
 #include "cpu/subset_scores.h"
 #include "cpu/vector_gradients.h"
@@ -301,6 +303,47 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
             ltk::balance(job);
         },
         "Near-minimal assignment of rows to clusters of fixed capacity.");
+    py::class_<ltk::Nearest>(m, "Nearest", "The k largest scores of every row (csrc/cpu/nearest.h).")
+        .def(py::init(
+            [](int64_t rows, int64_t k, int64_t room, Address score, Address column, Address kept, Address least) {
+                return ltk::Nearest{
+                    rows, k, room, pointer(score), pointer<int64_t>(column), pointer<int64_t>(kept), pointer(least)};
+            }))
+        .def("add",
+             [](const ltk::Nearest& job, bool single, Address scores, int64_t stride, int64_t columns, int64_t first,
+                int threads) {
+                 py::gil_scoped_release release;
+                 ltk::nearest_add(job, single, pointer(scores), stride, columns, first, threads);
+             })
+        .def("sort", [](const ltk::Nearest& job, bool single, int threads) {
+            py::gil_scoped_release release;
+            ltk::nearest_sort(job, single, threads);
+        });
+    m.def(
+        "sinkhorn",
+        [](bool single, Address similarities, int64_t stride, int64_t rows, int64_t classes, Address prior,
+           double inverse, double tolerance, int64_t limit, Address labels, Address potential, Address shift,
+           Address columns) {
+            ltk::Sinkhorn job{};
+            job.similarities = pointer(similarities);
+            job.stride = stride;
+            job.rows = rows;
+            job.classes = classes;
+            job.prior = pointer<const double>(prior);
+            job.inverse = inverse;
+            job.tolerance = tolerance;
+            job.limit = limit;
+            job.labels = pointer(labels);
+            job.potential = pointer<double>(potential);
+            job.shift = pointer(shift);
+            job.columns = pointer<double>(columns);
+            {
+                py::gil_scoped_release release;
+                ltk::sinkhorn(job, single);
+            }
+            return std::make_pair(job.error, job.iterations);
+        },
+        "Soft labels with given class shares; the error and the number of iterations.");
     m.def("subset_scores_scratch", &ltk::subset_scores_scratch, "Elements of scratch that one thread needs.");
     m.def(
         "subset_scores",

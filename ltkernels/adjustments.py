@@ -12,6 +12,7 @@ from .losses.ala import ala
 from .losses.arcface import arcface
 from .losses.class_balanced import class_balanced
 from .losses.cross_entropy import cross_entropy, focal
+from .losses.gcl import gcl
 from .losses.kps import kps, kps_ga
 from .losses.label_smoothing import label_aware_smoothing, los
 from .losses.logit_adjustment import balanced_softmax, logit_adjusted_adaptive_margin, logit_adjustment
@@ -34,6 +35,7 @@ __all__ = [
     "cross_entropy",
     "eql",
     "focal",
+    "gcl",
     "kps",
     "kps_ga",
     "label_aware_smoothing",

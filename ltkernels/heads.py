@@ -263,8 +263,9 @@ def _holds_logits(loss: Checked, backend: str | None, device: torch.device) -> t
     if call.backend == "torch":
         reason = loss.needs_torch or ("backend='torch'" if backend else f"there is no kernel for {device.type} tensors")
         return "the torch backend has no chunks", f"{reason}, which holds the logits"
-    if call.form == _terms.FORMS.index("equalization"):
-        reason = "softmax equalization counts its random numbers by row"
+    if _terms.FORMS[call.form] in _terms.DRAWING:
+        kind = "softmax equalization" if _terms.FORMS[call.form] == "equalization" else "the cloud"
+        reason = f"{kind} counts its random numbers by row"
         return reason, reason
     if call.target.is_floating_point():
         reason = "class probabilities as target"

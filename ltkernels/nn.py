@@ -10,10 +10,14 @@ from .losses.ala import ALA
 from .losses.arcface import ArcFace
 from .losses.class_balanced import ClassBalanced
 from .losses.cross_entropy import CrossEntropy, Focal
+from .losses.disalign import DisAlign
 from .losses.expert_losses import MDCS, NCL, RIDE, SADE, BalPoE, ExpertsLoss, ResLT
+from .losses.gcl import GCL
 from .losses.influence_balanced import InfluenceBalanced
+from .losses.isda import ClassVariances
 from .losses.kps import KPS, KPSGradientAdjusted
 from .losses.label_smoothing import LOS, LabelAwareSmoothing
+from .losses.lade import LADE
 from .losses.logit_adjustment import BalancedSoftmax, LogitAdjustedAdaptiveMargin, LogitAdjustedCrossEntropy
 from .losses.margins import LDAM, CosFace
 from .losses.seesaw import Seesaw
@@ -25,7 +29,9 @@ __all__ = [
     "ALA",
     "CDT",
     "EQL",
+    "GCL",
     "KPS",
+    "LADE",
     "LDAM",
     "LOS",
     "MDCS",
@@ -39,9 +45,11 @@ __all__ = [
     "ClassBalanced",
     "ClassBalancedFocal",
     "ClassBalancedSigmoid",
+    "ClassVariances",
     "CosFace",
     "CosineLinear",
     "CrossEntropy",
+    "DisAlign",
     "ExpertsLoss",
     "Focal",
     "InfluenceBalanced",

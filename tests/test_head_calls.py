@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import contract
 import pytest
 import torch
 from test_heads import CLASSES, HEAD, LABELS, inputs
@@ -15,7 +16,7 @@ from ltkernels import heads
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - {"softmax_equalization"}))
+@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - {*contract.DRAWING}))
 def test_every_loss_of_the_library(name, normalize, biased) -> None:
     """The Modules, closed forms included: the same loss and gradients as through the classifier's logits, in two batches, for
     Seesaw counts them."""

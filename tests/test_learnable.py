@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import contract
 import oracle
 import pytest
 import torch
@@ -363,7 +364,7 @@ def test_closed_forms_and_explanations() -> None:
 def test_every_module_learns(name) -> None:
     """The Parameters start at the loss' own tables, get the reference's gradient and lower the loss."""
     record, counts = ltk.LOSSES[name], [300, 100, 30, 10, 3]
-    options = {"seed": 1} if name == "softmax_equalization" else {}
+    options = contract.seeded(name)
     fixed = record.make(counts, **options)
     fields = record.adjustment(counts, **options)
     own = [table for table in oracle.TABLES if getattr(fields, table, None) is not None]

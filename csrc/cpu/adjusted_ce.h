@@ -5,13 +5,14 @@
 namespace ltk {
 
 // What a per-class vector cannot say, computed inside the kernel (closed_forms.inl). A form comes without shift, scale
-// and margin.
+// and margin; the cloud may have a margin.
 enum class Form : int {
     none = 0,
     seesaw = 1,        // table: log counts; options: p, q, log eps
     equalization = 2,  // table: 1 for the classes that may be masked, else 0; seed; options: probability of the mask
     arcface = 3,       // options: cos m, sin m, 1 for the straight-through gradient
     sigmoid = 4,       // table: factor of a class as a negative, or null. Not a softmax at all: see sigmoid_bce.inl
+    cloud = 5,         // table: largest size of a class' noise; seed
 };
 struct ClosedForm {
     Form form;

@@ -1,6 +1,6 @@
-// The closed forms of adjusted_ce.h: Seesaw and softmax equalization write their term D_ij to a row of scratch, which
-// row_term then reads as its shift, so that there is one softmax body; ArcFace changes the label's logit alone. No C x
-// C table exists.
+// The closed forms of adjusted_ce.h: Seesaw, softmax equalization and the cloud write their term D_ij to a row of
+// scratch, which row_term then reads as its shift, so that there is one softmax body; ArcFace changes the label's logit
+// alone. No C x C table exists.
 
 namespace ltk {
 namespace LTK_NAMESPACE {
@@ -55,6 +55,56 @@ static inline void equalization_term(const AdjustedCe& job, int64_t row, int64_t
     d[label] = 0;
 }
 
+// Minus the sizes of one row's noise, not yet clamped.
+static inline void cloud_sizes(uint32_t key, int64_t classes, double* d) noexcept {
+    for (int64_t j = 0; j < classes; ++j) d[j] = -cloud_size(key, j);
+}
+// In float, written for the compiler to make vectors of, which it does in a function by itself: no branch, no call. The
+// logarithm is Cephes' logf (10^-7 of its value; of (1/sqrt 2, sqrt 2) a polynomial, the exponent apart; at most 0),
+// the sine its series to x^11 (6 10^-8).
+__attribute__((noinline)) static void cloud_sizes(uint32_t key, int64_t classes64, float* d) noexcept {
+    const int32_t classes = static_cast<int32_t>(classes64);
+    for (int32_t j = 0; j < classes; ++j) {
+        const uint32_t first = mix32(mix32(static_cast<uint32_t>(j) + 0x9e3779b9u) ^ key);
+        const uint32_t second = mix32(first + 0x9e3779b9u);
+        const float u = static_cast<float>(static_cast<int32_t>((first >> 8) + 1)) * 0x1p-24f;
+        uint32_t bits;
+        std::memcpy(&bits, &u, sizeof bits);
+        const uint32_t above = bits - 0x3f3504f3u;  // of 1 / sqrt 2: its exponent bits are the number of halvings
+        const float halvings = static_cast<float>(static_cast<int32_t>(above) >> 23);
+        bits = (above & 0x007fffffu) + 0x3f3504f3u;
+        float x;
+        std::memcpy(&x, &bits, sizeof x);
+        x -= 1.0f;
+        float p = 7.0376836292e-2f * x - 1.1514610310e-1f;
+        p = p * x + 1.1676998740e-1f;
+        p = p * x - 1.2420140846e-1f;
+        p = p * x + 1.4249322787e-1f;
+        p = p * x - 1.6668057665e-1f;
+        p = p * x + 2.0000714765e-1f;
+        p = p * x - 2.4999993993e-1f;
+        p = p * x + 3.3333331174e-1f;
+        const float log_u = halvings * 0.693147181f + (x + (x * x * (p * x - 0.5f)));
+        const float v = static_cast<float>(static_cast<int32_t>(second >> 8)) * (0x1p-24f * 1.57079633f), w = v * v;
+        float q = -2.50521084e-8f * w + 2.75573192e-6f;
+        q = q * w - 1.98412698e-4f;
+        q = q * w + 8.33333333e-3f;
+        q = q * w - 1.66666667e-1f;
+        const float sine = v + v * (w * q);
+        d[j] = -std::sqrt(-2.0f / 9.0f * log_u) * sine;
+    }
+}
+
+// d_j = -table_j min(size_j, 1).
+template <class V, class Real>
+static inline void cloud_term(const AdjustedCe& job, int64_t row, Real* d) noexcept {
+    const Real* table = static_cast<const Real*>(job.closed.table);
+    cloud_sizes(equalization_key(*job.closed.seed, row), job.classes, d);
+    each_vector<V>(0, job.classes, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
+        V::store(d + j, V::mul(V::load(table + j, mask), V::max(V::load(d + j, mask), V::set(-1))), mask);
+    });
+}
+
 template <class V>
 static inline Term<typename V::Real> angular_term(const AdjustedCe& job, double c,
                                                   Term<typename V::Real> term) noexcept {
@@ -84,6 +134,8 @@ static void closed_rows(const AdjustedCe& shared, int64_t begin, int64_t end, vo
         }
         if (job.closed.form == Form::seesaw)
             seesaw_term<V>(job, z, label, d);
+        else if (job.closed.form == Form::cloud)
+            cloud_term<V>(job, i, d);
         else
             equalization_term(job, i, label, d);
         return row_term<V, false, true>(job, z, make_term<V>(job, own, label, share), upstream, e, block_max, add,

@@ -5,7 +5,9 @@
 #include "experts.h"
 #include "greedy.h"
 #include "logdet.h"
+#include "nearest.h"
 #include "row_statistics.h"
+#include "sinkhorn.h"
 #include "soft_targets.h"
 #include "subset_scores.h"
 
@@ -31,6 +33,10 @@ struct Kernels {
     RankUpdate rank_update_f64;
     LowerTimes lower_times_f64;
     BalanceRows balance_f32;
+    FirstAbove<float> first_above_f32;
+    FirstAbove<double> first_above_f64;
+    SinkhornRow<float> sinkhorn_row_f32;
+    SinkhornRow<double> sinkhorn_row_f64;
 };
 
 }  // namespace ltk

@@ -8,7 +8,9 @@
 #include "balance.inl"
 #include "greedy.inl"
 #include "logdet.inl"
+#include "nearest.inl"
 #include "row_statistics.inl"
+#include "sinkhorn.inl"
 #include "soft_targets.inl"
 #include "subset_scores.inl"
 
@@ -37,6 +39,10 @@ const Kernels kernels = {
     rank_update_f64,
     lower_times_f64,
     balance_f32,
+    first_above_f32,
+    first_above_f64,
+    sinkhorn_row_f32,
+    sinkhorn_row_f64,
 };
 
 }  // namespace LTK_NAMESPACE

@@ -261,6 +261,8 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
             return "gradient with respect to a table of a closed form"
         if call.smooth() and wants_gradient((call.weight,)):
             return "gradient with respect to the class weight under label smoothing"
+    if not on_cpu and _terms.FORMS[call.form] in _terms.CPU_ALONE:
+        return f"the closed form {_terms.FORMS[call.form]!r}, which the CPU kernel alone computes"
     if not on_cpu and (call.label_scale is not None or call.smoothing is not None):
         name = "label_scale" if call.label_scale is not None else "a table as label_smoothing"
         return f"{name}, which the CPU kernel alone computes"
@@ -279,7 +281,7 @@ def _checked_term(
     if term.form not in _terms.FORMS[1:]:
         raise ArgumentError(f"term.form is {term.form!r}; it must be one of {', '.join(map(repr, _terms.FORMS[1:]))}")
     for name, table in tables.items():
-        if table is not None and not (name == "row_scale" and term.form == "arcface"):
+        if table is not None and name not in _terms.BESIDE.get(term.form, ()):
             raise ArgumentError(f"{name} cannot be combined with the closed form {term.form!r}")
     if term.form in _terms.NO_LABEL_SMOOTHING and _checks.smooths(label_smoothing):
         reason = _terms.NO_LABEL_SMOOTHING[term.form]
@@ -289,7 +291,7 @@ def _checked_term(
     if term.table is not None:
         table = _checks.table("class_counts of the loss", term.table, classes, device, real)
     seed = term.seed
-    if term.form == "equalization":
+    if term.form in _terms.DRAWING:
         seed = torch.randint(2**62, (1,), device=device) if seed is None else seed.to(device)
     return _terms.Term(term.form, table, seed, term.options)
 

@@ -14,7 +14,17 @@ from torch.nn import functional as F
 
 from .._call import Call
 
-FORMS = ("none", "seesaw", "equalization", "arcface", "sigmoid")  # the index is the code of csrc/cpu/adjusted_ce.h
+FORMS = (
+    "none",
+    "seesaw",
+    "equalization",
+    "arcface",
+    "sigmoid",
+    "cloud",
+)  # the index is the code of csrc/cpu/adjusted_ce.h
+DRAWING = ("equalization", "cloud")  # random numbers that are counted by row
+BESIDE = {"arcface": ("row_scale",), "cloud": ("row_scale", "margin")}  # tables that a form may come with
+CPU_ALONE = ("cloud",)  # forms that no other kernel has
 NO_LABEL_SMOOTHING = {
     "equalization": "a masked class has probability 0, and a smoothed label would make the loss infinite",
     "sigmoid": "each class has its own binary cross-entropy, and smoothing of one-hot labels is not defined for it",
@@ -24,9 +34,10 @@ NO_LABEL_SMOOTHING = {
 class Term(NamedTuple):
     """A closed form: its name, and what it is made of. Built by the builders of `ltkernels.adjustments`.
 
-    form: ``"seesaw"``, ``"equalization"``, ``"arcface"`` or ``"sigmoid"``.
-    table: (C,) float32, by form: log counts; 1 for classes that may be masked; none; factor of a class as a negative.
-    seed: (1,) int64 for ``"equalization"``; None draws one from torch's generator at each call.
+    form: ``"seesaw"``, ``"equalization"``, ``"arcface"``, ``"sigmoid"`` or ``"cloud"``.
+    table: (C,) float32, by form: log counts; 1 for classes that may be masked; none; factor of a class as a negative; size of a class'
+        noise.
+    seed: (1,) int64 for ``"equalization"`` and ``"cloud"``; None draws one from torch's generator at each call.
     options: three numbers, by form: p, q, log eps; probability of the mask; cos m, sin m, 1 for the straight-through gradient.
     """
 
@@ -41,6 +52,7 @@ class ClosedForm(NamedTuple):
 
     term: Term
     row_scale: Tensor | None = None
+    margin: Tensor | None = None
     weight: Tensor | None = None
     focal_gamma: float = 0.0
 
@@ -57,19 +69,32 @@ def mix32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def equalization_mask(seed: Tensor, rows: int, classes: int, probability: float) -> Tensor:
-    """(rows, classes) bool, True with the given probability: ``mix(mix(class + 0x9e3779b9) ^ row_key) / 2^32 < probability``
-    to 24 bits, with ``row_key = mix(mix(mix(low half of seed) ^ high half) ^ row)``."""
+def _draws(seed: Tensor, rows: int, classes: int) -> Tensor:
+    """(rows, classes) 32-bit words in int64: ``mix(mix(class + 0x9e3779b9) ^ row_key)`` with ``row_key = mix(mix(mix(low half of seed) ^
+    high half) ^ row)``."""
     word = 0xFFFFFFFF
     seed_key = mix32(mix32(seed & word) ^ ((seed >> 32) & word))
     row_key = mix32(seed_key ^ (torch.arange(rows, device=seed.device) & word))
     class_key = mix32((torch.arange(classes, device=seed.device) + 0x9E3779B9) & word)
-    draw = mix32(class_key ^ row_key.unsqueeze(1)) >> 8
-    return draw < round(probability * 2**24)
+    return mix32(class_key ^ row_key.unsqueeze(1))
+
+
+def equalization_mask(seed: Tensor, rows: int, classes: int, probability: float) -> Tensor:
+    """(rows, classes) bool, True with the given probability: the first 24 bits of the draw, over 2^24, are below it."""
+    return (_draws(seed, rows, classes) >> 8) < round(probability * 2**24)
+
+
+def cloud_sizes(seed: Tensor, rows: int, classes: int) -> Tensor:
+    """(rows, classes) float64 sizes ``|z| / 3``, at most 1, of normal numbers z, by Box and Muller's formula: ``|z| = sqrt(-2 log u) sin(pi
+    v / 2)``, u in (0, 1] of the draw's first 24 bits and v in [0, 1) of those of the draw's own hash."""
+    first = _draws(seed, rows, classes)
+    second = mix32((first + 0x9E3779B9) & 0xFFFFFFFF)
+    u, v = ((first >> 8) + 1).double() / 2**24, (second >> 8).double() / 2**24
+    return (torch.sqrt(-2 * torch.log(u)) * torch.sin(math.pi / 2 * v) / 3).clamp(max=1)
 
 
 def add_term(a: Tensor, z: Tensor, labels: Tensor, term: Term) -> Tensor:
-    """The adjusted logits (N, C) with a Seesaw or softmax equalization term, constant for autograd."""
+    """The adjusted logits (N, C) with the term of Seesaw, softmax equalization or the cloud, constant for autograd."""
     at = labels.unsqueeze(1)
     if term.form == "seesaw":
         p, q, log_eps = term.options
@@ -83,6 +108,9 @@ def add_term(a: Tensor, z: Tensor, labels: Tensor, term: Term) -> Tensor:
         return a + (p * rarer + q * ahead)
     assert term.seed is not None
     rows, classes = z.shape
+    if term.form == "cloud":
+        assert term.table is not None
+        return a - cloud_sizes(term.seed, rows, classes).to(a.dtype) * term.table
     mask = equalization_mask(term.seed, rows, classes, term.options[0]) & (term.table != 0)
     return a.masked_fill(mask.scatter(1, at, False), -torch.inf)
 

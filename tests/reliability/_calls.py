@@ -44,6 +44,7 @@ OPTIONS: dict[str, Callable[[Draw], Any]] = {
     "shape": lambda draw: draw.choice(["concave", "linear", "convex", "exp"]),
     "power": lambda draw: draw.choice([0.5, 2, 3.0]),
     "smoothing": lambda draw: draw.choice([0.98, 0.5, 1.0]),
+    "noise": lambda draw: draw.choice([0.5, 0.0, 1]),
     "seed": lambda draw: draw.choice([0, 7, -(2**63), 2**63 - 1]),
     "gradient": lambda draw: draw.choice(["exact", "straight_through"]),
     "gradient_adjustment": lambda draw: draw.choice([False, True]),

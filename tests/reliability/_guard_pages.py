@@ -52,6 +52,17 @@ def _subset_scores(a: tuple[Any, ...]) -> Extents:
     }  # fmt: skip
 
 
+def _sinkhorn(a: tuple[Any, ...]) -> Extents:
+    real, rows, classes = 4 if a[0] else 8, a[3], a[4]
+    out: Extents = {1: (_rows(rows, a[2], classes, real), False), 5: (8 * classes, False)}
+    return out | {
+        9: (real * rows * classes, True),
+        10: (8 * classes, True),
+        11: (real * classes, True),
+        12: (8 * classes, True),
+    }
+
+
 EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
     "exp_f32": lambda a: {0: (4 * a[2], False), 1: (4 * a[2], True)},
     "row_statistics": lambda a: _part(a) | {11: (32 * a[3], True)},
@@ -64,13 +75,14 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
         9: (4 * a[1], True),
     },
     "subset_scores": _subset_scores,
+    "sinkhorn": _sinkhorn,
 }  # fmt: skip
 # What takes no buffers, and what has a class of its own below.
 HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
             "vector_gradients_scratch", "experts_scratch", "plain_call", "plain_setup"}  # fmt: skip
 # What hands a tensor's memory on from C++; closed, so that every call goes the long way, through AdjustedCe.
 SHORT_WAY = {"plain_run", "plain_loss"}
-OWN = {"AdjustedCe", "Experts", "Greedy", "SoftTargets", "greedy_runs"} | SHORT_WAY
+OWN = {"AdjustedCe", "Experts", "Greedy", "Nearest", "SoftTargets", "greedy_runs"} | SHORT_WAY
 
 
 def _numbers(address: int, count: int) -> list[int]:
@@ -405,6 +417,41 @@ def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
     return Greedy, greedy_runs
 
 
+def _nearest(dice: random.Random) -> type:
+    real_class = _C.Nearest
+
+    class Nearest:
+        """The state of a search lies between guard pages for the length of a call."""
+
+        def __init__(self, rows: int, k: int, room: int, *state: int) -> None:
+            self.sizes, self.state = (rows, k, room), state
+
+        def _run(self, single: bool, call: Callable[[Any, dict[int, int]], None], *more: tuple[int, int, bool]) -> None:
+            rows, _, room = self.sizes
+            real = 4 if single else 8
+            sizes = (real * rows * room, 8 * rows * room, 8 * rows, real * rows)
+            guarded = Guarded(dice)
+            state = [(address, size, True) for address, size in zip(self.state, sizes, strict=True)]
+            moved = guarded.all([*state, *more])
+            try:
+                call(real_class(*self.sizes, *(moved[address] for address in self.state)), moved)
+            finally:
+                guarded.close()
+
+        def add(self, single: bool, scores: int, stride: int, columns: int, first: int, threads: int) -> None:
+            size = _rows(self.sizes[0], stride, columns, 4 if single else 8)
+            self._run(
+                single,
+                lambda job, at: job.add(single, at[scores], stride, columns, first, threads),
+                (scores, size, False),
+            )
+
+        def sort(self, single: bool, threads: int) -> None:
+            self._run(single, lambda job, at: job.sort(single, threads))
+
+    return Nearest
+
+
 def install(seed: int) -> None:
     names = {name for name in dir(_C) if not name.startswith(("_", "cuda_")) and callable(getattr(_C, name))}
     if names != set(EXTENTS) | HARMLESS | OWN:
@@ -418,4 +465,5 @@ def install(seed: int) -> None:
         setattr(_C, name, lambda *_: None)
     _C.SoftTargets, _C.Experts = _soft_targets(dice), _experts(dice)
     _C.AdjustedCe = _adjusted_ce(dice)
+    _C.Nearest = _nearest(dice)
     _C.Greedy, _C.greedy_runs = _greedy(dice)

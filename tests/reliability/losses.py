@@ -8,6 +8,7 @@ import math
 import tempfile
 from typing import Any
 
+import beside
 import oracle
 import torch
 from _calls import (
@@ -250,7 +251,7 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
 
 def functions(seed: int, cases: int) -> Tally:
     elsewhere = {"linear_adjusted_cross_entropy", "distillation", "experts_cross_entropy"}  # soft_targets.py
-    missing(set(F.__all__), {"adjusted_cross_entropy", *elsewhere})
+    missing(set(F.__all__), {"adjusted_cross_entropy", *elsewhere, *beside.FUNCTIONS})
     names = ["adjusted_cross_entropy", *BY_CLASS]
     for loss in ltk.LOSSES.values():
         missing(set(loss.own_options) | set(OPTIONS), set(OPTIONS))
@@ -267,7 +268,8 @@ def functions(seed: int, cases: int) -> Tally:
 
 def modules(seed: int, cases: int) -> Tally:
     of_experts = {"ExpertsLoss", "SADE", "BalPoE", "RIDE", "NCL", "ResLT", "MDCS"}  # soft_targets.py
-    missing(set(NN.__all__), {"AdjustedCrossEntropy", "CosineLinear", "InfluenceBalanced", *of_experts, *BY_CLASS})
+    whole = {"AdjustedCrossEntropy", "CosineLinear", "InfluenceBalanced"}
+    missing(set(NN.__all__), {*whole, *of_experts, *beside.MODULES, *BY_CLASS})
     names = list(BY_CLASS)
 
     def one(draw: Draw) -> None:
