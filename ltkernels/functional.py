@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from .heads import linear_adjusted_cross_entropy
 from .losses import adjusted_cross_entropy
+from .losses._sigmoid import sigmoid_cross_entropy
 
-__all__ = ["adjusted_cross_entropy", "linear_adjusted_cross_entropy"]
+__all__ = ["adjusted_cross_entropy", "linear_adjusted_cross_entropy", "sigmoid_cross_entropy"]

@@ -6,29 +6,37 @@ from typing import TYPE_CHECKING
 
 from .heads import CosineLinear
 from .losses import LOSSES, AdjustedCrossEntropy
+from .losses.acsl import ACSL
 from .losses.ala import ALA
 from .losses.arcface import ArcFace
 from .losses.class_balanced import ClassBalanced
+from .losses.class_prior_sigmoid import ECM, BalancedBCE
 from .losses.cross_entropy import CrossEntropy, Focal
+from .losses.distribution_balanced import DistributionBalanced
+from .losses.eql_v2 import EQLv2
 from .losses.influence_balanced import InfluenceBalanced
 from .losses.kps import KPS, KPSGradientAdjusted
 from .losses.label_smoothing import LOS, LabelAwareSmoothing
 from .losses.logit_adjustment import BalancedSoftmax, LogitAdjustedAdaptiveMargin, LogitAdjustedCrossEntropy
 from .losses.margins import LDAM, CosFace
+from .losses.proco import ProCo
 from .losses.seesaw import Seesaw
 from .losses.sigmoid import EQL, ClassBalancedFocal, ClassBalancedSigmoid
 from .losses.softmax_equalization import SoftmaxEqualization
 from .losses.vector_scaling import CDT, VectorScaling
 
 __all__ = [
+    "ACSL",
     "ALA",
     "CDT",
+    "ECM",
     "EQL",
     "KPS",
     "LDAM",
     "LOS",
     "AdjustedCrossEntropy",
     "ArcFace",
+    "BalancedBCE",
     "BalancedSoftmax",
     "ClassBalanced",
     "ClassBalancedFocal",
@@ -36,12 +44,15 @@ __all__ = [
     "CosFace",
     "CosineLinear",
     "CrossEntropy",
+    "DistributionBalanced",
+    "EQLv2",
     "Focal",
     "InfluenceBalanced",
     "KPSGradientAdjusted",
     "LabelAwareSmoothing",
     "LogitAdjustedAdaptiveMargin",
     "LogitAdjustedCrossEntropy",
+    "ProCo",
     "Seesaw",
     "SoftmaxEqualization",
     "VectorScaling",

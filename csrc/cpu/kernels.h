@@ -5,6 +5,7 @@
 #include "greedy.h"
 #include "logdet.h"
 #include "row_statistics.h"
+#include "sigmoid_ce.h"
 #include "subset_scores.h"
 
 namespace ltk {
@@ -27,6 +28,7 @@ struct Kernels {
     RankUpdate rank_update_f64;
     LowerTimes lower_times_f64;
     BalanceRows balance_f32;
+    SigmoidCeRows sigmoid_ce[kDTypes];
 };
 
 }  // namespace ltk

@@ -9,6 +9,7 @@
 #include "greedy.inl"
 #include "logdet.inl"
 #include "row_statistics.inl"
+#include "sigmoid_ce.inl"
 #include "subset_scores.inl"
 
 namespace ltk {
@@ -31,6 +32,7 @@ const Kernels kernels = {
     rank_update_f64,
     lower_times_f64,
     balance_f32,
+    {sigmoid_ce_f32, sigmoid_ce_f64, sigmoid_ce_bf16, sigmoid_ce_f16},
 };
 
 }  // namespace LTK_NAMESPACE
