@@ -15,6 +15,7 @@
 #include "cpu/logdet.h"
 #include "cpu/nearest.h"
 #include "cpu/row_statistics.h"
+#include "cpu/sigmoid_ce.h"
 #include "cpu/sinkhorn.h"
 #include "cpu/soft_targets.h"
 #include "cpu/subset_scores.h"
@@ -43,13 +44,17 @@ struct LossCall {
     ltk::VectorGradients gradients{};
 };
 
-// One call with targets that are rows over the classes, and one of coupled experts.
+// One call with targets that are rows over the classes, one of coupled experts, and one of the sigmoid loss.
 struct SoftCall {
     ltk::SoftTargets job{};
     int dtype = 0;
 };
 struct ExpertsCall {
     ltk::Experts job{};
+    int dtype = 0;
+};
+struct SigmoidCall {
+    ltk::SigmoidCe job{};
     int dtype = 0;
 };
 
@@ -274,6 +279,70 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
             ltk::gradient_from_statistics(job, dtype, pointer<const double>(row), pointer(grad), grad_stride, threads);
         },
         "The gradient of every row from its statistics.");
+    // The sigmoid loss (csrc/cpu/sigmoid_ce.h).
+    m.def("sigmoid_ce_columns", &ltk::sigmoid_ce_columns, "Reals of scratch for the statistics of one call.");
+    py::class_<SigmoidCall>(m, "SigmoidCe", "One call of the sigmoid loss: addresses, sizes and options.")
+        .def(py::init(
+            [](int dtype, Address logits, int64_t stride, int64_t rows, int64_t classes, int64_t ignore_index) {
+                SigmoidCall call;
+                call.dtype = dtype;
+                call.job.logits = pointer(logits);
+                call.job.logits_stride = stride;
+                call.job.rows = rows;
+                call.job.classes = classes;
+                call.job.ignore_index = ignore_index;
+                return call;
+            }))
+        .def("labels",
+             [](SigmoidCall& call, Address target, Address weight) {
+                 call.job.target = pointer<const int64_t>(target);
+                 call.job.weight = pointer(weight);
+             })
+        .def("multi_label",
+             [](SigmoidCall& call, Address hot, int64_t stride, bool bytes) {
+                 call.job.hot = pointer(hot);
+                 call.job.hot_stride = stride;
+                 call.job.hot_type = bytes ? ltk::Hot::u8 : ltk::Hot::f32;
+             })
+        .def("tables",
+             [](SigmoidCall& call, Address scale, Address shift, Address positive, Address negative,
+                Address sample_weight) {
+                 call.job.tables.scale = pointer(scale);
+                 call.job.tables.shift = pointer(shift);
+                 call.job.tables.positive = pointer(positive);
+                 call.job.tables.negative = pointer(negative);
+                 call.job.sample_weight = pointer(sample_weight);
+             })
+        .def("options",
+             [](SigmoidCall& call, double threshold, double negative_scale, double focal_gamma) {
+                 call.job.tables.threshold = threshold;
+                 call.job.tables.negative_scale = negative_scale;
+                 call.job.tables.focal_gamma = focal_gamma;
+             })
+        .def("rebalance",
+             [](SigmoidCall& call, Address table, double a, double b, double c) {
+                 call.job.tables.rebalance = pointer(table);
+                 const double map[] = {a, b, c};
+                 for (int k = 0; k < 3; ++k) call.job.tables.map[k] = map[k];
+             })
+        .def("gradient",
+             [](SigmoidCall& call, Address grad, Address row_coef) {
+                 call.job.grad = pointer(grad);
+                 call.job.row_coef = pointer(row_coef);
+             })
+        .def("statistics",
+             [](SigmoidCall& call, Address out, Address columns) {
+                 call.job.statistics = pointer(out);
+                 call.job.columns = pointer(columns);
+             })
+        .def(
+            "run",
+            [](SigmoidCall& call, int reduction, double upstream, Address row_loss, Address loss, int threads) {
+                call.job.row_loss = pointer(row_loss);
+                return ltk::sigmoid_ce(call.job, call.dtype, reduction, upstream, pointer(loss), threads);
+            },
+            py::call_guard<py::gil_scoped_release>(), "Loss, gradient and statistics; the status of sigmoid_ce.");
+
     m.def("logdet_scratch", &ltk::logdet_scratch, "Doubles of scratch that one thread needs.");
     m.def(
         "logdet_batch",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ._sinkhorn import SinkhornLabels, sinkhorn
 from .heads import linear_adjusted_cross_entropy
 from .losses import adjusted_cross_entropy
+from .losses._sigmoid import sigmoid_cross_entropy
 from .losses.distillation import distillation
 from .losses.experts import experts_cross_entropy
 from .losses.isda import isda_head
@@ -23,5 +24,6 @@ __all__ = [
     "isda_head",
     "lader",
     "linear_adjusted_cross_entropy",
+    "sigmoid_cross_entropy",
     "sinkhorn",
 ]

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 from .heads import CosineLinear
 from .losses import LOSSES, AdjustedCrossEntropy
+from .losses.acsl import ACSL
 from .losses.ala import ALA
 from .losses.arcface import ArcFace
 from .losses.class_balanced import ClassBalanced
+from .losses.class_prior_sigmoid import ECM, BalancedBCE
 from .losses.cross_entropy import CrossEntropy, Focal
 from .losses.disalign import DisAlign
+from .losses.distribution_balanced import DistributionBalanced
+from .losses.eql_v2 import EQLv2
 from .losses.expert_losses import MDCS, NCL, RIDE, SADE, BalPoE, ExpertsLoss, ResLT
 from .losses.gcl import GCL
 from .losses.influence_balanced import InfluenceBalanced
@@ -20,14 +24,17 @@ from .losses.label_smoothing import LOS, LabelAwareSmoothing
 from .losses.lade import LADE
 from .losses.logit_adjustment import BalancedSoftmax, LogitAdjustedAdaptiveMargin, LogitAdjustedCrossEntropy
 from .losses.margins import LDAM, CosFace
+from .losses.proco import ProCo
 from .losses.seesaw import Seesaw
 from .losses.sigmoid import EQL, ClassBalancedFocal, ClassBalancedSigmoid
 from .losses.softmax_equalization import SoftmaxEqualization
 from .losses.vector_scaling import CDT, VectorScaling
 
 __all__ = [
+    "ACSL",
     "ALA",
     "CDT",
+    "ECM",
     "EQL",
     "GCL",
     "KPS",
@@ -41,6 +48,7 @@ __all__ = [
     "AdjustedCrossEntropy",
     "ArcFace",
     "BalPoE",
+    "BalancedBCE",
     "BalancedSoftmax",
     "ClassBalanced",
     "ClassBalancedFocal",
@@ -50,6 +58,8 @@ __all__ = [
     "CosineLinear",
     "CrossEntropy",
     "DisAlign",
+    "DistributionBalanced",
+    "EQLv2",
     "ExpertsLoss",
     "Focal",
     "InfluenceBalanced",
@@ -57,6 +67,7 @@ __all__ = [
     "LabelAwareSmoothing",
     "LogitAdjustedAdaptiveMargin",
     "LogitAdjustedCrossEntropy",
+    "ProCo",
     "ResLT",
     "Seesaw",
     "SoftmaxEqualization",

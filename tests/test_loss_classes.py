@@ -265,7 +265,8 @@ OTHER = {
     "logit_adjusted": {"tau": 2.0}, "ldam": {"s": 20.0}, "cosface": {"m": 0.1}, "arcface": {"m": 0.1}, "seesaw": {"p": 0.5},
     "cb_sigmoid": {"beta": None}, "cb_focal": {"gamma": 2.0}, "eql": {"tail_frequency": 0.5}, "cdt": {"gamma": 0.1},
     "softmax_equalization": {"gamma": 0.5}, "vector_scaling": {"tau": 0.5}, "ala": {"s": 20.0}, "los": {"smoothing": 0.9},
-    "label_aware_smoothing": {"shape": "linear"}, "gcl": {"noise": 0.1},
+    "label_aware_smoothing": {"shape": "linear"}, "gcl": {"noise": 0.1}, "eql_v2": {"mu": 0.5}, "acsl": {"threshold": 0.5},
+    "balanced_bce": {"tau": 0.5},
 }  # fmt: skip
 
 

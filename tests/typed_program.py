@@ -40,6 +40,14 @@ def losses(logits: Tensor, target: Tensor) -> Tensor:
     weights = nn.DisAlign.class_weights(COUNTS, rho=1.2)
     mixed = mixed + nn.CrossEntropy(weight=weights)(nn.DisAlign(3, 3)(logits, logits), target)
     assert_type(sinkhorn(logits, [0.5, 0.2, 0.3]).iterations, int)
+    hot = torch.nn.functional.one_hot(target, 3).bool()
+    loss, gradients = ltk.functional.sigmoid_cross_entropy(logits, hot, statistics=True, positive=own[:3])
+    assert_type(gradients, Tensor)
+    assert_type(ltk.functional.sigmoid_cross_entropy(logits, target, threshold=0.5), Tensor)
+    mixed = mixed + loss + nn.EQLv2(3)(logits, hot) + nn.ECM(COUNTS)(logits, target) + nn.ACSL(0.6)(logits, target)
+    contrast = nn.ProCo(COUNTS, 3)
+    mixed = mixed + contrast([logits, logits], target) + nn.DistributionBalanced(COUNTS, 600)(logits, hot)
+    contrast.next_epoch()
     return mixed + kps(logits, target) + adjusted_cross_entropy(logits, target, shift=built.shift)
 
 

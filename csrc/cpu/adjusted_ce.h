@@ -5,14 +5,17 @@
 namespace ltk {
 
 // What a per-class vector cannot say, computed inside the kernel (closed_forms.inl). A form comes without shift, scale
-// and margin; the cloud may have a margin.
+// and margin, but for the margin of the cloud, shift and scale of the sigmoid, and shift of the von Mises-Fisher form.
 enum class Form : int {
     none = 0,
     seesaw = 1,        // table: log counts; options: p, q, log eps
     equalization = 2,  // table: 1 for the classes that may be masked, else 0; seed; options: probability of the mask
     arcface = 3,       // options: cos m, sin m, 1 for the straight-through gradient
-    sigmoid = 4,       // table: factor of a class as a negative, or null. Not a softmax at all: see sigmoid_bce.inl
-    cloud = 5,         // table: largest size of a class' noise; seed
+    sigmoid = 4,  // table: factor of a class as a negative, or null; options: threshold, 1 where a second row of the
+                  // table has its factor as a positive. Not a softmax at all: see sigmoid_bce.inl
+    cloud = 5,    // table: largest size of a class' noise; seed
+    vmf = 6,      // logits: cosines. table: kappa, sqrt(1 + x^2) and log S of each class, a row each; options: number
+                  // of features, temperature; with plain labels alone
 };
 struct ClosedForm {
     Form form;

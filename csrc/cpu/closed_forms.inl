@@ -114,9 +114,125 @@ static inline Term<typename V::Real> angular_term(const AdjustedCe& job, double 
     return term;
 }
 
+// 2 atanh(w), |w| <= 1/3.
+template <class V>
+static inline typename V::Reg two_atanh(typename V::Reg w) noexcept {
+    using Reg = typename V::Reg;
+    const Reg x = V::mul(w, w);
+    Reg q = V::fma(V::set(2.0f / 13), x, V::set(2.0f / 11));
+    q = V::fma(q, x, V::set(2.0f / 9));
+    q = V::fma(q, x, V::set(2.0f / 7));
+    q = V::fma(q, x, V::set(2.0f / 5));
+    q = V::fma(q, x, V::set(2.0f / 3));
+    return V::fma(V::mul(q, x), w, V::add(w, w));
+}
+
+// log(a / b) of positive numbers whose difference is known better than they are. `far`: a may be up to 256 times b, or
+// the reverse, and beyond twice that the eighth root is taken first.
+template <class V>
+static inline typename V::Reg log_ratio(typename V::Reg a, typename V::Reg b, typename V::Reg difference, bool far,
+                                        V) noexcept {
+    using Reg = typename V::Reg;
+    const Reg w = difference / V::add(a, b);
+    if (!far) return two_atanh<V>(w);
+    const Reg root = V::sqrt(V::sqrt(V::sqrt(a / b)));
+    const Reg eighth = two_atanh<V>(V::sub(root, V::set(1)) / V::add(root, V::set(1)));
+    const Reg third = V::set(static_cast<typename V::Real>(1.0 / 3.0));
+    return V::max(w, V::sub(V::set(0), w)) > third ? V::mul(V::set(8), eighth) : two_atanh<V>(w);
+}
+static inline double log_ratio(double, double b, double difference, bool, F64) noexcept {
+    return std::log1p(difference / b);
+}
+
+// ProCo, Du et al. 2024: g_j = log C_p(kappa_j) - log C_p(kt_j), kt_j^2 = kappa_j^2 + 1 / tau^2 + 2 kappa_j cos_j /
+// tau, where C_p normalises the von Mises-Fisher density. Debye's uniform expansion of the Bessel function of order nu
+// = p/2 - 1 in x = kappa / nu, s = sqrt(1 + x^2), t = 1 / s gives
+//   -log C_p = nu (s - log(1 + s)) - log(s) / 2 + log S(t) + constant,   S = 1 + u1(t) / nu + u2(t) / nu^2 + u3(t) /
+//   nu^3
+// in which log kappa has cancelled. Differences are formed of what differs, ds = st - s, so that nothing large cancels.
+template <class V, class T>
+static inline void vmf_row(const AdjustedCe& job, const T* cosines, typename V::Real* g,
+                           typename V::Real* slope) noexcept {
+    using Real = typename V::Real;
+    using Reg = typename V::Reg;
+    const Real* kappa = static_cast<const Real*>(job.closed.table);
+    const Real* root = kappa + job.classes;
+    const Real* log_series = root + job.classes;
+    const double order = job.closed.options[0] / 2.0 - 1.0, tau = job.closed.options[1];
+    const bool far = 1.0 / (tau * order) > 1.5;  // else st lies within a factor of 2 of s
+    const auto set = [](double x) { return V::set(static_cast<Real>(x)); };
+    const Reg one = set(1.0), nu = set(order), i1 = set(1.0 / order);
+    const Reg i2 = set(1.0 / (order * order)), i3 = set(1.0 / (order * order * order));
+    const Reg along = set(2.0 / (tau * order * order)), constant = set(1.0 / (tau * tau * order * order));
+    const Reg per_kappa = set(1.0 / (tau * order)), half = set(-0.5);
+    each_vector<V>(0, job.classes, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
+        const Reg k = V::load(kappa + j, mask), s = V::load(root + j, mask);
+        const Reg d2 = V::fma(V::mul(along, k), V::load(cosines + j, mask), constant);
+        const Reg st = V::sqrt(V::max(V::fma(s, s, d2), one));
+        const Reg ds = d2 / V::add(st, s);
+        const Reg first = log_ratio(V::add(one, st), V::add(one, s), ds, far, V{});
+        const Reg second = log_ratio(st, s, ds, far, V{});
+        const Reg t = one / st;
+        const Reg x = V::mul(t, t);
+        const Reg u1 = V::fma(set(-5.0 / 24), x, set(3.0 / 24));
+        const Reg u2 = V::fma(V::fma(set(385.0 / 1152), x, set(-462.0 / 1152)), x, set(81.0 / 1152));
+        Reg u3 = V::fma(set(-425425.0 / 414720), x, set(765765.0 / 414720));
+        u3 = V::fma(V::fma(u3, x, set(-369603.0 / 414720)), x, set(30375.0 / 414720));
+        // S - 1
+        const Reg v = V::mul(t, V::fma(V::mul(V::mul(t, t), i3), u3, V::fma(V::mul(t, i2), u2, V::mul(i1, u1))));
+        const Reg series = log_ratio(V::add(one, v), one, v, false, V{});
+        Reg y = V::fma(nu, V::sub(ds, first), V::mul(half, second));
+        y = V::add(y, V::sub(series, V::load(log_series + j, mask)));
+        V::store(g + j, y, mask);
+        if (slope == nullptr) return;
+        const Reg du1 = V::fma(set(-15.0 / 24), x, set(3.0 / 24));
+        const Reg du2 = V::fma(V::fma(set(2310.0 / 1152), x, set(-1848.0 / 1152)), x, set(162.0 / 1152));
+        Reg du3 = V::fma(set(-3828825.0 / 414720), x, set(5360355.0 / 414720));
+        du3 = V::fma(V::fma(du3, x, set(-1848015.0 / 414720)), x, set(91125.0 / 414720));
+        const Reg dv = V::fma(V::mul(x, i3), du3, V::fma(V::mul(t, i2), du2, V::mul(i1, du1)));
+        const Reg d = V::sub(one / V::add(one, st), V::mul(V::mul(x, i1), V::fma(t, dv / V::add(one, v), set(0.5))));
+        V::store(slope + j, V::mul(V::mul(per_kappa, k), d), mask);
+    });
+}
+
+template <class V, bool Shift, class T>
+static void vmf_rows(const AdjustedCe& shared, int64_t begin, int64_t end, void* scratch) noexcept {
+    using Real = typename V::Real;
+    AdjustedCe job = shared;
+    job.stream = false;  // row_term leaves its gradient in scratch
+    Real* e = static_cast<Real*>(scratch);
+    Real* g = e + adjusted_ce_row(job.classes);
+    Real* slope = g + adjusted_ce_row(job.classes);
+    Real* block_max = slope + adjusted_ce_row(job.classes);
+    for (int64_t i = begin; i < end; ++i) {
+        const T* cosines = static_cast<const T*>(job.logits) + i * job.logits_stride;
+        T* grad = job.grad == nullptr ? nullptr : static_cast<T*>(job.grad) + i * job.grad_stride;
+        const int64_t label = job.target[i];
+        if (label == job.ignore_index) {
+            static_cast<Real*>(job.row_loss)[i] = 0;
+            if (grad != nullptr) std::memset(static_cast<void*>(grad), 0, static_cast<size_t>(job.classes) * sizeof(T));
+            continue;
+        }
+        vmf_row<V>(job, cosines, g, grad == nullptr ? nullptr : slope);
+        const Term<Real> term = make_term<V>(job, get(g + label), label, 1.0);
+        const double loss =
+            row_term<V, false, Shift>(job, static_cast<const Real*>(g), term, upstream_of<Real>(job, i), e, block_max,
+                                      static_cast<const Real*>(nullptr), grad == nullptr ? nullptr : g);
+        put_loss<Real>(job, i, loss);
+        if (grad == nullptr) continue;
+        each_vector<V>(0, job.classes, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
+            V::store(grad + j, V::mul(V::load(g + j, mask), V::load(slope + j, mask)), mask);
+        });
+    }
+}
+
 template <class V, class T>
 static void closed_rows(const AdjustedCe& shared, int64_t begin, int64_t end, void* scratch) noexcept {
     using Real = typename V::Real;
+    if (shared.closed.form == Form::vmf) {
+        if (shared.shift == nullptr) return vmf_rows<V, false, T>(shared, begin, end, scratch);
+        return vmf_rows<V, true, T>(shared, begin, end, scratch);
+    }
     AdjustedCe job = shared;
     Real* e = static_cast<Real*>(scratch);
     Real* first = e + adjusted_ce_row(job.classes);

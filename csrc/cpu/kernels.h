@@ -7,6 +7,7 @@
 #include "logdet.h"
 #include "nearest.h"
 #include "row_statistics.h"
+#include "sigmoid_ce.h"
 #include "sinkhorn.h"
 #include "soft_targets.h"
 #include "subset_scores.h"
@@ -37,6 +38,7 @@ struct Kernels {
     FirstAbove<double> first_above_f64;
     SinkhornRow<float> sinkhorn_row_f32;
     SinkhornRow<double> sinkhorn_row_f64;
+    SigmoidCeRows sigmoid_ce[kDTypes];
 };
 
 }  // namespace ltk

@@ -10,6 +10,7 @@
 #include "logdet.inl"
 #include "nearest.inl"
 #include "row_statistics.inl"
+#include "sigmoid_ce.inl"
 #include "sinkhorn.inl"
 #include "soft_targets.inl"
 #include "subset_scores.inl"
@@ -43,6 +44,7 @@ const Kernels kernels = {
     first_above_f64,
     sinkhorn_row_f32,
     sinkhorn_row_f64,
+    {sigmoid_ce_f32, sigmoid_ce_f64, sigmoid_ce_bf16, sigmoid_ce_f16},
 };
 
 }  // namespace LTK_NAMESPACE

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _backends
 from .._watch import is_dtensor
-from . import _autograd, _reference, _soft
+from . import _autograd, _reference, _sigmoid, _soft
 from ._door import Checked, Options, Target, checked, takes_options
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
             the gradient to backward, for rounding it before the scaler's factor would make its small entries 0: a third pass, over
             logits and tables that must still be what they were.
         term: closed form of Seesaw, softmax equalization, ArcFace or the sigmoid family, from their builders in
-            `ltkernels.adjustments`; not together with shift, scale, margin, label_scale, class probabilities, or `row_scale` but for
-            ArcFace.
+            `ltkernels.adjustments`; not together with margin, label_scale, class probabilities, shift and scale but for the sigmoid
+            family, or `row_scale` but for ArcFace. With the sigmoid family a target in the logits' shape is a multi-label one: see
+            `ltkernels.functional.sigmoid_cross_entropy`.
         sample_weight: a factor of each row's loss, in the shape of the class indices. A mean of equal weights is the mean without them.
 
     Returns:
@@ -83,7 +84,15 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
         from ..distributed._dtensor import adjusted_cross_entropy as of_dtensor
 
         return of_dtensor(logits, target, **options)
+    if _is_multi_label(logits, target, options):
+        found: Tensor = _sigmoid.sigmoid_cross_entropy(logits, cast("Tensor", target), **_sigmoid.options_of(options))
+        return found
     return of_checked(checked(logits, target, **options))
+
+
+def _is_multi_label(logits: Tensor, target: Target, options: Options) -> bool:
+    term = options.get("term")
+    return term is not None and term.form == "sigmoid" and _sigmoid.is_multi_label(logits, target)
 
 
 def of_checked(checked: Checked) -> Tensor:
@@ -120,6 +129,8 @@ def _explain(op: object, logits: Tensor, target: Target, *_: object, **kwargs: A
     if isinstance(op, torch.nn.Module):
         own = cast("Callable[[], Options]", op.call_options)()
         options = {**own, **options}
+    if _is_multi_label(logits, target, cast("Options", options)):
+        return _sigmoid.sigmoid_cross_entropy.explain(logits, target, **_sigmoid.options_of(options))  # type: ignore[attr-defined,no-any-return]
     term = options.get("term")
     if term is not None and term.seed is None:  # a question draws no random number
         options["term"] = term._replace(seed=torch.zeros(1, dtype=torch.int64))

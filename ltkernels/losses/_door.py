@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
 
 
+_SIGMOID, _VMF = map(_terms.FORMS.index, ("sigmoid", "vmf"))
 _REALS = {dtype: _checks.real_dtype(dtype) for dtype in _checks.FLOATING}
 
 
@@ -263,6 +264,14 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
             return "gradient with respect to the class weight under label smoothing"
     if not on_cpu and _terms.FORMS[call.form] in _terms.CPU_ALONE:
         return f"the closed form {_terms.FORMS[call.form]!r}, which the CPU kernel alone computes"
+    if (
+        not on_cpu
+        and call.form == _SIGMOID
+        and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None))
+    ):
+        return "the general sigmoid loss, which the CPU kernel alone computes"
+    if call.form == _VMF and (not on_cpu or lam is not None):
+        return "the von Mises-Fisher form, which the CPU kernel alone computes, of plain labels"
     if not on_cpu and (call.label_scale is not None or call.smoothing is not None):
         name = "label_scale" if call.label_scale is not None else "a table as label_smoothing"
         return f"{name}, which the CPU kernel alone computes"
@@ -281,19 +290,31 @@ def _checked_term(
     if term.form not in _terms.FORMS[1:]:
         raise ArgumentError(f"term.form is {term.form!r}; it must be one of {', '.join(map(repr, _terms.FORMS[1:]))}")
     for name, table in tables.items():
-        if table is not None and name not in _terms.BESIDE.get(term.form, ()):
+        if table is not None and name not in _terms.TAKES[term.form]:
             raise ArgumentError(f"{name} cannot be combined with the closed form {term.form!r}")
     if term.form in _terms.NO_LABEL_SMOOTHING and _checks.smooths(label_smoothing):
         reason = _terms.NO_LABEL_SMOOTHING[term.form]
         given = "a table" if isinstance(label_smoothing, Tensor) else label_smoothing
         raise ArgumentError(f"label_smoothing is {given}; it has no meaning with {term.form}: {reason}")
-    table = None
-    if term.table is not None:
+    table, options = None, term.options
+    if term.table is not None and term.form == "sigmoid" and term.table.dim() == 2:  # one row after the other
+        if term.table.shape != (2, classes):
+            raise ArgumentError(f"the loss' table has shape {tuple(term.table.shape)}; it must be (2, {classes})")
+        table = _checks.table("the loss' table", term.table.reshape(-1), 2 * classes, device, real)
+        options = (options[0], 1.0, 0.0)
+    elif term.form == "vmf":
+        if term.table is None or term.table.shape != (classes,):
+            shape = None if term.table is None else tuple(term.table.shape)
+            raise ArgumentError(f"kappa has shape {shape}; it must be ({classes},), one entry per class")
+        features = _checks.number("features of the loss", options[0], low=3.0)
+        options = (features, _checks.number("tau", options[1], above=0.0), 0.0)
+        table = _terms.vmf_constants(term.table, features).reshape(-1).to(device=device, dtype=real)
+    elif term.table is not None:
         table = _checks.table("class_counts of the loss", term.table, classes, device, real)
     seed = term.seed
     if term.form in _terms.DRAWING:
         seed = torch.randint(2**62, (1,), device=device) if seed is None else seed.to(device)
-    return _terms.Term(term.form, table, seed, term.options)
+    return _terms.Term(term.form, table, seed, options)
 
 
 def split_target(target: Target, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -48,8 +48,11 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
                 adjusted = a.scatter(1, at, scaled if call.shift is None else scaled + call.shift[at])
             return _one_label(adjusted, each, margin, row_scale, weight, focal_gamma, eps)
         if term.form == "sigmoid":
-            return _terms.sigmoid_rows(z, each, weight, focal_gamma, term)
-        if term.form == "arcface":
+            return _terms.sigmoid_rows(a, each, weight, focal_gamma, term)
+        if term.form == "vmf":
+            adjusted = _terms.vmf_logits(z, term)
+            adjusted = adjusted if call.shift is None else adjusted + call.shift
+        elif term.form == "arcface":
             at = each.unsqueeze(1)
             adjusted = a.scatter(1, at, _terms.arcface_logit(a.gather(1, at), term))
         else:

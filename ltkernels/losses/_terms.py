@@ -21,10 +21,19 @@ FORMS = (
     "arcface",
     "sigmoid",
     "cloud",
+    "vmf",
 )  # the index is the code of csrc/cpu/adjusted_ce.h
 DRAWING = ("equalization", "cloud")  # random numbers that are counted by row
-BESIDE = {"arcface": ("row_scale",), "cloud": ("row_scale", "margin")}  # tables that a form may come with
 CPU_ALONE = ("cloud",)  # forms that no other kernel has
+# The tables that a form takes, beside the class weight.
+TAKES = {
+    "seesaw": (),
+    "equalization": (),
+    "arcface": ("row_scale",),
+    "sigmoid": ("shift", "scale"),
+    "cloud": ("row_scale", "margin"),
+    "vmf": ("shift",),
+}
 NO_LABEL_SMOOTHING = {
     "equalization": "a masked class has probability 0, and a smoothed label would make the loss infinite",
     "sigmoid": "each class has its own binary cross-entropy, and smoothing of one-hot labels is not defined for it",
@@ -34,11 +43,12 @@ NO_LABEL_SMOOTHING = {
 class Term(NamedTuple):
     """A closed form: its name, and what it is made of. Built by the builders of `ltkernels.adjustments`.
 
-    form: ``"seesaw"``, ``"equalization"``, ``"arcface"``, ``"sigmoid"`` or ``"cloud"``.
-    table: (C,) float32, by form: log counts; 1 for classes that may be masked; none; factor of a class as a negative; size of a class'
-        noise.
+    form: ``"seesaw"``, ``"equalization"``, ``"arcface"``, ``"sigmoid"``, ``"cloud"`` or ``"vmf"``.
+    table: (C,) float32, by form: log counts; 1 for classes that may be masked; none; factor of a class as a negative, or (2, C): as a
+        negative and as a positive; size of a class' noise; kappa.
     seed: (1,) int64 for ``"equalization"`` and ``"cloud"``; None draws one from torch's generator at each call.
-    options: three numbers, by form: p, q, log eps; probability of the mask; cos m, sin m, 1 for the straight-through gradient.
+    options: three numbers, by form: p, q, log eps; probability of the mask; cos m, sin m, 1 for the straight-through gradient; the
+        probability from which on a negative counts (0: always), and what a call says of the table's rows; none; number of features, tau.
     """
 
     form: str
@@ -55,6 +65,8 @@ class ClosedForm(NamedTuple):
     margin: Tensor | None = None
     weight: Tensor | None = None
     focal_gamma: float = 0.0
+    shift: Tensor | None = None
+    scale: Tensor | None = None
 
 
 def of(call: Call) -> Term | None:
@@ -130,14 +142,51 @@ def arcface_logit(c: Tensor, term: Term) -> Tensor:
     return c + (value - c).detach() if straight else value
 
 
-def sigmoid_rows(z: Tensor, labels: Tensor, weight: Tensor | None, focal_gamma: float | Tensor, term: Term) -> Tensor:
-    """Row losses (N,) of the sigmoid family for one label a row."""
+def vmf_constants(kappa: Tensor, features: float) -> Tensor:
+    """What the kernel of the von Mises-Fisher form reads of each class: (3, C) float64 kappa, sqrt(1 + x^2) and log S."""
+    kappa = kappa.double()
+    nu = features / 2 - 1
+    root = (1 + (kappa / nu) ** 2).sqrt()
+    return torch.stack([kappa, root, torch.log1p(_series(1 / root, nu))])
+
+
+def _series(t: Tensor, nu: float) -> Tensor:
+    """S - 1 of Debye's expansion: `ltkernels.adjustments.vmf`."""
+    x = t * t
+    u1 = (3 - 5 * x) / 24
+    u2 = (81 + x * (-462 + x * 385)) / 1152
+    u3 = (30375 + x * (-369603 + x * (765765 - x * 425425))) / 414720
+    return t * (u1 / nu + t * (u2 / nu**2 + t * u3 / nu**3))
+
+
+def vmf_logits(cosine: Tensor, term: Term) -> Tensor:
+    """ProCo's logits (N, C) of cosines, differentiable in them; `term` is that of a checked call."""
+    assert term.table is not None
+    features, tau, _ = term.options
+    nu = features / 2 - 1
+    kappa, root, log_series = term.table.unflatten(0, (3, -1))
+    d2 = (1 / tau**2 + 2 / tau * kappa * cosine) / nu**2
+    st = (root * root + d2).clamp(min=1).sqrt()
+    ds = d2 / (st + root)
+    g = nu * (ds - torch.log1p(ds / (1 + root))) - torch.log1p(ds / root) / 2
+    found: Tensor = g + (torch.log1p(_series(1 / st, nu)) - log_series)
+    return found
+
+
+def sigmoid_rows(a: Tensor, labels: Tensor, weight: Tensor | None, focal_gamma: float | Tensor, term: Term) -> Tensor:
+    """Row losses (N,) of the sigmoid family for one label a row, from logits that are scaled and shifted."""
     at = labels.unsqueeze(1)
-    x = z * torch.ones_like(z).scatter(1, at, -1.0)
+    x = a * torch.ones_like(a).scatter(1, at, -1.0)
     each = -F.logsigmoid(-x)  # softplus(x): the class' binary cross-entropy
     if isinstance(focal_gamma, Tensor) or focal_gamma != 0.0:
         each = torch.exp(focal_gamma * F.logsigmoid(x)) * each
+    theta, both, _ = term.options
     if term.table is not None:
-        each = each * term.table.expand_as(z).scatter(1, at, 1.0)
+        negative, positive = term.table.unflatten(0, (2, -1)) if both else (term.table, None)
+        own = torch.ones_like(at, dtype=a.dtype) if positive is None else positive[at]
+        each = each * negative.expand_as(a).scatter(1, at, own)
+    if theta > 0.0:
+        rare = (a.detach() < math.log(theta / (1 - theta))).scatter(1, at, False)
+        each = torch.where(rare, 0, each)
     row = each.sum(dim=1)
     return row if weight is None else row * weight[labels]

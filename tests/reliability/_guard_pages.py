@@ -79,10 +79,10 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
 }  # fmt: skip
 # What takes no buffers, and what has a class of its own below.
 HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
-            "vector_gradients_scratch", "experts_scratch", "plain_call", "plain_setup"}  # fmt: skip
+            "vector_gradients_scratch", "experts_scratch", "sigmoid_ce_columns", "plain_call", "plain_setup"}  # fmt: skip
 # What hands a tensor's memory on from C++; closed, so that every call goes the long way, through AdjustedCe.
 SHORT_WAY = {"plain_run", "plain_loss"}
-OWN = {"AdjustedCe", "Experts", "Greedy", "Nearest", "SoftTargets", "greedy_runs"} | SHORT_WAY
+OWN = {"AdjustedCe", "Experts", "Greedy", "Nearest", "SigmoidCe", "SoftTargets", "greedy_runs"} | SHORT_WAY
 
 
 def _numbers(address: int, count: int) -> list[int]:
@@ -194,9 +194,9 @@ def _adjusted_ce(dice: random.Random) -> type:
             self._tell("options", numbers)
 
         def closed(self, form: int, table: int, seed: int, *options: float) -> None:
-            self._tell(
-                "closed", (form, table, seed, *options), (table, self.real * self.shape[3], False), (seed, 8, False)
-            )
+            tables = 3 if form == 5 else 2 if form == 4 and options[1] else 1
+            extent = (table, tables * self.real * self.shape[3], False)
+            self._tell("closed", (form, table, seed, *options), extent, (seed, 8, False))
 
         def gradient(self, grad: int, stride: int, row_coef: int) -> None:
             dtype, _, rows, classes = self.shape
@@ -346,6 +346,60 @@ def _experts(dice: random.Random) -> type:
     return Experts
 
 
+def _sigmoid_ce(dice: random.Random) -> type:
+    real_class = _C.SigmoidCe
+    # Method -> of each argument: what it is the address of ("rows", "classes", ...), or None.
+    buffers = {
+        "labels": ("labels", "classes"), "multi_label": ("hot", None, None), "tables": (*["classes"] * 4, "rows"),
+        "options": (None, None, None), "rebalance": ("classes", None, None, None), "gradient": ("grad", "rows"),
+        "statistics": ("statistics", "columns"),
+    }  # fmt: skip
+    if unknown := {name for name in vars(real_class) if name[0] != "_"} - set(buffers) - {"run"}:
+        raise TypeError(f"SigmoidCe has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
+
+    class SigmoidCe:
+        """The real one on copies: what its methods are told is kept until `run`."""
+
+        def __init__(self, dtype: int, logits: int, stride: int, rows: int, classes: int, ignore_index: int) -> None:
+            self.arguments = (dtype, logits, stride, rows, classes, ignore_index)
+            self.told: dict[str, tuple[Any, ...]] = {}
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            if name not in buffers:
+                raise AttributeError(name)
+            return lambda *arguments: self.told.__setitem__(name, arguments)
+
+        def extent(self, kind: str) -> tuple[int, bool]:
+            dtype, _, _, rows, classes, _ = self.arguments
+            real = _REAL[dtype]
+            if kind == "hot":
+                _, stride, single = self.told["multi_label"]
+                return _rows(rows, stride, classes, 1 if single else 4), False
+            sizes = {"labels": 8 * rows, "classes": real * classes, "rows": real * rows, "grad": real * rows * classes,
+                     "statistics": 2 * real * classes, "columns": real * _C.sigmoid_ce_columns(rows, classes)}  # fmt: skip
+            return sizes[kind], kind in ("grad", "statistics", "columns")
+
+        def run(self, reduction: int, upstream: float, row_loss: int, loss: int, threads: int) -> int:
+            dtype, logits, stride, rows, classes, ignore_index = self.arguments
+            real = _REAL[dtype]
+            wanted = [(logits, _rows(rows, stride, classes, _ITEM[dtype]), False), (row_loss, real * rows, True)]
+            wanted.append((loss, real * (rows if reduction == 0 else 1), True))
+            for name, arguments in self.told.items():
+                wanted += [(at, *self.extent(kind)) for at, kind in zip(arguments, buffers[name], strict=True) if kind]
+            guarded = Guarded(dice)
+            moved = guarded.all(wanted)
+            job = real_class(dtype, moved.get(logits, 0), stride, rows, classes, ignore_index)
+            for name, arguments in self.told.items():
+                there = zip(arguments, buffers[name], strict=True)
+                getattr(job, name)(*(moved.get(each, 0) if kind else each for each, kind in there))
+            try:
+                return int(job.run(reduction, upstream, moved.get(row_loss, 0), moved.get(loss, 0), threads))
+            finally:
+                guarded.close()
+
+    return SigmoidCe
+
+
 def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
     real_class, real_runs = _C.Greedy, _C.greedy_runs
 
@@ -466,4 +520,5 @@ def install(seed: int) -> None:
     _C.SoftTargets, _C.Experts = _soft_targets(dice), _experts(dice)
     _C.AdjustedCe = _adjusted_ce(dice)
     _C.Nearest = _nearest(dice)
+    _C.SigmoidCe = _sigmoid_ce(dice)
     _C.Greedy, _C.greedy_runs = _greedy(dice)
