@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     for module in (predict, select, audit, statistics, experiment):
         module.add_parser(commands)
     bench = commands.add_parser("bench", help="time the kernels against their peers")
-    bench.add_argument("family", choices=("losses", "heads", "selection"))
+    bench.add_argument("family", choices=("losses", "heads", "contrast", "selection"))
     bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
     commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
     return parser

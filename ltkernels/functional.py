@@ -6,7 +6,17 @@ Module of the loss builds them once.
 
 from __future__ import annotations
 
+from .contrastive import contrastive, lader, linear_logsumexp
 from .heads import linear_adjusted_cross_entropy
 from .losses import adjusted_cross_entropy
+from .losses._row_statistics import RowStatistics, row_statistics
 
-__all__ = ["adjusted_cross_entropy", "linear_adjusted_cross_entropy"]
+__all__ = [
+    "RowStatistics",
+    "adjusted_cross_entropy",
+    "contrastive",
+    "lader",
+    "linear_adjusted_cross_entropy",
+    "linear_logsumexp",
+    "row_statistics",
+]

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .contrastive import (
+    GML,
+    KCL,
+    LADE,
+    BalancedContrastive,
+    GPaCo,
+    MoCo,
+    NTXent,
+    PaCo,
+    PrototypeContrastive,
+    SupCon,
+)
 from .heads import CosineLinear
 from .losses import LOSSES, AdjustedCrossEntropy
 from .losses.ala import ALA
 from .losses.arcface import ArcFace
 from .losses.class_balanced import ClassBalanced
 from .losses.cross_entropy import CrossEntropy, Focal
+from .losses.hinge import LDAMHinge
 from .losses.influence_balanced import InfluenceBalanced
 from .losses.kps import KPS, KPSGradientAdjusted
 from .losses.label_smoothing import LOS, LabelAwareSmoothing
@@ -24,11 +37,15 @@ __all__ = [
     "ALA",
     "CDT",
     "EQL",
+    "GML",
+    "KCL",
     "KPS",
+    "LADE",
     "LDAM",
     "LOS",
     "AdjustedCrossEntropy",
     "ArcFace",
+    "BalancedContrastive",
     "BalancedSoftmax",
     "ClassBalanced",
     "ClassBalancedFocal",
@@ -37,13 +54,20 @@ __all__ = [
     "CosineLinear",
     "CrossEntropy",
     "Focal",
+    "GPaCo",
     "InfluenceBalanced",
     "KPSGradientAdjusted",
+    "LDAMHinge",
     "LabelAwareSmoothing",
     "LogitAdjustedAdaptiveMargin",
     "LogitAdjustedCrossEntropy",
+    "MoCo",
+    "NTXent",
+    "PaCo",
+    "PrototypeContrastive",
     "Seesaw",
     "SoftmaxEqualization",
+    "SupCon",
     "VectorScaling",
 ]
 

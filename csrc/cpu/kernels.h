@@ -4,6 +4,7 @@
 #include "balance.h"
 #include "greedy.h"
 #include "logdet.h"
+#include "row_logsumexp.h"
 #include "row_statistics.h"
 #include "subset_scores.h"
 
@@ -19,6 +20,7 @@ struct Kernels {
     ExpArray exp_f32;
     AdjustedCeRows adjusted_ce[kDTypes];
     RowStatisticsRows row_statistics[kDTypes];
+    MaximaRows row_maxima[kDTypes];
     GradientRows gradient_from_statistics[kDTypes];
     LogdetBatch logdet_f64;
     SubsetScoresPacks<double> subset_scores_f64;
@@ -27,6 +29,8 @@ struct Kernels {
     RankUpdate rank_update_f64;
     LowerTimes lower_times_f64;
     BalanceRows balance_f32;
+    RowLogsumexpRows row_logsumexp[2];  // f32, f64
+    SymmetricRowsRows symmetric_rows[2];
 };
 
 }  // namespace ltk

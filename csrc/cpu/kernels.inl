@@ -8,6 +8,7 @@
 #include "balance.inl"
 #include "greedy.inl"
 #include "logdet.inl"
+#include "row_logsumexp.inl"
 #include "row_statistics.inl"
 #include "subset_scores.inl"
 
@@ -23,6 +24,7 @@ const Kernels kernels = {
     exp_f32,
     {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
     {row_statistics_f32, row_statistics_f64, row_statistics_bf16, row_statistics_f16},
+    {row_maxima_f32, row_maxima_f64, row_maxima_bf16, row_maxima_f16},
     {gradient_f32, gradient_f64, gradient_bf16, gradient_f16},
     logdet_f64,
     subset_scores_f64,
@@ -31,6 +33,8 @@ const Kernels kernels = {
     rank_update_f64,
     lower_times_f64,
     balance_f32,
+    {row_logsumexp_f32, row_logsumexp_f64},
+    {symmetric_rows_f32, symmetric_rows_f64},
 };
 
 }  // namespace LTK_NAMESPACE

@@ -22,6 +22,7 @@ if "LTKERNELS_FROM" in os.environ:
     sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
 
 import _draw  # noqa: E402
+import contrast  # noqa: E402
 import features  # noqa: E402
 import losses  # noqa: E402
 import torch  # noqa: E402
@@ -93,6 +94,7 @@ def main(seed: int, cases: int, answer: Path, options: list[str]) -> None:
         losses.heads: 0.1,
         losses.sharded: 0.1,
         features.selections: 0.1,
+        **{part.run: 0.05 for part in contrast.PARTS},
     }
     tallies = [_draw.loop(seed, max(1, cases // 20), direct)]
     tallies += [program(seed + k, max(1, int(cases * share))) for k, (program, share) in enumerate(programs.items(), 1)]

@@ -8,6 +8,7 @@ import math
 import tempfile
 from typing import Any
 
+import contrast
 import oracle
 import torch
 from _calls import (
@@ -249,7 +250,7 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
 
 
 def functions(seed: int, cases: int) -> Tally:
-    missing(set(F.__all__), {"adjusted_cross_entropy", "linear_adjusted_cross_entropy"})
+    missing(set(F.__all__), {"adjusted_cross_entropy", "linear_adjusted_cross_entropy", *contrast.FUNCTIONS})
     names = ["adjusted_cross_entropy", *BY_CLASS]
     for loss in ltk.LOSSES.values():
         missing(set(loss.own_options) | set(OPTIONS), set(OPTIONS))
@@ -265,7 +266,9 @@ def functions(seed: int, cases: int) -> Tally:
 
 
 def modules(seed: int, cases: int) -> Tally:
-    missing(set(NN.__all__), {"AdjustedCrossEntropy", "CosineLinear", "InfluenceBalanced", *BY_CLASS})
+    missing(
+        set(NN.__all__), {"AdjustedCrossEntropy", "CosineLinear", "InfluenceBalanced", *contrast.MODULES, *BY_CLASS}
+    )
     names = list(BY_CLASS)
 
     def one(draw: Draw) -> None:
