@@ -89,14 +89,15 @@ def test_the_queue_is_a_ring() -> None:
     assert (loss.queue_labels == -1).all()
 
 
-def test_backward_sees_the_queue_of_its_own_step() -> None:
-    loss = NN.MoCo(6, 4)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_backward_sees_the_queue_of_its_own_step(normalize: bool) -> None:
+    loss = NN.MoCo(6, 4, normalize=normalize)
     loss.append(torch.randn(6, 4))
     held = loss.queue.clone()
     leaf = X.clone().requires_grad_()
     value = loss(leaf, -X)  # replaces all of the queue
     (found,) = torch.autograd.grad(value, leaf)
-    expected = ltk.functional.contrastive(leaf, kind="moco", keys=-X, queue=held, tau=0.07)
+    expected = ltk.functional.contrastive(leaf, kind="moco", keys=-X, queue=held, tau=0.07, normalize=normalize)
     torch.testing.assert_close(found, torch.autograd.grad(expected, leaf)[0])
 
 

@@ -264,6 +264,20 @@ def test_the_definition_in_torch_and_the_torch_chunks_agree(kind: str, monkeypat
         torch.testing.assert_close(found, ours, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk_rows", [1, 5, 23, 100])
+@pytest.mark.parametrize("kind", ["supcon", "supcon_in", "balanced"])
+def test_chunks_of_a_batch_without_ignored_rows(kind: str, chunk_rows: int) -> None:
+    """No column is shifted then, which is a way of its own through the kernels."""
+    features, labels = FIXED[0], torch.where(FIXED[1] < 0, 2, FIXED[1])
+    said = arguments(kind, labels)
+    ours, exact = features.clone().requires_grad_(), features.clone().requires_grad_()
+    loss = contrastive(ours, labels, kind, chunk_rows=chunk_rows, **said)
+    expected = torch.stack([row for row in by_pairs(exact, labels, kind, said) if row is not None]).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+    pairs = torch.autograd.grad(loss, ours)[0], torch.autograd.grad(expected, exact)[0]
+    torch.testing.assert_close(*pairs, rtol=1e-9, atol=1e-12)
+
+
 def test_kcl_draws_without_replacement() -> None:
     sizes = torch.tensor([0, 1, 3, 6, 50]).repeat(2000)
     drawn = _kinds.sample_ranges(sizes, 6, torch.Generator().manual_seed(0))
