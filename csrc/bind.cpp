@@ -14,6 +14,7 @@
 #include "cpu/isa.h"
 #include "cpu/logdet.h"
 #include "cpu/nearest.h"
+#include "cpu/row_logsumexp.h"
 #include "cpu/row_statistics.h"
 #include "cpu/sigmoid_ce.h"
 #include "cpu/sinkhorn.h"
@@ -269,6 +270,17 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         },
         "Reference, sum of exponentials, label logit and smoothing sum of every row.");
     m.def(
+        "row_maxima",
+        [part](int dtype, Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
+               Address shift, Address scale, Address weight, Address row_scale, Address out, Address index,
+               int threads) {
+            const ltk::ClassPart job =
+                part(logits, logits_stride, rows, classes, target, shift, scale, weight, row_scale);
+            py::gil_scoped_release release;
+            ltk::row_maxima(job, dtype, pointer<double>(out), pointer<int64_t>(index), threads);
+        },
+        "The statistics of every row whose reference is its largest other logit, and which that is.");
+    m.def(
         "gradient_from_statistics",
         [part](int dtype, Address logits, int64_t logits_stride, int64_t rows, int64_t classes, Address target,
                Address shift, Address scale, Address weight, Address row_scale, Address row, Address grad,
@@ -413,6 +425,59 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
             return std::make_pair(job.error, job.iterations);
         },
         "Soft labels with given class shares; the error and the number of iterations.");
+    py::class_<ltk::RowLogsumexp>(m, "RowLogsumexp", "Two log-sum-exps a row (csrc/cpu/row_logsumexp.h).")
+        .def(py::init([](Address dots, int64_t stride, int64_t rows, int64_t columns, Address shift, Address row_scale,
+                         Address reference) {
+            ltk::RowLogsumexp job{};
+            job.dots = pointer(dots);
+            job.stride = stride;
+            job.rows = rows;
+            job.columns = columns;
+            job.shift = pointer(shift);
+            job.row_scale = pointer<const double>(row_scale);
+            job.reference = pointer<const double>(reference);
+            return job;
+        }))
+        .def("groups",
+             [](ltk::RowLogsumexp& job, Address own_begin, Address own_end, Address absent) {
+                 job.own_begin = pointer<const int64_t>(own_begin);
+                 job.own_end = pointer<const int64_t>(own_end);
+                 job.absent = pointer<const int64_t>(absent);
+             })
+        .def("loss",
+             [](ltk::RowLogsumexp& job, Address loss, Address weight, Address base, Address bonus, bool minus_own,
+                Address grad_base) {
+                 job.loss = pointer<double>(loss);
+                 job.weight = pointer<const double>(weight);
+                 job.base = pointer<const double>(base);
+                 job.bonus = pointer<const double>(bonus);
+                 job.minus_own = minus_own;
+                 job.grad_base = pointer<double>(grad_base);
+             })
+        .def("values",
+             [](ltk::RowLogsumexp& job, Address other, Address own, Address grad_other, Address grad_own) {
+                 job.other = pointer<double>(other);
+                 job.own = pointer<double>(own);
+                 job.grad_other = pointer<const double>(grad_other);
+                 job.grad_own = pointer<const double>(grad_own);
+             })
+        .def(
+            "run",
+            [](ltk::RowLogsumexp& job, int dtype, bool coefficients, int threads) {
+                job.coefficients = coefficients;
+                ltk::row_logsumexp(job, dtype, threads);
+            },
+            py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "symmetric_rows",
+        [](int dtype, Address dots, int64_t stride, int64_t rows, int64_t columns, double scale, double reference,
+           Address factor, Address weight, int threads) {
+            const ltk::SymmetricRows job{pointer(dots), stride,          rows,           columns, scale,
+                                         reference,     pointer(factor), pointer(weight)};
+            py::gil_scoped_release release;
+            ltk::symmetric_rows(job, dtype, threads);
+        },
+        "Exponentials, or gradient factors, of the upper part of a symmetric matrix of products.");
     m.def("subset_scores_scratch", &ltk::subset_scores_scratch, "Elements of scratch that one thread needs.");
     m.def(
         "subset_scores",

@@ -8,8 +8,10 @@ Module of the loss builds them once.
 from __future__ import annotations
 
 from ._sinkhorn import SinkhornLabels, sinkhorn
+from .contrastive import contrastive, linear_logsumexp
 from .heads import linear_adjusted_cross_entropy
 from .losses import adjusted_cross_entropy
+from .losses._row_statistics import RowStatistics, row_statistics
 from .losses._sigmoid import sigmoid_cross_entropy
 from .losses.distillation import distillation
 from .losses.experts import experts_cross_entropy
@@ -17,13 +19,17 @@ from .losses.isda import isda_head
 from .losses.lade import lader
 
 __all__ = [
+    "RowStatistics",
     "SinkhornLabels",
     "adjusted_cross_entropy",
+    "contrastive",
     "distillation",
     "experts_cross_entropy",
     "isda_head",
     "lader",
     "linear_adjusted_cross_entropy",
+    "linear_logsumexp",
+    "row_statistics",
     "sigmoid_cross_entropy",
     "sinkhorn",
 ]

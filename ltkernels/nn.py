@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .contrastive import (
+    GML,
+    KCL,
+    BalancedContrastive,
+    GPaCo,
+    MoCo,
+    NTXent,
+    PaCo,
+    PrototypeContrastive,
+    SupCon,
+)
 from .heads import CosineLinear
 from .losses import LOSSES, AdjustedCrossEntropy
 from .losses.acsl import ACSL
@@ -17,6 +28,7 @@ from .losses.distribution_balanced import DistributionBalanced
 from .losses.eql_v2 import EQLv2
 from .losses.expert_losses import MDCS, NCL, RIDE, SADE, BalPoE, ExpertsLoss, ResLT
 from .losses.gcl import GCL
+from .losses.hinge import LDAMHinge
 from .losses.influence_balanced import InfluenceBalanced
 from .losses.isda import ClassVariances
 from .losses.kps import KPS, KPSGradientAdjusted
@@ -37,6 +49,8 @@ __all__ = [
     "ECM",
     "EQL",
     "GCL",
+    "GML",
+    "KCL",
     "KPS",
     "LADE",
     "LDAM",
@@ -49,6 +63,7 @@ __all__ = [
     "ArcFace",
     "BalPoE",
     "BalancedBCE",
+    "BalancedContrastive",
     "BalancedSoftmax",
     "ClassBalanced",
     "ClassBalancedFocal",
@@ -62,15 +77,22 @@ __all__ = [
     "EQLv2",
     "ExpertsLoss",
     "Focal",
+    "GPaCo",
     "InfluenceBalanced",
     "KPSGradientAdjusted",
+    "LDAMHinge",
     "LabelAwareSmoothing",
     "LogitAdjustedAdaptiveMargin",
     "LogitAdjustedCrossEntropy",
+    "MoCo",
+    "NTXent",
+    "PaCo",
     "ProCo",
+    "PrototypeContrastive",
     "ResLT",
     "Seesaw",
     "SoftmaxEqualization",
+    "SupCon",
     "VectorScaling",
 ]
 

@@ -34,16 +34,8 @@ def python(*args: str, isa: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif("LTKERNELS_ISA" in os.environ, reason="already inside such a run")
 @pytest.mark.parametrize("isa", OTHERS)
 def test_value_tests_pass(isa: str) -> None:
-    files = [
-        str(HERE / name)
-        for name in (
-            "test_loss_values.py",
-            "test_truth_table.py",
-            "test_simd.py",
-            "test_soft_targets.py",
-            "test_experts.py",
-        )
-    ]
+    values = ("loss_values", "truth_table", "simd", "soft_targets", "experts", "contrastive_values", "row_statistics")
+    files = [str(HERE / f"test_{name}.py") for name in values]
     result = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not 2_to_the_31", *files, isa=isa)
     assert result.returncode == 0, result.stdout[-3000:]
 

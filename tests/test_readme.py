@@ -18,7 +18,10 @@ from ltkernels import cli, losses
 from ltkernels.commands.parts import config_of
 
 ROOT = Path(__file__).parent.parent
-ROOMS = [f"ltkernels/{name}" for name in ("losses", "neighbors", "selection", "train", "distributed", "integrations")]
+ROOMS = [
+    f"ltkernels/{name}"
+    for name in ("losses", "contrastive", "neighbors", "selection", "train", "distributed", "integrations")
+]
 GUIDES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [

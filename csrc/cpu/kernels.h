@@ -6,6 +6,7 @@
 #include "greedy.h"
 #include "logdet.h"
 #include "nearest.h"
+#include "row_logsumexp.h"
 #include "row_statistics.h"
 #include "sigmoid_ce.h"
 #include "sinkhorn.h"
@@ -24,6 +25,7 @@ struct Kernels {
     ExpArray exp_f32;
     AdjustedCeRows adjusted_ce[kDTypes];
     RowStatisticsRows row_statistics[kDTypes];
+    MaximaRows row_maxima[kDTypes];
     GradientRows gradient_from_statistics[kDTypes];
     SoftTargetRows soft_targets[kDTypes];
     ExpertRows experts[kDTypes];
@@ -39,6 +41,8 @@ struct Kernels {
     SinkhornRow<float> sinkhorn_row_f32;
     SinkhornRow<double> sinkhorn_row_f64;
     SigmoidCeRows sigmoid_ce[kDTypes];
+    RowLogsumexpRows row_logsumexp[2];  // f32, f64
+    SymmetricRowsRows symmetric_rows[2];
 };
 
 }  // namespace ltk

@@ -22,7 +22,7 @@ from .._errors import ArgumentError
 from .._native import _C
 from . import cpu
 from ._shared import DTYPE_CODES, LARGEST_LOG_DET, ClassPart, bad_label, bad_table, find_bad_beside, find_bad_label
-from .cpu import plain_loss
+from .cpu import plain_loss, row_maxima
 
 BACKENDS = ("cpu", "cuda", "triton", "torch")
 ON_DEVICE = ("cuda", "triton")  # whose kernels run beside the host
@@ -242,6 +242,7 @@ __all__ = [
     "kernel",
     "log_det_kernel",
     "plain_loss",
+    "row_maxima",
     "scale_kernel",
     "triton_problem",
     "two_phase_kernels",

@@ -66,6 +66,10 @@ def _sinkhorn(a: tuple[Any, ...]) -> Extents:
 EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
     "exp_f32": lambda a: {0: (4 * a[2], False), 1: (4 * a[2], True)},
     "row_statistics": lambda a: _part(a) | {11: (32 * a[3], True)},
+    "row_maxima": lambda a: _part(a) | {10: (32 * a[3], True), 11: (8 * a[3], True)},
+    "symmetric_rows": lambda a: {
+        1: (_rows(a[3], a[2], a[4], _REAL[a[0]]), True), 7: (_REAL[a[0]] * a[4], False), 8: (_REAL[a[0]] * a[4], False)
+    },
     "gradient_from_statistics": lambda a: _part(a) | {10: (32 * a[3], False), 11: (_rows(a[3], a[12], a[4], _ITEM[a[0]]), True)},
     "logdet_batch": lambda a: {
         0: (8 * a[1] * a[2] ** 2, False), 3: (8 * a[5] * _C.logdet_scratch(a[2]), True), 4: (8 * a[1], True)
@@ -82,7 +86,16 @@ HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scra
             "vector_gradients_scratch", "experts_scratch", "sigmoid_ce_columns", "plain_call", "plain_setup"}  # fmt: skip
 # What hands a tensor's memory on from C++; closed, so that every call goes the long way, through AdjustedCe.
 SHORT_WAY = {"plain_run", "plain_loss"}
-OWN = {"AdjustedCe", "Experts", "Greedy", "Nearest", "SigmoidCe", "SoftTargets", "greedy_runs"} | SHORT_WAY
+OWN = {
+    "AdjustedCe",
+    "Experts",
+    "Greedy",
+    "Nearest",
+    "RowLogsumexp",
+    "SigmoidCe",
+    "SoftTargets",
+    "greedy_runs",
+} | SHORT_WAY
 
 
 def _numbers(address: int, count: int) -> list[int]:
@@ -400,6 +413,53 @@ def _sigmoid_ce(dice: random.Random) -> type:
     return SigmoidCe
 
 
+def _row_logsumexp(dice: random.Random) -> type:
+    real_class = _C.RowLogsumexp
+
+    class RowLogsumexp:
+        """The real one on copies that live for one run."""
+
+        def __init__(self, dots: int, stride: int, rows: int, columns: int, *tables: int) -> None:
+            self.dots, self.shape, self.tables = dots, (stride, rows, columns), tables  # shift, row scale, reference
+            self.told: dict[str, tuple[Any, ...]] = {}
+
+        def groups(self, *addresses: int) -> None:
+            self.told["groups"] = addresses
+
+        def loss(self, loss: int, weight: int, base: int, bonus: int, minus_own: bool, grad_base: int) -> None:
+            self.minus_own = minus_own
+            self.told["loss"] = (loss, weight, base, bonus, grad_base)
+
+        def values(self, *addresses: int) -> None:
+            self.told["values"] = addresses
+
+        def run(self, dtype: int, coefficients: bool, threads: int) -> None:
+            (stride, rows, columns), real = self.shape, _REAL[dtype]
+            written = {*self.told.get("values", ())[:2], *self.told.get("loss", ())[::4]}
+            of_rows = {at for found in self.told.values() for at in found} | {*self.tables[1:]}
+            wanted = [(at, 8 * rows, at in written) for at in sorted(of_rows) if at]
+            # Without coefficients the products are read alone.
+            wanted.append((self.dots, _rows(rows, stride, columns, real), coefficients))
+            if self.tables[0]:
+                wanted.append((self.tables[0], real * columns, False))
+            guarded = Guarded(dice)
+            moved = guarded.all(wanted)
+            job = real_class(moved.get(self.dots, 0), *self.shape, *(moved.get(at, 0) for at in self.tables))
+            for name, found in self.told.items():
+                fresh: list[Any] = [moved.get(at, 0) for at in found]
+                if name == "loss":
+                    fresh.insert(4, self.minus_own)
+                getattr(job, name)(*fresh)
+            try:
+                job.run(dtype, coefficients, threads)
+            finally:
+                guarded.close()
+
+    if unknown := {name for name in vars(real_class) if name[0] != "_"} - set(vars(RowLogsumexp)):
+        raise TypeError(f"RowLogsumexp has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
+    return RowLogsumexp
+
+
 def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
     real_class, real_runs = _C.Greedy, _C.greedy_runs
 
@@ -521,4 +581,5 @@ def install(seed: int) -> None:
     _C.AdjustedCe = _adjusted_ce(dice)
     _C.Nearest = _nearest(dice)
     _C.SigmoidCe = _sigmoid_ce(dice)
+    _C.RowLogsumexp = _row_logsumexp(dice)
     _C.Greedy, _C.greedy_runs = _greedy(dice)

@@ -23,6 +23,7 @@ if "LTKERNELS_FROM" in os.environ:
 
 import _draw  # noqa: E402
 import beside  # noqa: E402
+import contrast  # noqa: E402
 import features  # noqa: E402
 import losses  # noqa: E402
 import soft_targets  # noqa: E402
@@ -99,6 +100,7 @@ def main(seed: int, cases: int, answer: Path, options: list[str]) -> None:
         soft_targets.experts: 0.2,
         beside.of_neighbors: 0.1,
         beside.of_losses: 0.1,
+        **{part.run: 0.05 for part in contrast.PARTS},
     }
     tallies = [_draw.loop(seed, max(1, cases // 20), direct)]
     tallies += [program(seed + k, max(1, int(cases * share))) for k, (program, share) in enumerate(programs.items(), 1)]

@@ -9,6 +9,7 @@ import tempfile
 from typing import Any
 
 import beside
+import contrast
 import oracle
 import torch
 from _calls import (
@@ -364,7 +365,8 @@ def proco(draw: Draw) -> None:
 
 def functions(seed: int, cases: int) -> Tally:
     elsewhere = {"linear_adjusted_cross_entropy", "distillation", "experts_cross_entropy"}  # soft_targets.py
-    missing(set(F.__all__), {"adjusted_cross_entropy", "sigmoid_cross_entropy", *elsewhere, *beside.FUNCTIONS})
+    elsewhere |= contrast.FUNCTIONS | beside.FUNCTIONS
+    missing(set(F.__all__), {"adjusted_cross_entropy", "sigmoid_cross_entropy", *elsewhere})
     names = ["adjusted_cross_entropy", *BY_CLASS]
     for loss in ltk.LOSSES.values():
         missing(set(loss.own_options) | set(OPTIONS), set(OPTIONS))
@@ -384,7 +386,7 @@ def functions(seed: int, cases: int) -> Tally:
 def modules(seed: int, cases: int) -> Tally:
     of_experts = {"ExpertsLoss", "SADE", "BalPoE", "RIDE", "NCL", "ResLT", "MDCS"}  # soft_targets.py
     whole = {"AdjustedCrossEntropy", "CosineLinear", "InfluenceBalanced", "DistributionBalanced", "ProCo"}
-    missing(set(NN.__all__), {*whole, *of_experts, *beside.MODULES, *BY_CLASS})
+    missing(set(NN.__all__), {*whole, *of_experts, *contrast.MODULES, *beside.MODULES, *BY_CLASS})
     names = list(BY_CLASS)
 
     def one(draw: Draw) -> None:
