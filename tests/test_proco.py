@@ -149,7 +149,7 @@ def test_contract() -> None:
     blend = 0.3 * call(z, y, reduction="none") + 0.7 * call(z, torch.where(y == -100, y, mixed[1]), reduction="none")
     torch.testing.assert_close(call(z, mixed, reduction="none"), blend * kept)
     table = _terms.vmf_constants(torch.rand(5) * 9, 32).reshape(-1).float()
-    contract.check_operator(5, table, None, [32.0, 0.1, 0.0])
+    contract.check_operator(_terms.FORMS.index("vmf"), table, None, [32.0, 0.1, 0.0])
     leaf = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: call(z, torch.tensor([0, 3, -100]), backend="torch"), (leaf,))
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)

@@ -38,11 +38,9 @@ class Batch(NamedTuple):
     ranks: Ranks | None
     looks: bool  # whether numbers in the tensors may be looked at
 
-    @property
     def real(self) -> torch.dtype:
         return self.z.dtype
 
-    @property
     def sigma(self) -> Tensor:
         return self.inverse_tau.expand(len(self.z))
 
@@ -56,7 +54,7 @@ def _ignored_shift(batch: Batch, labels: Tensor) -> Tensor | None:
     ignored = labels == batch.ignore_index
     if batch.looks and not bool(ignored.any()):
         return None
-    return torch.where(ignored, MINUS_INFINITY, 0.0).to(batch.real)
+    return torch.where(ignored, MINUS_INFINITY, 0.0).to(batch.real())
 
 
 def _add(shift: Tensor | None, more: Tensor) -> Tensor:
@@ -103,7 +101,7 @@ def finish(
         # `absent` is each row's own column; its kernel takes advantage of the symmetry.
         (loss,) = CONTRAST_SELF((batch.z, base, linear, batch.inverse_tau, shift), call)
         return loss if kept else of_all(loss, batch.ranks)
-    (loss,) = CONTRAST((batch.z, columns, base, linear, batch.sigma, shift), call)
+    (loss,) = CONTRAST((batch.z, columns, base, linear, batch.sigma(), shift), call)
     return loss if kept else of_all(loss, batch.ranks)
 
 
@@ -130,7 +128,7 @@ def supcon(batch: Batch, inside: bool = False) -> Tensor:
     order, held, begin, end = grouped(labels, batch.labels)
     positives = end - begin - 1
     shift = _ignored_shift(batch, labels)
-    many = positives.clamp_min(1).to(batch.real)
+    many = positives.clamp_min(1).to(batch.real())
     if inside:
         return finish(
             batch,
@@ -143,7 +141,7 @@ def supcon(batch: Batch, inside: bool = False) -> Tensor:
             absent=place_of(order, own_column),
             minus_own=True,
         )
-    mean = batch.sigma * _dots(batch.z, _group_sums(columns, held, labels, begin) - own) / many
+    mean = batch.sigma() * _dots(batch.z, _group_sums(columns, held, labels, begin) - own) / many
     return finish(batch, columns, mean, positives > 0, shift=shift, absent=own_column)
 
 
@@ -154,11 +152,11 @@ def balanced(batch: Batch, centres: Tensor) -> Tensor:
     columns = torch.cat([columns, centres])
     labels = torch.cat([labels, torch.arange(len(centres), device=labels.device)])
     order, held, begin, end = grouped(labels, batch.labels)
-    many = (end - begin).to(batch.real)
+    many = (end - begin).to(batch.real())
     size = torch.searchsorted(held, labels, right=True) - torch.searchsorted(held, labels)
-    shift = _add(_ignored_shift(batch, labels), -torch.log(size.to(batch.real)))
+    shift = _add(_ignored_shift(batch, labels), -torch.log(size.to(batch.real())))
     positives = (many - 1).clamp_min(1)
-    mean = batch.sigma * _dots(batch.z, _group_sums(columns, held, labels, begin) - own) / positives
+    mean = batch.sigma() * _dots(batch.z, _group_sums(columns, held, labels, begin) - own) / positives
     return finish(
         batch,
         columns,
@@ -177,14 +175,14 @@ def gml(batch: Batch, queue: Tensor, queue_labels: Tensor, log_prior: Tensor) ->
     assert batch.labels is not None
     order, held, begin, end = grouped(queue_labels, batch.labels)
     size = torch.searchsorted(held, queue_labels, right=True) - torch.searchsorted(held, queue_labels)
-    prior = log_prior[queue_labels.clamp(0, len(log_prior) - 1)] - torch.log(size.to(batch.real))
-    shift = torch.where(queue_labels < 0, MINUS_INFINITY, prior).to(batch.real)
+    prior = log_prior[queue_labels.clamp(0, len(log_prior) - 1)] - torch.log(size.to(batch.real()))
+    shift = torch.where(queue_labels < 0, MINUS_INFINITY, prior).to(batch.real())
     return finish(batch, queue, None, end > begin, shift=shift, order=order, own=(begin, end), minus_own=True)
 
 
 def moco(batch: Batch, keys: Tensor, queue: Tensor, queue_labels: Tensor | None) -> Tensor:
     """Own key and queue, less the own key."""
-    own_key = batch.sigma * _dots(batch.z, keys)
+    own_key = batch.sigma() * _dots(batch.z, keys)
     return finish(batch, queue, own_key, torch.ones_like(batch.valid), base=own_key, shift=_empty(batch, queue_labels))
 
 
@@ -198,13 +196,13 @@ def kcl(
 ) -> Tensor:
     """Own key and queue, less the mean of the own key and up to k of the queue's columns of the class, drawn without replacement."""
     assert batch.labels is not None
-    own_key = batch.sigma * _dots(batch.z, keys)
+    own_key = batch.sigma() * _dots(batch.z, keys)
     order, _, begin, end = grouped(queue_labels, batch.labels)
     drawn = sample_ranges(end - begin, positives, generator)  # (N, k), -1 where the class has no more
     there = drawn >= 0
     place = (begin[:, None] + drawn).clamp(0, max(len(order) - 1, 0))
     chosen = queue[order[place]] if len(order) else queue.new_zeros(*drawn.shape, queue.shape[1])
-    sums = (batch.sigma[:, None] * torch.where(there, (batch.z[:, None] * chosen).sum(dim=-1), 0)).sum(dim=1)
+    sums = (batch.sigma()[:, None] * torch.where(there, (batch.z[:, None] * chosen).sum(dim=-1), 0)).sum(dim=1)
     mean = (own_key + sums) / (1 + there.sum(dim=1))
     return finish(batch, queue, mean, torch.ones_like(batch.valid), base=own_key, shift=_empty(batch, queue_labels))
 
@@ -213,7 +211,7 @@ def _empty(batch: Batch, queue_labels: Tensor | None) -> Tensor | None:
     """(K,) -inf for slots of a queue that hold nothing yet, which have a label below 0."""
     if queue_labels is None or (batch.looks and not bool((queue_labels < 0).any())):
         return None
-    return torch.where(queue_labels < 0, MINUS_INFINITY, 0.0).to(batch.real)
+    return torch.where(queue_labels < 0, MINUS_INFINITY, 0.0).to(batch.real())
 
 
 def sample_ranges(sizes: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
@@ -254,14 +252,14 @@ def paco(
         slots = torch.where(queue_labels < 0, batch.ignore_index, queue_labels)
         columns, labels = torch.cat([columns, queue]), torch.cat([labels, slots])
     _, held, begin, end = grouped(labels, batch.labels)
-    positives = (end - begin - 1).clamp_min(0).to(batch.real)
+    positives = (end - begin - 1).clamp_min(0).to(batch.real())
     shift = _ignored_shift(batch, labels)
     if gamma != 1.0:
         shift = _add(shift, torch.full_like(columns[:, 0], gamma).log())
-    a = logits.to(batch.real) + log_prior
+    a = logits.to(batch.real()) + log_prior
     label = torch.where(batch.valid, batch.labels, 0)
     of_label = a.gather(1, label[:, None])[:, 0]
-    sums = batch.sigma * _dots(batch.z, _group_sums(columns, held, labels, begin) - own)
+    sums = batch.sigma() * _dots(batch.z, _group_sums(columns, held, labels, begin) - own)
     mean = (beta * of_label + alpha * sums) / (beta + alpha * positives)
     base = torch.logsumexp(a, dim=1)
     return finish(
@@ -273,7 +271,7 @@ def prototypes(batch: Batch, centres: Tensor) -> Tensor:
     """The other classes' prototypes, less the own one."""
     assert batch.labels is not None
     label = torch.where(batch.valid, batch.labels, 0)
-    own = batch.sigma * _dots(batch.z, centres[label])
+    own = batch.sigma() * _dots(batch.z, centres[label])
     out = torch.full_like(batch.weight, MINUS_INFINITY)
     return finish(batch, centres, own, torch.ones_like(batch.valid), own=(label, label + 1), bonus=out)
 
