@@ -112,6 +112,13 @@ def _burst(calls: Sequence[Callable[[], object]], turn: int, number: int) -> lis
 
 # On this process' path: `-m` would put the working folder before it, and in a checkout that is the package without its compiled module.
 _RUN = "import runpy, sys; sys.path[:] = {path!r}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+
+
+def run_module(module: str) -> str:
+    """A program that runs a module with this process' path."""
+    return _RUN.format(path=sys.path, module=module)
+
+
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
@@ -121,7 +128,7 @@ class Process:
     def __init__(self, module: str, backend: str) -> None:
         self.backend = backend
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _RUN.format(path=sys.path, module=module), "--serve", backend],
+            [sys.executable, "-c", run_module(module), "--serve", backend],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -176,6 +176,36 @@ def small_calls_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def neighbors_table(result: dict[str, Any]) -> str:
+    """Our time, and how many times longer each peer takes; below 1 we lose."""
+    grouped: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in result["rows"]:
+        shape = " x ".join(str(row[name]) for name in "BDC" if row[name] is not None)
+        name = "ours" if row["backend"].startswith("cpu-") else row["backend"]
+        grouped[row["op"], row["mode"], shape][name] = row
+    backends = list(dict.fromkeys(name for found in grouped.values() for name in found if name != "ours"))
+    lines = [
+        f"| call | options | B x D x C | ours, ms | {' | '.join(backends)} |",
+        "|---|---|---|---:|" + "---:|" * len(backends),
+    ]
+    for (op, mode, shape), found in grouped.items():
+        ours = found["ours"]["ms_p50"]
+        ratios = []
+        for name in backends:
+            ratio = found[name]["ms_p50"] / ours if name in found else None
+            text = "" if ratio is None else f"{ratio:.1f}x" if ratio >= 1 else f"**{ratio:.2f}x**"
+            ratios.append(text if ratio is None or found[name]["ok"] else f"{text} (differs)")
+        lines.append(f"| {op} | {mode} | {shape} | {ours:.4g} | {' | '.join(ratios)} |")
+    machine = result["machine"]
+    lines += [
+        "",
+        f"B queries and C references of D features (rows and classes below), float32, medians; a peer's column says how many times our "
+        f"time it takes (bold: we lose). {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, commit "
+        f"{machine['commit']}, {machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def reliability_table(result: dict[str, Any]) -> str:
     """What every part of the campaign did (tests/reliability); failures are bold."""
     lines = ["| part | what | cases | faults injected | CPU-hours | failures |", "|---|---|---:|---:|---:|---:|"]
@@ -284,6 +314,7 @@ def main(argv: list[str] | None = None) -> None:
         "selection": selection_table,
         "reliability": reliability_table,
         "small calls": small_calls_table,
+        "neighbors": neighbors_table,
         "training": training_table,
         "experiment": experiment_table,
     }

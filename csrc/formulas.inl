@@ -66,5 +66,15 @@ LTK_FORMULA bool equalization_draws(uint32_t key, int64_t j, int32_t limit) noex
     return static_cast<int32_t>(draw >> 8) < limit;
 }
 
+// Gaussian clouded logits, Li et al. 2022: the size of a normal number in units of three standard deviations.
+// Box and Muller's formula with the angle in the first quadrant, since the sign is dropped; both uniform
+// numbers come of the hash above.
+LTK_FORMULA double cloud_size(uint32_t key, int64_t j) noexcept {
+    const uint32_t first = mix32(mix32(static_cast<uint32_t>(j) + 0x9e3779b9u) ^ key);
+    const uint32_t second = mix32(first + 0x9e3779b9u);
+    const double u = static_cast<double>((first >> 8) + 1) * 0x1p-24, v = static_cast<double>(second >> 8) * 0x1p-24;
+    return std::sqrt(-2.0 * std::log(u)) * std::sin(1.57079632679489662 * v) / 3.0;
+}
+
 }  // namespace LTK_NAMESPACE
 }  // namespace ltk

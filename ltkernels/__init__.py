@@ -30,7 +30,7 @@ _HOMES = {"LOSSES": "losses", "Adjustment": "losses", "doctor_report": "_backend
 
 
 if TYPE_CHECKING:
-    from . import augment, distributed, diversity, selection, train
+    from . import augment, distributed, diversity, neighbors, selection, train
 else:  # type checkers would take this for a module that has every name
 
     def __getattr__(name: str) -> object:
@@ -53,6 +53,7 @@ __all__ = [
     "explain",
     "functional",
     "inference",
+    "neighbors",
     "nn",
     "schedules",
     "selection",

@@ -20,7 +20,7 @@ class Call(NamedTuple):
     """A checked call of a loss on logits (N, C). The names are those of the public functions; ``real`` is float64 for float64 logits and
     float32 for all others.
 
-    target: (N,) int64 class indices, contiguous; or (N, C) class probabilities, which the reference alone serves.
+    target: (N,) int64 class indices, contiguous; or (N, C) class probabilities (`losses._soft`).
     target_b, lam: (N,) second labels, and (N,) real shares of the first, of mixed samples.
     shift, scale, margin, row_scale, weight: (C,) real, contiguous; None is the neutral value.
     table, seed: (C,) real and (1,) int64 of a closed form (`ltkernels.losses._terms`).

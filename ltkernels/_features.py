@@ -113,6 +113,21 @@ def check_alpha(alpha: float) -> float:
     return value
 
 
+def check_labels(labels: Any, rows: int, classes: int | None, limit: str, name: str = "labels") -> tuple[Tensor, int]:
+    """`labels` as a tensor, and C: `classes`, or the largest label plus 1."""
+    y = as_tensor(labels, name)
+    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {y.dtype}")
+    if y.shape != (rows,):
+        raise ValueError(f"{name} must have shape ({rows},), got {tuple(y.shape)}")
+    largest = int(y.max()) if rows else -1
+    if rows and int(y.min()) < 0:
+        raise ValueError(f"{name} must not be negative, got {int(y.min())}")
+    if classes is not None and classes <= largest:
+        raise ValueError(f"{name} must be below {limit} = {classes}, got {largest}")
+    return y, largest + 1 if classes is None else classes
+
+
 def check_centering(centering: str) -> str:
     if centering not in CENTERINGS:
         raise ValueError(f"unknown centering {centering!r}; known: {', '.join(CENTERINGS)}")

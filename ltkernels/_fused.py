@@ -19,7 +19,6 @@ from ._call import NONE
 from ._checks import real_dtype
 from ._errors import DTypeError
 from ._watch import batched, direct, hooks_active, is_dtensor, transforms, wants_gradient
-from .losses._autograd import differentiable
 
 Inputs = tuple[Tensor | None, ...]
 Outputs = tuple[Tensor, ...]
@@ -45,10 +44,12 @@ class Fused(Generic[Record]):
         inputs: the tensors that may get a gradient, as a schema: ``"Tensor logits, Tensor? bias"``.
         record: NamedTuple of everything else, checked; its tensors get no gradient.
         outputs: how many tensors come out, real (float64 for float64 inputs, float32 for all others).
-        kernel: ``(inputs, call, request) -> (outputs, gradients)``, one gradient an input, in the outputs' dtype, None where not needed.
-            They are rounded to the inputs' dtype after the upstream factor. The inputs may be strided in any way.
-        shapes: ``(inputs, call) -> `` the outputs' shapes.
-        reference: ``(inputs, call) -> outputs`` in torch's operations, differentiable to any order.
+        beside: how many more come after them that have no gradient, such as sums that the pass leaves. A kernel is asked for nothing of
+            them, and a single output with its upstream gradient stays one that need not wait.
+        kernel: ``(inputs, call, request) -> (outputs and those beside, gradients)``, one gradient an input, in the outputs' dtype, None
+            where not needed. They are rounded to the inputs' dtype after the upstream factor. The inputs may be strided in any way.
+        shapes: ``(inputs, call) -> `` the shapes of all that comes out.
+        reference: ``(inputs, call) -> `` the same in torch's operations, differentiable to any order.
         served: whether the kernel serves these inputs; the reference computes all others (by default it serves the CPU).
     """
 
@@ -62,14 +63,15 @@ class Fused(Generic[Record]):
         shapes: Callable[[Inputs, Record], Sequence[tuple[int, ...]]],
         reference: Callable[[Inputs, Record], Sequence[Tensor]],
         served: Callable[[Inputs, Record], bool] = lambda inputs, call: _on_cpu(inputs),
+        beside: int = 0,
     ) -> None:
         self.names = re.findall(r"Tensor\??\s+(\w+)", inputs)
-        self.record, self.outputs = record, outputs
+        self.record, self.outputs, self.results = record, outputs, outputs + beside
         self.kernel, self.shapes, self.reference, self.served = kernel, shapes, reference, served
         hints = get_type_hints(record)
         self.tensors = [at for at, kind in enumerate(hints.values()) if kind in (Tensor, Tensor | None)]
         upstream = ", ".join(f"Tensor? upstream{i}" for i in range(outputs))
-        results = ", ".join([f"Tensor out{i}" for i in range(outputs)] + [f"Tensor grad_{x}" for x in self.names])
+        results = ", ".join([f"Tensor out{i}" for i in range(self.results)] + [f"Tensor grad_{x}" for x in self.names])
         self.operator = _ops.define(
             f"{name}({inputs}, {_ops.operands(record)}, {upstream}, bool[] needs) -> ({results})",
             self._kernel,
@@ -86,7 +88,7 @@ class Fused(Generic[Record]):
                 return tuple(self.reference(inputs, call))
             nothing = (None,) * self.outputs
             found: Outputs = self.operator(*inputs, *call, *nothing, (False,) * len(inputs))
-            return found[: self.outputs]
+            return found[: self.results]
         if not self.served(inputs, call):
             return tuple(self.reference(inputs, call))
         if wants_gradient(inputs):
@@ -135,7 +137,7 @@ class Fused(Generic[Record]):
         elif wants_gradient(inputs):
             outputs = _tuple(_apply(*inputs, self, call, below))
             if any(request.needs):  # a graph that was traced with them in it is traced again under autograd
-                return *outputs, *below(*arguments)[self.outputs :]
+                return *outputs, *below(*arguments)[self.results :]
         else:
             return below(*arguments)
         return *outputs, *(outputs[0].new_empty(0) for _ in inputs)
@@ -164,22 +166,28 @@ class _Function(torch.autograd.Function):
             outputs, grads = map(tuple, fused.kernel(tuple(inputs), call, Request(asked)))
         else:
             found = below(*inputs, *call, *(None,) * fused.outputs, asked)
-            outputs, grads = found[: fused.outputs], found[fused.outputs :]
+            outputs, grads = found[: fused.results], found[fused.results :]
         kept = [] if later or below is None else [g for g, need in zip(grads, needs, strict=True) if need]
         ctx.grads = None if later or below is not None else list(grads)
         ctx.saved = len(kept)
         ctx.save_for_backward(*inputs, *(call[at] for at in fused.tensors), *kept)
-        return outputs[0] if fused.outputs == 1 else outputs
+        if fused.results > fused.outputs:
+            ctx.mark_non_differentiable(*outputs[fused.outputs :])
+            ctx.set_materialize_grads(
+                fused.outputs > 1
+            )  # no zeros for what has no gradient; a single output's is there
+        return outputs[0] if fused.results == 1 else outputs
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         fused: Fused[Any] = ctx.fused
+        upstream = upstream[: fused.outputs]
         inputs, call, kept = _operands_of(ctx)
         again = torch.is_grad_enabled()
         if again or transforms() or any(batched(each) for each in upstream):
 
             def of_inputs(*given: Tensor | None) -> Any:
-                return tuple(fused.reference(given, call))
+                return tuple(fused.reference(given, call))[: fused.outputs]
 
             return *differentiable(of_inputs, inputs, ctx.needs, upstream, again), None, None, None  # type: ignore[arg-type]
         if ctx.saved:
@@ -193,12 +201,35 @@ class _Function(torch.autograd.Function):
         elif direct((*inputs, *upstream)):
             grads = list(fused.kernel(inputs, call, Request(ctx.needs, upstream))[1])
         else:
-            grads = list(fused.operator(*inputs, *call, *upstream, ctx.needs)[fused.outputs :])
+            grads = list(fused.operator(*inputs, *call, *upstream, ctx.needs)[fused.results :])
         rounded = [
             grad.to(x.dtype) if need and grad is not None and x is not None else None
             for grad, x, need in zip(grads, inputs, ctx.needs, strict=True)
         ]
         return *rounded, None, None, None
+
+
+def differentiable(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    upstream: Tensor | None,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """The gradients of a function of torch's operations with respect to those inputs that `needs` says."""
+    with torch.enable_grad():
+        # Views: the gradients stay connected to whatever the inputs came from.
+        views = [
+            given
+            if given is None or not need
+            else given.view_as(given)
+            if given.requires_grad
+            else given.detach().requires_grad_()
+            for given, need in zip(inputs, needs, strict=True)
+        ]
+        wanted = [view for view, need in zip(views, needs, strict=True) if view is not None and need]
+        found = iter(torch.autograd.grad(function(*views), wanted, upstream, create_graph=create_graph))
+    return [next(found) if need else None for need in needs]
 
 
 _apply: Callable[..., Any] = super(torch.autograd.Function, _Function).apply

@@ -28,9 +28,10 @@ from torch.nn import functional as F
 from . import _backends, _checks, _ops
 from ._call import NONE, TENSORS, Call, denominator_of
 from ._errors import ArgumentError
+from ._fused import differentiable
 from ._watch import batched, direct, hooks_active, refuse_dtensors, transforms, wants_gradient
 from .losses import _reference
-from .losses._autograd import as_operands, differentiable, give, own, run, run_inplace
+from .losses._autograd import as_operands, give, own, run, run_inplace
 from .losses._door import check_labels
 
 EPS = 1e-12  # of both norms, as torch.nn.functional.normalize

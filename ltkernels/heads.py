@@ -17,7 +17,7 @@ from ._call import NONE
 from ._errors import ArgumentError, DTypeError
 from ._head import EPS, TILES, check_tables, logits_of, loss_in_chunks, product_dtype
 from ._watch import direct, is_dtensor, wants_gradient
-from .losses import _autograd, _reference, _terms
+from .losses import _terms
 from .losses._core import of_checked
 from .losses._door import Checked, Shared, Target, check_options, checked, takes_options
 
@@ -130,8 +130,8 @@ def linear_adjusted_cross_entropy(
         a GPU the logits of bfloat16 features and their gradient are bfloat16, as those of `torch.nn.functional.linear`.
 
     Under autocast, float32 inputs are cast as `torch.nn.functional.linear` does. Tables that require a gradient get one, from the
-    chunks on the CPU; `explain` says where the plain torch reference computes it. That reference serves class probabilities and
-    second derivatives too, and holds the logits.
+    chunks on the CPU; `explain` says where the plain torch reference computes it. That reference serves second derivatives too, and holds
+    the logits, as do class probabilities.
 
     Raises:
         ValueError: a shape or device that does not fit, a label out of range (row and value), a table entry that is not
@@ -150,10 +150,7 @@ def linear_adjusted_cross_entropy(
     else:
         check_tables(call)
         logits = logits_of(features, weight, bias, normalize)
-        if call.backend == "torch":
-            loss = _reference.adjusted_cross_entropy(logits, call)
-        else:
-            loss = _autograd.loss(logits, call, path.loss.inplace, path.loss.direct and direct((logits,)))
+        loss = of_checked(path.loss._replace(logits=logits, shape=None, direct=path.loss.direct and direct((logits,))))
     return loss.reshape(path.shape) if call.reduction == NONE else loss
 
 
@@ -266,8 +263,12 @@ def _holds_logits(loss: Checked, backend: str | None, device: torch.device) -> t
     if call.backend == "torch":
         reason = loss.needs_torch or ("backend='torch'" if backend else f"there is no kernel for {device.type} tensors")
         return "the torch backend has no chunks", f"{reason}, which holds the logits"
-    if call.form == _terms.FORMS.index("equalization"):
-        reason = "softmax equalization counts its random numbers by row"
+    if _terms.FORMS[call.form] in _terms.DRAWING:
+        kind = "softmax equalization" if _terms.FORMS[call.form] == "equalization" else "the cloud"
+        reason = f"{kind} counts its random numbers by row"
+        return reason, reason
+    if call.target.is_floating_point():
+        reason = "class probabilities as target"
         return reason, reason
     if wants_gradient((call.weight,)):
         reason = "the gradient of class_weight needs the loss of all rows"

@@ -89,9 +89,79 @@ def tau_normalize(weight: Tensor, tau: float = 1.0) -> Tensor:
     return (w * torch.where(norm > 0, norm, 1.0) ** -tau).to(weight.dtype)
 
 
+def expert_weights(
+    first_view: Tensor | Sequence[Tensor],
+    second_view: Tensor | Sequence[Tensor],
+    *,
+    epochs: int = 5,
+    lr: float = 0.1,
+    weight_decay: float = 5e-4,
+    batch_size: int = 128,
+    stop_below: float = 0.05,
+    seed: int = 0,
+) -> Tensor:
+    """Test-time weights of experts, Zhang et al. 2022 (arXiv:2107.09249): ``softmax(w)`` that makes the predictions of two augmented views
+    of the test data agree most, in the mean cosine of the softmaxes of the weighted sums of the experts' logits.
+
+    **This reads unlabelled test data.** Accuracies with such weights are transductive: report them apart from those without, and choose
+    nothing by them. Give it the data of one test set, whose class prior the weights then fit.
+
+    Args:
+        first_view, second_view: the experts' logits on two augmentations of the same N samples: E tensors (N, C) or one (E, N, C).
+        epochs, lr, weight_decay, batch_size: of SGD on w with Nesterov momentum 0.9, in a shuffled order; the authors' values.
+        stop_below: stops, before the step that would do so, where a weight would fall below it; 0 never does.
+        seed: of the order.
+
+    Returns:
+        (E,) weights, positive, of sum 1, float64 on the CPU. ``loss.predict(logits, weights)`` uses them.
+
+    Raises:
+        ValueError: views that are not alike, no samples, options out of range.
+        TypeError: logits that are not floating-point.
+    """
+    views = []
+    for name, view in (("first_view", first_view), ("second_view", second_view)):
+        if not isinstance(view, Tensor):
+            if not isinstance(view, Sequence) or not view or not all(isinstance(each, Tensor) for each in view):
+                raise TypeError(f"{name} is {type(view).__name__}; it must be (E, N, C), or E tensors (N, C)")
+            view = torch.stack(list(view))
+        if view.dtype not in _checks.FLOATING:
+            raise TypeError(f"{name} has dtype {view.dtype}; it must be floating-point")
+        if view.dim() != 3 or 0 in view.shape:
+            raise ValueError(f"{name} has shape {tuple(view.shape)}; it must be (E, N, C), none of them 0")
+        views.append(view.detach().to(_checks.real_dtype(view.dtype)))
+    first, second = views
+    if first.shape != second.shape:
+        raise ValueError(
+            f"second_view has shape {tuple(second.shape)}; it must be that of first_view, {tuple(first.shape)}"
+        )
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if _checks.integer(name, value) < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    lr = _checks.number("lr", lr, above=0.0)
+    weight_decay = _checks.number("weight_decay", weight_decay, low=0.0)
+    stop_below = _checks.number("stop_below", stop_below, low=0.0, high=1.0 / len(first))
+    samples = first.shape[1]
+    order = torch.Generator().manual_seed(_checks.integer("seed", seed))
+    with torch.enable_grad():
+        w = torch.full((len(first),), 1 / len(first), dtype=torch.float64, requires_grad=True)
+        sgd = torch.optim.SGD([w], lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+        for _ in range(epochs):
+            for rows in torch.randperm(samples, generator=order).split(batch_size):
+                before = w.detach().clone()
+                share = torch.softmax(w, 0).to(first)
+                p, q = (torch.einsum("e,enc->nc", share, view[:, rows.to(view.device)]).softmax(1) for view in views)
+                sgd.zero_grad()
+                (-torch.cosine_similarity(p, q, dim=1).mean()).backward()
+                sgd.step()
+                if torch.softmax(w.detach(), 0).min() < stop_below:
+                    return torch.softmax(before, 0)
+    return torch.softmax(w.detach(), 0)
+
+
 def _along(vector: Tensor, dim: int, dims: int) -> Tensor:
     """A (C,) vector that broadcasts along dimension `dim` of `dims`."""
     return vector.view([-1 if axis == dim else 1 for axis in range(dims)])
 
 
-__all__ = ["logit_adjust", "tau_normalize", "threshold_move"]
+__all__ = ["expert_weights", "logit_adjust", "tau_normalize", "threshold_move"]

@@ -61,5 +61,5 @@ def test_integer_options_are_numbers_too() -> None:
 def test_explain() -> None:
     assert ltk.explain(CE, Z, Y).backend.startswith("cpu-")
     assert ltk.explain(CE, Z, Y, backend="torch") == ("torch", "asked for")
-    assert ltk.explain(CE, Z, Z.softmax(1)) == ("torch", "class probabilities as target")
+    assert ltk.explain(CE, Z, Z.softmax(1)).backend.startswith("cpu-")
     assert ltk.explain(ltk.nn.LDAM([3, 2, 1, 1, 1]), Z, Y).backend.startswith("cpu-")

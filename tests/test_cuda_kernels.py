@@ -128,7 +128,7 @@ def seesaw_logits(rows: int, classes: int, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("path", cases.PATHS)
-@pytest.mark.parametrize("form", _terms.FORMS[1:])
+@pytest.mark.parametrize("form", _terms.FORMS[1:5])  # the CPU alone has the von Mises-Fisher form
 def test_closed_forms(form: str, path: str, dtype: torch.dtype) -> None:
     for classes in (5, 21, 150):
         rows = 7

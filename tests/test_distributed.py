@@ -68,12 +68,21 @@ with distributed.joined("cpu") as world:
         "mixed": (ltk.nn.ClassBalanced(counts, beta=None), {"mix": "mixup"}),
         "rows": (ltk.nn.LogitAdjustedCrossEntropy(counts, reduction="batch_mean"), {}),
         "seesaw": (ltk.nn.Seesaw(4, process_group=group), {}),
+        "eql_v2": (ltk.nn.EQLv2(4, process_group=group, table_dtype=torch.float64), {}),
     }.items():
         torch.manual_seed(0)
         model = torch.nn.Sequential(cnn((1, 8, 8)), torch.nn.Linear(64, 4)).double()
         recipe = Recipe(**{"epochs": 2, "batch_size": 31, "lr": 0.05, "weight_decay": 1e-3, "seed": 1, **changes})
         result = fit(model, criterion, (x, y), (x[::10], y[::10]), 4, recipe, name)
         results[name] = (model.state_dict(), [record["train_loss"] for record in result.history])
+    torch.manual_seed(0)  # the same start everywhere
+    contrast = ltk.nn.ProCo(counts, 64, process_group=group)
+    for begin in range(0, 96, 32):
+        rows = slice(begin + world.rank * 32 // world.size, begin + (world.rank + 1) * 32 // world.size)
+        contrast(x.reshape(-1, 64)[rows], y[rows])
+        if begin == 32:
+            contrast.next_epoch()
+    results["proco"] = (contrast.state_dict(), [])
     if world.is_main:
         torch.save(results, sys.argv[1])
 """
@@ -100,7 +109,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
-    assert len(one) == 5
+    assert len(one) == 7
     for name in one:
         (state, losses), (other_state, other_losses) = one[name], two[name]
         assert losses == pytest.approx(other_losses, rel=1e-6), name  # summed in float32

@@ -69,6 +69,7 @@ SCRIPTS = {
     "timm_finetune": ["torchvision", "timm", "sklearn"],
     "select_images": ["PIL", "sklearn"],
     "sharded_classes": [],
+    "contrastive_pretraining": ["sklearn"],
 }
 
 

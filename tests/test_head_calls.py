@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import contract
 import pytest
 import torch
 from test_heads import CLASSES, HEAD, LABELS, inputs
@@ -15,12 +16,14 @@ from ltkernels import heads
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - {"softmax_equalization"}))
+@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - {*contract.DRAWING}))
 def test_every_loss_of_the_library(name, normalize, biased) -> None:
     """The Modules, closed forms included: the same loss and gradients as through the classifier's logits, in two batches, for
     Seesaw counts them."""
     record = ltk.LOSSES[name]
     held_loss, chunked_loss = (record.make(list(range(1, CLASSES + 1))) for _ in range(2))
+    if name == "eql_v2":  # which holds the logits in training, for the gradients by class
+        held_loss, chunked_loss = held_loss.eval(), chunked_loss.eval()
     features, weight, bias = inputs(torch.float32)
     shift = (bias.detach() * 0.1).requires_grad_() if biased else None  # cosines stay between -1.3 and 1.3
     leaves = (features, weight, shift) if biased else (features, weight)

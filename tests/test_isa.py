@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltkernels import _C
+from ltkernels._native import _C
 
 HERE = Path(__file__).parent
 USABLE = [name for name, state in _C.info()["isas"].items() if state == "usable"]
@@ -34,7 +34,8 @@ def python(*args: str, isa: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif("LTKERNELS_ISA" in os.environ, reason="already inside such a run")
 @pytest.mark.parametrize("isa", OTHERS)
 def test_value_tests_pass(isa: str) -> None:
-    files = [str(HERE / name) for name in ("test_loss_values.py", "test_truth_table.py", "test_simd.py")]
+    values = ("loss_values", "truth_table", "simd", "soft_targets", "experts", "contrastive_values", "row_statistics")
+    files = [str(HERE / f"test_{name}.py") for name in values]
     result = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not 2_to_the_31", *files, isa=isa)
     assert result.returncode == 0, result.stdout[-3000:]
 

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections import Counter, OrderedDict
 
+import contract
 import pytest
 import torch
 
@@ -160,7 +161,7 @@ def test_examples_run(documented) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_built_on_meta_and_filled_again(name: str) -> None:
-    options = {"seed": 7} if name == "softmax_equalization" else {}
+    options = contract.seeded(name)
     wanted = ltk.LOSSES[name].make(COUNTS, **options)
     with torch.device("meta"):
         loss = ltk.LOSSES[name].make(COUNTS, **options)
@@ -205,7 +206,7 @@ def test_learned_and_scheduled_tables_are_filled_again() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("low_precision_default")
 def test_the_default_dtype_stays_out_of_tables(name: str) -> None:
-    options = {"seed": 7} if name == "softmax_equalization" else {}
+    options = contract.seeded(name)
     loss = ltk.LOSSES[name].make(COUNTS, **options)
     torch.set_default_dtype(torch.float32)
     wanted = ltk.LOSSES[name].make(COUNTS, **options)
@@ -264,7 +265,8 @@ OTHER = {
     "logit_adjusted": {"tau": 2.0}, "ldam": {"s": 20.0}, "cosface": {"m": 0.1}, "arcface": {"m": 0.1}, "seesaw": {"p": 0.5},
     "cb_sigmoid": {"beta": None}, "cb_focal": {"gamma": 2.0}, "eql": {"tail_frequency": 0.5}, "cdt": {"gamma": 0.1},
     "softmax_equalization": {"gamma": 0.5}, "vector_scaling": {"tau": 0.5}, "ala": {"s": 20.0}, "los": {"smoothing": 0.9},
-    "label_aware_smoothing": {"shape": "linear"},
+    "label_aware_smoothing": {"shape": "linear"}, "gcl": {"noise": 0.1}, "eql_v2": {"mu": 0.5}, "acsl": {"threshold": 0.5},
+    "balanced_bce": {"tau": 0.5},
 }  # fmt: skip
 
 

@@ -18,7 +18,10 @@ from ltkernels import cli, losses
 from ltkernels.commands.parts import config_of
 
 ROOT = Path(__file__).parent.parent
-ROOMS = [f"ltkernels/{name}" for name in ("losses", "selection", "train", "distributed", "integrations")]
+ROOMS = [
+    f"ltkernels/{name}"
+    for name in ("losses", "contrastive", "neighbors", "selection", "train", "distributed", "integrations")
+]
 GUIDES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [
@@ -35,6 +38,11 @@ OWN = [
     if isinstance(loss, type)
     and issubclass(loss, losses.AdjustedCrossEntropy)
     and loss is not losses.AdjustedCrossEntropy
+]
+EXPERTS = [
+    loss
+    for loss in vars(ltk.nn).values()
+    if isinstance(loss, type) and issubclass(loss, ltk.nn.ExpertsLoss) and loss is not ltk.nn.ExpertsLoss
 ]
 SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", GUIDES["ltkernels/losses/README.md"], flags=re.S | re.M))
 
@@ -175,7 +183,7 @@ def test_every_flag_in_prose_exists(guide: str) -> None:
 
 
 def test_every_loss_has_a_section_and_every_section_a_loss() -> None:
-    assert sorted(SECTIONS) == sorted(loss.__name__ for loss in OWN)
+    assert sorted(SECTIONS) == sorted(loss.__name__ for loss in [*OWN, *EXPERTS])
 
 
 @pytest.mark.parametrize("loss", OWN, ids=lambda loss: loss.__name__)
@@ -192,6 +200,19 @@ def test_a_section_says_what_the_class_says(loss: type[losses.AdjustedCrossEntro
     assert "\nWhen: " in section
     for source in re.findall(r"(?:arXiv|doi):[\w./]*\w", inspect.getdoc(loss).split("Args:")[0]):
         assert source in section or re.search(r"Reference: as \w+\.", section), source
+
+
+@pytest.mark.parametrize("loss", EXPERTS, ids=lambda loss: loss.__name__)
+def test_a_section_says_what_the_class_of_experts_says(loss: type[ltk.nn.ExpertsLoss]) -> None:
+    section = SECTIONS[loss.__name__]
+    parameters = inspect.signature(loss).parameters.values()
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    own = ", ".join(str(p.replace(annotation=p.empty)) for p in positional)
+    assert f"`{loss.__name__}({own})`, from Python only" in section
+    assert "\nArgmax of: the " in section
+    assert "\nWhen: " in section
+    for source in re.findall(r"arXiv:[\w./]*\w", inspect.getdoc(loss).split("Args:")[0]):
+        assert source in section, source
 
 
 # ---- what GitHub reads -----------------------------------------------------------------------------------------------------

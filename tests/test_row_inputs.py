@@ -153,9 +153,9 @@ def test_the_mean_divides_by_the_weights() -> None:
     assert torch.allclose(CE(z, q, sample_weight=own, reduction="batch_mean"), (rows * own).sum() / 6, rtol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["seesaw", "arcface", "cb_focal", "softmax_equalization"])
+@pytest.mark.parametrize("name", ["seesaw", "arcface", "cb_focal", *contract.DRAWING])
 def test_closed_forms_take_sample_weights(name) -> None:
-    built = ltk.LOSSES[name].adjustment([60, 30, 5, 9, 2], **({"seed": 1} if name.startswith("softmax") else {}))
+    built = ltk.LOSSES[name].adjustment([60, 30, 5, 9, 2], **contract.seeded(name))
     z, y, own = torch.rand(7, 5).double(), torch.arange(7) % 5, weights(7)
     for target in (y, (y, y.flip(0), torch.linspace(0, 1, 7).double())):
         (rows, slopes) = contract.gradient(CE, z, target, reduction="none", **built._asdict())

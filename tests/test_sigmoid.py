@@ -140,12 +140,12 @@ def test_bad_input(name) -> None:
     z, y = torch.zeros(1, CLASSES), torch.tensor([0])
     with pytest.raises(ValueError, match=r"label_smoothing is 0.1"):
         CALLS[name](z, y, label_smoothing=0.1)
-    with pytest.raises(ValueError, match="probabilities"):
+    with pytest.raises(ValueError, match="multi-label"):
         CALLS[name](z, torch.rand(1, CLASSES))
     with pytest.raises(ValueError, match="label 21 in row 0"):
         CALLS[name](z, torch.tensor([21]))
     if name != "eql":
         with pytest.raises(ValueError, match="sets the class weights itself"):
             ltk.LOSSES[name.removesuffix("_half")](COUNTS, weight=torch.ones(CLASSES))
-    with pytest.raises(ValueError, match="shift cannot be combined"):
-        ltk.functional.adjusted_cross_entropy(z, y, shift=torch.zeros(CLASSES), term=ltk.adjustments.eql(COUNTS).term)
+    with pytest.raises(ValueError, match="margin cannot be combined"):
+        ltk.functional.adjusted_cross_entropy(z, y, margin=torch.zeros(CLASSES), term=ltk.adjustments.eql(COUNTS).term)

@@ -11,7 +11,7 @@ from typing_extensions import assert_type
 
 import ltkernels as ltk
 from ltkernels import adjustments, inference, nn, schedules, selection
-from ltkernels.functional import adjusted_cross_entropy, linear_adjusted_cross_entropy
+from ltkernels.functional import adjusted_cross_entropy, isda_head, lader, linear_adjusted_cross_entropy, sinkhorn
 
 COUNTS = [500, 5, 50]
 
@@ -34,6 +34,20 @@ def losses(logits: Tensor, target: Tensor) -> Tensor:
         logits, target, sample_weight=own, label_smoothing=torch.zeros(3), label_scale=own[:3]
     )
     mixed = mixed + nn.InfluenceBalanced(COUNTS, detach=True)(logits, target, features=logits)
+    mixed = mixed + nn.GCL(COUNTS, noise=0.3, seed=1)(torch.tanh(logits), target)
+    mixed = mixed + nn.LADE(COUNTS, lam=0.1, importance="sample")(logits, target)
+    mixed = mixed + lader(logits, target, torch.tensor([0.9, 0.02, 0.08]))
+    weights = nn.DisAlign.class_weights(COUNTS, rho=1.2)
+    mixed = mixed + nn.CrossEntropy(weight=weights)(nn.DisAlign(3, 3)(logits, logits), target)
+    assert_type(sinkhorn(logits, [0.5, 0.2, 0.3]).iterations, int)
+    hot = torch.nn.functional.one_hot(target, 3).bool()
+    loss, gradients = ltk.functional.sigmoid_cross_entropy(logits, hot, statistics=True, positive=own[:3])
+    assert_type(gradients, Tensor)
+    assert_type(ltk.functional.sigmoid_cross_entropy(logits, target, threshold=0.5), Tensor)
+    mixed = mixed + loss + nn.EQLv2(3)(logits, hot) + nn.ECM(COUNTS)(logits, target) + nn.ACSL(0.6)(logits, target)
+    contrast = nn.ProCo(COUNTS, 3)
+    mixed = mixed + contrast([logits, logits], target) + nn.DistributionBalanced(COUNTS, 600)(logits, hot)
+    contrast.next_epoch()
     return mixed + kps(logits, target) + adjusted_cross_entropy(logits, target, shift=built.shift)
 
 
@@ -42,6 +56,9 @@ def head(features: Tensor, target: Tensor) -> Tensor:
     assert_type(classifier(features), Tensor)
     criterion = nn.LDAM(COUNTS)
     held = criterion.from_features(features, classifier.weight, target, normalize=True)
+    variances = nn.ClassVariances(8, 3).update(features, target)
+    wide, weights = isda_head(features, classifier.weight, target, variances.variance, lam=0.5)
+    held = held + linear_adjusted_cross_entropy(wide, weights, target)
     return held + linear_adjusted_cross_entropy(features, classifier.weight, target, normalize=True, chunk_rows=4)
 
 
@@ -52,6 +69,10 @@ def data(features: Tensor) -> float:
     images, mixed = ltk.augment.mixup(features, torch.zeros(len(features), dtype=torch.int64))
     assert_type(images, Tensor)
     _ = mixed
+    knn = ltk.neighbors.KNeighborsClassifier(features, torch.arange(len(features)) % 3, k=3, balance=1.0)
+    assert_type(knn.predict(features), Tensor)
+    assert_type(ltk.neighbors.nearest_neighbors(features, features, 2), ltk.neighbors.Neighbors)
+    assert_type(selection.sample_k_dpp(features, 2, seed=1), Tensor)
     logits = inference.logit_adjust(features[:, :3], COUNTS, tau=1.0)
     return float(gain) + float(logits.sum())
 
@@ -79,6 +100,8 @@ if TYPE_CHECKING:
         _ = ltk.schedule  # type: ignore[attr-defined]
         ltk.train.Config(loss=3)  # type: ignore[arg-type]
         ltk.selection.select_subsets(logits, logits, [0, 1], mode="max")  # type: ignore[call-arg]
+        ltk.nn.GCL(COUNTS, noise="a")  # type: ignore[arg-type]
+        ltk.nn.LADE(COUNTS, lamb=0.1)  # type: ignore[call-arg]
         text: str = ltk.nn.LDAM(COUNTS)(logits, target)  # type: ignore[assignment]
         print(text)
 

@@ -3,11 +3,9 @@
 
 #include <cmath>
 #include <limits>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "isa.h"
+#include "memory.h"
 #include "parallel.h"
 #include "vector_gradients.h"
 
@@ -15,31 +13,12 @@ namespace ltk {
 namespace {
 
 constexpr int64_t kDTypeSize[kDTypes] = {4, 8, 2, 2};
-constexpr int64_t kSampleWeight = 7;  // its number among what can be refused, after the tables
-
-// Gradients beyond this are written past the caches: nobody's cache holds them until they are read, and a plain store
-// reads every line before it overwrites it. Measured at 33 MB: see benchmarks/results.
-constexpr int64_t kStreamBytes = 24 << 20;
 
 struct Denominators {
     double weighted = 0.0;
     int64_t rows = 0;
     bool finite = true;  // the sample weights
 };
-
-// Memory this large comes fresh from the operating system, page by page as it is first written; a fault for 4 KiB costs
-// more than the row kernel's work on them. Measured on 45 MB: half of a call's time. A hint: where huge pages are off,
-// nothing happens.
-void prefer_huge_pages(const void* memory, int64_t bytes) noexcept {
-#if defined(__linux__)
-    constexpr uintptr_t page = 2 << 20;
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / page * page;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
-}
 
 template <class Real>
 double weight_of(const AdjustedCe& job, int64_t label) noexcept {
@@ -93,22 +72,30 @@ int64_t check_tables(const AdjustedCe& job) noexcept {
 }
 
 template <class Real>
-int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept {
+int64_t prepare(AdjustedCe& job, Reduction reduction, double* denominator) noexcept {
     Denominators sum;
     const int64_t bad = check_labels<Real>(job, sum);
     if (bad >= 0) return bad;
     const int64_t table = check_tables<Real>(job);
     if (table >= 0) return -2 - table;
     if (!sum.finite) return -2 - kSampleWeight;
-    const double denominator = reduction == Reduction::mean         ? sum.weighted
-                               : reduction == Reduction::batch_mean ? static_cast<double>(sum.rows)
-                                                                    : 1.0;
-    job.grad_scale = 1.0 / denominator;
+    *denominator = reduction == Reduction::mean         ? sum.weighted
+                   : reduction == Reduction::batch_mean ? static_cast<double>(sum.rows)
+                                                        : 1.0;
+    job.grad_scale = 1.0 / *denominator;
     job.smoothing_total = static_cast<double>(job.classes);
     if ((job.label_smoothing != 0.0 || job.smoothing != nullptr) && job.weight != nullptr) {
         job.smoothing_total = 0.0;
         for (int64_t j = 0; j < job.classes; ++j) job.smoothing_total += weight_of<Real>(job, j);
     }
+    return -1;
+}
+
+template <class Real>
+int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept {
+    double denominator;
+    const int64_t status = prepare<Real>(job, reduction, &denominator);
+    if (status != -1) return status;
 
     // In its own memory, unread before: the gradient replaces logits that sit in the cache, or is small enough to stay
     // there.
@@ -149,6 +136,10 @@ int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* s
 }
 
 }  // namespace
+
+int64_t adjusted_ce_prepare(AdjustedCe& job, bool wide, Reduction reduction, double* denominator) noexcept {
+    return wide ? prepare<double>(job, reduction, denominator) : prepare<float>(job, reduction, denominator);
+}
 
 int64_t adjusted_ce(AdjustedCe job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept {
     alignas(64) double stack[kStack];  // of reals: float uses half of it

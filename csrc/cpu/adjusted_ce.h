@@ -5,13 +5,17 @@
 namespace ltk {
 
 // What a per-class vector cannot say, computed inside the kernel (closed_forms.inl). A form comes without shift, scale
-// and margin.
+// and margin, but for the margin of the cloud, shift and scale of the sigmoid, and shift of the von Mises-Fisher form.
 enum class Form : int {
     none = 0,
     seesaw = 1,        // table: log counts; options: p, q, log eps
     equalization = 2,  // table: 1 for the classes that may be masked, else 0; seed; options: probability of the mask
     arcface = 3,       // options: cos m, sin m, 1 for the straight-through gradient
-    sigmoid = 4,       // table: factor of a class as a negative, or null. Not a softmax at all: see sigmoid_bce.inl
+    sigmoid = 4,  // table: factor of a class as a negative, or null; options: threshold, 1 where a second row of the
+                  // table has its factor as a positive. Not a softmax at all: see sigmoid_bce.inl
+    cloud = 5,    // table: largest size of a class' noise; seed
+    vmf = 6,      // logits: cosines. table: kappa, sqrt(1 + x^2) and log S of each class, a row each; options: number
+                  // of features, temperature; with plain labels alone
 };
 struct ClosedForm {
     Form form;
@@ -76,11 +80,17 @@ constexpr int64_t adjusted_ce_scratch(int64_t classes) noexcept {
 // would take a third of a small call's time.
 constexpr int64_t kStack = 8192;
 
+constexpr int64_t kSampleWeight = 7;  // its number among what can be refused, after the tables
+
 // Loss and gradient of a whole batch. Returns -1; or the first row whose label is neither in [0, classes) nor
 // ignore_index; or -2 - t where table t (shift, scale, margin, row_scale, weight, smoothing, label_scale,
 // sample_weight) has an entry that is not finite, or no share in smoothing. Nothing has been written unless it returns
 // -1. `*loss` (real) is written unless the reduction is none. `scratch` holds threads * adjusted_ce_scratch(classes)
 // reals.
 int64_t adjusted_ce(AdjustedCe job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept;
+
+// What `adjusted_ce` does before its rows: the checks, with its return value, what the reduction divides by, and the
+// job's grad_scale and smoothing_total. `wide`: reals are doubles.
+int64_t adjusted_ce_prepare(AdjustedCe& job, bool wide, Reduction reduction, double* denominator) noexcept;
 
 }  // namespace ltk

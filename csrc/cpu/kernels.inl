@@ -8,8 +8,16 @@
 #include "balance.inl"
 #include "greedy.inl"
 #include "logdet.inl"
+#include "nearest.inl"
+#include "row_logsumexp.inl"
 #include "row_statistics.inl"
+#include "sigmoid_ce.inl"
+#include "sinkhorn.inl"
+#include "soft_targets.inl"
 #include "subset_scores.inl"
+
+// On the steps of soft_targets.inl.
+#include "experts.inl"
 
 namespace ltk {
 namespace LTK_NAMESPACE {
@@ -23,7 +31,10 @@ const Kernels kernels = {
     exp_f32,
     {adjusted_ce_f32, adjusted_ce_f64, adjusted_ce_bf16, adjusted_ce_f16},
     {row_statistics_f32, row_statistics_f64, row_statistics_bf16, row_statistics_f16},
+    {row_maxima_f32, row_maxima_f64, row_maxima_bf16, row_maxima_f16},
     {gradient_f32, gradient_f64, gradient_bf16, gradient_f16},
+    {soft_targets_f32, soft_targets_f64, soft_targets_bf16, soft_targets_f16},
+    {experts_f32, experts_f64, experts_bf16, experts_f16},
     logdet_f64,
     subset_scores_f64,
     subset_scores_f32,
@@ -31,6 +42,13 @@ const Kernels kernels = {
     rank_update_f64,
     lower_times_f64,
     balance_f32,
+    first_above_f32,
+    first_above_f64,
+    sinkhorn_row_f32,
+    sinkhorn_row_f64,
+    {sigmoid_ce_f32, sigmoid_ce_f64, sigmoid_ce_bf16, sigmoid_ce_f16},
+    {row_logsumexp_f32, row_logsumexp_f64},
+    {symmetric_rows_f32, symmetric_rows_f64},
 };
 
 }  // namespace LTK_NAMESPACE

@@ -33,6 +33,24 @@ void row_statistics(const ClassPart& job, int dtype, bool smooth, double* out, i
                     &context);
 }
 
+void row_maxima(const ClassPart& job, int dtype, double* out, int64_t* index, int threads) noexcept {
+    struct Context {
+        const ClassPart& job;
+        MaximaRows rows;
+        int64_t block;
+        double* out;
+        int64_t* index;
+    } context{job, kernels().row_maxima[dtype], block_rows(job), out, index};
+    parallel_blocks((job.rows + context.block - 1) / context.block, threads,
+                    [](void* c, int64_t at, int) noexcept {
+                        const Context& x = *static_cast<Context*>(c);
+                        const int64_t begin = at * x.block;
+                        const int64_t end = begin + x.block < x.job.rows ? begin + x.block : x.job.rows;
+                        x.rows(x.job, begin, end, x.out, x.index);
+                    },
+                    &context);
+}
+
 void gradient_from_statistics(const ClassPart& job, int dtype, const double* row, void* grad, int64_t grad_stride,
                               int threads) noexcept {
     struct Context {

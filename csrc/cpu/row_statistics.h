@@ -34,9 +34,15 @@ using RowStatisticsRows = void (*)(const ClassPart& job, bool smooth, int64_t be
 using GradientRows = void (*)(const ClassPart& job, const double* row, int64_t begin, int64_t end, void* grad,
                               int64_t grad_stride) noexcept;
 
+// As the statistics, without a smoothing sum, but the reference is the largest a_j but the label's, and `index` (rows,)
+// its class, the lowest of equal ones; -1 where there is none above -inf, for ignored rows, and where one is NaN, which
+// the reference is then.
+using MaximaRows = void (*)(const ClassPart& job, int64_t begin, int64_t end, double* out, int64_t* index) noexcept;
+
 // `dtype` is a DType of kernels.h; `out` (rows, kStatistics), `row` (rows, kGradientTerms), `grad` rows x classes in
 // the logits' type, which may be the logits' own memory.
 void row_statistics(const ClassPart& job, int dtype, bool smooth, double* out, int threads) noexcept;
+void row_maxima(const ClassPart& job, int dtype, double* out, int64_t* index, int threads) noexcept;
 void gradient_from_statistics(const ClassPart& job, int dtype, const double* row, void* grad, int64_t grad_stride,
                               int threads) noexcept;
 

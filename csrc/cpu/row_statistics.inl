@@ -31,6 +31,85 @@ static void statistics_rows(const ClassPart& job, bool smooth, int64_t begin, in
     }
 }
 
+// Block by block, which is in the first cache when its exponentials are taken: its maximum, and where that is, only
+// where it is above all before.
+template <class V, bool Scale, bool Shift, class T>
+static void maxima_rows(const ClassPart& job, int64_t begin, int64_t end, double* out, int64_t* index) noexcept {
+    using Real = typename V::Real;
+    using Reg = typename V::Reg;
+    const Real* scale = static_cast<const Real*>(job.scale);
+    const Real* shift = static_cast<const Real*>(job.shift);
+    const Real lowest = -static_cast<Real>(INFINITY);
+    const Reg minus_infinity = V::set(lowest);
+    for (int64_t i = begin; i < end; ++i) {
+        const T* z = static_cast<const T*>(job.logits) + i * job.logits_stride;
+        double* statistics = out + i * kStatistics;
+        const int64_t label = job.target[i];
+        index[i] = -1;
+        if (label == kIgnoredRow) {
+            for (int k = 0; k < kStatistics; ++k) statistics[k] = 0.0;
+            continue;
+        }
+        const Reg sigma = V::set(static_cast<Real>(job.row_scale[i]));
+        const auto adjusted_at = [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
+            return V::select(mask, V::mul(sigma, adjusted<V, Scale, Shift>(z, scale, shift, j, mask)), minus_infinity);
+        };
+        Real top = lowest;
+        double others = 0.0;
+        for (int64_t from = 0; from < job.classes; from += kBlock) {
+            const int64_t to = from + kBlock < job.classes ? from + kBlock : job.classes;
+            Reg high[4] = {minus_infinity, minus_infinity, minus_infinity, minus_infinity};
+            for_vectors<V>(from, to, label, [&](int64_t j, auto mask, int slot) LTK_INLINE_LAMBDA {
+                prefetch(z + j);
+                high[slot] = V::max(high[slot], adjusted_at(j, mask));
+            });
+            const Real here = V::horizontal_max(V::max(V::max(high[0], high[1]), V::max(high[2], high[3])));
+            if (here > top) {
+                bool found = false;
+                for_vectors<V>(from, to, label, [&](int64_t j, auto mask, int) {
+                    if (found) return;
+                    Real lanes[V::N];
+                    V::store(lanes, adjusted_at(j, mask), V::all());
+                    for (int64_t lane = 0; lane < V::N && !found; ++lane) {
+                        if (lanes[lane] != here) continue;
+                        index[i] = j + lane;
+                        found = true;
+                    }
+                });
+                if (others != 0.0) others *= std::exp(static_cast<double>(top) - static_cast<double>(here));
+                top = here;
+            }
+            const Reg minus = V::set(top == lowest ? Real(0) : -top);
+            Reg sum[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
+            for_vectors<V>(from, to, label, [&](int64_t j, auto mask, int slot) LTK_INLINE_LAMBDA {
+                sum[slot] = V::add(sum[slot], V::exp(V::add(adjusted_at(j, mask), minus)));
+            });
+            others += static_cast<double>(V::horizontal_sum(V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3]))));
+        }
+        if (others != others && top != static_cast<Real>(INFINITY)) {  // a NaN that the maximum passed by
+            top = static_cast<Real>(others);
+            index[i] = -1;
+        }
+        statistics[0] = static_cast<double>(top);
+        statistics[1] = others;
+        statistics[2] = -INFINITY;
+        if (label >= 0 && label < job.classes) {
+            const double a = (Scale ? static_cast<double>(scale[label]) : 1.0) * get(z + label) +
+                             (Shift ? static_cast<double>(shift[label]) : 0.0);
+            statistics[2] = job.row_scale[i] * a;
+        }
+        statistics[3] = 0.0;
+    }
+}
+
+template <class V, class T>
+static void maxima_of(const ClassPart& job, int64_t begin, int64_t end, double* out, int64_t* index) noexcept {
+    if (job.scale != nullptr && job.shift != nullptr) return maxima_rows<V, true, true, T>(job, begin, end, out, index);
+    if (job.scale != nullptr) return maxima_rows<V, true, false, T>(job, begin, end, out, index);
+    if (job.shift != nullptr) return maxima_rows<V, false, true, T>(job, begin, end, out, index);
+    maxima_rows<V, false, false, T>(job, begin, end, out, index);
+}
+
 template <class V, bool Scale, bool Shift, class T>
 static void gradient_rows(const ClassPart& job, const double* rows, int64_t begin, int64_t end, T* grads,
                           int64_t grad_stride) noexcept {
@@ -91,6 +170,10 @@ static void gradient_of(const ClassPart& job, const double* row, int64_t begin, 
     static void row_statistics_##name(const ClassPart& job, bool smooth, int64_t begin, int64_t end,             \
                                       double* out) noexcept {                                                    \
         statistics_of<V, T>(job, smooth, begin, end, out);                                                       \
+    }                                                                                                            \
+    static void row_maxima_##name(const ClassPart& job, int64_t begin, int64_t end, double* out,                 \
+                                  int64_t* index) noexcept {                                                     \
+        maxima_of<V, T>(job, begin, end, out, index);                                                            \
     }                                                                                                            \
     static void gradient_##name(const ClassPart& job, const double* row, int64_t begin, int64_t end, void* grad, \
                                 int64_t stride) noexcept {                                                       \

@@ -102,6 +102,7 @@ struct F32 {
     static Reg mul(Reg a, Reg b) noexcept { return _mm512_mul_ps(a, b); }
     static Reg fma(Reg a, Reg b, Reg c) noexcept { return _mm512_fmadd_ps(a, b, c); }
     static Reg max(Reg a, Reg b) noexcept { return _mm512_max_ps(a, b); }
+    static Reg sqrt(Reg a) noexcept { return _mm512_sqrt_ps(a); }
     static Reg select(Mask m, Reg a, Reg b) noexcept { return _mm512_mask_blend_ps(m, b, a); }
     static Reg select(AllLanes, Reg a, Reg) noexcept { return a; }
     static float horizontal_max(Reg a) noexcept { return _mm512_reduce_max_ps(a); }
@@ -112,6 +113,9 @@ struct F32 {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
     }
     static Reg load(const f16* p, Mask m) noexcept { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
+    static Reg load(const uint8_t* p, Mask m) noexcept {
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, p)));
+    }
     template <class T>
     static Reg load(const T* p, AllLanes) noexcept {
         return load(p, Mask{0xffff});
@@ -185,6 +189,7 @@ struct F32 {
     static Reg mul(Reg a, Reg b) noexcept { return _mm256_mul_ps(a, b); }
     static Reg fma(Reg a, Reg b, Reg c) noexcept { return _mm256_fmadd_ps(a, b, c); }
     static Reg max(Reg a, Reg b) noexcept { return _mm256_max_ps(a, b); }
+    static Reg sqrt(Reg a) noexcept { return _mm256_sqrt_ps(a); }
     static Reg select(Mask m, Reg a, Reg b) noexcept { return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(m)); }
     static Reg select(AllLanes, Reg a, Reg) noexcept { return a; }
     static float horizontal_max(Reg a) noexcept {
@@ -232,6 +237,16 @@ struct F32 {
     template <class M>
     static Reg load(const f16* p, M m) noexcept {
         return _mm256_cvtph_ps(gather16(p, m));
+    }
+    static Reg load(const uint8_t* p, AllLanes) noexcept {
+        return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
+    static Reg load(const uint8_t* p, Mask m) noexcept {
+        alignas(16) uint8_t lanes[16] = {};
+        const int active = _mm256_movemask_ps(_mm256_castsi256_ps(m));
+        for (int i = 0; i < N; ++i)
+            if (active >> i & 1) lanes[i] = p[i];
+        return load(lanes, all());
     }
     static void store(float* p, Reg x, Mask m) noexcept { _mm256_maskstore_ps(p, m, x); }
     static void store(float* p, Reg x, AllLanes) noexcept { _mm256_storeu_ps(p, x); }
@@ -295,8 +310,8 @@ struct F32 {
         return Mask{k, k, k, k} > Mask{0, 1, 2, 3};
     }
     static Mask without(Mask m, int64_t lane) noexcept {
-        m[lane] = 0;
-        return m;
+        const int32_t k = static_cast<int32_t>(lane);
+        return m & (Mask{k, k, k, k} != Mask{0, 1, 2, 3});
     }
     static Mask without(AllLanes, int64_t lane) noexcept { return without(Mask{-1, -1, -1, -1}, lane); }
     static Reg set(float x) noexcept { return Reg{x, x, x, x}; }
@@ -305,6 +320,7 @@ struct F32 {
     static Reg mul(Reg a, Reg b) noexcept { return a * b; }
     static Reg fma(Reg a, Reg b, Reg c) noexcept { return a * b + c; }
     static Reg max(Reg a, Reg b) noexcept { return a > b ? a : b; }
+    static Reg sqrt(Reg a) noexcept { return Reg{std::sqrt(a[0]), std::sqrt(a[1]), std::sqrt(a[2]), std::sqrt(a[3])}; }
     static Reg select(Mask m, Reg a, Reg b) noexcept { return m ? a : b; }
     static Reg select(AllLanes, Reg a, Reg) noexcept { return a; }
     static float horizontal_max(Reg a) noexcept {
@@ -315,6 +331,7 @@ struct F32 {
     static float horizontal_sum(Reg a) noexcept { return (a[0] + a[2]) + (a[1] + a[3]); }
 
     static float widen(float x) noexcept { return x; }
+    static float widen(uint8_t x) noexcept { return static_cast<float>(x); }
     template <class T>
     static float widen(T x) noexcept {
         return to_float(x);
@@ -391,6 +408,7 @@ struct F64 {
     static Reg mul(Reg a, Reg b) noexcept { return a * b; }
     static Reg fma(Reg a, Reg b, Reg c) noexcept { return a * b + c; }
     static Reg max(Reg a, Reg b) noexcept { return a > b ? a : b; }
+    static Reg sqrt(Reg a) noexcept { return std::sqrt(a); }
     static Reg select(Mask m, Reg a, Reg b) noexcept { return m ? a : b; }
     static Reg select(AllLanes, Reg a, Reg) noexcept { return a; }
     static double horizontal_max(Reg a) noexcept { return a; }
@@ -400,6 +418,14 @@ struct F64 {
         if (m) *p = x;
     }
     static Reg load(const double* p, AllLanes) noexcept { return *p; }
+    template <class T>
+    static Reg load(const T* p, Mask m) noexcept {
+        return m ? static_cast<double>(*p) : 0.0;
+    }
+    template <class T>
+    static Reg load(const T* p, AllLanes) noexcept {
+        return static_cast<double>(*p);
+    }
     static void store(double* p, Reg x, AllLanes) noexcept { *p = x; }
     // No store past the caches here.
     template <class T>

@@ -7,49 +7,27 @@ namespace {
 
 constexpr int64_t kColumns = 1024;  // that are added over the slices at a time
 
-// Few enough rows that their sums are good in float, and many enough slices for the threads; but not so few rows that
-// the slices' sums rival the logits in memory.
-int64_t slice_rows(int64_t rows, int64_t classes) noexcept {
-    const int64_t share = (rows + 31) / 32;
-    const int64_t wanted = share < 8 ? 8 : share > 128 ? 128 : share;
-    const int64_t least = 16384 / classes < 1024 ? 16384 / classes : 1024;
-    return wanted > least ? wanted : least;
-}
-
-int64_t slices_of(int64_t rows, int64_t classes) noexcept {
-    const int64_t slice = slice_rows(rows, classes);
-    return (rows + slice - 1) / slice;
-}
-
 template <class Real>
-void add_columns(const AdjustedCe& job, int threads) noexcept {
+void add_slices(const ColumnSums& sums, void* const* out, int threads) noexcept {
     struct Context {
-        const AdjustedCe& job;
-        int64_t slices;
-        int columns;
-    };
-    const VectorGradients& v = *job.vectors;
-    const int columns = (v.out[0] != nullptr) + (v.out[1] != nullptr);
-    Context context{job, slices_of(job.rows, job.classes), columns};
+        const ColumnSums& sums;
+        void* const* out;
+    } context{sums, out};
     parallel_blocks(
-        columns == 0 ? 0 : (job.classes + kColumns - 1) / kColumns, threads,
+        sums.count == 0 ? 0 : (sums.classes + kColumns - 1) / kColumns, threads,
         [](void* c, int64_t block, int) noexcept {
             const Context& x = *static_cast<Context*>(c);
-            const VectorGradients& own = *x.job.vectors;
             const int64_t begin = block * kColumns;
-            const int64_t n = begin + kColumns < x.job.classes ? kColumns : x.job.classes - begin;
-            int column = 0;
-            for (int t = 0; t < 2; ++t) {
-                if (own.out[t] == nullptr) continue;
+            const int64_t n = begin + kColumns < x.sums.classes ? kColumns : x.sums.classes - begin;
+            for (int column = 0; column < x.sums.count; ++column) {
                 double sum[kColumns] = {};
-                for (int64_t s = 0; s < x.slices; ++s) {
+                for (int64_t s = 0; s < x.sums.slices; ++s) {
                     const Real* part =
-                        static_cast<const Real*>(own.columns) + (s * x.columns + column) * own.stride + begin;
+                        static_cast<const Real*>(x.sums.columns) + (s * x.sums.count + column) * x.sums.stride + begin;
                     for (int64_t j = 0; j < n; ++j) sum[j] += static_cast<double>(part[j]);
                 }
-                Real* out = static_cast<Real*>(own.out[t]) + begin;
-                for (int64_t j = 0; j < n; ++j) out[j] = static_cast<Real>(sum[j]);
-                ++column;
+                Real* to = static_cast<Real*>(x.out[column]) + begin;
+                for (int64_t j = 0; j < n; ++j) to[j] = static_cast<Real>(sum[j]);
             }
         },
         &context);
@@ -80,6 +58,24 @@ void add_labels(const AdjustedCe& job, double mean_loss) noexcept {
 
 }  // namespace
 
+// Few enough rows that their sums are good in float, and many enough slices for the threads; but not so few rows that
+// the slices' sums rival the logits in memory.
+int64_t slice_rows(int64_t rows, int64_t classes) noexcept {
+    const int64_t share = (rows + 31) / 32;
+    const int64_t wanted = share < 8 ? 8 : share > 128 ? 128 : share;
+    const int64_t least = 16384 / classes < 1024 ? 16384 / classes : 1024;
+    return wanted > least ? wanted : least;
+}
+
+int64_t slices_of(int64_t rows, int64_t classes) noexcept {
+    const int64_t slice = slice_rows(rows, classes);
+    return (rows + slice - 1) / slice;
+}
+
+void add_columns(const ColumnSums& sums, void* const* out, bool wide, int threads) noexcept {
+    wide ? add_slices<double>(sums, out, threads) : add_slices<float>(sums, out, threads);
+}
+
 int64_t vector_gradients_scratch(int64_t rows, int64_t classes, int columns, int labels, bool wide) noexcept {
     const int64_t reals = slices_of(rows, classes) * columns * adjusted_ce_row(classes) + rows * labels * kRowTerms;
     return adjusted_ce_row(classes) + (wide ? reals : (reals + 1) / 2);
@@ -98,13 +94,13 @@ VectorGradients vector_gradients(const AdjustedCe& job, void* const* out, double
 }
 
 void add_up(const AdjustedCe& job, double mean_loss, bool wide, int threads) noexcept {
-    if (wide) {
-        add_columns<double>(job, threads);
-        add_labels<double>(job, mean_loss);
-    } else {
-        add_columns<float>(job, threads);
-        add_labels<float>(job, mean_loss);
-    }
+    const VectorGradients& v = *job.vectors;
+    void* out[2];
+    int count = 0;
+    for (int t = 0; t < 2; ++t)
+        if (v.out[t] != nullptr) out[count++] = v.out[t];
+    add_columns({v.columns, slices_of(job.rows, job.classes), v.stride, job.classes, count}, out, wide, threads);
+    wide ? add_labels<double>(job, mean_loss) : add_labels<float>(job, mean_loss);
 }
 
 }  // namespace ltk

@@ -31,6 +31,20 @@ int64_t vector_gradients_scratch(int64_t rows, int64_t classes, int columns, int
 // `job` with its shape set; `scratch` at a multiple of 64 bytes.
 VectorGradients vector_gradients(const AdjustedCe& job, void* const* out, double* scratch, bool wide) noexcept;
 
+// Column sums in reals over slices of rows; they are added in double over the slices.
+struct ColumnSums {
+    const void* columns;  // (slices, count, stride) real
+    int64_t slices;
+    int64_t stride;
+    int64_t classes;
+    int count;
+};
+int64_t slice_rows(int64_t rows, int64_t classes) noexcept;
+int64_t slices_of(int64_t rows, int64_t classes) noexcept;
+
+// `out`: `count` times (classes,) real.
+void add_columns(const ColumnSums& sums, void* const* out, bool wide, int threads) noexcept;
+
 // Adds up what the rows have left, after all of them. `mean_loss` is the loss where it is a weighted mean, whose
 // denominator depends on the weights, and 0 elsewhere.
 void add_up(const AdjustedCe& job, double mean_loss, bool wide, int threads) noexcept;

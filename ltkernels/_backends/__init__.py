@@ -21,8 +21,8 @@ from .._call import NONE, Call, Out, denominator_of
 from .._errors import ArgumentError
 from .._native import _C
 from . import cpu
-from ._shared import LARGEST_LOG_DET, ClassPart, find_bad_beside, find_bad_label
-from .cpu import plain_loss
+from ._shared import DTYPE_CODES, LARGEST_LOG_DET, ClassPart, bad_label, bad_table, find_bad_beside, find_bad_label
+from .cpu import plain_loss, row_maxima
 
 BACKENDS = ("cpu", "cuda", "triton", "torch")
 ON_DEVICE = ("cuda", "triton")  # whose kernels run beside the host
@@ -227,9 +227,12 @@ def doctor_report() -> list[tuple[str, str]]:
 
 __all__ = [
     "BACKENDS",
+    "DTYPE_CODES",
     "ON_DEVICE",
     "ClassPart",
     "Explanation",
+    "bad_label",
+    "bad_table",
     "choose",
     "cuda_problem",
     "doctor_report",
@@ -239,6 +242,7 @@ __all__ = [
     "kernel",
     "log_det_kernel",
     "plain_loss",
+    "row_maxima",
     "scale_kernel",
     "triton_problem",
     "two_phase_kernels",

@@ -132,6 +132,15 @@ def row_statistics(part: ClassPart, smooth: bool, out: Tensor) -> None:
     _C.row_statistics(*part.addresses(), smooth, out.data_ptr(), torch.get_num_threads())
 
 
+def row_maxima(part: ClassPart) -> tuple[Tensor, Tensor]:
+    """(N, 4) statistics whose reference is the row's largest other logit, and (N,) the class of that."""
+    rows = len(part.logits)
+    out = torch.empty(rows, 4, dtype=torch.float64)
+    index = torch.empty(rows, dtype=torch.int64)
+    _C.row_maxima(*part.addresses(), out.data_ptr(), index.data_ptr(), torch.get_num_threads())
+    return out, index
+
+
 def gradient_from_statistics(part: ClassPart, terms: Tensor, grad: Tensor) -> None:
     """Fills `grad`, which may be the logits."""
     to = (terms.data_ptr(), grad.data_ptr(), grad.stride(0))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import text
-from .._features import as_tensor, check_alpha, check_features, check_rows, diversity_nats
+from .._features import check_alpha, check_features, check_labels, check_rows, diversity_nats
 from .._ranks import Ranks, together
 from ._files import check_names, read_statistics, write_statistics
 from ._stream import BLOCK, FeatureStatistics
@@ -57,7 +57,7 @@ class ClassStatistics:
         TypeError, ValueError as `FeatureStatistics.update` and `class_diversities`; a refused batch changes nothing.
         """
         rows = check_rows(batch, "batch", self.width, "the statistics have", BLOCK // self.width + 1)
-        y = _check_labels(labels, len(rows), len(self.names), "the number of classes")[0]
+        y = check_labels(labels, len(rows), len(self.names), "the number of classes")[0]
         counts = torch.bincount(y, minlength=len(self.names)).tolist()
         for part, own in zip(self.classes, torch.argsort(y, stable=True).to(rows.device).split(counts)):
             if len(own):
@@ -126,21 +126,6 @@ def _merge_classes(ranks: Ranks, parts: Sequence[FeatureStatistics]) -> None:
             part._merge_ranks(ranks, counts[c], [mean[c] for mean in means])
 
 
-def _check_labels(labels: Any, rows: int, classes: int | None, limit: str) -> tuple[Tensor, int]:
-    """`labels` as a tensor, and C: `classes`, or the largest label plus 1."""
-    y = as_tensor(labels, "labels")
-    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {y.dtype}")
-    if y.shape != (rows,):
-        raise ValueError(f"labels must have shape ({rows},), got {tuple(y.shape)}")
-    largest = int(y.max()) if rows else -1
-    if rows and int(y.min()) < 0:
-        raise ValueError(f"labels must not be negative, got {int(y.min())}")
-    if classes is not None and classes <= largest:
-        raise ValueError(f"labels must be below {limit} = {classes}, got {largest}")
-    return y, largest + 1 if classes is None else classes
-
-
 def class_diversities(
     features: Any, labels: Any, *, num_classes: int | None = None, alpha: float = 1.0, group: Any = None
 ) -> Tensor:
@@ -167,7 +152,7 @@ def class_diversities(
     with together(ranks):
         x = check_features(features, "features").detach()
         alpha = check_alpha(alpha)
-        y, classes = _check_labels(labels, len(x), num_classes, "num_classes")
+        y, classes = check_labels(labels, len(x), num_classes, "num_classes")
     if ranks is not None:
         heads = ranks.share([x.shape[1], classes, num_classes is None])
         widths = [width for width, _, _ in heads]

@@ -61,7 +61,7 @@ def built_classes(adjustment: Adjustment | ClosedForm | Smoothed) -> int | None:
     tables = [getattr(adjustment, name, None) for name in (*TABLES, "label_scale", "label_smoothing")]
     if isinstance(adjustment, ClosedForm):
         tables.append(adjustment.term.table)
-    return next((len(table) for table in tables if isinstance(table, Tensor)), None)
+    return next((table.shape[-1] for table in tables if isinstance(table, Tensor)), None)
 
 
 def full(classes: int, value: float) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from .. import _backends, _ops
 from .._call import NONE, Call, Out
 from .._checks import real_dtype
+from .._fused import differentiable
 from .._watch import batched, direct, hooks_active, refuse_dtensors, transforms, wants_gradient, watched
 from . import _reference
 
@@ -258,29 +259,6 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor | None, create_graph: b
         return _reference.adjusted_cross_entropy(z, call.with_tables(tables))
 
     return differentiable(of_inputs, (logits, *call.tables()), ctx.needs_input_grad[:6], upstream, create_graph)
-
-
-def differentiable(
-    function: Callable[..., Tensor],
-    inputs: Sequence[Tensor | None],
-    needs: Sequence[bool],
-    upstream: Tensor | None,
-    create_graph: bool,
-) -> list[Tensor | None]:
-    """The gradients of a function of torch's operations with respect to those inputs that `needs` says."""
-    with torch.enable_grad():
-        # Views: the gradients stay connected to whatever the inputs came from.
-        views = [
-            given
-            if given is None or not need
-            else given.view_as(given)
-            if given.requires_grad
-            else given.detach().requires_grad_()
-            for given, need in zip(inputs, needs, strict=True)
-        ]
-        wanted = [view for view, need in zip(views, needs, strict=True) if view is not None and need]
-        found = iter(torch.autograd.grad(function(*views), wanted, upstream, create_graph=create_graph))
-    return [next(found) if need else None for need in needs]
 
 
 # ---- the upstream gradient --------------------------------------------------------------------------------------------

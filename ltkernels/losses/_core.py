@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _backends
 from .._watch import is_dtensor
-from . import _autograd, _reference
+from . import _autograd, _reference, _sigmoid, _soft
 from ._door import Checked, Options, Target, checked, takes_options
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
 
     Args:
         logits: (N, C), (C,) or (N, C, d1, ...); float32, float64, bfloat16 or float16.
-        target: class indices (N,), () or (N, d1, ...), any integer dtype; or class probabilities in the logits' shape (then
-            without margin, row_scale, label_scale, focal_gamma and a table as label_smoothing, which a label chooses); or
+        target: class indices (N,), () or (N, d1, ...), any integer dtype; or class probabilities q in the logits' shape, in any
+            floating-point dtype: ``L_i = -sum_j alpha_j q_ij log softmax_j(a_i)``, the gradient ``(sum_j q_ij) p - q`` where nothing else
+            is given. A row of q may have any sum, and 0 log 0 is 0 (then without margin, row_scale, label_scale, focal_gamma and a
+            table as label_smoothing, which a label chooses); or
             ``(y_a, y_b, lam)`` for mixed samples: two class-index tensors and the share of the first, a number or a tensor in their
             shape, in [0, 1]. A mixed loss is ``lam * L(y_a) + (1 - lam) * L(y_b)``, and a row whose `y_a` is `ignore_index` is ignored.
         shift: (C,) delta, added to the logits (a log prior); -inf removes a class.
@@ -49,8 +51,8 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
         reduction: ``"mean"`` divides by the sum of the weights of the rows (class weights, as torch, times sample weights);
             ``"batch_mean"`` by the number of rows; ``"sum"``; ``"none"`` keeps the target's shape. Ignored rows do not count.
         inplace: let the gradient overwrite the logits' memory (saves one array). The logits are garbage afterwards, and their
-            version counter says so to autograd; backward runs once. Not with ``reduction="none"``. Under a loss scaler float16 logits
-            need `grad_scale` then.
+            version counter says so to autograd; backward runs once. Not with ``reduction="none"`` or class probabilities. Under a
+            loss scaler float16 logits need `grad_scale` then.
         backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``; see `ltkernels.explain`.
         grad_scale: what the loss will be multiplied by before its backward (a loss scaler's factor, 1 / accumulation steps, its share
             of a total): a number above 0, or a tensor of one element on the logits' device, where no host waits for it. The gradient
@@ -60,28 +62,37 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
             the gradient to backward, for rounding it before the scaler's factor would make its small entries 0: a third pass, over
             logits and tables that must still be what they were.
         term: closed form of Seesaw, softmax equalization, ArcFace or the sigmoid family, from their builders in
-            `ltkernels.adjustments`; not together with shift, scale, margin, label_scale, class probabilities, or `row_scale` but for
-            ArcFace.
+            `ltkernels.adjustments`; not together with margin, label_scale, class probabilities, shift and scale but for the sigmoid
+            family, or `row_scale` but for ArcFace. With the sigmoid family a target in the logits' shape is a multi-label one: see
+            `ltkernels.functional.sigmoid_cross_entropy`.
         sample_weight: a factor of each row's loss, in the shape of the class indices. A mean of equal weights is the mean without them.
 
     Returns:
         The loss, float64 for float64 logits and float32 for all others.
 
     Tables are rounded to the loss' dtype. A table that requires a gradient gets one, in the kernel's own pass on the CPU (`explain` says
-    where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives, class probabilities,
-    gradients with respect to lam, sample_weight, label_scale and label_smoothing, and the last two on a GPU, are computed by the plain
-    torch reference.
+    where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives, gradients with
+    respect to lam, sample_weight, label_scale, label_smoothing and class probabilities, those of tables beside class probabilities, and
+    on a GPU label_scale, label_smoothing as a table and class probabilities are computed by the plain torch reference.
 
     Raises:
-        ValueError: a label out of range (row and value), a table entry or sample weight that is not finite, a smoothing outside
-            [0, 1], a shape or device that does not fit.
+        ValueError: a label out of range (row and value), a class probability that is negative or not finite, a table entry or sample
+            weight that is not finite, a smoothing outside [0, 1], a shape or device that does not fit.
         TypeError: a dtype that does not fit.
     """
     if type(logits) is not Tensor and is_dtensor(logits):
         from ..distributed._dtensor import adjusted_cross_entropy as of_dtensor
 
         return of_dtensor(logits, target, **options)
+    if _is_multi_label(logits, target, options):
+        found: Tensor = _sigmoid.sigmoid_cross_entropy(logits, cast("Tensor", target), **_sigmoid.options_of(options))
+        return found
     return of_checked(checked(logits, target, **options))
+
+
+def _is_multi_label(logits: Tensor, target: Target, options: Options) -> bool:
+    term = options.get("term")
+    return term is not None and term.form == "sigmoid" and _sigmoid.is_multi_label(logits, target)
 
 
 def of_checked(checked: Checked) -> Tensor:
@@ -89,6 +100,8 @@ def of_checked(checked: Checked) -> Tensor:
     logits, call, inplace, shape, _, direct = checked
     if call.backend == "torch":
         loss = _reference.adjusted_cross_entropy(logits, call)
+    elif call.target.is_floating_point():
+        loss = _soft.loss(logits, call)
     else:
         loss = _autograd.loss(logits, call, inplace, direct)
     return loss if shape is None else loss.reshape(shape)
@@ -116,6 +129,8 @@ def _explain(op: object, logits: Tensor, target: Target, *_: object, **kwargs: A
     if isinstance(op, torch.nn.Module):
         own = cast("Callable[[], Options]", op.call_options)()
         options = {**own, **options}
+    if _is_multi_label(logits, target, cast("Options", options)):
+        return _sigmoid.sigmoid_cross_entropy.explain(logits, target, **_sigmoid.options_of(options))  # type: ignore[attr-defined,no-any-return]
     term = options.get("term")
     if term is not None and term.seed is None:  # a question draws no random number
         options["term"] = term._replace(seed=torch.zeros(1, dtype=torch.int64))

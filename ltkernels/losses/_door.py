@@ -18,7 +18,7 @@ from .._call import BESIDE, NONE, Call
 from .._errors import ArgumentError, DTypeError
 from .._native import _C
 from .._watch import direct, is_dtensor, refuse_dtensors, transforms, wants_gradient, watched
-from . import _terms
+from . import _soft, _terms
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
 
 
+_SIGMOID, _VMF = map(_terms.FORMS.index, ("sigmoid", "vmf"))
 _REALS = {dtype: _checks.real_dtype(dtype) for dtype in _checks.FLOATING}
 
 
@@ -183,11 +184,13 @@ def checked(
     )  # fmt: skip
     needs_torch = _needs_torch(call, backend, logits)
     served = _backends.choose(backend, device, needs_torch)
-    if inplace and (code == NONE or served == "torch"):
+    if inplace and (code == NONE or probabilities or served == "torch"):
         reason = (
-            "reduction='none' needs the logits in backward"
-            if served != "torch"
-            else "the torch backend serves this call"
+            "the torch backend serves this call"
+            if served == "torch"
+            else "target holds class probabilities"
+            if probabilities
+            else "reduction='none' needs the logits in backward"
         )
         raise ArgumentError(f"inplace=True is not possible: {reason}")
 
@@ -204,8 +207,7 @@ def checked(
     call = call._replace(target=first, target_b=target_b, lam=lam, sample_weight=sample_weight, backend=served)
     if served == "torch":
         refuse_dtensors(call)
-        if not probabilities:
-            check_labels(call, classes)
+        check_labels(call, classes)
     return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors())))
 
 
@@ -236,13 +238,17 @@ def check_options(name: str, options: Shared) -> None:
 def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
     """Why no kernel can serve a call; empty when one can."""
     lam, tables = call.lam, call.tables()
-    if call.target.is_floating_point():
-        return "class probabilities as target"
     if logits.shape[-1 if logits.dim() == 1 else 1] == 0:
         return "there is no class"
     reason = "" if torch.compiler.is_compiling() else transforms()
     if reason:
         return reason
+    if call.target.is_floating_point():
+        if not logits.is_cpu or backend == "triton":
+            return "class probabilities as target, which the CPU kernel alone computes"
+        shift, scale, _, _, weight = call.tables()
+        name = _soft.learned((logits, call.target, shift, scale, weight, call.sample_weight))
+        return f"gradient with respect to {name} beside class probabilities as target" if name else ""
     if lam is not None and lam.requires_grad and torch.is_grad_enabled():
         return "gradient with respect to lam"
     if wants_gradient(call.beside()):
@@ -256,6 +262,16 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
             return "gradient with respect to a table of a closed form"
         if call.smooth() and wants_gradient((call.weight,)):
             return "gradient with respect to the class weight under label smoothing"
+    if not on_cpu and _terms.FORMS[call.form] in _terms.CPU_ALONE:
+        return f"the closed form {_terms.FORMS[call.form]!r}, which the CPU kernel alone computes"
+    if (
+        not on_cpu
+        and call.form == _SIGMOID
+        and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None))
+    ):
+        return "the general sigmoid loss, which the CPU kernel alone computes"
+    if call.form == _VMF and (not on_cpu or lam is not None):
+        return "the von Mises-Fisher form, which the CPU kernel alone computes, of plain labels"
     if not on_cpu and (call.label_scale is not None or call.smoothing is not None):
         name = "label_scale" if call.label_scale is not None else "a table as label_smoothing"
         return f"{name}, which the CPU kernel alone computes"
@@ -274,19 +290,31 @@ def _checked_term(
     if term.form not in _terms.FORMS[1:]:
         raise ArgumentError(f"term.form is {term.form!r}; it must be one of {', '.join(map(repr, _terms.FORMS[1:]))}")
     for name, table in tables.items():
-        if table is not None and not (name == "row_scale" and term.form == "arcface"):
+        if table is not None and name not in _terms.TAKES[term.form]:
             raise ArgumentError(f"{name} cannot be combined with the closed form {term.form!r}")
     if term.form in _terms.NO_LABEL_SMOOTHING and _checks.smooths(label_smoothing):
         reason = _terms.NO_LABEL_SMOOTHING[term.form]
         given = "a table" if isinstance(label_smoothing, Tensor) else label_smoothing
         raise ArgumentError(f"label_smoothing is {given}; it has no meaning with {term.form}: {reason}")
-    table = None
-    if term.table is not None:
+    table, options = None, term.options
+    if term.table is not None and term.form == "sigmoid" and term.table.dim() == 2:  # one row after the other
+        if term.table.shape != (2, classes):
+            raise ArgumentError(f"the loss' table has shape {tuple(term.table.shape)}; it must be (2, {classes})")
+        table = _checks.table("the loss' table", term.table.reshape(-1), 2 * classes, device, real)
+        options = (options[0], 1.0, 0.0)
+    elif term.form == "vmf":
+        if term.table is None or term.table.shape != (classes,):
+            shape = None if term.table is None else tuple(term.table.shape)
+            raise ArgumentError(f"kappa has shape {shape}; it must be ({classes},), one entry per class")
+        features = _checks.number("features of the loss", options[0], low=3.0)
+        options = (features, _checks.number("tau", options[1], above=0.0), 0.0)
+        table = _terms.vmf_constants(term.table, features).reshape(-1).to(device=device, dtype=real)
+    elif term.table is not None:
         table = _checks.table("class_counts of the loss", term.table, classes, device, real)
     seed = term.seed
-    if term.form == "equalization":
+    if term.form in _terms.DRAWING:
         seed = torch.randint(2**62, (1,), device=device) if seed is None else seed.to(device)
-    return _terms.Term(term.form, table, seed, term.options)
+    return _terms.Term(term.form, table, seed, options)
 
 
 def split_target(target: Target, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -323,32 +351,38 @@ def _check_probabilities(by_label: Mapping[str, Tensor | None], focal_gamma: flo
         raise ArgumentError(f"ignore_index is {ignore_index}; it has no meaning with class probabilities as target")
 
 
+def as_rows(tensor: Tensor) -> Tensor:
+    """(C,) and (N, C, d1, ...) to one row a sample; differentiable."""
+    if tensor.dim() == 2:
+        return tensor
+    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+
 def _as_rows(
     logits: Tensor, target: Tensor, target_b: Tensor | None, lam: Tensor | None, probabilities: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(C,) and (N, C, d1, ...) to one row a sample; differentiable."""
-
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
-
     return (
-        rows(logits),
-        rows(target) if probabilities else target.reshape(-1),
+        as_rows(logits),
+        as_rows(target) if probabilities else target.reshape(-1),
         None if target_b is None else target_b.reshape(-1),
         None if lam is None else lam.reshape(-1),
     )
 
 
 def check_labels(call: Call, classes: int) -> None:
-    """The kernel's check of labels, sample weights and smoothing for the reference. On the CPU only: reading them back would make each call
-    wait for a GPU. Traced and transformed ones have no values to look at; torch's own gather raises IndexError for labels."""
+    """The kernel's check of labels, class probabilities, sample weights and smoothing for the reference. On the CPU only: reading them back
+    would make each call wait for a GPU. Traced and transformed ones have no values to look at; torch's own gather raises IndexError for
+    labels."""
+    if call.target.is_floating_point():
+        _soft.check_target(call.target)
     if (
         torch.compiler.is_compiling()
         or not call.target.is_cpu
         or not direct((call.target, call.target_b, *call.beside()))
     ):
         return
-    problem = _backends.find_bad_label(call, classes) or _backends.find_bad_beside(call)
+    soft = call.target.is_floating_point()
+    problem = (None if soft else _backends.find_bad_label(call, classes)) or _backends.find_bad_beside(call)
     if problem is not None:
         raise problem
 

@@ -17,7 +17,7 @@ from ._adjustment import NEUTRAL, Adjustment, Smoothed, built_classes, rounded
 from ._core import adjusted_cross_entropy, of_checked
 from ._door import Options, Target, checked
 from ._range import CosineRange
-from ._terms import ClosedForm, Term
+from ._terms import TAKES, ClosedForm, Term
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -39,7 +39,18 @@ class Common(TypedDict, total=False):
     table_dtype: torch.dtype | None
 
 
-class AdjustedCrossEntropy(torch.nn.Module):
+class KeepsTables(torch.nn.Module):
+    """A Module whose tables move with it and keep their dtype under ``.half()`` and friends: a prior rounded to 8 bits is another loss."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+
+
+class AdjustedCrossEntropy(KeepsTables):
     """`ltkernels.functional.adjusted_cross_entropy` with its vectors as buffers; every loss is a subclass of it.
 
     The buffers move with ``.to(device)`` and are saved in the state dict; schedules change them in place. They keep their dtype under
@@ -303,7 +314,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
         options = self.call_options()
         if said:
             options.update(said)
-        if type(logits) is Tensor:  # a call less for each of many small losses
+        if type(logits) is Tensor and not self.closed_form:  # a call less for each of many small losses
             return of_checked(checked(logits, target, **options))
         return adjusted_cross_entropy(logits, target, **options)
 
@@ -358,14 +369,6 @@ class AdjustedCrossEntropy(torch.nn.Module):
             **options,
         )
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # Module.half() and friends would round the tables: they follow the device only.
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
-
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -399,7 +402,7 @@ class AdjustedCrossEntropy(torch.nn.Module):
     def extra_repr(self) -> str:
         tables = [name for name in (*TABLES, "label_scale", "smoothing") if getattr(self, name) is not None]
         sized = [getattr(self, name) for name in tables] + ([] if self.term_table is None else [self.term_table])
-        classes = len(sized[0]) if sized else "any"
+        classes = sized[0].shape[-1] if sized else "any"
         learned = f", learnable=[{', '.join(self._parameters)}]" if self._learns else ""
         return f"classes={classes}, tables=[{', '.join(tables)}]{learned}, reduction={self.reduction!r}"
 
@@ -439,7 +442,7 @@ def _learned_tables(
         raise ValueError(f"learnable is {names!r}; it must be a sequence of names among {', '.join(TABLES)}")
     found = {}
     for name in names:
-        if isinstance(adjustment, ClosedForm) and name not in adjustment._fields:
+        if isinstance(adjustment, ClosedForm) and name not in ("weight", *TAKES[adjustment.term.form]):
             raise ValueError(f"learnable names {name}, which the closed form {adjustment.term.form!r} does not have")
         table = getattr(adjustment, name)
         if table is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._call import BATCH_MEAN, NONE, SUM, Call
 from .._checks import real_dtype, smooths
-from . import _terms
+from . import _soft, _terms
 
 Number = float | Tensor  # a tensor where a compiler must not know the value
 
@@ -29,15 +29,8 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
     if call.numbers is not None:
         focal_gamma, label_smoothing = call.numbers.to(z).unbind()
     if target.is_floating_point():
-        log_p = torch.log_softmax(a, dim=1)
-        q = target.to(z.dtype) * (1 - label_smoothing) + label_smoothing / max(z.shape[1], 1)
-        weighted = q if weight is None else q * weight
-        row = -(weighted * log_p).sum(dim=1)
-        rows = z.shape[0] if z.shape[1] else torch.nan  # of no classes, as torch
-        denominator = torch.ones((), dtype=z.dtype, device=z.device) * rows
-        if own is None:
-            return _reduce(row, denominator, denominator, call.reduction)
-        return _reduce(row * own, own.sum(), denominator, call.reduction)
+        given = (logits, target, call.shift, scale, weight, own)
+        return _soft.reference(given, _soft.SoftTargets(call.label_smoothing, reduction=call.reduction))[0]
 
     valid = target != call.ignore_index
     labels = torch.where(valid, target, 0)
@@ -55,8 +48,11 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
                 adjusted = a.scatter(1, at, scaled if call.shift is None else scaled + call.shift[at])
             return _one_label(adjusted, each, margin, row_scale, weight, focal_gamma, eps)
         if term.form == "sigmoid":
-            return _terms.sigmoid_rows(z, each, weight, focal_gamma, term)
-        if term.form == "arcface":
+            return _terms.sigmoid_rows(a, each, weight, focal_gamma, term)
+        if term.form == "vmf":
+            adjusted = _terms.vmf_logits(z, term)
+            adjusted = adjusted if call.shift is None else adjusted + call.shift
+        elif term.form == "arcface":
             at = each.unsqueeze(1)
             adjusted = a.scatter(1, at, _terms.arcface_logit(a.gather(1, at), term))
         else:

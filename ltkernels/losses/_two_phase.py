@@ -164,7 +164,8 @@ def gradient(
 # ---- the same in plain torch, for devices whose kernels have no two phases -------------------------------------------
 
 
-def _adjusted(part: _backends.ClassPart) -> Tensor:
+def adjusted(part: _backends.ClassPart) -> Tensor:
+    """The adjusted logits of a part, in the working dtype."""
     real = real_dtype(part.logits.dtype)
     a = part.logits.to(real)
     a = a if part.scale is None else a * part.scale
@@ -178,7 +179,7 @@ def _torch_statistics(part: _backends.ClassPart, smooth: bool) -> Tensor:
     if logits.shape[1] == 0:  # as a row that is masked whole
         rows = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0], dtype=torch.float64, device=logits.device)
         return torch.where((labels == IGNORED)[:, None], 0.0, rows)
-    a = _adjusted(part)
+    a = adjusted(part)
     here = (labels >= 0)[:, None]
     at = labels.clamp_min(0)[:, None]
     label_a = torch.where(here, a.gather(1, at), -torch.inf)[:, 0]
@@ -203,7 +204,7 @@ def _torch_gradient(part: _backends.ClassPart, terms: Tensor) -> Tensor:
     logits, labels, scale, weight = part.logits, part.labels, part.scale, part.weight
     if logits.shape[1] == 0:
         return torch.empty_like(logits)
-    a = _adjusted(part)
+    a = adjusted(part)
     reference, factor, smooth, label_grad = (column.to(a.dtype)[:, None] for column in terms.unbind(1))
     grad = factor * torch.exp(a - torch.where(reference == -torch.inf, 0.0, reference))
     grad = grad + (smooth if weight is None else smooth * weight)

@@ -2,6 +2,7 @@
 
 from ._arms import ClassSets
 from ._greedy import Selection, select_subsets, select_subsets_batched
+from ._kdpp import k_dpp_log_probability, sample_k_dpp
 from ._kmeans import Subsets, kmeans_subsets
 from ._match import match_pool
 from ._recipe import Recipe, fdg_recipe, head_tail_split
@@ -16,8 +17,10 @@ __all__ = [
     "UniformSets",
     "fdg_recipe",
     "head_tail_split",
+    "k_dpp_log_probability",
     "kmeans_subsets",
     "match_pool",
+    "sample_k_dpp",
     "select_subsets",
     "select_subsets_batched",
     "subset_gains",

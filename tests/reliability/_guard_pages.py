@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from ltkernels import _C
+from ltkernels._native import _C
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -52,9 +52,24 @@ def _subset_scores(a: tuple[Any, ...]) -> Extents:
     }  # fmt: skip
 
 
+def _sinkhorn(a: tuple[Any, ...]) -> Extents:
+    real, rows, classes = 4 if a[0] else 8, a[3], a[4]
+    out: Extents = {1: (_rows(rows, a[2], classes, real), False), 5: (8 * classes, False)}
+    return out | {
+        9: (real * rows * classes, True),
+        10: (8 * classes, True),
+        11: (real * classes, True),
+        12: (8 * classes, True),
+    }
+
+
 EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
     "exp_f32": lambda a: {0: (4 * a[2], False), 1: (4 * a[2], True)},
     "row_statistics": lambda a: _part(a) | {11: (32 * a[3], True)},
+    "row_maxima": lambda a: _part(a) | {10: (32 * a[3], True), 11: (8 * a[3], True)},
+    "symmetric_rows": lambda a: {
+        1: (_rows(a[3], a[2], a[4], _REAL[a[0]]), True), 7: (_REAL[a[0]] * a[4], False), 8: (_REAL[a[0]] * a[4], False)
+    },
     "gradient_from_statistics": lambda a: _part(a) | {10: (32 * a[3], False), 11: (_rows(a[3], a[12], a[4], _ITEM[a[0]]), True)},
     "logdet_batch": lambda a: {
         0: (8 * a[1] * a[2] ** 2, False), 3: (8 * a[5] * _C.logdet_scratch(a[2]), True), 4: (8 * a[1], True)
@@ -64,13 +79,23 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
         9: (4 * a[1], True),
     },
     "subset_scores": _subset_scores,
+    "sinkhorn": _sinkhorn,
 }  # fmt: skip
 # What takes no buffers, and what has a class of its own below.
 HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
-            "vector_gradients_scratch", "plain_call", "plain_setup"}  # fmt: skip
+            "vector_gradients_scratch", "experts_scratch", "sigmoid_ce_columns", "plain_call", "plain_setup"}  # fmt: skip
 # What hands a tensor's memory on from C++; closed, so that every call goes the long way, through AdjustedCe.
 SHORT_WAY = {"plain_run", "plain_loss"}
-OWN = {"AdjustedCe", "Greedy", "greedy_runs"} | SHORT_WAY
+OWN = {
+    "AdjustedCe",
+    "Experts",
+    "Greedy",
+    "Nearest",
+    "RowLogsumexp",
+    "SigmoidCe",
+    "SoftTargets",
+    "greedy_runs",
+} | SHORT_WAY
 
 
 def _numbers(address: int, count: int) -> list[int]:
@@ -182,9 +207,9 @@ def _adjusted_ce(dice: random.Random) -> type:
             self._tell("options", numbers)
 
         def closed(self, form: int, table: int, seed: int, *options: float) -> None:
-            self._tell(
-                "closed", (form, table, seed, *options), (table, self.real * self.shape[3], False), (seed, 8, False)
-            )
+            tables = 3 if form == 5 else 2 if form == 4 and options[1] else 1
+            extent = (table, tables * self.real * self.shape[3], False)
+            self._tell("closed", (form, table, seed, *options), extent, (seed, 8, False))
 
         def gradient(self, grad: int, stride: int, row_coef: int) -> None:
             dtype, _, rows, classes = self.shape
@@ -198,8 +223,19 @@ def _adjusted_ce(dice: random.Random) -> type:
             every = ((table, self.real * classes, True) for table in tables)
             self._tell("gradients_of_tables", (scratch, *tables), (scratch, 8 * doubles, True), *every)
 
-        def run(self, reduction: int, row_loss: int, loss: int, scratch: int, threads: int) -> int:
+        def on(self, moved: dict[int, int]) -> Any:
+            """The real one on the copies."""
             dtype, stride, rows, classes = self.shape
+            labels = moved.get(self.target, 0)
+            job = real_class(dtype, moved.get(self.logits, 0), stride, rows, classes, labels, self.ignore_index)
+            addresses = {"mixed": (0, 1), "tables": range(5), "inputs": range(3), "options": (), "closed": (1, 2),
+                         "gradient": (0, 2), "gradients_of_tables": range(6)}  # fmt: skip
+            for name, arguments in self.told.items():
+                getattr(job, name)(*(moved.get(a, 0) if k in addresses[name] else a for k, a in enumerate(arguments)))
+            return job
+
+        def run(self, reduction: int, row_loss: int, loss: int, scratch: int, threads: int) -> int:
+            _, _, rows, classes = self.shape
             guarded = Guarded(dice)
             moved = guarded.all(
                 [
@@ -209,12 +245,7 @@ def _adjusted_ce(dice: random.Random) -> type:
                     (scratch, self.real * threads * _C.adjusted_ce_scratch(classes), True),
                 ]
             )
-            labels = moved.get(self.target, 0)
-            job = real_class(dtype, moved.get(self.logits, 0), stride, rows, classes, labels, self.ignore_index)
-            addresses = {"mixed": (0, 1), "tables": range(5), "inputs": range(3), "options": (), "closed": (1, 2),
-                         "gradient": (0, 2), "gradients_of_tables": range(6)}  # fmt: skip
-            for name, arguments in self.told.items():
-                getattr(job, name)(*(moved.get(a, 0) if k in addresses[name] else a for k, a in enumerate(arguments)))
+            job = self.on(moved)
             try:
                 return int(
                     job.run(reduction, moved.get(row_loss, 0), moved.get(loss, 0), moved.get(scratch, 0), threads)
@@ -222,9 +253,211 @@ def _adjusted_ce(dice: random.Random) -> type:
             finally:
                 guarded.close()
 
-    if unknown := {name for name in vars(real_class) if name[0] != "_"} - set(vars(AdjustedCe)):
-        raise TypeError(f"AdjustedCe has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
+    _complete(real_class, AdjustedCe)
     return AdjustedCe
+
+
+def _complete(real: type, ours: type) -> None:
+    if unknown := {name for name in vars(real) if name[0] != "_"} - set(vars(ours)):
+        raise TypeError(f"{real.__name__} has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
+
+
+def _soft_targets(dice: random.Random) -> type:
+    real_class = _C.SoftTargets
+
+    class SoftTargets:
+        def __init__(self, dtype: int, logits: int, stride: int, rows: int, classes: int) -> None:
+            self.item, self.real, self.shape = _ITEM[dtype], _REAL[dtype], (rows, classes)
+            self.made = (dtype, logits, stride, rows, classes)
+            self.wanted = [(logits, _rows(rows, stride, classes, self.item), False)]
+            self.told: dict[str, tuple[tuple[Any, ...], int]] = {}  # arguments, and how many of the first are addresses
+
+        def target(self, target: int, stride: int, real_target: bool, teacher: bool) -> None:
+            item = self.real if real_target else self.item
+            self.wanted.append((target, _rows(self.shape[0], stride, self.shape[1], item), False))
+            self.told["target"] = (target, stride, real_target, teacher), 1
+
+        def tables(self, *tables: int) -> None:
+            self.wanted += [(table, self.real * self.shape[1], False) for table in tables]
+            self.told["tables"] = tables, 3
+
+        def options(self, *numbers: float) -> None:
+            self.told["options"] = numbers, 0
+
+        def rows(self, *numbers: int) -> None:
+            self.wanted += [(each, self.real * self.shape[0], False) for each in numbers]
+            self.told["rows"] = numbers, 2
+
+        def run(self, reduction: int, row_loss: int, loss: int, grad: int, scratch: int, threads: int) -> int:
+            rows, classes = self.shape
+            guarded = Guarded(dice)
+            moved = guarded.all(
+                [
+                    *self.wanted,
+                    (row_loss, self.real * rows, True),
+                    (loss, self.real * (rows if reduction == 0 else 1), True),
+                    (grad, self.real * rows * classes, True),
+                    (scratch, self.real * threads * _C.adjusted_ce_scratch(classes), True),
+                ]
+            )
+            dtype, logits, *rest = self.made
+            job = real_class(dtype, moved.get(logits, 0), *rest)
+            for name, (arguments, addresses) in self.told.items():
+                getattr(job, name)(*(moved.get(a, 0) if k < addresses else a for k, a in enumerate(arguments)))
+            out = (moved.get(each, 0) for each in (row_loss, loss, grad, scratch))
+            try:
+                return int(job.run(reduction, *out, threads))
+            finally:
+                guarded.close()
+
+    _complete(real_class, SoftTargets)
+    return SoftTargets
+
+
+def _experts(dice: random.Random) -> type:
+    real_class = _C.Experts
+
+    class Experts:
+        def __init__(self, dtype: int, coupling: int, adjusted: bool, sharpness: float, inverse: int) -> None:
+            self.made, self.inverse = (dtype, coupling, adjusted, sharpness), inverse
+            self.jobs: list[tuple[Any, float]] = []
+
+        def add(self, job: Any, factor: float) -> None:
+            self.jobs.append((job, factor))
+
+        def joint(self, job: Any, factor: float) -> None:
+            self.jobs.append((job, factor))
+
+        def run(self, reduction: int, row_loss: int, loss: int, scratch: int, threads: int) -> int:
+            *experts, (joint, factor) = self.jobs
+            (_, _, rows, classes), real = joint.shape, joint.real
+            guarded = Guarded(dice)
+            every = real * rows * len(self.jobs)
+            # Gradients are reals here, whatever the logits are.
+            grads = [(job.told["gradient"][0], real * rows * classes, True) for job, _ in experts]
+            moved = guarded.all(
+                [
+                    *(each for job, _ in self.jobs for each in job.wanted),
+                    *grads,
+                    (self.inverse, real * classes, False),
+                    (row_loss, every, True),
+                    (loss, every if reduction == 0 else real, True),
+                    (scratch, real * threads * _C.experts_scratch(len(experts), classes), True),
+                ]
+            )
+            call = real_class(*self.made, moved.get(self.inverse, 0))
+            for job, each in experts:
+                call.add(job.on(moved), each)
+            call.joint(joint.on(moved), factor)
+            out = (moved.get(each, 0) for each in (row_loss, loss, scratch))
+            try:
+                return int(call.run(reduction, *out, threads))
+            finally:
+                guarded.close()
+
+    _complete(real_class, Experts)
+    return Experts
+
+
+def _sigmoid_ce(dice: random.Random) -> type:
+    real_class = _C.SigmoidCe
+    # Method -> of each argument: what it is the address of ("rows", "classes", ...), or None.
+    buffers = {
+        "labels": ("labels", "classes"), "multi_label": ("hot", None, None), "tables": (*["classes"] * 4, "rows"),
+        "options": (None, None, None), "rebalance": ("classes", None, None, None), "gradient": ("grad", "rows"),
+        "statistics": ("statistics", "columns"),
+    }  # fmt: skip
+    if unknown := {name for name in vars(real_class) if name[0] != "_"} - set(buffers) - {"run"}:
+        raise TypeError(f"SigmoidCe has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
+
+    class SigmoidCe:
+        """The real one on copies: what its methods are told is kept until `run`."""
+
+        def __init__(self, dtype: int, logits: int, stride: int, rows: int, classes: int, ignore_index: int) -> None:
+            self.arguments = (dtype, logits, stride, rows, classes, ignore_index)
+            self.told: dict[str, tuple[Any, ...]] = {}
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            if name not in buffers:
+                raise AttributeError(name)
+            return lambda *arguments: self.told.__setitem__(name, arguments)
+
+        def extent(self, kind: str) -> tuple[int, bool]:
+            dtype, _, _, rows, classes, _ = self.arguments
+            real = _REAL[dtype]
+            if kind == "hot":
+                _, stride, single = self.told["multi_label"]
+                return _rows(rows, stride, classes, 1 if single else 4), False
+            sizes = {"labels": 8 * rows, "classes": real * classes, "rows": real * rows, "grad": real * rows * classes,
+                     "statistics": 2 * real * classes, "columns": real * _C.sigmoid_ce_columns(rows, classes)}  # fmt: skip
+            return sizes[kind], kind in ("grad", "statistics", "columns")
+
+        def run(self, reduction: int, upstream: float, row_loss: int, loss: int, threads: int) -> int:
+            dtype, logits, stride, rows, classes, ignore_index = self.arguments
+            real = _REAL[dtype]
+            wanted = [(logits, _rows(rows, stride, classes, _ITEM[dtype]), False), (row_loss, real * rows, True)]
+            wanted.append((loss, real * (rows if reduction == 0 else 1), True))
+            for name, arguments in self.told.items():
+                wanted += [(at, *self.extent(kind)) for at, kind in zip(arguments, buffers[name], strict=True) if kind]
+            guarded = Guarded(dice)
+            moved = guarded.all(wanted)
+            job = real_class(dtype, moved.get(logits, 0), stride, rows, classes, ignore_index)
+            for name, arguments in self.told.items():
+                there = zip(arguments, buffers[name], strict=True)
+                getattr(job, name)(*(moved.get(each, 0) if kind else each for each, kind in there))
+            try:
+                return int(job.run(reduction, upstream, moved.get(row_loss, 0), moved.get(loss, 0), threads))
+            finally:
+                guarded.close()
+
+    return SigmoidCe
+
+
+def _row_logsumexp(dice: random.Random) -> type:
+    real_class = _C.RowLogsumexp
+
+    class RowLogsumexp:
+        """The real one on copies that live for one run."""
+
+        def __init__(self, dots: int, stride: int, rows: int, columns: int, *tables: int) -> None:
+            self.dots, self.shape, self.tables = dots, (stride, rows, columns), tables  # shift, row scale, reference
+            self.told: dict[str, tuple[Any, ...]] = {}
+
+        def groups(self, *addresses: int) -> None:
+            self.told["groups"] = addresses
+
+        def loss(self, loss: int, weight: int, base: int, bonus: int, minus_own: bool, grad_base: int) -> None:
+            self.minus_own = minus_own
+            self.told["loss"] = (loss, weight, base, bonus, grad_base)
+
+        def values(self, *addresses: int) -> None:
+            self.told["values"] = addresses
+
+        def run(self, dtype: int, coefficients: bool, threads: int) -> None:
+            (stride, rows, columns), real = self.shape, _REAL[dtype]
+            written = {*self.told.get("values", ())[:2], *self.told.get("loss", ())[::4]}
+            of_rows = {at for found in self.told.values() for at in found} | {*self.tables[1:]}
+            wanted = [(at, 8 * rows, at in written) for at in sorted(of_rows) if at]
+            # Without coefficients the products are read alone.
+            wanted.append((self.dots, _rows(rows, stride, columns, real), coefficients))
+            if self.tables[0]:
+                wanted.append((self.tables[0], real * columns, False))
+            guarded = Guarded(dice)
+            moved = guarded.all(wanted)
+            job = real_class(moved.get(self.dots, 0), *self.shape, *(moved.get(at, 0) for at in self.tables))
+            for name, found in self.told.items():
+                fresh: list[Any] = [moved.get(at, 0) for at in found]
+                if name == "loss":
+                    fresh.insert(4, self.minus_own)
+                getattr(job, name)(*fresh)
+            try:
+                job.run(dtype, coefficients, threads)
+            finally:
+                guarded.close()
+
+    if unknown := {name for name in vars(real_class) if name[0] != "_"} - set(vars(RowLogsumexp)):
+        raise TypeError(f"RowLogsumexp has methods whose buffers are not guarded: {', '.join(sorted(unknown))}")
+    return RowLogsumexp
 
 
 def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
@@ -298,6 +531,41 @@ def _greedy(dice: random.Random) -> tuple[type, Callable[..., None]]:
     return Greedy, greedy_runs
 
 
+def _nearest(dice: random.Random) -> type:
+    real_class = _C.Nearest
+
+    class Nearest:
+        """The state of a search lies between guard pages for the length of a call."""
+
+        def __init__(self, rows: int, k: int, room: int, *state: int) -> None:
+            self.sizes, self.state = (rows, k, room), state
+
+        def _run(self, single: bool, call: Callable[[Any, dict[int, int]], None], *more: tuple[int, int, bool]) -> None:
+            rows, _, room = self.sizes
+            real = 4 if single else 8
+            sizes = (real * rows * room, 8 * rows * room, 8 * rows, real * rows)
+            guarded = Guarded(dice)
+            state = [(address, size, True) for address, size in zip(self.state, sizes, strict=True)]
+            moved = guarded.all([*state, *more])
+            try:
+                call(real_class(*self.sizes, *(moved[address] for address in self.state)), moved)
+            finally:
+                guarded.close()
+
+        def add(self, single: bool, scores: int, stride: int, columns: int, first: int, threads: int) -> None:
+            size = _rows(self.sizes[0], stride, columns, 4 if single else 8)
+            self._run(
+                single,
+                lambda job, at: job.add(single, at[scores], stride, columns, first, threads),
+                (scores, size, False),
+            )
+
+        def sort(self, single: bool, threads: int) -> None:
+            self._run(single, lambda job, at: job.sort(single, threads))
+
+    return Nearest
+
+
 def install(seed: int) -> None:
     names = {name for name in dir(_C) if not name.startswith(("_", "cuda_")) and callable(getattr(_C, name))}
     if names != set(EXTENTS) | HARMLESS | OWN:
@@ -309,5 +577,9 @@ def install(seed: int) -> None:
         setattr(_C, name, _wrapped(getattr(_C, name), extents, dice))
     for name in SHORT_WAY:
         setattr(_C, name, lambda *_: None)
+    _C.SoftTargets, _C.Experts = _soft_targets(dice), _experts(dice)
     _C.AdjustedCe = _adjusted_ce(dice)
+    _C.Nearest = _nearest(dice)
+    _C.SigmoidCe = _sigmoid_ce(dice)
+    _C.RowLogsumexp = _row_logsumexp(dice)
     _C.Greedy, _C.greedy_runs = _greedy(dice)

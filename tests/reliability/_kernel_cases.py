@@ -22,12 +22,15 @@ if "LTKERNELS_FROM" in os.environ:
     sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
 
 import _draw  # noqa: E402
+import beside  # noqa: E402
+import contrast  # noqa: E402
 import features  # noqa: E402
 import losses  # noqa: E402
+import soft_targets  # noqa: E402
 import torch  # noqa: E402
 from _part import Tally  # noqa: E402
 
-from ltkernels import _C  # noqa: E402
+from ltkernels._native import _C  # noqa: E402
 
 
 class Loud(_draw.Draw):
@@ -93,6 +96,11 @@ def main(seed: int, cases: int, answer: Path, options: list[str]) -> None:
         losses.heads: 0.1,
         losses.sharded: 0.1,
         features.selections: 0.1,
+        soft_targets.soft: 0.2,
+        soft_targets.experts: 0.2,
+        beside.of_neighbors: 0.1,
+        beside.of_losses: 0.1,
+        **{part.run: 0.05 for part in contrast.PARTS},
     }
     tallies = [_draw.loop(seed, max(1, cases // 20), direct)]
     tallies += [program(seed + k, max(1, int(cases * share))) for k, (program, share) in enumerate(programs.items(), 1)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import beside
 import numpy as np
 import torch
 from _draw import DTYPES, Draw, loop, missing, refused
@@ -451,6 +452,7 @@ SELECTION: dict[Callable[[Draw], None], set[str]] = {
     batched: {"select_subsets_batched"},
     uniform_sets: {"uniform_fdg_sets", "UniformSets"},
     matched: {"match_pool"},
+    beside.k_dpp: {"sample_k_dpp", "k_dpp_log_probability"},
     subsets: {"subset_gains"},
     recipe: {"fdg_recipe", "head_tail_split", "ClassSets", "Recipe"},
 }

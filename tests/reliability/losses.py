@@ -8,6 +8,8 @@ import math
 import tempfile
 from typing import Any
 
+import beside
+import contrast
 import oracle
 import torch
 from _calls import (
@@ -22,6 +24,7 @@ from _calls import (
     rounded,
     sample_weights,
     smoothed,
+    undecided,
     worst,
 )
 from _draw import Draw, loop, missing, refused
@@ -174,6 +177,9 @@ def named(draw: Draw, name: str, of_class: bool) -> None:
             module = module.eval().half()  # the tables stay as they are
         return module.eval()(z, y, **own)
 
+    if record.name in ("ecm", "balanced_bce") and max(counts) == sum(counts):  # no negative
+        refused(lambda: run(call.z, call.target, **common))
+        return
     if 0 in counts and chosen.get("empty") != "ignore" and not (of_class and name == "Seesaw"):
         refused(lambda: run(call.z, call.target, **common))
         return
@@ -204,6 +210,8 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
     real = _checks.real_dtype(call.z.dtype)
     loss, grad = answer(lambda z: run(z, None), call, 1.0)
     check_shape(loss, call)
+    if undecided(call, {"weight": common.get("weight", form.weight)}):
+        return
     leaf = call.z.double().requires_grad_()
     wanted = run(leaf, "torch")
     wanted.backward(torch.ones_like(wanted))
@@ -248,15 +256,126 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
     )
 
 
+def sigmoid(draw: Draw) -> None:
+    """The general sigmoid loss, multi-label and of class indices, against its torch reference in float64; what it must refuse."""
+    call, kind = loss_call(draw, mixed=False)
+    if kind in ("huge", "nan", "inf", "-inf", "all -inf"):
+        return
+    classes = call.rows.shape[1]
+    real = _checks.real_dtype(call.z.dtype)
+    options: dict[str, Any] = {}
+    for name, low in (("scale", 0.5), ("shift", -3.0), ("positive", 0.0), ("negative", 0.0), ("rebalance", 0.1)):
+        if draw.chance(0.4):
+            options[name] = draw.layout(draw.uniform(classes, low=low, high=2.0).to(real))
+    if draw.chance(0.3):
+        options["focal_gamma"] = draw.choice([0.5, 2.0])
+    if draw.chance(0.3):
+        options["negative_scale"] = draw.choice([0.5, 3.0])
+    ignore = call.common["ignore_index"]
+    target = call.target
+    if draw.say("multi-label", draw.chance(0.7)):
+        entries = (draw.uniform(*call.z.shape) < 0.2).float()
+        ignore = draw.choice([-100, -1, 7])
+        kinds = [torch.float32, torch.float64, torch.int64] if draw.chance(0.5) else [torch.bool, torch.uint8]
+        if torch.bool not in kinds:
+            entries[draw.uniform(*call.z.shape) < 0.1] = draw.choice([-1.0, float(ignore)])
+        target = draw.layout(entries.to(draw.say("entries", draw.choice(kinds))))
+    options |= {"reduction": call.common["reduction"], "ignore_index": ignore}
+    if "sample_weight" in call.common:
+        options["sample_weight"] = call.common["sample_weight"].nan_to_num(posinf=1.0)
+    run = lambda z, **other: F.sigmoid_cross_entropy(z, target, **{**options, **other})  # noqa: E731
+    if draw.chance(0.15):
+        wrong = draw.choice(
+            [{"threshold": 1.0}, {"reduction": "avg"}, {"positive": torch.full((classes,), torch.nan)}, {"negative_scale": 0},
+             {"scale": [1.0]}, {"backend": "cuda"}, {"focal_gamma": -1.0}, {"rebalance": torch.zeros(classes)},
+             {"shift": torch.zeros(classes + 1)}]
+        )  # fmt: skip
+        refused(lambda: run(call.z, **wrong))
+        return
+    loss, grad = answer(run, call, 1.0)
+    _, sums = run(call.z, statistics=True)
+    leaf = call.z.double().requires_grad_()
+    wanted, wanted_sums = run(leaf, statistics=True, backend="torch")
+    wanted.backward(torch.ones_like(wanted))
+    check_shape(loss, call)
+    size = 1.0 + float(call.rows.detach().abs().max()) if call.rows.numel() else 1.0
+    work = {torch.float64: 1e-12}.get(real, 4e-6) * size
+    for found, exact, near in (
+        (loss, wanted.detach(), work),
+        (sums, wanted_sums, work),
+        (grad, call.to_rows(leaf.grad), max(work, {torch.bfloat16: 8e-3, torch.float16: 1e-3}.get(call.z.dtype, 0.0))),
+    ):
+        top = float(exact.abs().nan_to_num().max()) if exact.numel() else 0.0
+        small = 1e-7 if call.z.dtype == torch.float16 else 0.0
+        torch.testing.assert_close(found.double(), exact, rtol=near, atol=near * top + 1e-12 + small, equal_nan=True)
+
+
+def von_mises_fisher(draw: Draw) -> None:
+    """ProCo's form against its torch reference in float64, held and in the head's chunks."""
+    call, _ = loss_call(draw, cosine=True, mixed=False, two_dimensional=True)
+    if not bool(call.rows.isfinite().all()) or (call.rows.numel() and float(call.rows.abs().max()) > 1):
+        return
+    classes = call.rows.shape[1]
+    width = draw.say("p", draw.choice([3, 16, 17, 128, 1024]))
+    kappa = draw.uniform(classes) ** 3 * draw.choice([1.0, 50.0, 1e5])
+    tau = draw.say("tau", draw.choice([0.05, 0.1, 1.0]))
+    shift = draw.uniform(classes, low=-5.0, high=0.0).float()
+    run = lambda z, **other: F.adjusted_cross_entropy(  # noqa: E731
+        z, call.target, shift=shift, term=ltk.adjustments.vmf(kappa, width, tau).term, **call.common, **other
+    )
+    loss, grad = answer(run, call, 1.0)
+    leaf = call.z.double().requires_grad_()
+    wanted = run(leaf, backend="torch")
+    wanted.backward(torch.ones_like(wanted))
+    check_shape(loss, call)
+    near = {torch.float64: 1e-10}.get(call.z.dtype, 4e-5 * (1 + 1 / tau))
+    rounding = {torch.bfloat16: 8e-3, torch.float16: 1e-3}.get(call.z.dtype, 0.0)
+    slopes = call.to_rows(leaf.grad)
+    top = float(slopes.abs().nan_to_num().max()) if slopes.numel() else 0.0
+    torch.testing.assert_close(loss.double(), wanted.detach(), rtol=near, atol=near, equal_nan=True)
+    torch.testing.assert_close(
+        grad.double(), slopes, rtol=near + rounding, atol=near * top + 1e-12 + (1e-7 if rounding else 0), equal_nan=True
+    )
+
+
+def proco(draw: Draw) -> None:
+    """In training and not; what came in stays finite, and a refused batch leaves nothing."""
+    classes, rows, width = draw.say("C, N, p", (draw.size(40), draw.size(12), draw.randint(3, 40)))
+    loss = NN.ProCo(
+        draw.counts(classes), width, draw.choice([0.07, 0.5]), reduction=draw.choice(["mean", "sum", "none"])
+    )
+    x = draw.layout(draw.normal(rows, width, dtype=torch.float32) * 10.0 ** draw.randint(-6, 6))
+    y = torch.where(draw.uniform(rows) < 0.2, -100, draw.integers(0, classes, rows))
+    for _ in range(draw.randint(1, 3)):
+        leaf = x.detach().requires_grad_()
+        found = loss([leaf, leaf] if draw.chance(0.5) else leaf, y)
+        found.sum().backward()
+        counted = bool((y != -100).any())
+        assert bool(found.isfinite().all()) or (loss.reduction == "mean" and not counted)
+        assert bool(leaf.grad.isfinite().all())
+        assert bool((loss.kappa <= 1e5).all())
+        assert torch.allclose(loss.direction.norm(dim=1), torch.ones(classes), rtol=1e-5)
+        if draw.chance(0.3):
+            loss.next_epoch()
+    before = [each.clone() for each in loss.buffers()]
+    refused(lambda: loss(x[:, 1:], y))
+    refused(lambda: loss(x, torch.full_like(y, classes)) if rows else loss(x, y.float()))
+    assert all(torch.equal(a, b) for a, b in zip(before, loss.buffers(), strict=True))
+
+
 def functions(seed: int, cases: int) -> Tally:
-    missing(set(F.__all__), {"adjusted_cross_entropy", "linear_adjusted_cross_entropy"})
+    elsewhere = {"linear_adjusted_cross_entropy", "distillation", "experts_cross_entropy"}  # soft_targets.py
+    elsewhere |= contrast.FUNCTIONS | beside.FUNCTIONS
+    missing(set(F.__all__), {"adjusted_cross_entropy", "sigmoid_cross_entropy", *elsewhere})
     names = ["adjusted_cross_entropy", *BY_CLASS]
     for loss in ltk.LOSSES.values():
         missing(set(loss.own_options) | set(OPTIONS), set(OPTIONS))
 
     def one(draw: Draw) -> None:
         name = names[draw.case % len(names)]
-        if name == "adjusted_cross_entropy" or draw.chance(0.3):
+        if draw.chance(0.1):
+            (sigmoid if draw.chance(0.7) else von_mises_fisher)(draw)
+        elif name == "adjusted_cross_entropy" or draw.chance(0.3):
             (probabilities if draw.chance(0.1) else five_vectors)(draw)
         else:
             named(draw, name, of_class=False)
@@ -265,7 +384,9 @@ def functions(seed: int, cases: int) -> Tally:
 
 
 def modules(seed: int, cases: int) -> Tally:
-    missing(set(NN.__all__), {"AdjustedCrossEntropy", "CosineLinear", "InfluenceBalanced", *BY_CLASS})
+    of_experts = {"ExpertsLoss", "SADE", "BalPoE", "RIDE", "NCL", "ResLT", "MDCS"}  # soft_targets.py
+    whole = {"AdjustedCrossEntropy", "CosineLinear", "InfluenceBalanced", "DistributionBalanced", "ProCo"}
+    missing(set(NN.__all__), {*whole, *of_experts, *contrast.MODULES, *beside.MODULES, *BY_CLASS})
     names = list(BY_CLASS)
 
     def one(draw: Draw) -> None:
@@ -273,6 +394,8 @@ def modules(seed: int, cases: int) -> Tally:
             cosine_linear(draw)
         elif draw.chance(0.05):
             influence_balanced(draw)
+        elif draw.chance(0.05):
+            proco(draw)
         else:
             named(draw, names[draw.case % len(names)], of_class=True)
 

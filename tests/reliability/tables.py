@@ -34,6 +34,7 @@ BAD_OPTIONS: dict[str, tuple[Any, ...]] = {
     "eps": (0.0, 1.5, torch.nan),
     "tail_frequency": (-0.1, 1.5, torch.nan),
     "seed": (2**63, 1.5, "7", True),
+    "noise": (-0.1, torch.nan, "1"),
     "gradient": ("none", 3),
     "empty": ("drop", None),
 }

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import _C
+from ..._native import _C
 from .._rules import Rule
 from .._subsets import Problem, SizeGroup, mixed_columns
 

@@ -1,0 +1,78 @@
+#include "soft_targets.h"
+
+#include <atomic>
+#include <cmath>
+
+#include "isa.h"
+#include "memory.h"
+#include "parallel.h"
+
+namespace ltk {
+namespace {
+
+template <class Real>
+int64_t run(SoftTargets& job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept {
+    AdjustedCe tables{};
+    tables.classes = job.classes;
+    tables.shift = job.shift;
+    tables.scale = job.scale;
+    tables.weight = job.weight;
+    double denominator;
+    const int64_t status = adjusted_ce_prepare(tables, sizeof(Real) == sizeof(double), reduction, &denominator);
+    if (status != -1) return status;
+    double weights = static_cast<double>(job.rows);
+    if (job.row_weight != nullptr) {
+        weights = 0.0;
+        for (int64_t i = 0; i < job.rows; ++i) {
+            const double own = static_cast<double>(static_cast<const Real*>(job.row_weight)[i]);
+            if (!std::isfinite(own)) return -2 - kSampleWeight;
+            weights += own;
+        }
+    }
+    denominator = reduction == Reduction::mean         ? weights
+                  : reduction == Reduction::batch_mean ? static_cast<double>(job.rows)
+                                                       : 1.0;
+    job.grad_scale = 1.0 / denominator;
+    const int64_t bytes = job.rows * job.classes * static_cast<int64_t>(sizeof(Real));
+    job.stream = bytes > kStreamBytes && job.grad != nullptr;
+    if (job.stream) prefer_huge_pages(job.grad, bytes);
+
+    struct Context {
+        const SoftTargets& job;
+        SoftTargetRows rows;
+        int64_t block;
+        Real* scratch;
+        std::atomic<int64_t> bad;  // the first row, whichever thread comes upon another before
+    };
+    const int64_t block = job.classes >= 16384 ? 1 : 16384 / job.classes;
+    Context context{job, kernels().soft_targets[dtype], block, static_cast<Real*>(scratch), {job.rows}};
+    parallel_blocks((job.rows + block - 1) / block, threads,
+                    [](void* c, int64_t index, int worker) noexcept {
+                        Context& x = *static_cast<Context*>(c);
+                        const int64_t begin = index * x.block;
+                        const int64_t end = begin + x.block < x.job.rows ? begin + x.block : x.job.rows;
+                        const int64_t row =
+                            x.rows(x.job, begin, end, x.scratch + worker * adjusted_ce_scratch(x.job.classes));
+                        int64_t first = x.bad.load(std::memory_order_relaxed);
+                        while (row >= 0 && row < first && !x.bad.compare_exchange_weak(first, row)) {
+                        }
+                    },
+                    &context);
+    if (context.bad < job.rows) return context.bad;
+    if (reduction != Reduction::none) {
+        // In row order and in double: the same bits for any number of threads.
+        double total = 0.0;
+        for (int64_t i = 0; i < job.rows; ++i) total += static_cast<double>(static_cast<const Real*>(job.row_loss)[i]);
+        *static_cast<Real*>(loss) = static_cast<Real>(total / denominator);
+    }
+    return -1;
+}
+
+}  // namespace
+
+int64_t soft_targets(SoftTargets job, int dtype, Reduction reduction, void* loss, void* scratch, int threads) noexcept {
+    if (static_cast<DType>(dtype) == DType::f64) return run<double>(job, dtype, reduction, loss, scratch, threads);
+    return run<float>(job, dtype, reduction, loss, scratch, threads);
+}
+
+}  // namespace ltk

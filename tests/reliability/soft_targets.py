@@ -1,0 +1,233 @@
+"""Fuzzing of soft targets, distillation and coupled experts: the kernels against the plain torch references in float64; spoiled calls must
+be refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from _calls import REDUCTIONS
+from _draw import DTYPES, Draw, loop, refused
+from _part import Part, Tally
+from torch import Tensor
+
+import ltkernels as ltk
+
+F, NN = ltk.functional, ltk.nn
+# Of an array's largest entry: one rounding to 16 bits, or the exponentials of float32 and their sums.
+CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 3e-3}
+
+
+def shape_of(draw: Draw) -> tuple[int, int]:
+    big = draw.chance(0.05)
+    classes = draw.say("C", draw.choice([2047, 2048, 2049, 4100]) if big else draw.size(130))
+    return draw.say("N", draw.size(3 if big else 12, 0.05)), classes
+
+
+def logits_of(draw: Draw, rows: int, classes: int, dtype: torch.dtype, masked: Tensor | None = None) -> Tensor:
+    z = draw.normal(rows, classes) * draw.choice([0.1, 1.0, 3.0, 10.0]) + draw.choice([0.0, 0.0, 40.0])
+    if masked is not None:
+        z[:, masked] = -torch.inf
+    return z.to(dtype)
+
+
+def table(draw: Draw, classes: int, low: float, high: float, real: torch.dtype) -> Tensor:
+    return draw.layout(draw.uniform(classes, low=low, high=high).to(real))
+
+
+def close(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str) -> None:
+    wanted = wanted.detach().double()
+    size = float(wanted.abs().nan_to_num(posinf=0.0, neginf=0.0).amax()) if wanted.numel() else 0.0
+    torch.testing.assert_close(
+        found.detach().double(),
+        wanted,
+        rtol=CLOSE[dtype],
+        atol=CLOSE[dtype] * (size + 1e-3),
+        equal_nan=True,
+        msg=lambda m: f"{what}: {m}",
+    )
+
+
+def compare(draw: Draw, call: Any, leaves: list[Tensor], dtype: torch.dtype, extra: float = 0.0) -> None:
+    """`call` of the leaves as they are, and of the leaves in float64, with a random upstream gradient."""
+    x = [draw.layout(leaf).requires_grad_() for leaf in leaves]
+    exact = [leaf.double().requires_grad_() for leaf in leaves]
+    loss, wanted = call(x, False), call(exact, True)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.shape == wanted.shape
+    close(loss, wanted, torch.float32 if dtype != torch.float64 else dtype, "loss")
+    upstream = draw.normal(*loss.shape) + 1.5
+    found = torch.autograd.grad(loss, x, upstream.to(loss.dtype))
+    for a, b in zip(found, torch.autograd.grad(wanted, exact, upstream.to(loss.dtype).double()), strict=True):
+        assert a.dtype == dtype
+        close(a, b, dtype, "gradient")
+
+
+def doubled(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
+
+
+def options_of(draw: Draw, rows: int, classes: int, real: torch.dtype) -> dict[str, Any]:
+    out: dict[str, Any] = {"reduction": draw.say("reduction", draw.choice(REDUCTIONS))}
+    if draw.chance(0.4):
+        out["shift"] = table(draw, classes, -8.0, 1.0, real)
+    if draw.chance(0.4):
+        out["scale"] = table(draw, classes, 0.1, 2.0, real)
+    if rows and draw.chance(0.4):
+        out["sample_weight"] = table(draw, rows, 0.1, 2.0, real)
+    return out
+
+
+def soft(seed: int, cases: int) -> Tally:
+    def one(draw: Draw) -> None:
+        dtype = draw.say("dtype", draw.choice(DTYPES))
+        real = torch.float64 if dtype == torch.float64 else torch.float32
+        rows, classes = shape_of(draw)
+        masked = draw.uniform(classes) < 0.1 if draw.say("masked", draw.chance(0.2)) else None
+        if masked is not None and bool(masked.all()):
+            masked = None
+        z = logits_of(draw, rows, classes, dtype, masked)
+        options = options_of(draw, rows, classes, real)
+        if draw.say("teacher", draw.chance(0.5)):
+            t = draw.layout(logits_of(draw, rows, classes, draw.choice([dtype, torch.float32]), masked))
+            temperature = draw.say("T", draw.choice([0.5, 1, 2.0, 8.0]))
+            if draw.chance(0.15):
+                refused(lambda: F.distillation(z, t, draw.choice([0.0, -1.0, math.nan])))
+                refused(lambda: F.distillation(z, torch.zeros(rows + 1, classes)))
+                refused(lambda: F.distillation(z, t, shift=torch.full((classes,), torch.nan)))
+                return
+
+            def call(leaves: list[Tensor], exact: bool) -> Tensor:
+                if not exact:
+                    return F.distillation(leaves[0], t, temperature, **options)
+                # A gradient of the teacher comes from the reference.
+                teacher = t.double().requires_grad_()
+                return F.distillation(leaves[0], teacher, temperature, detach_teacher=False, **doubled(options))
+
+            compare(draw, call, [z], dtype)
+            return
+        q = draw.uniform(rows, classes, high=draw.choice([1.0, 1.0 / classes]))
+        q[draw.uniform(rows, classes) < draw.choice([0.0, 0.5, 0.95])] = 0.0
+        if masked is not None:
+            q[:, masked] = 0.0
+        q = q.to(draw.choice([dtype, torch.float32]))
+        if masked is None and draw.chance(0.3):
+            options["label_smoothing"] = 0.1
+        if draw.chance(0.3):
+            options["weight"] = table(draw, classes, 0.1, 2.0, real)
+        if rows and draw.chance(0.2):
+            bad = q.clone()
+            bad[draw.randrange(rows), draw.randrange(classes)] = draw.choice([-1e-3, math.nan, math.inf])
+            for backend in (None, "torch"):
+                refused(lambda backend=backend: F.adjusted_cross_entropy(z, bad, backend=backend))
+            return
+        given = draw.layout(q)
+
+        def with_q(leaves: list[Tensor], exact: bool) -> Tensor:
+            said = {**doubled(options), "backend": "torch"} if exact else options
+            return F.adjusted_cross_entropy(leaves[0], q.double() if exact else given, **said)
+
+        compare(draw, with_q, [z], dtype)
+
+    return loop(seed, cases, one)
+
+
+def experts(seed: int, cases: int) -> Tally:
+    def one(draw: Draw) -> None:
+        dtype = draw.say("dtype", draw.choice(DTYPES))
+        real = torch.float64 if dtype == torch.float64 else torch.float32
+        rows, classes = shape_of(draw)
+        many = draw.say("E", draw.randint(1, 8 if classes < 200 else 3))
+        coupling = draw.say("coupling", draw.choice(["mean_kl", "mutual_kl", "sum"]))
+        z = [logits_of(draw, rows, classes, dtype) for _ in range(many)]
+        y = draw.integers(0, classes, rows)
+        y = torch.where(draw.uniform(rows) < 0.15, -100, y)
+        ranges = {
+            "shift": (-8.0, 1.0),
+            "scale": (0.1, 2.0),
+            "margin": (-1.0, 3.0),
+            "row_scale": (0.5, 2.0),
+            "weight": (0.1, 3.0),
+        }
+        tables = [
+            {name: table(draw, classes, *span, real) for name, span in ranges.items() if draw.chance(0.3)} for _ in z
+        ]
+        options: dict[str, Any] = {
+            "coupling": coupling,
+            "factor": draw.say("factor", draw.choice([-0.2, 0.6, 1.0])),
+            "reduction": draw.say("reduction", draw.choice(REDUCTIONS)),
+            "label_smoothing": draw.choice([0.0, 0.1]),
+        }
+        if rows and draw.chance(0.3):
+            options["sample_weight"] = table(draw, rows, 0.1, 2.0, real)
+        if draw.chance(0.3):
+            options["expert_factors"] = [draw.choice([0.0, 0.5, 1.0]) for _ in z]
+        if coupling != "sum":
+            options["adjusted"] = draw.say("adjusted", draw.chance(0.4))
+            by_class = not options["adjusted"] and draw.chance(0.3)
+            options["temperature"] = table(draw, classes, 0.5, 3.0, real) if by_class else draw.choice([1.0, 2.0])
+        if draw.chance(0.1):
+            run = lambda **other: F.experts_cross_entropy(z, y, tables, **{**options, **other})  # noqa: E731
+            refused(lambda: run(coupling="kl"))
+            refused(lambda: run(temperature=0.0))
+            refused(lambda: F.experts_cross_entropy([], y))
+            refused(lambda: F.experts_cross_entropy(z, y, tables[1:]))
+            if many > 1:
+                refused(lambda: F.experts_cross_entropy([*z[1:], z[0][:, :0]], y))
+            if rows:
+                refused(lambda: F.experts_cross_entropy(z, y.clone().fill_(classes), tables, **options))
+            return
+
+        def call(leaves: list[Tensor], exact: bool) -> Tensor:
+            if not exact:
+                given = torch.stack(leaves) if draw.chance(0.3) else leaves
+                return F.experts_cross_entropy(given, y, tables, **options)
+            said = doubled(options)
+            weights = said.pop("expert_factors", None)
+            made = ltk.losses.experts._checked(
+                leaves, y, [doubled(each) for each in tables], expert_factors=weights, **said
+            )
+            return ltk.losses._experts.reference(tuple(leaves), made.fused)[0]
+
+        compare(draw, call, z, dtype)
+
+    return loop(seed, cases, one)
+
+
+def expert_modules(seed: int, cases: int) -> Tally:
+    names = ("SADE", "BalPoE", "RIDE", "NCL", "ResLT", "MDCS")
+
+    def one(draw: Draw) -> None:
+        name = draw.say("loss", names[draw.case % len(names)])
+        classes, rows = draw.say("C", draw.size(40)), draw.say("N", draw.randint(1, 6))
+        counts = draw.counts(classes)
+        dtype = draw.choice(DTYPES)
+        options = {"hard": draw.randint(1, classes), "hard_masked": draw.chance(0.5)} if name == "NCL" else {}
+        loss = getattr(NN, name)(counts, **options)
+        z = [logits_of(draw, rows, classes, dtype).requires_grad_() for _ in range(3)]
+        y = draw.integers(0, classes, rows)
+        if name == "MDCS" and draw.chance(0.5):
+            value = loss(z, y, [each.detach() + 1 for each in z])
+        else:
+            value = loss(z, y)
+        assert bool(value.isfinite()), f"{value}"
+        assert all(bool(grad.isfinite().all()) for grad in torch.autograd.grad(value, z))
+        assert loss.predict(z).shape == (rows, classes)
+        refused(lambda: getattr(NN, name)([*counts, -1], **options))
+        if classes > 1:
+            refused(lambda: loss([each.detach() for each in z], y.clone().fill_(classes)))
+
+    return loop(seed, cases, one)
+
+
+PARTS = (
+    Part(
+        "soft targets",
+        "class probabilities and distillation against torch in float64, spoiled calls refused",
+        400,
+        soft,
+    ),
+    Part("experts", "coupled experts, the same", 300, experts),
+    Part("expert modules", "the Modules of experts, for finite answers and refusals", 120, expert_modules),
+)
