@@ -20,13 +20,14 @@ from .losses import LOSSES, AdjustedCrossEntropy
 from .losses.acsl import ACSL
 from .losses.ala import ALA
 from .losses.arcface import ArcFace
+from .losses.balpoe import BalPoE
 from .losses.class_balanced import ClassBalanced
 from .losses.class_prior_sigmoid import ECM, BalancedBCE
 from .losses.cross_entropy import CrossEntropy, Focal
 from .losses.disalign import DisAlign
 from .losses.distribution_balanced import DistributionBalanced
 from .losses.eql_v2 import EQLv2
-from .losses.expert_losses import MDCS, NCL, RIDE, SADE, BalPoE, ExpertsLoss, ResLT
+from .losses.expert_losses import ExpertsLoss
 from .losses.gcl import GCL
 from .losses.hinge import LDAMHinge
 from .losses.influence_balanced import InfluenceBalanced
@@ -36,7 +37,12 @@ from .losses.label_smoothing import LOS, LabelAwareSmoothing
 from .losses.lade import LADE
 from .losses.logit_adjustment import BalancedSoftmax, LogitAdjustedAdaptiveMargin, LogitAdjustedCrossEntropy
 from .losses.margins import LDAM, CosFace
+from .losses.mdcs import MDCS
+from .losses.ncl import NCL
 from .losses.proco import ProCo
+from .losses.reslt import ResLT
+from .losses.ride import RIDE
+from .losses.sade import SADE
 from .losses.seesaw import Seesaw
 from .losses.sigmoid import EQL, ClassBalancedFocal, ClassBalancedSigmoid
 from .losses.softmax_equalization import SoftmaxEqualization

@@ -106,6 +106,7 @@ def main(folder: str) -> None:
     torch.save(
         {**found, "message": torch.tensor(list(message.encode()), dtype=torch.uint8)}, Path(folder) / f"{rank}.pt"
     )
+    dist.barrier()  # a rank that ends while the other still talks to it may abort
     dist.destroy_process_group()
 
 

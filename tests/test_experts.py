@@ -87,7 +87,7 @@ def test_pinned_sade_and_balpoe() -> None:
     parts = EXPERTS([Z1] * 3, Y2, NN.SADE(COUNTS).adjustments(3), reduction="none")[:, 0]
     assert parts.tolist() == pytest.approx([2.104131, 3.584768, 6.909418], abs=1e-6)
     assert NN.SADE(COUNTS)([Z1] * 3, Y2).item() == pytest.approx(12.598316, abs=1e-6)
-    assert ltk.losses.expert_losses.reversed_prior(COUNTS).tolist() == pytest.approx([0.1, 0.3, 0.6])
+    assert ltk.losses.sade.reversed_prior(COUNTS).tolist() == pytest.approx([0.1, 0.3, 0.6])
     parts = EXPERTS([Z1] * 3, Y2, NN.BalPoE(COUNTS).adjustments(3), reduction="none")[:, 0]
     assert parts.tolist() == pytest.approx([2.104131, 3.584768, 5.230067], abs=1e-6)
     assert NN.BalPoE(COUNTS)([Z1] * 3, Y2).item() == pytest.approx(3.639655, abs=1e-6)
@@ -403,9 +403,9 @@ def test_tables_of_modules_keep_their_dtype_and_travel(name) -> None:
 
 
 def test_equal_counts_share_a_reversed_prior() -> None:
-    found = ltk.losses.expert_losses.reversed_prior([5, 5, 1, 1])
+    found = ltk.losses.sade.reversed_prior([5, 5, 1, 1])
     assert found.tolist() == pytest.approx([1 / 12, 1 / 12, 5 / 12, 5 / 12])
-    assert ltk.losses.expert_losses.reversed_prior([5, 5, 1]).tolist() == pytest.approx([3 / 11, 3 / 11, 5 / 11])
+    assert ltk.losses.sade.reversed_prior([5, 5, 1]).tolist() == pytest.approx([3 / 11, 3 / 11, 5 / 11])
 
 
 def test_classes_without_samples() -> None:

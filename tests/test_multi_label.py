@@ -348,7 +348,7 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="weight is chosen by the label"):
         ltk.nn.ClassBalancedSigmoid([3, 2, 1, 1])(z, hot)
     with pytest.raises(ValueError, match="margin cannot be combined"):
-        CE(z, torch.zeros(5).long(), margin=one, **ltk.adjustments.ecm([3, 2, 1, 1])._asdict())
+        CE(z, torch.zeros(5).long(), **ltk.adjustments.ecm([3, 2, 1, 1])._replace(margin=one)._asdict())
 
 
 def test_the_operator() -> None:

@@ -352,7 +352,7 @@ def test_a_mislabelled_sample_is_worth_least() -> None:
         (lambda: nearest_neighbors(torch.ones(2, 3).int(), torch.ones(4, 3), 1), TypeError, "queries must be float16"),
         (lambda: nearest_neighbors(torch.ones(2, 3), torch.ones(4, 3), True), TypeError, "k must be an integer"),
         (lambda: nearest_neighbors(torch.tensor([[1.0], [math.nan]]), [[1.0]], 1), ValueError, "queries holds NaN .* row 1"),
-        (lambda: nearest_neighbors(torch.tensor([[1e30], [0.0]]), [[0.0]], 1, metric="euclidean"), ValueError, "too large in row 0"),
+        (lambda: nearest_neighbors(torch.full((2, 1), 1e30), torch.zeros(1, 1), 1, metric="euclidean"), ValueError, "too large in row 0"),
         (lambda: nearest_neighbors([[1.0]], [[1.0]], 1, own=[1]), ValueError, r"own\[0\] is 1"),
         (lambda: nearest_neighbors([[1.0]], [[1.0], [2.0]], 1, own=[0.0]), TypeError, "own must hold integers"),
         (lambda: KNeighborsClassifier(LINE, [0, 0, 1], 1, metric="euclidean"), ValueError, r"labels must have shape \(4,\)"),

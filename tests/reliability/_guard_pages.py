@@ -13,8 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ltkernels._native import _C
+from ltkernels.losses import _terms
 
 PAGE = mmap.PAGESIZE
+_SIGMOID, _VMF = map(_terms.FORMS.index, ("sigmoid", "vmf"))
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -207,7 +209,7 @@ def _adjusted_ce(dice: random.Random) -> type:
             self._tell("options", numbers)
 
         def closed(self, form: int, table: int, seed: int, *options: float) -> None:
-            tables = 3 if form == 5 else 2 if form == 4 and options[1] else 1
+            tables = 3 if form == _VMF else 2 if form == _SIGMOID and options[1] else 1
             extent = (table, tables * self.real * self.shape[3], False)
             self._tell("closed", (form, table, seed, *options), extent, (seed, 8, False))
 
