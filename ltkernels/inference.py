@@ -131,6 +131,8 @@ def expert_weights(
             raise ValueError(f"{name} has shape {tuple(view.shape)}; it must be (E, N, C), none of them 0")
         views.append(view.detach().to(_checks.real_dtype(view.dtype)))
     first, second = views
+    wider = torch.promote_types(first.dtype, second.dtype)
+    views = [first.to(wider), second.to(wider)]
     if first.shape != second.shape:
         raise ValueError(
             f"second_view has shape {tuple(second.shape)}; it must be that of first_view, {tuple(first.shape)}"
@@ -149,7 +151,7 @@ def expert_weights(
         for _ in range(epochs):
             for rows in torch.randperm(samples, generator=order).split(batch_size):
                 before = w.detach().clone()
-                share = torch.softmax(w, 0).to(first)
+                share = torch.softmax(w, 0).to(first.device, wider)
                 p, q = (torch.einsum("e,enc->nc", share, view[:, rows.to(view.device)]).softmax(1) for view in views)
                 sgd.zero_grad()
                 (-torch.cosine_similarity(p, q, dim=1).mean()).backward()

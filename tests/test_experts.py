@@ -430,6 +430,8 @@ def test_expert_weights_prefer_the_expert_that_is_sure_of_both_views() -> None:
     assert w[0] > 0.5
     assert w.min() >= 0.05
     assert torch.equal(ltk.inference.expert_weights(*views), w)
+    wide = ltk.inference.expert_weights(views[0].double(), views[1].float())  # views of two dtypes
+    torch.testing.assert_close(wide, w, rtol=1e-3, atol=1e-3)
     mixed = NN.SADE([4, 3, 2, 1]).predict(views[0], w)
     torch.testing.assert_close(mixed, torch.einsum("e,enc->nc", w.float(), views[0]))
     assert (mixed.argmax(1) == y).float().mean() > (views[0].mean(0).argmax(1) == y).float().mean()

@@ -81,7 +81,7 @@ def builder(draw: Draw) -> None:
 
 
 def adjustments(seed: int, cases: int) -> Tally:
-    missing(set(ltk.adjustments.__all__), {"Adjustment", *BUILDERS})
+    missing(set(ltk.adjustments.__all__), {"Adjustment", "vmf", *BUILDERS})  # vmf, which is of no counts: losses.py
     return loop(seed, cases, builder)
 
 
@@ -186,13 +186,33 @@ def tau_normalize(draw: Draw) -> None:
     refused(lambda: ltk.inference.tau_normalize(w, draw.choice([torch.nan, "1", None])))
 
 
+def expert_weights(draw: Draw) -> None:
+    shape = draw.say("E, N, C", (draw.size(4), draw.size(12), draw.size(9)))
+    first, second = (draw.layout((draw.normal(*shape) * 3).to(draw.choice(DTYPES))) for _ in range(2))
+    options = {"epochs": draw.choice([1, 2, 3]), "batch_size": draw.choice([1, 4, 128]), "seed": draw.choice([0, 5])}
+    out = ltk.inference.expert_weights(first, second, **options)
+    assert out.shape == shape[:1]
+    assert out.dtype == torch.float64
+    assert bool((out > 0).all())
+    torch.testing.assert_close(out.sum(), torch.ones((), dtype=torch.float64))
+    assert torch.equal(out, ltk.inference.expert_weights(list(first), list(second), **options))
+    refused(lambda: ltk.inference.expert_weights(first, second[:, :, :-1]))
+    refused(lambda: ltk.inference.expert_weights(first, draw.choice([second.long(), second[0], None, []])))
+    refused(lambda: ltk.inference.expert_weights(first[:, :0], second[:, :0]))
+
+
 def shape_of(draw: Draw) -> tuple[tuple[int, ...], int]:
     classes = draw.size(40)
     shape = draw.choice([(classes,), (draw.size(9, 0.1), classes), (2, classes, 3), (2, classes, 1, 2)])
     return draw.say("shape", shape), 0 if len(shape) == 1 else 1
 
 
-INFERENCE = {"logit_adjust": logit_adjust, "threshold_move": threshold_move, "tau_normalize": tau_normalize}
+INFERENCE = {
+    "expert_weights": expert_weights,
+    "logit_adjust": logit_adjust,
+    "threshold_move": threshold_move,
+    "tau_normalize": tau_normalize,
+}
 
 
 def inference(seed: int, cases: int) -> Tally:
