@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "bench", help="time the kernels against their peers", epilog=examples("ltkernels bench losses --help")
     )
     bench.set_defaults(carry_out=_bench)
-    families = ("losses", "heads", "contrast", "multi_label", "neighbors", "proco", "selection")
+    families = ("losses", "heads", "contrast", "multi_label", "neighbors", "proco", "selection", "soft_targets")
     bench.add_argument("family", choices=families)
     bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
     doctor = commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
