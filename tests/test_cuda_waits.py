@@ -63,7 +63,8 @@ def test_losses_that_no_gpu_kernel_serves(name: str, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - {"ala", "label_aware_smoothing"}))
+# EQLv2 in training is `sigmoid_cross_entropy`, which has no GPU kernel to be emulated: torch computes it there.
+@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - {"ala", "label_aware_smoothing", "eql_v2"}))
 def test_losses(name: str, reduction: str, without_waiting) -> None:
     """A training step's part: forward, backward twice (the second recomputes), evaluation."""
     loss = ltk.LOSSES[name].make(COUNTS, reduction=reduction, backend="cuda")
