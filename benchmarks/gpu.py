@@ -164,9 +164,7 @@ def kept(out: Path, about: dict[str, Any], begin: float) -> Callable[[Found], li
     """Writes what there is, with what earlier calls left in DIR; returns the summary."""
     path = out / "gpu.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    same = (
-        earlier.get("machine", {}).get("commit") == about["commit"] and earlier["machine"]["device"] == about["device"]
-    )
+    same = "machine" in earlier and all(earlier["machine"][key] == about[key] for key in ("commit", "device"))
     rows = earlier["rows"] if same else []
 
     def keep(found: Found) -> list[str]:

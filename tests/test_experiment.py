@@ -9,6 +9,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 
+import ltkernels
 from ltkernels._files import commit
 from ltkernels.cli import main
 from ltkernels.experiments import fdg as experiment
@@ -43,7 +44,7 @@ def test_the_folder_holds_table_figure_and_verdicts(finished):
     assert [float(row["balanced_accuracy"]) for row in table] == [row["balanced_accuracy"] for row in rows]
     assert (out / "scatter.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
-    assert summary["environment"]["commit"] == commit(Path(__file__).parent.parent)
+    assert summary["environment"]["commit"] == commit(Path(ltkernels.__file__).parent.parent)
     assert summary["config"]["data"] == "digits-lt"  # what ran, not what the settings held
     assert len(summary["verdicts"]) == 2 * 6 + 1
     assert any("against random samples" in line and "offset" in line for line in summary["verdicts"])

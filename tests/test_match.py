@@ -134,10 +134,11 @@ print(found.stats["steps"], peak() - before)
 """
 
 
-def test_a_large_pool_is_read_in_blocks_and_never_copied() -> None:
+def test_a_large_pool_is_read_in_blocks_and_never_copied(tmp_path) -> None:
     # In a process of its own, whose peak is that of this call. What grows with the pool are vectors of one number a row.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, check=True)
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
     steps, mebibytes = done.stdout.split()
     assert int(steps) > 8
     assert float(mebibytes) < 120.0

@@ -155,7 +155,7 @@ def test_far_from_the_origin() -> None:
     assert torch.allclose(found.similarity.double(), s.gather(1, ordered(s, 3)), rtol=1e-4)
 
 
-def test_memory_is_that_of_a_chunk() -> None:
+def test_memory_is_that_of_a_chunk(tmp_path) -> None:
     """30 000 x 30 000 float32 scores would be 3.4 GiB."""
     program = """
 import resource, torch
@@ -167,7 +167,8 @@ KNeighborsClassifier(x, y, 20, num_classes=10).leave_one_out()
 knn_shapley(x, y, x[:300], y[:300], 5)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, cwd=tmp_path)
     assert int(run.stdout) < 400, run.stdout
     assert resource.RUSAGE_SELF == 0
 

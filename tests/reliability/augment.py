@@ -123,6 +123,23 @@ def crop_flip(draw: Draw) -> None:
     refused(lambda: augment.crop_flip(x, padding=1, fill=torch.zeros(x.shape[1] + 1)))
 
 
+def crops(draw: Draw) -> None:
+    x = images(draw, 1 + draw.size(9), (torch.float32, torch.float64))
+    smallest = draw.choice([0.05, 0.5, 1.0])
+    out = augment.resized_crop(x, smallest=smallest, generator=generator(draw))
+    between(out, x)
+    constant = torch.full_like(x, 0.5)
+    views = augment.five_crops(constant)
+    assert len(views) == 5
+    for view in (augment.resized_crop(constant, generator=generator(draw)), *views):
+        assert view.shape == x.shape
+        assert view.dtype == x.dtype
+        torch.testing.assert_close(view, constant)
+    refused(lambda: augment.resized_crop(x, smallest=draw.choice([0.0, -1.0, 1.5, torch.nan])))
+    refused(lambda: augment.resized_crop(x, stretch=draw.choice([0.5, torch.nan])))
+    refused(lambda: augment.resized_crop(x[0]))
+
+
 def pools(draw: Draw) -> None:
     x, n = images(draw, 12, DTYPES), 1 + draw.size(20)
     y = torch.tensor([0] * 8 + [1] * 3 + [2])
@@ -234,6 +251,7 @@ AUGMENT: dict[Callable[[Draw], None], set[str]] = {
     mixup: {"mixup", "remix"},
     paste: {"cutmix", "cmo", "foreground_indices"},
     crop_flip: {"crop_flip"},
+    crops: {"resized_crop", "five_crops"},
     pools: {"remix_pool", "cmo_pool", "relative_heads"},
     synthesis: {"Calibration", "calibrate", "fdc", "smote", "most_similar_class"},
     fusion: {"class_activation_maps", "confusing_classes", "fuse", "ofa"},

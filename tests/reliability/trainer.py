@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -86,7 +87,9 @@ class Life:
 
     @property
     def errors(self) -> str:
-        return self.log.read_text(errors="replace")
+        """What it said, but for the line an epoch that a run without a terminal prints."""
+        lines = self.log.read_text(errors="replace").splitlines(keepends=True)
+        return "".join(line for line in lines if not re.match(r"(pretrain|train|retrain|select)/.* {2}\d+/\d+ ", line))
 
 
 class Failed(Exception):
