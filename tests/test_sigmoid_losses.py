@@ -121,3 +121,10 @@ def test_distribution_balanced() -> None:
     assert "cpu" in ltk.explain(loss, z, hot).backend
     with pytest.raises(ValueError, match=r"class_counts\[0\] is 70; it must be below num_samples \(70\)"):
         ltk.nn.DistributionBalanced([70, 3], 70)
+
+
+@pytest.mark.parametrize(("counts", "single"), [([11], 0), ([0, 11], 1), ([11, 0], 0)])
+@pytest.mark.parametrize("builder", [ltk.adjustments.ecm, ltk.adjustments.balanced_bce])
+def test_a_class_that_has_every_sample_is_refused_by_its_number(builder, counts, single) -> None:
+    with pytest.raises(ValueError, match=f"class {single} has all 11 samples"):
+        builder(counts, empty="ignore")

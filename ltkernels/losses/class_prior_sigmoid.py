@@ -19,8 +19,9 @@ def _odds(class_counts: _checks.ClassCounts, empty: str) -> tuple[torch.Tensor, 
     """(C,) float64 ``n / (N - n)`` and its logarithm, which is -inf for a class without samples."""
     counts = _checks.class_counts(class_counts, empty)
     rest = counts.total - counts.n
-    if (rest <= 0).any():
-        at = int((rest <= 0).nonzero()[0])
+    every = (rest <= 0) & ~counts.empty
+    if every.any():
+        at = int(every.nonzero()[0])
         raise ValueError(
             f"class_counts: class {at} has all {int(counts.total)} samples; there must be a negative for every class"
         )

@@ -43,8 +43,8 @@ BAD_OPTIONS: dict[str, tuple[Any, ...]] = {
 def builder(draw: Draw) -> None:
     name = draw.say("builder", list(BUILDERS)[draw.case % len(BUILDERS)])
     record = BUILDERS[name]
-    # Priors of negatives, which a single class has none of.
-    least = 2 if name in ("balanced_bce", "ecm", "distribution_balanced") else 1
+    # Priors of negatives, which a single class has none of, be it the only one that is not empty.
+    least = 3 if name in ("balanced_bce", "ecm", "distribution_balanced") else 1
     counts = draw.counts(max(least, draw.say("C", draw.size(300))))
     chosen = draw.say("options", {key: OPTIONS[key](draw) for key in record.own_options if draw.chance(0.6)})
     make = getattr(ltk.adjustments, name)
