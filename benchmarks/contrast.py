@@ -13,7 +13,6 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from torch.nn import functional as F
 import ltkernels as ltk
 
 from . import harness
-from .heads import peak_mb
 
 SHAPES = [(256, 128), (1024, 128), (4096, 128)]
 QUICK = [(256, 128)]
@@ -170,7 +168,7 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
     given = inputs(cell["B"], cell["D"])
     ok = agrees(loss, given, cell["op"])
     served = ltk.explain(ltk.functional.contrastive, given["x"]).backend if backend == "ours" else backend
-    row = {"backend": served, "peak_mb": round(peak_mb(lambda: step(loss, given)), 1)}
+    row = {"backend": served, "peak_mb": round(harness.peak_mb(lambda: step(loss, given)), 1)}
     return harness.Prepared([lambda: step(loss, given)], ok, row)
 
 
@@ -190,51 +188,30 @@ def large(name: str, width: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ltkernels bench contrast", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="result file (JSON)")
-    parser.add_argument("--quick", action="store_true", help="one small shape")
+    parser = harness.parser("contrast", __doc__, PEERS, quick="one small shape")
     parser.add_argument("--large", action="store_true", help=f"also {LARGE} rows")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time a cell and implementation")
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=LOSSES)
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--once", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.serve:
-        return harness.serve(options.serve, prepare)
     if options.once:
         large(options.once, 128)
         return 0
-    bandwidth = harness.copy_gbps()
-    rows: list[dict[str, Any]] = []
-    common = {"dtype": "float32", "mode": "forward+backward", "ideal_gbps": None, "pct_of_copy": None}
-    with harness.processes_of(__spec__.name, ("ours", *options.peers)) as processes:
-        for count, width in QUICK if options.quick else SHAPES:
-            for name in options.losses:
-                cell = {"op": name, **common, "B": count, "C": columns_of(name, count), "D": width}
-                found = harness.race(processes, cell, options.seconds, repeats=3)
-                rows += found
-                mine = found[0]
-                others = "  ".join(
-                    f"{row['backend']} {row['ms_p50'] / mine['ms_p50']:.2f}x {row['peak_mb']} MiB"
-                    f"{'' if row['ok'] else ' DIFFERS'}"
-                    for row in found[1:]
-                )
-                print(f"{name:9} {count}x{width} {mine['ms_p50']:9.2f} ms {mine['peak_mb']} MiB   {others}", flush=True)
-    if options.large:
-        for name in ("supcon", "balanced"):
-            command = [sys.executable, "-c", harness.run_module(__spec__.name), "--once", name]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            ms, mib = map(float, done.stdout.split())
-            cell = {"op": name, **common, "B": LARGE, "C": columns_of(name, LARGE), "D": 128}
-            rows.append(
-                {**cell, "backend": rows[0]["backend"], "peak_mb": round(mib, 1), "ok": True, "ms_p50": round(ms, 1)}
-            )
-            print(f"{name:9} {LARGE}x128 {ms:9.1f} ms, {mib:.0f} MiB resident", flush=True)
-    if options.out:
-        harness.write(options.out, rows, bandwidth)
-        print(f"wrote {options.out}")
-    return 0 if all(row["ok"] for row in rows if row["backend"].startswith("cpu-")) else 1
+    cells = [
+        {"op": name, "B": b, "C": columns_of(name, b), "D": width}
+        for b, width in (QUICK if options.quick else SHAPES)
+        for name in options.losses
+    ]
+    return harness.run(__spec__.name, options, prepare, cells, after=add_large if options.large else lambda rows: None)
+
+
+def add_large(rows: list[dict[str, Any]]) -> None:
+    for name in ("supcon", "balanced"):
+        command = [sys.executable, "-c", harness.run_module(__spec__.name), "--once", name]
+        ms, mib = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        own = {"op": name, "B": LARGE, "C": columns_of(name, LARGE), "D": 128, "peak_mb": round(mib, 1)}
+        common = {key: rows[0][key] for key in ("dtype", "mode", "backend", "ideal_gbps", "pct_of_copy")}
+        rows.append({**common, **own, "ok": True, "ms_p50": round(ms, 1)})
+        print(f"{name:22} {LARGE}x128 {ms:9.1f} ms, {mib:.0f} MiB resident", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ second of the machine hits all of them.
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -19,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +69,15 @@ def copy_gbps(megabytes: int = 256) -> float:
         target.copy_(source)
         times.append(time.perf_counter() - start)
     return 2 * source.numel() * 4 / statistics.median(times) / 1e9
+
+
+def peak_mb(call: Callable[[], object]) -> float:
+    """Largest number of MiB allocated at one time during the call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = profile.profiler.kineto_results.events()
+    changes = [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()) if event.name() == "[memory]"]
+    return max(itertools.accumulate(changes), default=0) / 2**20
 
 
 class Prepared(NamedTuple):
@@ -210,8 +221,77 @@ def _percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def write(path: Path, rows: list[dict[str, Any]], bandwidth: float) -> None:
+def parser(name: str, doc: str, peers: Sequence[str], quick: str = "", seconds: float = 2.0) -> argparse.ArgumentParser:
+    """The flags that every benchmark of racing implementations has."""
+    made = argparse.ArgumentParser(prog=f"ltkernels bench {name}", description=doc.splitlines()[0])
+    made.add_argument("--out", type=Path, help="result file (JSON)")
+    if quick:
+        made.add_argument("--quick", action="store_true", help=quick)
+    made.add_argument("--seconds", type=float, default=seconds, help="time a cell and implementation")
+    made.add_argument("--peers", nargs="+", default=list(peers), choices=peers)
+    made.add_argument("--serve", help=argparse.SUPPRESS)
+    return made
+
+
+def run(
+    module: str,
+    options: argparse.Namespace,
+    prepare: Callable[[str, dict[str, Any]], Prepared | None],
+    cells: Iterable[dict[str, Any]],
+    *,
+    repeats: int = 3,
+    moved: Callable[[dict[str, Any]], float] | None = None,
+    kind: str | None = None,
+    after: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> int:
+    """A benchmark's program, or with ``--serve`` one implementation's process of it; returns the exit code, 1 where an answer of ours was
+    wrong.
+
+    Args:
+        cells: op, B, C and D (None where there is no width); dtype and mode where they are not float32 and forward+backward.
+        moved: bytes that a cell cannot do without, for ``ideal_gbps``.
+        kind: of the result file, for `benchmarks.report`.
+        after: sees all rows before they are written, and may add some.
+    """
+    if options.serve:
+        return serve(options.serve, prepare)
+    bandwidth = copy_gbps()
+    print(f"copy {bandwidth:.1f} GB/s, {torch.get_num_threads()} threads", flush=True)
+    rows: list[dict[str, Any]] = []
+    with processes_of(module, ("ours", *options.peers)) as processes:
+        for given in cells:
+            cell = {"dtype": "float32", "mode": "forward+backward"} | given
+            found = race(processes, cell, options.seconds, repeats)
+            for row in found:
+                ideal = None if moved is None else moved(row) / (row["ms_p50"] * 1e-3) / 1e9
+                row["ideal_gbps"] = None if ideal is None else round(ideal, 3)
+                row["pct_of_copy"] = None if ideal is None else round(100 * ideal / bandwidth, 1)
+                row.setdefault("peak_mb", None)
+            rows += found
+            print(_line(found), flush=True)
+    after(rows)
+    if options.out:
+        write(options.out, rows, bandwidth, kind)
+        print(f"wrote {options.out}")
+    return 0 if all(row["ok"] for row in rows if row["backend"].startswith("cpu-")) else 1
+
+
+def _line(found: list[dict[str, Any]]) -> str:
+    ours = found[0]
+
+    def said(row: dict[str, Any]) -> str:
+        return ("" if row["peak_mb"] is None else f" {row['peak_mb']} MiB") + ("" if row["ok"] else " DIFFERS")
+
+    shape = "x".join(str(ours[name]) for name in "BDC" if ours[name] is not None)
+    others = "  ".join(f"{row['backend']} {row['ms_p50'] / ours['ms_p50']:.2f}x{said(row)}" for row in found[1:])
+    return (
+        f"{ours['op']:22} {ours['dtype']:9} {shape:15} {ours['ms_p50']:10.4f} ms{said(ours)}   {others}  {ours['mode']}"
+    )
+
+
+def write(path: Path, rows: list[dict[str, Any]], bandwidth: float, kind: str | None = None) -> None:
     """The result file; benchmarks.report makes tables and pictures of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": machine(), "copy_gbps": round(bandwidth, 2), "rows": rows}, indent=1)
+    named = {} if kind is None else {"kind": kind}
+    text = json.dumps({**named, "machine": machine(), "copy_gbps": round(bandwidth, 2), "rows": rows}, indent=1)
     path.write_text(text + "\n")

@@ -9,11 +9,8 @@ one time beyond the inputs, the gradients included. `ok` says that loss and grad
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,15 +90,6 @@ def agrees(loss: Loss, given: tuple[Tensor, Tensor, Tensor], head: str) -> bool:
     return close
 
 
-def peak_mb(call: Callable[[], None]) -> float:
-    """Largest number of MiB allocated at one time during the call."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    events = profile.profiler.kineto_results.events()
-    changes = [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()) if event.name() == "[memory]"]
-    return max(itertools.accumulate(changes), default=0) / 2**20
-
-
 def step(loss: Loss, given: tuple[Tensor, Tensor, Tensor]) -> None:
     loss(*given).backward()
     for leaf in given[:2]:
@@ -114,47 +102,15 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
         return None
     given = inputs(cell["B"], cell["D"], cell["C"])
     served = ltk.explain(ltk.functional.linear_adjusted_cross_entropy, *given).backend if backend == "ours" else backend
-    row = {"backend": served, "peak_mb": round(peak_mb(lambda: step(loss, given)), 1)}
+    row = {"backend": served, "peak_mb": round(harness.peak_mb(lambda: step(loss, given)), 1)}
     return harness.Prepared([lambda: step(loss, given)], agrees(loss, given, cell["op"]), row)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ltkernels bench heads", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="result file (JSON)")
-    parser.add_argument("--quick", action="store_true", help="two small shapes")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time a cell and implementation")
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.serve:
-        return harness.serve(options.serve, prepare)
-    bandwidth = harness.copy_gbps()
-    rows: list[dict[str, Any]] = []
-    with harness.processes_of(__spec__.name, ("ours", *options.peers)) as processes:
-        for rows_, width, classes in QUICK if options.quick else SHAPES:
-            for head in HEADS:
-                cell = {
-                    "op": head,
-                    "dtype": "float32",
-                    "B": rows_,
-                    "C": classes,
-                    "D": width,
-                    "mode": "forward+backward",
-                }
-                found = harness.race(processes, cell, options.seconds, repeats=3)
-                rows += [{**row, "ideal_gbps": None, "pct_of_copy": None} for row in found]
-                ours = found[0]
-                others = "  ".join(
-                    f"{row['backend']} {row['ms_p50'] / ours['ms_p50']:.2f}x {row['peak_mb']} MiB"
-                    f"{'' if row['ok'] else ' DIFFERS'}"
-                    for row in found[1:]
-                )
-                shape = f"{rows_}x{width}x{classes}"
-                print(f"{head:10} {shape:15} {ours['ms_p50']:9.2f} ms {ours['peak_mb']} MiB   {others}", flush=True)
-    if options.out:
-        harness.write(options.out, rows, bandwidth)
-        print(f"wrote {options.out}")
-    return 0 if all(row["ok"] for row in rows if row["backend"].startswith("cpu-")) else 1
+    options = harness.parser("heads", __doc__, PEERS, quick="two small shapes").parse_args(argv)
+    shapes = QUICK if options.quick else SHAPES
+    cells = [{"op": head, "B": b, "C": c, "D": d} for b, d, c in shapes for head in HEADS]
+    return harness.run(__spec__.name, options, prepare, cells)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,48 +128,24 @@ def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ltkernels bench losses", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="result file (JSON)")
-    parser.add_argument("--quick", action="store_true", help="two shapes, float32")
+    parser = harness.parser("losses", __doc__, baselines.PEERS, quick="two shapes, float32", seconds=1.0)
     parser.add_argument(
         "--warm", action="store_true", help="one batch again and again, as when the layer before wrote it"
     )
-    parser.add_argument("--seconds", type=float, default=1.0, help="time a cell and implementation")
     parser.add_argument("--losses", nargs="+", default=list(baselines.TIMED), choices=baselines.TIMED)
-    parser.add_argument("--peers", nargs="+", default=list(baselines.PEERS), choices=baselines.PEERS)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.serve:
-        return harness.serve(options.serve, prepare)
-    bandwidth = harness.copy_gbps()
-    print(f"copy {bandwidth:.1f} GB/s, {torch.get_num_threads()} threads")
-    rows: list[dict[str, Any]] = []
-    with harness.processes_of(__spec__.name, ("ours", *options.peers)) as processes:
-        for cell in cells(options):
-            found = harness.race(processes, cell, options.seconds)
-            for row in found:
-                ideal = 2 * row["B"] * row["C"] * getattr(torch, row["dtype"]).itemsize / (row["ms_p50"] * 1e-3) / 1e9
-                row |= {
-                    "ideal_gbps": round(ideal, 3),
-                    "pct_of_copy": round(100 * ideal / bandwidth, 1),
-                    "peak_mb": None,
-                }
-            rows += found
-            ours = found[0]["ms_p50"]
-            others = "  ".join(
-                f"{row['backend']} {row['ms_p50'] / ours:.2f}x{'' if row['ok'] else ' DIFFERS'}" for row in found[1:]
-            )
-            shape = f"{cell['B']:5}x{cell['C']:<6}"
-            print(f"{cell['op']:15} {cell['dtype']:9} {shape} {ours:9.4f} ms   {others}  {cell['mode']}", flush=True)
-    overhead = [row for row in rows if row["B"] * row["C"] == 4]
-    if len(overhead) > 1:
-        ratio = overhead[0]["ms_p50"] / overhead[1]["ms_p50"]
-        verdict = "within" if ratio <= OVERHEAD_BUDGET else "OVER"
-        print(f"overhead of a call: {ratio:.2f}x {overhead[1]['backend']}, {verdict} the budget of {OVERHEAD_BUDGET}x")
-    if options.out:
-        harness.write(options.out, rows, bandwidth)
-        print(f"wrote {options.out}")
-    return 0 if all(row["ok"] for row in rows if row["backend"].startswith("cpu-")) else 1
+
+    def moved(cell: dict[str, Any]) -> float:
+        return 2 * cell["B"] * cell["C"] * getattr(torch, cell["dtype"]).itemsize
+
+    def overhead(rows: list[dict[str, Any]]) -> None:
+        small = [row for row in rows if row["B"] * row["C"] == 4]
+        if len(small) > 1:
+            ratio = small[0]["ms_p50"] / small[1]["ms_p50"]
+            verdict = "within" if ratio <= OVERHEAD_BUDGET else "OVER"
+            print(f"overhead of a call: {ratio:.2f}x {small[1]['backend']}, {verdict} the budget of {OVERHEAD_BUDGET}x")
+
+    return harness.run(__spec__.name, options, prepare, cells(options), repeats=5, moved=moved, after=overhead)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ shift; ``statistics`` adds the sums of gradients that EQL v2 keeps; ``distributi
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,37 +122,11 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ltkernels bench multi_label", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="result file (JSON)")
-    parser.add_argument("--quick", action="store_true", help="two shapes")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time a cell and implementation")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.serve:
-        return harness.serve(options.serve, prepare)
-    bandwidth = harness.copy_gbps()
-    rows: list[dict[str, Any]] = []
-    with harness.processes_of(__spec__.name, ("ours", *PEERS)) as processes:
-        for b, c in QUICK if options.quick else SHAPES:
-            for op in OPS:
-                cell = {"op": op, "dtype": "float32", "B": b, "C": c, "D": None, "mode": "forward+backward"}
-                found = harness.race(processes, cell, options.seconds)
-                for row in found:
-                    ideal = (
-                        (2 * 4 + 4) * b * c / (row["ms_p50"] * 1e-3) / 1e9
-                    )  # logits and targets read, gradients written
-                    pct = round(100 * ideal / bandwidth, 1)
-                    row |= {"ideal_gbps": round(ideal, 3), "pct_of_copy": pct, "peak_mb": None}
-                rows += found
-                first = found[0]["ms_p50"]
-                others = "  ".join(
-                    f"{r['backend']} {r['ms_p50'] / first:.2f}x{'' if r['ok'] else ' DIFFERS'}" for r in found[1:]
-                )
-                print(f"{op:22} {b:5}x{c:<6} {first:9.4f} ms {found[0]['ok']}   {others}", flush=True)
-    if options.out:
-        harness.write(options.out, rows, bandwidth)
-        print(f"wrote {options.out}")
-    return 0 if all(row["ok"] for row in rows if row["backend"].startswith("cpu-")) else 1
+    options = harness.parser("multi_label", __doc__, PEERS, quick="two shapes", seconds=1.0).parse_args(argv)
+    shapes = QUICK if options.quick else SHAPES
+    cells = [{"op": op, "B": b, "C": c, "D": None} for b, c in shapes for op in OPS]
+    # Logits and targets are read, gradients written.
+    return harness.run(__spec__.name, options, prepare, cells, repeats=5, moved=lambda cell: 12 * cell["B"] * cell["C"])
 
 
 if __name__ == "__main__":

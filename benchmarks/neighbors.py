@@ -9,13 +9,10 @@ before it was timed (GCL of torch, which draws other numbers: that its loss is w
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,31 +160,9 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ltkernels bench neighbors", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="result file (JSON)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time a cell and implementation")
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.serve:
-        return harness.serve(options.serve, prepare)
-    rows: list[dict[str, Any]] = []
-    with harness.processes_of(__spec__.name, ("ours", *options.peers)) as processes:
-        for op, mode, rows_, width, count in CELLS:
-            cell = {"op": op, "dtype": "float32", "B": rows_, "C": count, "D": width, "mode": mode}
-            found = harness.race(processes, cell, options.seconds, repeats=3)
-            rows += found
-            others = "  ".join(
-                f"{row['backend']} {row['ms_p50'] / found[0]['ms_p50']:.2f}x{'' if row['ok'] else ' DIFFERS'}"
-                for row in found[1:]
-            )
-            print(f"{op:16} {mode:22} {rows_}x{width}x{count} {found[0]['ms_p50']:9.2f} ms {found[0]['ok']}  {others}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        found_all = {"kind": "neighbors", "machine": harness.machine(), "rows": rows}
-        options.out.write_text(json.dumps(found_all, indent=1) + "\n")
-        print(f"wrote {options.out}")
-    return 0 if all(row["ok"] for row in rows if row["backend"].startswith("cpu-")) else 1
+    options = harness.parser("neighbors", __doc__, PEERS).parse_args(argv)
+    cells = [{"op": op, "B": b, "C": c, "D": d, "mode": mode} for op, mode, b, d, c in CELLS]
+    return harness.run(__spec__.name, options, prepare, cells, kind="neighbors")
 
 
 if __name__ == "__main__":

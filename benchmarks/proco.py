@@ -10,11 +10,9 @@ formulation in float64.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,6 @@ import ltkernels as ltk
 from ltkernels.losses import _terms
 
 from . import harness
-from .heads import peak_mb
 from .losses import counts_of
 
 SHAPES = [(256, 128, 100), (256, 128, 1000), (256, 1024, 1000)]
@@ -130,36 +127,14 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared:
         term = ltk.adjustments.vmf(kappa, cell["D"], TAU).term
         of_head = ltk.functional.linear_adjusted_cross_entropy
         row["backend"] = ltk.explain(of_head, given[0], mu, given[1], normalize=True, term=term).backend
-    row["peak_mb"] = round(peak_mb(lambda: step(loss, given)), 1)
+    row["peak_mb"] = round(harness.peak_mb(lambda: step(loss, given)), 1)
     return harness.Prepared([lambda: step(loss, given)], agrees(loss, given, cell["C"]), row)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ltkernels bench proco", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="result file (JSON)")
-    parser.add_argument("--quick", action="store_true", help="one small shape")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time a cell and implementation")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.serve:
-        return harness.serve(options.serve, prepare)
-    bandwidth = harness.copy_gbps()
-    rows: list[dict[str, Any]] = []
-    with harness.processes_of(__spec__.name, ("ours", *PEERS)) as processes:
-        for b, d, c in QUICK if options.quick else SHAPES:
-            cell = {"op": "proco", "dtype": "float32", "B": b, "C": c, "D": d, "mode": "forward+backward"}
-            found = harness.race(processes, cell, options.seconds, repeats=3)
-            rows += [{**row, "ideal_gbps": None, "pct_of_copy": None} for row in found]
-            first = found[0]
-            others = "  ".join(
-                f"{row['backend']} {row['ms_p50'] / first['ms_p50']:.1f}x {row['peak_mb']} MiB{'' if row['ok'] else ' DIFFERS'}"
-                for row in found[1:]
-            )
-            print(f"{b}x{d}x{c} {first['ms_p50']:9.2f} ms {first['peak_mb']} MiB {first['ok']}   {others}", flush=True)
-    if options.out:
-        harness.write(options.out, rows, bandwidth)
-        print(f"wrote {options.out}")
-    return 0 if all(row["ok"] for row in rows if row["backend"].startswith("cpu-")) else 1
+    options = harness.parser("proco", __doc__, PEERS, quick="one small shape").parse_args(argv)
+    cells = [{"op": "proco", "B": b, "C": c, "D": d} for b, d, c in (QUICK if options.quick else SHAPES)]
+    return harness.run(__spec__.name, options, prepare, cells)
 
 
 if __name__ == "__main__":

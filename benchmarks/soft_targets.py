@@ -9,10 +9,8 @@ that loss and gradients agreed with float64 before anything was timed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,38 +137,19 @@ def prepare(backend: str, cell: dict[str, Any]) -> harness.Prepared | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soft_targets", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="result file (JSON)")
-    parser.add_argument("--quick", action="store_true", help="two small shapes")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time a cell and implementation")
+    parser = harness.parser("soft_targets", __doc__, PEERS, quick="two small shapes", seconds=1.0)
     parser.add_argument("--ops", nargs="+", default=[*SOFT, *EXPERTS], choices=[*SOFT, *EXPERTS])
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.serve:
-        return harness.serve(options.serve, prepare)
-    bandwidth = harness.copy_gbps()
-    rows: list[dict[str, Any]] = []
-    with harness.processes_of(__spec__.name, ("ours", *options.peers)) as processes:
-        for op in options.ops:
-            for size, classes in QUICK if options.quick else EXPERT_SHAPES if op in EXPERTS else SHAPES:
-                cell = {"op": op, "dtype": "float32", "B": size, "C": classes, "D": None, "mode": "forward+backward"}
-                moved = size * classes * 4 * (6 if op in EXPERTS else 3)
-                found = harness.race(processes, cell, options.seconds, repeats=3)
-                for row in found:
-                    row["ideal_gbps"] = round(moved / row["ms_p50"] / 1e6, 3)
-                    row["pct_of_copy"] = round(100 * row["ideal_gbps"] / bandwidth, 1)
-                    row["peak_mb"] = None
-                rows += found
-                others = "  ".join(
-                    f"{row['backend']} {row['ms_p50'] / found[0]['ms_p50']:.2f}x{'' if row['ok'] else ' DIFFERS'}"
-                    for row in found[1:]
-                )
-                print(f"{op:20} {size}x{classes:<6} {found[0]['ms_p50']:9.3f} ms   {others}", flush=True)
-    if options.out:
-        harness.write(options.out, rows, bandwidth)
-        print(f"wrote {options.out}")
-    return 0 if all(row["ok"] for row in rows if row["backend"].startswith("cpu-")) else 1
+    cells = [
+        {"op": op, "B": b, "C": c, "D": None}
+        for op in options.ops
+        for b, c in (QUICK if options.quick else EXPERT_SHAPES if op in EXPERTS else SHAPES)
+    ]
+
+    def moved(cell: dict[str, Any]) -> float:
+        return 4 * cell["B"] * cell["C"] * (6 if cell["op"] in EXPERTS else 3)
+
+    return harness.run(__spec__.name, options, prepare, cells, moved=moved)
 
 
 if __name__ == "__main__":
