@@ -103,29 +103,14 @@ int64_t run(AdjustedCe& job, int dtype, Reduction reduction, void* loss, void* s
     job.stream = bytes > kStreamBytes && job.grad != nullptr && job.grad != job.logits && job.target_b == nullptr;
     if (job.stream && job.grad_stride == job.classes) prefer_huge_pages(job.grad, bytes);
 
-    struct Context {
-        const AdjustedCe& job;
-        AdjustedCeRows rows;
-        int64_t block;
-        Real* scratch;
-    };
-    // 16 384 logits are some microseconds of work: less would not pay for waking a thread.
-    const int64_t block = job.vectors != nullptr ? job.vectors->slice : job.classes >= 16384 ? 1 : 16384 / job.classes;
-    Context context{job, kernels().adjusted_ce[dtype], block, static_cast<Real*>(scratch)};
-    parallel_blocks((job.rows + block - 1) / block, threads,
-                    [](void* c, int64_t index, int worker) noexcept {
-                        const Context& x = *static_cast<Context*>(c);
-                        const int64_t begin = index * x.block;
-                        const int64_t end = begin + x.block < x.job.rows ? begin + x.block : x.job.rows;
-                        x.rows(x.job, begin, end, x.scratch + worker * adjusted_ce_scratch(x.job.classes));
-                    },
-                    &context);
+    const AdjustedCeRows rows = kernels().adjusted_ce[dtype];
+    const int64_t block = job.vectors != nullptr ? job.vectors->slice : rows_a_block(job.classes);
+    parallel_rows(job.rows, block, threads, [&](int64_t begin, int64_t end, int worker) {
+        rows(job, begin, end, static_cast<Real*>(scratch) + worker * adjusted_ce_scratch(job.classes));
+    });
 
     if (reduction != Reduction::none) {
-        // In row order and in double: the same bits for any number of threads.
-        double total = 0.0;
-        for (int64_t i = 0; i < job.rows; ++i) total += static_cast<double>(static_cast<const Real*>(job.row_loss)[i]);
-        total /= denominator;
+        const double total = sum_of<Real>(job.row_loss, job.rows) / denominator;
         *static_cast<Real*>(loss) = static_cast<Real>(total);
         if (job.vectors != nullptr)
             add_up(job, reduction == Reduction::mean ? total : 0.0, sizeof(Real) == sizeof(double), threads);

@@ -26,32 +26,14 @@ int64_t run(Experts& job, int dtype, Reduction reduction, void* loss, void* scra
         if (each.stream) prefer_huge_pages(each.grad, bytes);
     }
 
-    struct Context {
-        const Experts& job;
-        ExpertRows rows;
-        int64_t block;
-        Real* scratch;
-    };
-    const int64_t block = classes >= 16384 ? 1 : 16384 / classes;
-    Context context{job, kernels().experts[dtype], block, static_cast<Real*>(scratch)};
-    parallel_blocks((rows + block - 1) / block, threads,
-                    [](void* c, int64_t index, int worker) noexcept {
-                        const Context& x = *static_cast<Context*>(c);
-                        const AdjustedCe& one = x.job.joint;
-                        const int64_t begin = index * x.block;
-                        const int64_t end = begin + x.block < one.rows ? begin + x.block : one.rows;
-                        x.rows(x.job, begin, end, x.scratch + worker * experts_scratch(x.job.experts, one.classes));
-                    },
-                    &context);
+    const ExpertRows kernel = kernels().experts[dtype];
+    parallel_rows(rows, rows_a_block(classes), threads, [&](int64_t begin, int64_t end, int worker) {
+        kernel(job, begin, end, static_cast<Real*>(scratch) + worker * experts_scratch(job.experts, classes));
+    });
     if (reduction == Reduction::none) return -1;
-    // In row order and in double: the same bits for any number of threads.
     double total = 0.0;
-    for (int e = 0; e <= job.experts; ++e) {
-        const Real* row_loss = static_cast<const Real*>(job.row_loss) + e * rows;
-        double sum = 0.0;
-        for (int64_t i = 0; i < rows; ++i) sum += static_cast<double>(row_loss[i]);
-        total += sum / denominator[e];
-    }
+    for (int e = 0; e <= job.experts; ++e)
+        total += sum_of<Real>(static_cast<const Real*>(job.row_loss) + e * rows, rows) / denominator[e];
     *static_cast<Real*>(loss) = static_cast<Real>(total);
     return -1;
 }

@@ -138,17 +138,9 @@ void factor_group(const Greedy& job, const Work& w, int64_t g) {
 }
 
 void factor_groups(const Greedy& job, const Work& w, int threads) {
-    struct Context {
-        const Greedy& job;
-        const Work& w;
-    } context{job, w};
-    parallel_blocks(
-        job.groups, threads,
-        [](void* c, int64_t g, int) noexcept {
-            const Context& x = *static_cast<Context*>(c);
-            if (x.job.left[g] > 0) factor_group(x.job, x.w, g);
-        },
-        &context);
+    parallel_rows(job.groups, 1, threads, [&](int64_t g, int64_t, int) {
+        if (job.left[g] > 0) factor_group(job, w, g);
+    });
 }
 
 // Bound on |float32 J - J| for one subset. u = 2^-24, gamma(k) = k u / (1 - k u).
@@ -388,8 +380,7 @@ void greedy(Greedy& job, int threads) noexcept {
 void greedy_runs(Greedy* jobs, int64_t count, int threads) noexcept {
     if (count == 1) return greedy(jobs[0], threads);
     // Every run has scratch for one thread: inside a parallel region, its own loops run serially.
-    parallel_blocks(
-        count, threads, [](void* c, int64_t i, int) noexcept { greedy(static_cast<Greedy*>(c)[i], 1); }, jobs);
+    parallel_rows(count, 1, threads, [&](int64_t i, int64_t, int) { greedy(jobs[i], 1); });
 }
 
 }  // namespace ltk

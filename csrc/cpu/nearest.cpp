@@ -110,22 +110,8 @@ void add_row(const Nearest& job, int64_t i, const Real* values, int64_t columns,
     static_cast<Real*>(job.least)[i] = least;
 }
 
-struct Context {
-    const Nearest& job;
-    const void* scores;
-    int64_t stride, columns, first;
-};
-
 template <class Real>
-void add_rows(void* c, int64_t i, int) noexcept {
-    const Context& x = *static_cast<Context*>(c);
-    const Real* values = static_cast<const Real*>(x.scores) + i * x.stride;
-    add_row(x.job, i, values, x.columns, x.first);
-}
-
-template <class Real>
-void sort_rows(void* c, int64_t i, int) noexcept {
-    const Nearest& job = static_cast<Context*>(c)->job;
+void sort_row(const Nearest& job, int64_t i) noexcept {
     const Row<Real> row = row_of<Real>(job, i);
     const int64_t kept = job.kept[i];
     if (kept > job.k) row.select(kept, job.k);
@@ -137,13 +123,15 @@ void sort_rows(void* c, int64_t i, int) noexcept {
 
 void nearest_add(const Nearest& job, bool single, const void* scores, int64_t stride, int64_t columns, int64_t first,
                  int threads) noexcept {
-    Context context{job, scores, stride, columns, first};
-    parallel_blocks(job.rows, threads, single ? add_rows<float> : add_rows<double>, &context);
+    parallel_rows(job.rows, 1, threads, [&](int64_t i, int64_t, int) {
+        if (single) return add_row(job, i, static_cast<const float*>(scores) + i * stride, columns, first);
+        add_row(job, i, static_cast<const double*>(scores) + i * stride, columns, first);
+    });
 }
 
 void nearest_sort(const Nearest& job, bool single, int threads) noexcept {
-    Context context{job, nullptr, 0, 0, 0};
-    parallel_blocks(job.rows, threads, single ? sort_rows<float> : sort_rows<double>, &context);
+    parallel_rows(job.rows, 1, threads,
+                  [&](int64_t i, int64_t, int) { single ? sort_row<float>(job, i) : sort_row<double>(job, i); });
 }
 
 }  // namespace ltk

@@ -63,33 +63,19 @@ int64_t run(SigmoidCe& job, int dtype, Reduction reduction, double upstream, voi
                                                                     : 1.0;
     job.grad_scale = upstream / denominator;
     job.slice = slice_rows(job.rows, job.classes);
-    struct Context {
-        const SigmoidCe& job;
-        SigmoidCeRows rows;
-        std::atomic<bool> known;
-    } context{job, kernels().sigmoid_ce[dtype], {true}};
-    const int64_t slices = slices_of(job.rows, job.classes);
-    parallel_blocks(
-        slices, threads,
-        [](void* c, int64_t index, int) noexcept {
-            Context& x = *static_cast<Context*>(c);
-            const int64_t begin = index * x.job.slice;
-            const int64_t end = begin + x.job.slice < x.job.rows ? begin + x.job.slice : x.job.rows;
-            if (!x.rows(x.job, begin, end)) x.known.store(false, std::memory_order_relaxed);
-        },
-        &context);
-    if (!context.known.load()) return kBadHot;
+    const SigmoidCeRows kernel = kernels().sigmoid_ce[dtype];
+    std::atomic<bool> known{true};
+    parallel_rows(job.rows, job.slice, threads, [&](int64_t begin, int64_t end, int) {
+        if (!kernel(job, begin, end)) known.store(false, std::memory_order_relaxed);
+    });
+    if (!known.load()) return kBadHot;
     if (job.statistics != nullptr) {
         void* const out[] = {job.statistics, static_cast<Real*>(job.statistics) + job.classes};
-        add_columns({job.columns, slices, adjusted_ce_row(job.classes), job.classes, 2}, out,
+        add_columns({job.columns, slices_of(job.rows, job.classes), adjusted_ce_row(job.classes), job.classes, 2}, out,
                     sizeof(Real) == sizeof(double), threads);
     }
-    if (reduction != Reduction::none) {
-        // In row order and in double: the same bits for any number of threads.
-        double total = 0.0;
-        for (int64_t i = 0; i < job.rows; ++i) total += static_cast<double>(static_cast<const Real*>(job.row_loss)[i]);
-        *static_cast<Real*>(loss) = static_cast<Real>(total / denominator);
-    }
+    if (reduction != Reduction::none)
+        *static_cast<Real*>(loss) = static_cast<Real>(sum_of<Real>(job.row_loss, job.rows) / denominator);
     return -1;
 }
 

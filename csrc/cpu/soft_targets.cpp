@@ -37,34 +37,18 @@ int64_t run(SoftTargets& job, int dtype, Reduction reduction, void* loss, void* 
     job.stream = bytes > kStreamBytes && job.grad != nullptr;
     if (job.stream) prefer_huge_pages(job.grad, bytes);
 
-    struct Context {
-        const SoftTargets& job;
-        SoftTargetRows rows;
-        int64_t block;
-        Real* scratch;
-        std::atomic<int64_t> bad;  // the first row, whichever thread comes upon another before
-    };
-    const int64_t block = job.classes >= 16384 ? 1 : 16384 / job.classes;
-    Context context{job, kernels().soft_targets[dtype], block, static_cast<Real*>(scratch), {job.rows}};
-    parallel_blocks((job.rows + block - 1) / block, threads,
-                    [](void* c, int64_t index, int worker) noexcept {
-                        Context& x = *static_cast<Context*>(c);
-                        const int64_t begin = index * x.block;
-                        const int64_t end = begin + x.block < x.job.rows ? begin + x.block : x.job.rows;
-                        const int64_t row =
-                            x.rows(x.job, begin, end, x.scratch + worker * adjusted_ce_scratch(x.job.classes));
-                        int64_t first = x.bad.load(std::memory_order_relaxed);
-                        while (row >= 0 && row < first && !x.bad.compare_exchange_weak(first, row)) {
-                        }
-                    },
-                    &context);
-    if (context.bad < job.rows) return context.bad;
-    if (reduction != Reduction::none) {
-        // In row order and in double: the same bits for any number of threads.
-        double total = 0.0;
-        for (int64_t i = 0; i < job.rows; ++i) total += static_cast<double>(static_cast<const Real*>(job.row_loss)[i]);
-        *static_cast<Real*>(loss) = static_cast<Real>(total / denominator);
-    }
+    const SoftTargetRows rows = kernels().soft_targets[dtype];
+    std::atomic<int64_t> bad{job.rows};  // the first row, whichever thread comes upon another before
+    parallel_rows(job.rows, rows_a_block(job.classes), threads, [&](int64_t begin, int64_t end, int worker) {
+        Real* own = static_cast<Real*>(scratch) + worker * adjusted_ce_scratch(job.classes);
+        const int64_t row = rows(job, begin, end, own);
+        int64_t first = bad.load(std::memory_order_relaxed);
+        while (row >= 0 && row < first && !bad.compare_exchange_weak(first, row)) {
+        }
+    });
+    if (bad < job.rows) return bad;
+    if (reduction != Reduction::none)
+        *static_cast<Real*>(loss) = static_cast<Real>(sum_of<Real>(job.row_loss, job.rows) / denominator);
     return -1;
 }
 

@@ -23,19 +23,9 @@ void subset_scores(const SubsetScores<Real>& job, Real* scratch, int threads) no
     // At least about 10 us of work in a block, so that handing it out costs little.
     const int64_t work = job.d * job.d * largest;
     const int64_t block = work >= 32768 ? 1 : 1 + 32768 / (work + 1);
-    struct Context {
-        const SubsetScores<Real>& job;
-        Real* scratch;
-        int64_t block, stride;
-    } context{job, scratch, block, subset_scores_scratch(job.d, largest)};
-    parallel_blocks((job.packs + block - 1) / block, threads,
-                    [](void* c, int64_t index, int worker) noexcept {
-                        const Context& x = *static_cast<Context*>(c);
-                        const int64_t begin = index * x.block;
-                        const int64_t end = begin + x.block < x.job.packs ? begin + x.block : x.job.packs;
-                        run(x.job, begin, end, x.scratch + worker * x.stride);
-                    },
-                    &context);
+    const int64_t stride = subset_scores_scratch(job.d, largest);
+    parallel_rows(job.packs, block, threads,
+                  [&](int64_t begin, int64_t end, int worker) { run(job, begin, end, scratch + worker * stride); });
 }
 
 template void subset_scores(const SubsetScores<double>&, double*, int) noexcept;

@@ -9,28 +9,20 @@ constexpr int64_t kColumns = 1024;  // that are added over the slices at a time
 
 template <class Real>
 void add_slices(const ColumnSums& sums, void* const* out, int threads) noexcept {
-    struct Context {
-        const ColumnSums& sums;
-        void* const* out;
-    } context{sums, out};
-    parallel_blocks(
-        sums.count == 0 ? 0 : (sums.classes + kColumns - 1) / kColumns, threads,
-        [](void* c, int64_t block, int) noexcept {
-            const Context& x = *static_cast<Context*>(c);
-            const int64_t begin = block * kColumns;
-            const int64_t n = begin + kColumns < x.sums.classes ? kColumns : x.sums.classes - begin;
-            for (int column = 0; column < x.sums.count; ++column) {
-                double sum[kColumns] = {};
-                for (int64_t s = 0; s < x.sums.slices; ++s) {
-                    const Real* part =
-                        static_cast<const Real*>(x.sums.columns) + (s * x.sums.count + column) * x.sums.stride + begin;
-                    for (int64_t j = 0; j < n; ++j) sum[j] += static_cast<double>(part[j]);
-                }
-                Real* to = static_cast<Real*>(x.out[column]) + begin;
-                for (int64_t j = 0; j < n; ++j) to[j] = static_cast<Real>(sum[j]);
+    if (sums.count == 0) return;
+    parallel_rows(sums.classes, kColumns, threads, [&](int64_t begin, int64_t end, int) {
+        const int64_t n = end - begin;
+        for (int column = 0; column < sums.count; ++column) {
+            double sum[kColumns] = {};
+            for (int64_t s = 0; s < sums.slices; ++s) {
+                const Real* part =
+                    static_cast<const Real*>(sums.columns) + (s * sums.count + column) * sums.stride + begin;
+                for (int64_t j = 0; j < n; ++j) sum[j] += static_cast<double>(part[j]);
             }
-        },
-        &context);
+            Real* to = static_cast<Real*>(out[column]) + begin;
+            for (int64_t j = 0; j < n; ++j) to[j] = static_cast<Real>(sum[j]);
+        }
+    });
 }
 
 template <class Real>
