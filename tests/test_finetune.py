@@ -236,6 +236,16 @@ def test_a_cosine_head_starts_from_the_class_means(monkeypatch):
         (("--weights", "/no/such.pt"), "/no/such.pt: no such file"),
         (("--clip", "0"), "clip must be positive"),
         (("--optimizer", "adam"), "adamw"),
+        (("--patience", "3"), "patience needs a validation set: --val-split 0.1"),
+        (("--keep-best",), "keep_best needs a validation set: --val-split 0.1"),
+        (("--adapter", "lora:x"), "adapter must be none, adaptformer[:WIDTH] or lora[:RANK]"),
+        (("--adapter", "lora", "--freeze"), "freeze does not go with it"),
+        (("--freeze", "--resized-crop", "0.5"), "nor do resized_crop"),
+        (("--layer-decay", "0.5", "--model", "mlp"), "layer_decay needs a backbone of blocks"),
+        (("--augment", "randaug"), "randaugment"),
+        (("--ema", "0"), "ema must be positive"),
+        (("--head-init", "nowhere.npy"), "nowhere.npy: no such file"),
+        (("--resized-crop", "2"), "resized_crop must be at most 1"),
     ],
 )
 def test_settings_that_do_not_go_together(tmp_path, capsys, arguments, words):
@@ -244,7 +254,7 @@ def test_settings_that_do_not_go_together(tmp_path, capsys, arguments, words):
     except SystemExit as stop:
         code = stop.code
     captured = capsys.readouterr()
-    assert (code, captured.err.count("\n")) == (2, 1)
+    assert (code, captured.err.count("\n")) == (2, 1), captured.err
     assert words in captured.err
     assert not (tmp_path / "run").exists()
 

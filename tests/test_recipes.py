@@ -335,32 +335,6 @@ def test_resized_crops_are_boxes_of_the_picture():
             resized_crop(ramps, **changes)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--patience", "3"), "patience needs a validation set: --val-split 0.1"),
-        (("--keep-best",), "keep_best needs a validation set: --val-split 0.1"),
-        (("--adapter", "lora:x"), "adapter must be none, adaptformer[:WIDTH] or lora[:RANK]"),
-        (("--adapter", "lora", "--freeze"), "freeze does not go with it"),
-        (("--freeze", "--resized-crop", "0.5"), "nor do resized_crop"),
-        (("--layer-decay", "0.5", "--model", "mlp"), "layer_decay needs a backbone of blocks"),
-        (("--augment", "randaug"), "randaugment"),
-        (("--ema", "0"), "ema must be positive"),
-        (("--head-init", "nowhere.npy"), "nowhere.npy: no such file"),
-        (("--resized-crop", "2"), "resized_crop must be at most 1"),
-    ],
-)
-def test_settings_that_do_not_go_together(tmp_path, capsys, arguments, words):
-    try:
-        code = main(["train", *arguments, "--out", str(tmp_path / "run")])
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    assert (code, captured.err.count("\n")) == (2, 1), captured.err
-    assert words in captured.err
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_policy_without_torchvision_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
     assert main(["train", "--augment", "randaugment", "--out", str(tmp_path / "run")]) == 2

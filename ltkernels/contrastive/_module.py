@@ -70,6 +70,11 @@ class Contrastive(torch.nn.Module):
         """The temperature: a number, or a tensor with gradient where it is learned."""
         return self.log_tau.exp() if self.learnable_tau else self._tau
 
+    def _count(self, class_counts: _checks.ClassCounts) -> None:
+        """Keeps the counts, (C,) above 0, in the buffer `class_counts`."""
+        _checks.class_counts(class_counts)
+        self.register_buffer("class_counts", torch.tensor(_checks.count_list(class_counts)))
+
     def _options(self) -> dict[str, Any]:
         names = ("class_weight", "ignore_index", "reduction", "normalize", "group", "chunk_rows")
         return {"tau": self.tau, **{name: getattr(self, name) for name in names}}
@@ -105,6 +110,15 @@ class Queued(Contrastive):
     def _held(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Copies, in the features' dtype: the queue moves on before backward looks at what it was."""
         return self.queue.to(like.dtype, copy=True), self.queue_labels.clone()
+
+    def _queued_loss(self, features: Tensor, labels: Tensor | None, entering: Tensor, **said: Any) -> Tensor:
+        """The loss against the queue, which the keys `entering` join afterwards in training."""
+        self.check_size(features)
+        queue, held = self._held(features)
+        loss = self._loss(features, labels, queue=queue, queue_labels=held, **said)
+        if self.training:
+            self.append(entering, labels)
+        return loss
 
     def check_size(self, batch: Tensor) -> None:
         """Raises ValueError where the queue is shorter than a batch (of all ranks)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .. import _checks
@@ -72,8 +71,7 @@ class PaCo(Queued):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(queue_size, embedding_dim, tau, **options)
-        _checks.class_counts(class_counts)
-        self.register_buffer("class_counts", torch.tensor(_checks.count_list(class_counts)))
+        self._count(class_counts)
         self.weights = _weights(alpha, beta, gamma)
 
     def forward(
@@ -85,22 +83,16 @@ class PaCo(Queued):
         *,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        self.check_size(features)
-        queue, held = self._held(features)
-        loss = self._loss(
+        return self._queued_loss(
             features,
             labels,
+            keys,
+            keys=keys,
             logits=logits,
             class_counts=self.class_counts,
-            keys=keys,
-            queue=queue,
-            queue_labels=held,
             sample_weight=sample_weight,
             **self.weights,
         )
-        if self.training:
-            self.append(keys, labels)
-        return loss
 
 
 class GPaCo(Contrastive):
@@ -148,8 +140,7 @@ class GPaCo(Contrastive):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(tau, **options)
-        _checks.class_counts(class_counts)
-        self.register_buffer("class_counts", torch.tensor(_checks.count_list(class_counts)))
+        self._count(class_counts)
         self.weights = _weights(alpha, beta, gamma)
 
     def forward(

@@ -55,12 +55,7 @@ class MoCo(Queued):
         super().__init__(queue_size, embedding_dim, tau, **options)
 
     def forward(self, features: Tensor, keys: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        self.check_size(features)
-        queue, labels = self._held(features)
-        loss = self._loss(features, None, keys=keys, queue=queue, queue_labels=labels, sample_weight=sample_weight)
-        if self.training:
-            self.append(keys)
-        return loss
+        return self._queued_loss(features, None, keys, keys=keys, sample_weight=sample_weight)
 
 
 class KCL(Queued):
@@ -115,21 +110,15 @@ class KCL(Queued):
         self.positives, self.generator = positives, generator
 
     def forward(self, features: Tensor, labels: Tensor, keys: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        self.check_size(features)
-        queue, held = self._held(features)
-        loss = self._loss(
+        return self._queued_loss(
             features,
             labels,
+            keys,
             keys=keys,
-            queue=queue,
-            queue_labels=held,
             positives=self.positives,
             generator=self.generator,
             sample_weight=sample_weight,
         )
-        if self.training:
-            self.append(keys, labels)
-        return loss
 
 
 class GML(Queued):
@@ -179,20 +168,7 @@ class GML(Queued):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(queue_size, embedding_dim, tau, **options)
-        _checks.class_counts(class_counts)
-        self.register_buffer("class_counts", torch.tensor(_checks.count_list(class_counts)))
+        self._count(class_counts)
 
     def forward(self, features: Tensor, labels: Tensor, keys: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        self.check_size(features)
-        queue, held = self._held(features)
-        loss = self._loss(
-            features,
-            labels,
-            queue=queue,
-            queue_labels=held,
-            class_counts=self.class_counts,
-            sample_weight=sample_weight,
-        )
-        if self.training:
-            self.append(keys, labels)
-        return loss
+        return self._queued_loss(features, labels, keys, class_counts=self.class_counts, sample_weight=sample_weight)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import _checks
 from .._call import Call
 
 FORMS = (
@@ -55,6 +56,11 @@ class Term(NamedTuple):
     table: Tensor | None = None
     seed: Tensor | None = None
     options: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+
+def own_seed(seed: int | None) -> Tensor | None:
+    """`Term.seed` of a builder's argument."""
+    return None if seed is None else torch.tensor([_checks.integer("seed", seed)], device="cpu")
 
 
 class ClosedForm(NamedTuple):

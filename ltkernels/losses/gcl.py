@@ -9,7 +9,7 @@ import torch
 from .. import _checks
 from ._adjustment import full, rounded
 from ._module import AdjustedCrossEntropy, Common
-from ._terms import ClosedForm, Term
+from ._terms import ClosedForm, Term, own_seed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,13 +61,12 @@ def gcl(
     s = _checks.number("s", s, above=0.0)
     noise = _checks.number("noise", noise, low=0.0)
     m = _checks.number("m", m)
-    own_seed = None if seed is None else torch.tensor([_checks.integer("seed", seed)], device="cpu")
     log_n = torch.log(counts.n)
     span = log_n.max() - log_n.min()
     rarity = (log_n.max() - log_n) / span if span > 0 else torch.zeros_like(log_n)
     classes = len(counts.n)
     margin = full(classes, m) if m else None
-    term = Term("cloud", noise * rarity, own_seed)
+    term = Term("cloud", noise * rarity, own_seed(seed))
     return rounded(ClosedForm(term, row_scale=full(classes, s), margin=margin), table_dtype)
 
 

@@ -9,7 +9,7 @@ import torch
 from .. import _checks
 from ._adjustment import rounded, tail_classes
 from ._module import AdjustedCrossEntropy, Common
-from ._terms import ClosedForm, Term
+from ._terms import ClosedForm, Term, own_seed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,15 +51,9 @@ def softmax_equalization(
         >>> ltk.adjustments.softmax_equalization([500, 50, 5]).term.table
         tensor([0., 1., 1.])
     """
-    if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed is {seed!r}; it must be an integer or None")
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed is {seed}; it must fit 64 bits")
     gamma = _checks.number("gamma", gamma, low=0.0, high=1.0)
     tail = tail_classes(class_counts, tail_frequency, empty)
-    own_seed = None if seed is None else torch.tensor([seed], device="cpu")
-    return rounded(ClosedForm(Term("equalization", tail, own_seed, (gamma, 0.0, 0.0))), table_dtype)
+    return rounded(ClosedForm(Term("equalization", tail, own_seed(seed), (gamma, 0.0, 0.0))), table_dtype)
 
 
 class SoftmaxEqualization(AdjustedCrossEntropy):
