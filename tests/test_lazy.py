@@ -212,7 +212,7 @@ def test_many_samples_have_the_moments_of_some(monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (3000, 3, 4, 4), np.uint8)
     monkeypatch.setattr("ltkernels.train.data._lazy._SHARE", 100)
-    raw = _lazy.Raw.mapped(x, b"")
+    raw = _lazy.LazySamples(_lazy.Mapped(x, b""))
     loaded = data.Dataset.from_arrays(raw, np.repeat([0, 1], 1500), name="some")
     assert loaded.notes[-1] == "mean and standard deviation are those of 1024 of the 2400 training samples"
     assert torch.allclose(loaded.mean, torch.full((3,), 127.5).double(), atol=2)

@@ -217,7 +217,7 @@ def test_list_files_with_their_siblings(tmp_path):
         ("a.png\n", r"mine\.txt: line 1: not `path label`: 'a\.png'"),
         ("no.png 0\n", r"mine\.txt: .*no\.png: no such file \(--data-dir"),
         ("../secret.png 0\n", r"mine\.txt: \.\./secret\.png leads out of"),
-        ("img/0 0.png 0\nimg/1 0.png 9\n", r"mine\.txt: the labels reach 9, of 2 samples"),
+        ("img/0 0.png 0\nimg/1 0.png 9\n", r"mine\.txt: the train set has 2 samples for 10 classes: some have none"),
         ("", r"mine\.txt: holds no line"),
         ("a\0.png 0\n", r"mine\.txt: 'a\\x00\.png' is no name of a file"),
     ],

@@ -211,13 +211,17 @@ class Config:
 
     def __post_init__(self) -> None:
         # The registry of losses comes with torch, which --help does without.
+        from ltkernels.selection._arms import parse_mode
         from ltkernels.train.schedules import loss_name, parse_options
 
         if isinstance(self.loss, str):
             object.__setattr__(self, "loss", loss_name(self.loss))
         check(self)
         object.__setattr__(self, "data", _data_name(self.data))
-        _check_select(self.select)
+        try:
+            parse_mode(self.select)
+        except ValueError as error:
+            raise ValueError(str(error).replace("mode", "select", 1)) from None
         parse_lr_schedule(self.lr_schedule)
         parse_options(self.loss_options)
         parse_adapter(self.adapter)
@@ -235,18 +239,6 @@ def _data_name(name: str) -> str:
     """The name of a data set of ours as it is spelled, whatever the capitals: `CIFAR10-LT`, `Folder:Pictures`."""
     kind, colon, path = name.partition(":")
     return f"{spelled(kind, [known.partition(':')[0] for known in DATA_SETS if (':' in known) == bool(colon)])}{colon}{path}"
-
-
-def _check_select(text: str) -> None:
-    from ltkernels.selection._arms import parse_mode
-
-    try:
-        parse_mode(text)
-    except ValueError:
-        raise ValueError(
-            "select must be match, match:X, mean, random, max, min, quantile:Q, target:X or target:LOW:HIGH with finite numbers (Q from "
-            f"0 to 1), got {text!r}"
-        ) from None
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Config:
