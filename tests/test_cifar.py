@@ -240,7 +240,7 @@ def test_what_stands_beside_the_data_is_not_run(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_lists_end_where_they_end(protocol):
-    value = {"a": [9], "labels": list(range(2000)), "num": 7, "names": ["x", "y"], "last": 3}
+    value = {"a": [9], "labels": list(range(40_000)), "num": 7, "names": ["x", "y"], "last": 3}
     content = pickle.dumps(value, protocol)
     assert pickled_list(content, "labels") == value["labels"]
     assert pickled_list(content, "names") == ["x", "y"]

@@ -277,6 +277,11 @@ def test_npz_under_either_naming_and_without_a_test_set(tmp_path):
     other = data.load(f"npz:{tmp_path / 'f.npz'}", DataRequest(seed=1))
     assert other.train_files != loaded.train_files
     assert data.load(f"npz:{tmp_path / 'f.npz'}", DataRequest(test_split=0.5)).class_counts == [15, 7, 3]
+    # What is left after the split is thinned, and the files with it.
+    thinned = data.load(f"npz:{tmp_path / 'f.npz'}", DataRequest(imbalance=2))
+    assert (thinned.class_counts, thinned.test_files) == ([5, 3, 2], loaded.test_files)
+    assert set(thinned.train_files) < set(loaded.train_files)
+    assert len(thinned.train_files) == 10
 
 
 # Other libraries
@@ -348,6 +353,7 @@ def test_hugging_face_pictures_are_files_like_any(tmp_path, monkeypatch):
     part = _saved_pictures(tmp_path)
     whole = data.from_huggingface(part, image_size=4)
     assert whole.class_counts == [5, 3]
+    assert data.from_huggingface(part, image_size=4, test_split=0.5).class_counts == [3, 2]
     thinned = data.load(f"hf:{tmp_path / 'saved'}", DataRequest(image_size=4, imbalance=1.5))
     assert thinned.class_counts == [3, 2]
     assert thinned.test_files == whole.test_files

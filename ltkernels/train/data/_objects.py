@@ -121,7 +121,7 @@ def from_huggingface(
         root = Path(request.argument) if request.argument else None
         pictures = {part: (_sources(rows, name, image, root), labels[part]) for part, (name, rows) in parts.items()}
         name, names = settings.pop("name", "custom"), settings.pop("class_names", None)
-        return build(request, name, root or name, pictures, names, notes)
+        return build(request, name, name, pictures, names, notes)
     columns = [image] if image else [name for name in first.column_names if name != label]
     if image is None:
         settings.setdefault("column_names", columns)
