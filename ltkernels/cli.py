@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import ltkernels
 from ltkernels._names import did_you_mean, plain
+from ltkernels._settings import comma_list
 from ltkernels.commands import experiment, features, parts, predict
 
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
@@ -86,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         parts.add_output(command, None, resumes=True)
         text = f"a published recipe: {', '.join(presets.names())}; --config and flags win"
         command.add_argument("--preset", help=text)
-        command.add_argument("--seeds", type=_seeds, help="several seeds, as 0,1,2: one run each, means and deviations")
+        text = "several seeds, as 0,1,2: one run each, means and deviations"
+        command.add_argument("--seeds", type=comma_list(int), help=text)
     text = "evaluate a run's checkpoints again"
     parts.add_run(parts.add_command(commands, "evaluate", _evaluate, text, "ltkernels evaluate runs/mine"))
     text = "build a run's report.html again"
@@ -102,13 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
     parts.add_command(commands, "doctor", _doctor, "which back ends and optional packages are there, and why")
     return parser
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be whole numbers, as 0,1,2, got {text!r}") from None
 
 
 def _job(arguments: argparse.Namespace) -> None:
