@@ -77,8 +77,9 @@ class Items(Rows):
 
 
 class LazySamples:
-    """Rows of a source, in an order, made when they are asked for: as the source has them, or with `standardise`, as float32 on
-    `device`. `workers` processes read ahead where that takes long (None: the cores, 8 at most); their number changes no value."""
+    """Rows of a source, in an order, made when they are asked for: as the source has them, or once they are `standardised`, as
+    float32 on `device`. `workers` processes read ahead where that takes long (None: the cores, 8 at most); their number changes no
+    value."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -143,20 +144,8 @@ class LazySamples:
         return hashlib.sha256(self.source.digest + self._rows.astype("<i8").tobytes()).digest()
 
     def _batches(self, steps: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        loader: DataLoader[Any] = DataLoader(
-            self.source,
-            batch_sampler=[self._rows[step].tolist() for step in steps],
-            num_workers=min(self._workers, len(steps)) if self.source.slow else 0,
-            # Arrays go through a pipe: shared memory is 64 MB in many containers.
-            collate_fn=_as_it_is,
-            worker_init_fn=_quiet,
-            # Its own: drawing from the global one would change a run that is resumed in the middle of an epoch.
-            generator=torch.Generator().manual_seed(0),
-        )
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        # Of what it reads, not of self, which holds it: the workers end with the last reference.
+        return _batches(self.source, [self._rows[step].tolist() for step in steps], self._workers)
 
     def _prepared(self, batch: np.ndarray) -> Tensor:
         samples = torch.from_numpy(batch)
@@ -164,6 +153,23 @@ class LazySamples:
             samples = self._standardise(samples.to(self.device))
         # (n, c, h, w) with strides of its own is what tells a layout from another.
         return samples.to(memory_format=self._layout)
+
+
+def _batches(source: Rows, steps: list[list[int]], workers: int) -> Iterator[np.ndarray]:
+    loader: DataLoader[Any] = DataLoader(
+        source,
+        batch_sampler=steps,
+        num_workers=min(workers, len(steps)) if source.slow else 0,
+        # Arrays go through a pipe: shared memory is 64 MB in many containers.
+        collate_fn=_as_it_is,
+        worker_init_fn=_quiet,
+        # Its own: drawing from the global one would change a run that is resumed in the middle of an epoch.
+        generator=torch.Generator().manual_seed(0),
+    )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def _index(index: Tensor | np.ndarray | slice) -> np.ndarray | slice:
