@@ -106,14 +106,16 @@ def add_flags(
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **shared)
         elif _is_tuple(item):
-            group.add_argument(flag, type=_listed(kind), metavar=item.name.upper(), **shared)
+            group.add_argument(flag, type=comma_list(kind), metavar=item.name.upper(), **shared)
         elif choices:
             group.add_argument(flag, type=partial(spelled, choices=choices), choices=choices, **shared)
         else:
             group.add_argument(flag, type=kind, metavar=item.name.upper(), **shared)
 
 
-def _listed(kind: type) -> Any:
+def comma_list(kind: type) -> Any:
+    """A type for argparse: values of `kind` with commas between them."""
+
     def read(text: str) -> tuple[Any, ...]:
         return tuple(kind(part) for part in text.split(","))
 

@@ -9,7 +9,6 @@ With LTKERNELS_TRACEBACK=1 in the environment, errors that are reported in one l
 import argparse
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import signal
@@ -21,26 +20,19 @@ from typing import Any, NoReturn
 
 import ltkernels
 from ltkernels._names import did_you_mean, plain
-from ltkernels.commands import audit, experiment, predict, select, statistics
-from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, is_first, usage_of
+from ltkernels._settings import comma_list
+from ltkernels.commands import experiment, features, parts, predict
 
 # The trainer is imported inside the functions: `ltkernels doctor` must work where scikit-learn and faiss do not.
 
-_OPTIONAL = {
-    "numpy": "numpy",
-    "faiss": "faiss-cpu",
-    "sklearn": "scikit-learn",
-    "triton": "triton",
-}
-
-_FIRST = examples(
+_FIRST = parts.examples(
     "ltkernels run --out runs/first                                            on digits that scikit-learn brings",
     "ltkernels train --data folder:PICTURES --image-size 64 --out runs/mine    CLASS/*.jpg, with or without train/ and test/",
     "ltkernels predict runs/mine NEW_PICTURES --out predictions.csv",
     "ltkernels report runs/mine --png charts",
     "ltkernels train --help                                                    its settings by heading; so for every command",
 )
-_TRAININGS = examples(
+_TRAININGS = (
     "ltkernels train --data folder:PICTURES --image-size 64 --out runs/mine     CLASS/*.jpg, with or without train/ and test/",
     "ltkernels train --data csv:TABLE.csv --val-split 0.1                       a column `label`, the others numbers, or a column `path`",
     "ltkernels train --data list:ImageNet_LT_train.txt --data-dir IMAGES --image-size 224",
@@ -89,80 +81,54 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     whole = "the whole pipeline: two trainings, FDG selection, retraining, report"
-    run = commands.add_parser("run", help=whole, usage=usage_of("run"), epilog=_TRAININGS)
-    train = commands.add_parser("train", help="one training", usage=usage_of("train"), epilog=_TRAININGS)
-    for command in (run, train):
-        add_settings(command, None)
-        add_output(command, None, resumes=True)
-        command.add_argument(
-            "--preset", help=f"a published recipe: {', '.join(presets.names())}; --config and flags win"
-        )
-        command.set_defaults(carry_out=_job)
-        command.add_argument("--seeds", type=_seeds, help="several seeds, as 0,1,2: one run each, means and deviations")
-    evaluate = commands.add_parser(
-        "evaluate", help="evaluate a run's checkpoints again", epilog=examples("ltkernels evaluate runs/mine")
-    )
-    evaluate.set_defaults(carry_out=_evaluate)
-    evaluate.add_argument("run_dir", type=Path, metavar="RUN", help="result folder")
-    report = commands.add_parser(
-        "report", help="build a run's report.html again", epilog=examples("ltkernels report runs/mine --png charts")
-    )
-    report.set_defaults(carry_out=_report)
-    report.add_argument("run_dir", type=Path, metavar="RUN", help="result folder")
-    report.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
-    for module in (predict, select, audit, statistics, experiment):
-        module.add_parser(commands)
-    bench = commands.add_parser(
-        "bench", help="time the kernels against their peers", epilog=examples("ltkernels bench losses --help")
-    )
-    bench.set_defaults(carry_out=_bench)
+    for name, text in (("run", whole), ("train", "one training")):
+        command = parts.add_command(commands, name, _job, text, *_TRAININGS, usage=parts.usage_of(name))
+        parts.add_settings(command, None)
+        parts.add_output(command, None, resumes=True)
+        text = f"a published recipe: {', '.join(presets.names())}; --config and flags win"
+        command.add_argument("--preset", help=text)
+        text = "several seeds, as 0,1,2: one run each, means and deviations"
+        command.add_argument("--seeds", type=comma_list(int), help=text)
+    text = "evaluate a run's checkpoints again"
+    parts.add_run(parts.add_command(commands, "evaluate", _evaluate, text, "ltkernels evaluate runs/mine"))
+    text = "build a run's report.html again"
+    command = parts.add_command(commands, "report", _report, text, "ltkernels report runs/mine --png charts")
+    parts.add_run(command)
+    command.add_argument("--png", type=Path, metavar="DIR", help="also write the charts as PNG files to this folder")
+    for module in (predict, features, experiment):
+        module.add_parsers(commands)
+    text = "time the kernels against their peers"
+    command = parts.add_command(commands, "bench", _bench, text, "ltkernels bench losses --help")
     families = ("losses", "heads", "contrast", "multi_label", "neighbors", "proco", "selection", "soft_targets")
-    bench.add_argument("family", choices=families)
-    bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
-    doctor = commands.add_parser("doctor", help="which back ends and optional packages are there, and why")
-    doctor.set_defaults(carry_out=_doctor)
+    command.add_argument("family", choices=families)
+    command.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags; try --help")
+    parts.add_command(commands, "doctor", _doctor, "which back ends and optional packages are there, and why")
     return parser
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be whole numbers, as 0,1,2, got {text!r}") from None
 
 
 def _job(arguments: argparse.Namespace) -> None:
     from ltkernels import train
     from ltkernels.train.config import to_toml
 
-    config = config_of(arguments)
+    config = parts.config_of(arguments)
     if arguments.seeds and hasattr(arguments, "seed"):
         raise ValueError("--seed and --seeds exclude each other")
     seeds = f"seed{config.seed}" if not arguments.seeds else f"seeds{','.join(map(str, arguments.seeds))}"
     out = arguments.out or Path("runs") / f"{arguments.command}-{config.data.partition(':')[0]}-{config.loss}-{seeds}"
-    quiet = arguments.quiet or not is_first()
-
-    def on_config(resolved: Any) -> None:
-        if not quiet:
-            print(to_toml(resolved))
+    quiet = arguments.quiet or not parts.is_first()
 
     def on_notes(notes: Sequence[str]) -> None:
-        if not quiet:
-            print("".join(f"note: {_plain(note)}\n" for note in notes), end="")
+        for note in notes:
+            print(f"note: {_plain(note)}")
 
     job = train.run if arguments.command == "run" else train.train
     if arguments.seeds:
         job = partial(train.run_seeds, arguments.command, seeds=arguments.seeds)
-    with Progress(quiet) as progress:
-        summary = job(
-            config,
-            out=out,
-            force=arguments.force,
-            resume=arguments.resume,
-            progress=progress,
-            on_config=on_config,
-            on_notes=on_notes,
-        )
+    given: dict[str, Any] = {"out": out, "force": arguments.force, "resume": arguments.resume}
+    if not quiet:
+        given |= {"on_config": lambda resolved: print(to_toml(resolved)), "on_notes": on_notes}
+    with parts.Progress(quiet) as progress:
+        summary = job(config, progress=progress, **given)
     if not quiet:
         _print_variants(summary["variants"])
         print(f"\n{summary['seconds']:.1f} s; results in {out}, open {out / 'report.html'}")
@@ -172,13 +138,10 @@ def _print_variants(variants: list[dict[str, Any]]) -> None:
     def percent(value: float | None) -> str:
         return "n/a" if value is None else f"{100 * value:.1f}"
 
-    def group(variant: dict[str, Any], name: str) -> str:
-        return percent(variant["groups"][name]["accuracy"])
-
     print(f"{'variant':<24}{'balanced':>10}{'top-1':>8}{'many':>8}{'medium':>8}{'few':>8}{'FDG tail':>10}")
     for v in variants:
         fdg = "-" if v.get("fdg_tail") is None else f"{v['fdg_tail']:.3f}"
-        groups = "".join(f"{group(v, name):>8}" for name in ("many", "medium", "few"))
+        groups = "".join(f"{percent(v['groups'][name]['accuracy']):>8}" for name in ("many", "medium", "few"))
         print(f"{_plain(v['name']):<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}")
 
 
@@ -208,24 +171,16 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _doctor(_: argparse.Namespace) -> None:
     from ltkernels import doctor_report
 
-    rows = [("ltkernels", ltkernels.__version__), *doctor_report()]
-    known = {name for name, _ in rows}
-    for module, package in _OPTIONAL.items():
-        if package in known or module in known:
-            continue
-        # find_spec does not import: a broken optional package must not break the doctor.
-        found = importlib.util.find_spec(module) is not None
-        rows.append((package, _version(package) if found else "not installed"))
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
+    rows = {"ltkernels": ltkernels.__version__, **dict(doctor_report())}
+    for package in ("numpy", "faiss-cpu", "scikit-learn"):
+        # Metadata, not an import: a broken optional package must not break the doctor.
+        try:
+            rows.setdefault(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            rows.setdefault(package, "not installed")
+    width = max(map(len, rows))
+    for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "installed, version unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

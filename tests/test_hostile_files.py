@@ -19,7 +19,7 @@ from ltkernels.train import data, rundir
 from ltkernels.train.checkpoint import PhaseStore
 from ltkernels.train.config import Config, from_mapping, read_toml
 from ltkernels.train.data import DataRequest, _archive, _images
-from ltkernels.train.data._pickle import load_plain
+from ltkernels.train.data.cifar import pickled_list
 from ltkernels.train.data.folder import natural_key
 from ltkernels.train.report import audit_file
 from ltkernels.train.select import load_features
@@ -149,13 +149,13 @@ def test_one_forged_label_makes_no_table(tmp_path, label):
 
 
 def test_pickles_that_multiply():
-    laughs = b"\x80\x02](" + b"K\x01" * 10 + b"e"
+    """Forty lists, each of the one before four times: nothing is made of them."""
+    laughs = b"\x80\x02X\x06\0\0\0labels](" + b"K\x01" * 10 + b"e"
     for level in range(40):
         laughs += b"q" + bytes([level]) + b"0](" + 4 * (b"h" + bytes([level])) + b"e"
-    with pytest.raises(ValueError, match="the file: not a pickle of plain data: it holds more than there are bytes"):
-        load_plain(laughs + b".", "the file")
-    with pytest.raises(ValueError, match=r"^the file.{,300}$"):
-        load_plain(b"c" + b"o" * 100_000 + b"\nsystem\n.", "the file")
+    assert pickled_list(laughs + b".", "labels") == [1] * 10
+    with pytest.raises(ValueError, match=r"^not a pickle of plain data.{,300}$"):
+        pickled_list(b"c" + b"o" * 100_000 + b"\nsystem", "labels")
 
 
 def _png(width, height):
@@ -275,7 +275,7 @@ def test_images_of_another_size_are_not_decoded(tmp_path, monkeypatch):
     image = pytest.importorskip("PIL.Image")
     loads = []
     real = _images._as_rgb
-    monkeypatch.setattr(_images, "_as_rgb", lambda module, picture: loads.append(picture.size) or real(module, picture))
+    monkeypatch.setattr(_images, "_as_rgb", lambda picture: loads.append(picture.size) or real(picture))
     path = _zip(tmp_path / "set.zip", {**TREE, "train/b/large.png": _png(3000, 3000)})
     with pytest.raises(ValueError, match=r"large\.png: 3000 x 3000 pixels, another image has 4 x 4"):
         data.load(f"folder:{path}")

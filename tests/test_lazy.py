@@ -1,7 +1,9 @@
 """Pictures and data sets that do not fit into memory: the numbers of a run are those of the run that holds everything, to the bit."""
 
+import gc
 import io
 import re
+import weakref
 from functools import partial
 
 import numpy as np
@@ -212,12 +214,26 @@ def test_many_samples_have_the_moments_of_some(monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (3000, 3, 4, 4), np.uint8)
     monkeypatch.setattr("ltkernels.train.data._lazy._SHARE", 100)
-    raw = _lazy.Raw.mapped(x, b"")
+    raw = _lazy.LazySamples(_lazy.Mapped(x, b""))
     loaded = data.Dataset.from_arrays(raw, np.repeat([0, 1], 1500), name="some")
     assert loaded.notes[-1] == "mean and standard deviation are those of 1024 of the 2400 training samples"
     assert torch.allclose(loaded.mean, torch.full((3,), 127.5).double(), atol=2)
     with pytest.raises(ValueError, match="needs all samples in memory, and 2400 of"):
         loaded.x_train.rot90(1, (2, 3))
+
+
+def test_what_reads_ahead_ends_with_the_samples():
+    """Its processes end with the last reference, not when the collector of cycles next comes by."""
+    samples = _lazy.LazySamples(_lazy.Mapped(np.zeros((9, 3), np.uint8), b""))
+    samples.ahead([torch.arange(4), torch.arange(2)])
+    assert samples[torch.arange(4)].shape == (4, 3)
+    there = weakref.ref(samples)
+    gc.disable()
+    try:
+        del samples
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 def test_sources_of_one_name_are_told_apart(tmp_path):

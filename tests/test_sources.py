@@ -217,7 +217,7 @@ def test_list_files_with_their_siblings(tmp_path):
         ("a.png\n", r"mine\.txt: line 1: not `path label`: 'a\.png'"),
         ("no.png 0\n", r"mine\.txt: .*no\.png: no such file \(--data-dir"),
         ("../secret.png 0\n", r"mine\.txt: \.\./secret\.png leads out of"),
-        ("img/0 0.png 0\nimg/1 0.png 9\n", r"mine\.txt: the labels reach 9, of 2 samples"),
+        ("img/0 0.png 0\nimg/1 0.png 9\n", r"mine\.txt: the train set has 2 samples for 10 classes: some have none"),
         ("", r"mine\.txt: holds no line"),
         ("a\0.png 0\n", r"mine\.txt: 'a\\x00\.png' is no name of a file"),
     ],
@@ -277,6 +277,11 @@ def test_npz_under_either_naming_and_without_a_test_set(tmp_path):
     other = data.load(f"npz:{tmp_path / 'f.npz'}", DataRequest(seed=1))
     assert other.train_files != loaded.train_files
     assert data.load(f"npz:{tmp_path / 'f.npz'}", DataRequest(test_split=0.5)).class_counts == [15, 7, 3]
+    # What is left after the split is thinned, and the files with it.
+    thinned = data.load(f"npz:{tmp_path / 'f.npz'}", DataRequest(imbalance=2))
+    assert (thinned.class_counts, thinned.test_files) == ([5, 3, 2], loaded.test_files)
+    assert set(thinned.train_files) < set(loaded.train_files)
+    assert len(thinned.train_files) == 10
 
 
 # Other libraries
@@ -348,6 +353,7 @@ def test_hugging_face_pictures_are_files_like_any(tmp_path, monkeypatch):
     part = _saved_pictures(tmp_path)
     whole = data.from_huggingface(part, image_size=4)
     assert whole.class_counts == [5, 3]
+    assert data.from_huggingface(part, image_size=4, test_split=0.5).class_counts == [3, 2]
     thinned = data.load(f"hf:{tmp_path / 'saved'}", DataRequest(image_size=4, imbalance=1.5))
     assert thinned.class_counts == [3, 2]
     assert thinned.test_files == whole.test_files

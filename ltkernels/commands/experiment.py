@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ltkernels._settings import add_flags, given
-from ltkernels.commands.parts import Progress, add_output, add_settings, config_of, examples, usage_of
+from ltkernels.commands import parts
 
 # What a study that fixes loss and recipe leaves to choose.
 _SETTINGS = (
@@ -15,41 +15,36 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def add_parser(commands: Any) -> None:
+def add_parsers(commands: Any) -> None:
     from ltkernels.experiments.protocol import Protocol
 
-    experiment = commands.add_parser(
-        "experiment",
-        help="whole studies in one command: fdg",
-        usage=usage_of("experiment fdg"),
-        epilog=examples(
-            "ltkernels experiment fdg --data digits-lt,fashion-mnist-lt --sets 10 --out runs/fdg --resume auto"
-        ),
+    what = "fdg: does the FDG of added tail samples decide the accuracy?"
+    experiment = parts.add_command(
+        *(commands, "experiment", _run, "whole studies in one command: fdg"),
+        "ltkernels experiment fdg --data digits-lt,fashion-mnist-lt --sets 10 --out runs/fdg --resume auto",
+        usage=parts.usage_of("experiment fdg"),
     )
-    experiment.set_defaults(carry_out=run)
-    experiment.add_argument(
-        "name", choices=("fdg",), help="fdg: does the FDG of added tail samples decide the accuracy?"
-    )
-    add_settings(experiment, _SETTINGS)
+    experiment.add_argument("name", choices=("fdg",), help=what)
+    parts.add_settings(experiment, _SETTINGS)
     experiment.add_argument("--data", default="digits-lt", help="data sets, as digits-lt,fashion-mnist-lt")
     experiment.add_argument(
         "--methods", default="remix,cmo,ofa,fdc", help="remix, cmo, ofa, fdc, smote, mixed (default: the first four)"
     )
     add_flags(experiment, Protocol, headings={"levels": "protocol"})
     experiment.add_argument("--processes", type=int, help="sets worked on side by side (default: by the cores)")
-    add_output(experiment, Path("runs/experiment-fdg"), resumes=True)
+    parts.add_output(experiment, Path("runs/experiment-fdg"), resumes=True)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> None:
     from ltkernels.experiments.fdg import fdg_experiment
     from ltkernels.experiments.protocol import Protocol
 
     protocol = Protocol(**given(arguments, Protocol))
     names = arguments.data.split(",")
     del arguments.data
-    with Progress(arguments.quiet) as progress:
+    with parts.Progress(arguments.quiet) as progress:
         summary = fdg_experiment(
-            config_of(arguments),
+            parts.config_of(arguments),
             data=names,
             methods=arguments.methods.split(","),
             protocol=protocol,

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,35 @@ from ltkernels._settings import add_flags, given
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's --help."""
+    """The end of a --help."""
     return "\n  ".join(["examples:", *lines])
 
 
 def usage_of(command: str) -> str:
     """The first line of the --help of a command with more flags than anybody reads in a row."""
     return f"ltkernels {command} [--SETTING VALUE ...] [--out OUT]"
+
+
+def add_command(
+    commands: Any, name: str, carry_out: Callable[..., None], text: str, *lines: str, **more: Any
+) -> argparse.ArgumentParser:
+    """A subcommand, its line of the list of commands, and its examples."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, epilog=examples(*lines) if lines else None, **more
+    )
+    parser.set_defaults(carry_out=carry_out)
+    return parser
+
+
+def add_run(parser: argparse.ArgumentParser, text: str = "result folder") -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help=text)
+
+
+def add_file_out(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
+    """Where the one file that a command writes goes."""
+    text += f" (default: {default})" if default else ""
+    parser.add_argument("--out", type=Path, default=Path(default) if default else None, metavar="FILE", help=text)
+    parser.add_argument("--force", action="store_true", help="replace an existing --out")
 
 
 def is_first() -> bool:
@@ -50,12 +72,9 @@ def add_output(parser: argparse.ArgumentParser, out: Path | None, *, resumes: bo
 def config_of(arguments: argparse.Namespace) -> Any:
     """The `Config` that preset, file and flags give together."""
     from ltkernels.train.config import Config, from_mapping, read_toml
+    from ltkernels.train.presets import load
 
-    values = {}
-    if getattr(arguments, "preset", None):
-        from ltkernels.train import presets
-
-        values = presets.load(arguments.preset)
+    values = load(arguments.preset) if getattr(arguments, "preset", None) else {}
     if arguments.config:
         own = read_toml(arguments.config)
         from_mapping(own, str(arguments.config))  # its own faults, before flags hide them
@@ -71,18 +90,15 @@ class Progress:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet, self.terminal = quiet, sys.stderr.isatty()
-        self.width = 0
         self.phase, self.began, self.first = "", time.monotonic(), 0.0
         self.shown, self.last = self.began, ""
 
     def __call__(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
         """`done` of `total` epochs, or of what else the phase counts; `record` is the epoch's line of metrics.jsonl, or {}."""
-        values = {name.partition("_")[2].replace("_", " "): v for name, v in record.items() if "_balanced_" in name}
-        parts = [f"{name} {100 * v:.1f} %" for name, v in values.items()]
-        if record.get("train_loss") is not None:
-            parts.insert(0, f"loss {record['train_loss']:.4g}")
-        if "lr" in record:
-            parts.append(f"rate {record['lr']:.3g}")
+        loss, measured = record.get("train_loss"), [name for name in record if "_balanced_" in name]
+        parts = [] if loss is None else [f"loss {loss:.4g}"]
+        parts += [f"{name.partition('_')[2].replace('_', ' ')} {100 * record[name]:.1f} %" for name in measured]
+        parts += [f"rate {record['lr']:.3g}"] if "lr" in record else []
         self.last = "  ".join(parts)
         # A resumed phase begins in the middle; its first epoch took what has passed since the phase before it.
         self._show(phase, done, total, f"{done}/{total}", done - 1 if record else 0, bool(record) or done == total)
@@ -107,21 +123,23 @@ class Progress:
         self.shown = now
         if done >= total:
             self.began = now
-        line = "  ".join(parts)
-        if not self.terminal:
-            print(line, file=sys.stderr, flush=True)
-            return
+        if self.terminal:
+            self._write("  ".join(parts))
+        else:
+            print("  ".join(parts), file=sys.stderr, flush=True)
+
+    def _write(self, line: str) -> None:
         # A line that wraps would not be written over.
-        line = line[: shutil.get_terminal_size().columns - 1]
-        self.width = max(self.width, len(line))
-        print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
+        columns = shutil.get_terminal_size().columns - 1
+        print(f"\r{line[:columns]:<{columns}}", end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.terminal and self.width:
-            print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)
+        if self.terminal and self.phase and not self.quiet:
+            self._write("")
+            print("\r", end="", file=sys.stderr, flush=True)
 
 
 def _seconds(value: float) -> str:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 DATA_SETS = (
-    *("digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt", "openclipart-lt"),
+    *("digits-lt", "fashion-mnist-lt", "cifar10-lt", "cifar100-lt"),
     *("folder:PATH", "npz:PATH", "list:PATH", "csv:PATH", "hf:PATH"),
 )
 PROFILES = ("exp", "step")

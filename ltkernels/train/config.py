@@ -52,9 +52,7 @@ class Config:
         None, "share of each class held out of training for the numbers of each epoch (the test set is then read once)",
         positive=True, at_most=0.5,
     )  # fmt: skip
-    cache: str | None = setting(
-        None, "folder that keeps image files decoded, mapped into memory, for this run and others"
-    )
+    cache: str | None = setting(None, "folder that keeps pictures decoded, mapped into memory, for this run and others")
     workers: int | None = setting(
         None, "processes that decode images which do not fit into memory (default: the cores, 8 at most)", at_least=0
     )
@@ -73,27 +71,22 @@ class Config:
         choices=("model", "imagenet", "data"),
     )  # fmt: skip
     init: str | None = setting(
-        None,
-        "train: a finished run, or one of its .pt files, to go on from: more epochs on its backbone and classifier",
+        None, "train: a finished run, or one of its .pt files, whose backbone and classifier are trained further"
     )
     freeze: bool = setting(
-        False, "leave the backbone as it is: its features are computed once, epochs train the classifier"
+        False, "leave the backbone as it is: features are computed once, epochs train the classifier"
     )
     adapter: str = setting(
         "none",
         "what is trained inside a transformer that is otherwise left as it is: adaptformer[:WIDTH], lora[:RANK] (package peft)",
     )
-    head: str | None = setting(
-        None, "classifier (default: the one the loss is defined on)", choices=("linear", "cosine")
-    )
+    head: str | None = setting(None, "classifier (default: the one of the loss)", choices=("linear", "cosine"))
     head_init: str = setting(
         "random",
         "first rows of the classifier. means: the mean features of the classes, for a cosine one; or a file of a matrix (classes, "
         "features), as text embeddings: .npy, .npz (with class_names, in any order), .safetensors",
     )
-    head_scale: float = setting(
-        16.0, "factor of a cosine classifier's cosines, under losses that bring none", positive=True
-    )
+    head_scale: float = setting(16.0, "factor of cosines under losses that bring none", positive=True)
     loss: str = setting(
         "logit_adjusted", f"the loss to compare with plain cross-entropy: {', '.join(LOSSES)} or an installed one"
     )
@@ -105,18 +98,14 @@ class Config:
         "tla_adrw truncated logit adjustment",
         choices=SCHEDULES,
     )
-    schedule_start: int | None = setting(
-        None, "its first epoch, from 0 (default: 0.8 of the epochs, ga: 0.6)", at_least=0
-    )
+    schedule_start: int | None = setting(None, "its first epoch (default: 0.8 of the epochs, ga: 0.6)", at_least=0)
     schedule_nu: float = setting(1.0, "tla_adrw: exponent of the weights", at_least=0)
     mix: str = setting("none", "mixing of images in a batch", choices=("none", *MIXERS))
     mix_alpha: float = setting(1.0, "mixing: shares are drawn from Beta(alpha, alpha)", positive=True)
     mix_prob: float | None = setting(
-        None, "mixing: probability a batch (default: 1; cutmix and cmo: 0.5)", at_least=0, at_most=1
+        None, "its probability a batch (default: 1; cutmix, cmo: 0.5)", at_least=0, at_most=1
     )
-    crop: int | None = setting(
-        None, "random crop after padding by so many pixels (default: the data set's, or 0)", at_least=0
-    )
+    crop: int | None = setting(None, "random crop after padding by so many pixels (default: the data's)", at_least=0)
     flip: bool | None = setting(None, "random horizontal flip (default: the data set's, or off)")
     resized_crop: float | None = setting(
         None, "random crop of at least this share of the area, brought back to the size (ImageNet: 0.08)",
@@ -153,25 +142,16 @@ class Config:
         None, "factor of the rate from one block of the backbone to the one before it", positive=True, at_most=1
     )
     ema: float | None = setting(
-        None,
-        "evaluate and keep an exponential moving average of the weights, with this decay a step",
-        positive=True,
-        at_most=1,
+        None, "evaluate and keep a moving average of the weights, of this decay a step", positive=True, at_most=1
     )
-    patience: int | None = setting(
-        None, "stop after so many epochs without a better balanced accuracy on the validation set", at_least=1
-    )
-    keep_best: bool = setting(
-        False, "also keep the weights of the epoch that is best on the validation set, as a variant of its own"
-    )
+    patience: int | None = setting(None, "epochs without a better validation accuracy to stop after", at_least=1)
+    keep_best: bool = setting(False, "also keep the epoch that is best on the validation set, as a variant of its own")
     clip: float | None = setting(None, "largest norm of a step's gradient (default: any)", positive=True)
     lr_schedule: str = setting("cosine", "cosine, or step:160=0.01,180=0.0001 (factors of lr from an epoch on)")
     warmup: float | None = setting(None, "epochs of linear warm-up (default: 5 % of the steps; step: none)", at_least=0)
     momentum: float = setting(0.9, "momentum of sgd", at_least=0, at_most=1)
     weight_decay: float | None = setting(
-        None,
-        "L2 penalty of sgd; decay of adamw (default: 5e-4; vectors: one over the samples, if that is more)",
-        at_least=0,
+        None, "L2 penalty of sgd; decay of adamw (default: 5e-4; vectors: 1 / samples, if that is more)", at_least=0
     )
     seed: int = setting(0, "initialisation, batch order, synthesis and clustering", at_least=0)
     device: str = setting("cpu", "torch device: cpu, cuda, cuda:1")
@@ -190,10 +170,7 @@ class Config:
         "target:X and target:LOW:HIGH, pick by FDG alone: max was measured to be worse than random",
     )
     share: float = setting(
-        0.5,
-        "most that synthetic samples make up of a completed class; real ones are repeated for the rest",
-        positive=True,
-        at_most=1,
+        0.5, "most of a completed class that is synthetic; real samples repeat for the rest", positive=True, at_most=1
     )
     features_from: str = setting("ce", "which training gives features", choices=("ce", "loss"))
     head_ratio: float = setting(0.9, "head classes hold more than this share of the samples", positive=True, at_most=1)
@@ -211,13 +188,17 @@ class Config:
 
     def __post_init__(self) -> None:
         # The registry of losses comes with torch, which --help does without.
+        from ltkernels.selection._arms import parse_mode
         from ltkernels.train.schedules import loss_name, parse_options
 
         if isinstance(self.loss, str):
             object.__setattr__(self, "loss", loss_name(self.loss))
         check(self)
         object.__setattr__(self, "data", _data_name(self.data))
-        _check_select(self.select)
+        try:
+            parse_mode(self.select)
+        except ValueError as error:
+            raise ValueError(str(error).replace("mode", "select", 1)) from None
         parse_lr_schedule(self.lr_schedule)
         parse_options(self.loss_options)
         parse_adapter(self.adapter)
@@ -235,18 +216,6 @@ def _data_name(name: str) -> str:
     """The name of a data set of ours as it is spelled, whatever the capitals: `CIFAR10-LT`, `Folder:Pictures`."""
     kind, colon, path = name.partition(":")
     return f"{spelled(kind, [known.partition(':')[0] for known in DATA_SETS if (':' in known) == bool(colon)])}{colon}{path}"
-
-
-def _check_select(text: str) -> None:
-    from ltkernels.selection._arms import parse_mode
-
-    try:
-        parse_mode(text)
-    except ValueError:
-        raise ValueError(
-            "select must be match, match:X, mean, random, max, min, quantile:Q, target:X or target:LOW:HIGH with finite numbers (Q from "
-            f"0 to 1), got {text!r}"
-        ) from None
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Config:

@@ -314,7 +314,7 @@ def _fingerprint(command: str, config: Config, data: Dataset, own: Own) -> str:
     validation = () if data.x_val is None else (data.x_val, data.y_val)
     for tensor in (data.x_train, data.y_train, data.x_test, data.y_test, *validation):
         if isinstance(tensor, LazySamples):
-            digest.update(tensor.raw.digest())
+            digest.update(tensor.digest())
             continue
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{array.dtype}{array.shape}{zlib.crc32(array.reshape(-1).view(np.uint8)):08x}".encode())

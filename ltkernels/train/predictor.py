@@ -155,7 +155,7 @@ def _pieces(inputs: Sequence[Path], progress: Progress | None = None) -> Iterato
     paths = []
     for given in inputs:
         if given.is_dir():
-            found = sorted(Path(file.source.name) for file in walk(given))
+            found = sorted(Path(file.name) for file in walk(given))
             if not found:
                 raise ValueError(f"{given}: no image files in it ({', '.join(SUFFIXES)})")
             paths += found

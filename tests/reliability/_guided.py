@@ -17,7 +17,8 @@ import atheris
 
 from ltkernels import _npz
 from ltkernels.train import config
-from ltkernels.train.data import _archive, _pickle, fashion_mnist
+from ltkernels.train.data import _archive, cifar, fashion_mnist
+from ltkernels.train.data._dataset import naming
 
 FOLDER = Path(sys.argv[3]).resolve()
 
@@ -32,8 +33,13 @@ def _tar(path: Path) -> None:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _pickled(path: Path) -> None:
+    with naming(path):
+        cifar.pickled_list(path.read_bytes(), "label_names")
+
+
 READERS = (
-    lambda path: _pickle.load_plain(path.read_bytes(), str(path)),
+    _pickled,
     lambda path: _npz.read_arrays(path, ("features",), ("labels",)),
     lambda path: _npz.map_npy(path),
     lambda path: fashion_mnist.read_idx(path, 3),
@@ -73,7 +79,7 @@ def one(data: bytes) -> None:
 
 def instrument() -> None:
     """Every function of the modules that read: hooks on imports do not see a package that is installed editable."""
-    for module in (_npz, config, _archive, _pickle, fashion_mnist, tarfile, zipfile):
+    for module in (_npz, config, _archive, cifar, fashion_mnist, tarfile, zipfile):
         classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
         for value in [value for owner in (module, *classes) for value in vars(owner).values()]:
             if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:

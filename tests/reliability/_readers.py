@@ -29,7 +29,8 @@ from ltkernels.train import rundir
 from ltkernels.train.checkpoint import FORMAT, PhaseStore, capture_random
 from ltkernels.train.config import Config, from_mapping, read_toml
 from ltkernels.train.data import DataRequest, Dataset
-from ltkernels.train.data._pickle import load_plain
+from ltkernels.train.data._dataset import naming
+from ltkernels.train.data.cifar import pickled_list
 from ltkernels.train.report import page
 from ltkernels.train.select import load_features
 
@@ -229,7 +230,8 @@ def hostile_pickle(secret: str, rng: random.Random) -> bytes:
 
 
 def _load_pickle(folder: Path) -> Any:
-    return load_plain((folder / "batch").read_bytes(), str(folder / "batch"))
+    with naming(folder / "batch"):
+        return pickled_list((folder / "batch").read_bytes(), "labels")
 
 
 # Arrays
@@ -625,7 +627,7 @@ READERS: dict[str, Reader] = {
     "pickle": Reader(
         lambda: {"batch": cifar_files("python")["data_batch_1"]},
         _load_pickle,
-        lambda value: "" if isinstance(value, dict | list | bytes | str | int | np.ndarray) else f"gave {type(value)}",
+        lambda value: "" if all(isinstance(item, int | str) for item in value) else f"gave {value!r:.80}",
         lambda files, secret, rng: {"batch": hostile_pickle(secret, rng)},
     ),
     "npz": Reader(npz_data, lambda f: train.data.load(f"npz:{f / 'data.npz'}"), dataset, _forge_npz),

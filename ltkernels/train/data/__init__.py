@@ -11,9 +11,11 @@ torch `Dataset` or a pair of them (training, test).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from ltkernels._names import did_you_mean
-from ltkernels.train.data import cifar, digits, fashion_mnist, folder, lists, npz, openclipart
+from ltkernels.train.data import cifar, digits, fashion_mnist, folder, lists, npz
 from ltkernels.train.data._dataset import DataRequest, Dataset
 from ltkernels.train.data._derive import k_fold, mix_categories, with_counts
 from ltkernels.train.data._longtail import PROFILES, class_sizes, make_long_tailed
@@ -41,9 +43,8 @@ Loader = Callable[[DataRequest], Dataset]
 _LOADERS: dict[str, Loader] = {
     "digits-lt": digits.load,
     "fashion-mnist-lt": fashion_mnist.load,
-    "cifar10-lt": cifar.load10,
-    "cifar100-lt": cifar.load100,
-    "openclipart-lt": openclipart.load,
+    "cifar10-lt": partial(cifar.load, cifar.CIFAR10),
+    "cifar100-lt": partial(cifar.load, cifar.CIFAR100),
     "folder:": folder.load,
     "npz:": npz.load,
     "list:": lists.load_list,
@@ -86,7 +87,7 @@ def load(name: str, request: DataRequest | None = None) -> Dataset:
         raise ValueError(
             f"image_size is {request.image_size}: the samples of data set {name!r} have a size of their own"
         )
-    given = request.with_argument(argument)
+    given = replace(request, argument=argument)
     dataset = load_by_import(name, given) if loader is None else loader(given)
     if not isinstance(dataset, Dataset):
         raise TypeError(f"the loader of data set {name!r} returned {type(dataset).__name__}, not a Dataset")

@@ -37,27 +37,29 @@ def read_files(data_dir: Path, folder: str, archive: str, names: Sequence[str]) 
     """
     for place in (data_dir / folder, data_dir):
         if (place / names[0]).is_file():
-            return {name: _read(place / name) for name in names}
+            too_large = next((name for name in names if (place / name).stat().st_size > MAX_MEMBER_BYTES), None)
+            if too_large is not None:
+                raise ValueError(f"{place / too_large}: larger than {MAX_MEMBER_BYTES} bytes")
+            return {name: (place / name).read_bytes() for name in names}
     path = data_dir / archive
     if not path.is_file():
         return None
-    wanted = {f"{folder}/{name}": name for name in names}
     found: dict[str, bytes] = {}
     try:
         with open_tar(path) as tar:
             for member in members(tar, path):
-                name = wanted.get(member.name.removeprefix("./"))
-                if name is None or name in found:
+                lies, _, name = member.name.removeprefix("./").partition("/")
+                if lies != folder or name not in names or name in found:
                     continue
                 if not is_plain(member) or member.size > MAX_MEMBER_BYTES:
                     raise ValueError(f"{path}: {member.name} is no file of at most {MAX_MEMBER_BYTES} bytes")
                 file = tar.extractfile(member)
                 found[name] = b"" if file is None else file.read()
-                if len(found) == len(wanted):
+                if len(found) == len(names):
                     break
     except BROKEN as error:
         raise ValueError(f"{path}: not a complete archive ({clipped(error)})") from error
-    missing = [member for member, name in wanted.items() if name not in found]
+    missing = [f"{folder}/{name}" for name in names if name not in found]
     if missing:
         raise FileNotFoundError(f"{path}: lacks {', '.join(missing)}")
     return found
@@ -134,11 +136,3 @@ def clipped(value: object, length: int = 200) -> str:
     """What a file holds, for a message: forged names and values can fill a screen, or a log."""
     text = str(value)
     return text if len(text) <= length else f"{text[:length]}..."
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.stat().st_size > MAX_MEMBER_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_MEMBER_BYTES} bytes")
-    return path.read_bytes()

@@ -1,7 +1,8 @@
 """What every data set gives the trainer: labelled tensors, class names, how samples are prepared, defaults for the recipe."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltkernels._arrays import class_indices, plain, text
-from ltkernels.train.data._lazy import LazySamples, Raw, Samples
-from ltkernels.train.data._split import listed, split_off
+from ltkernels._arrays import plain, tensor, text
+from ltkernels.train.data._lazy import LazySamples, Samples, rows_of
+from ltkernels.train.data._split import arrange, chosen, listed
 
 MAX_VALUES = 1 << 28
 """Of one sample."""
@@ -42,8 +43,19 @@ class DataRequest:
     workers: int | None = None
     progress: Callable[[str, int, int, dict[str, Any]], None] | None = None
 
-    def with_argument(self, argument: str) -> "DataRequest":
-        return replace(self, argument=argument)
+    def division(self, imbalance: float | None = None) -> dict[str, Any]:
+        """What divides and thins the samples, as `Dataset.from_arrays` takes it; `imbalance` where none was asked for."""
+        asked = imbalance if self.imbalance is None else self.imbalance
+        return {"test_split": self.test_split, "seed": self.seed, "imbalance": asked, "profile": self.profile}
+
+
+@contextmanager
+def naming(place: object) -> Iterator[None]:
+    """ValueError and TypeError of the block begin with the file or folder that is read."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise (ValueError if isinstance(error, ValueError) else TypeError)(f"{place}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,8 @@ class Dataset:
         defaults: dict[str, float | int] | None = None,
         test_split: float = 0.2,
         seed: int = 0,
+        imbalance: float | None = None,
+        profile: str = "exp",
         column_names: Sequence[str] | None = None,
         **about: Any,
     ) -> "Dataset":
@@ -142,8 +156,8 @@ class Dataset:
         standardised in float64 by the training set's mean and standard deviation, per channel for images and per column for
         vectors. Labels are class indices from 0 or from 1, also as floats, or names of classes (see
         `ltkernels._arrays.class_indices`). Without x_test and y_test, a share `test_split` of every class is held out, drawn by
-        `seed`; a class of one sample is then left out. `column_names` are those of vectors, for notes.
-        `about` are further fields (image_size, train_files, ...).
+        `seed`; a class of one sample is then left out. `imbalance` and `profile` thin the training set (see `make_long_tailed`).
+        `column_names` are those of vectors, for notes. `about` are further fields (image_size, train_files, ...).
 
         Raises ValueError or TypeError naming the argument for shapes that disagree, labels out of range, non-finite values, and
         classes without a training or test sample.
@@ -151,45 +165,32 @@ class Dataset:
         if (x_test is None) != (y_test is None) or (x_val is None) != (y_val is None):
             raise ValueError("samples and labels go together: x_test with y_test, x_val with y_val")
         given = {"train": (x_train, y_train), "test": (x_test, y_test), "val": (x_val, y_val)}
-        given = {part: pair for part, pair in given.items() if pair[0] is not None}
         notes = list(about.pop("notes", ()))
-        samples = {
-            part: (x, False) if isinstance(x, Raw) else read_samples(f"x_{part}", x) for part, (x, _) in given.items()
-        }
-        if samples["train"][1]:
-            notes.append("images are read as (n, height, width, channels)")
-        samples_of = {part: x for part, (x, _) in samples.items()}
-        numbers, found = class_indices(
-            {f"y_{part}": _array(f"y_{part}", y) for part, (_, y) in given.items()}, class_names
-        )
-        labels = {part: _labels(f"y_{part}", numbers[f"y_{part}"], len(samples_of[part])) for part in given}
-        num_classes = len(found) if found is not None else 1 + max(int(y.max()) for y in labels.values())
-        for part, x in samples_of.items():
-            if x.shape[1:] != samples_of["train"].shape[1:]:
-                raise ValueError(
-                    f"x_{part} has samples of shape {x.shape[1:]}, x_train {samples_of['train'].shape[1:]}"
-                )
-            _check_classes(f"y_{part}", labels[part], num_classes, all_there=part != "val")
-        names: Sequence[str] = found if found is not None else [str(i) for i in range(num_classes)]
-        if "test" not in given:
-            split, names, said = split_off(labels["train"], names, test_split, seed)
-            notes += said
-            x, y, files = samples_of["train"], split.renumbered[labels["train"]], about.get("train_files")
-            for part, rows in (("train", split.kept), ("test", split.held)):
-                samples_of[part], labels[part] = x[rows], y[rows]
-                if files:
-                    about[f"{part}_files"] = tuple(files[i] for i in rows)
-            if "val" in labels:
-                y = split.renumbered[labels["val"]]
-                samples_of["val"], labels["val"] = samples_of["val"][y >= 0], y[y >= 0]
-        some, more = _some(samples_of["train"], seed)
-        mean, std, said = _moments(some, column_names)
-        notes += more
-        tensors = {f"x_{part}": standardised(f"x_{part}", x, mean, std) for part, x in samples_of.items()}
-        tensors |= {f"y_{part}": torch.from_numpy(y) for part, y in labels.items()}
-        about["notes"] = (*notes, *said)
+        samples, labels = {}, {}
+        for part, (x, y) in given.items():
+            if x is None:
+                continue
+            samples[part], last = (x, False) if isinstance(x, LazySamples) else read_samples(f"x_{part}", x)
+            labels[part] = _array(f"y_{part}", y)
+            if labels[part].shape != (len(samples[part]),):
+                raise ValueError(f"y_{part} must have shape ({len(samples[part])},), got {labels[part].shape}")
+            shape, wanted = samples[part].shape[1:], samples["train"].shape[1:]
+            if shape != wanted:
+                raise ValueError(f"x_{part} has samples of shape {shape}, x_train {wanted}")
+            if last and part == "train":
+                notes.append("images are read as (n, height, width, channels)")
+        arranged = arrange(labels, class_names, test_split=test_split, seed=seed, imbalance=imbalance, profile=profile)
+        files = {part: about.pop(f"{part}_files", ()) for part in ("train", "test")}
+        about |= {f"{part}_files": chosen(files[arranged.rows[part][0]], arranged.rows[part][1]) for part in files}
+        samples = {part: rows_of(samples[origin], rows) for part, (origin, rows) in arranged.rows.items()}
+        some, sampled = _some(samples["train"], seed)
+        mean, std, strange = moments(some, column_names)
+        tensors = {f"x_{part}": standardised(f"x_{part}", x, mean, std) for part, x in samples.items()}
+        tensors |= {f"y_{part}": torch.from_numpy(y) for part, y in arranged.labels.items()}
+        notes += [*arranged.notes, *sampled, *strange]
         return cls(
-            name=name, class_names=tuple(names), defaults=dict(defaults or {}), mean=mean, std=std, **tensors, **about
+            name=name, class_names=arranged.names, defaults=dict(defaults or {}), mean=mean, std=std, notes=tuple(notes),
+            **tensors, **about,
         )  # fmt: skip
 
 
@@ -234,29 +235,19 @@ def _blocks(array: np.ndarray) -> list[np.ndarray]:
     return [array[i : i + rows] for i in range(0, len(array), rows)]
 
 
-def _along(values: Tensor, dim: int) -> Tensor:
-    """(C,) values along axis 1 of samples of `dim` axes."""
-    return values.double().view(1, -1, *[1] * (dim - 2))
-
-
-def standardised(argument: str, samples: np.ndarray | Raw, mean: Tensor, std: Tensor) -> Samples:
+def standardised(argument: str, samples: np.ndarray | LazySamples, mean: Tensor, std: Tensor) -> Samples:
     """(n, ...) float32: (samples - mean) / std in float64. ValueError where the result has no place in float32."""
-    if isinstance(samples, Raw):
-        return LazySamples(samples, partial(_standardise, mean, std))
-    result = torch.empty(samples.shape, dtype=torch.float32)
-    at = 0
-    for block in _blocks(samples):
-        result[at : at + len(block)] = _standardise(
-            mean, std, torch.from_numpy(np.ascontiguousarray(block, np.float64))
-        )
-        at += len(block)
+    if isinstance(samples, LazySamples):
+        return samples.standardised(partial(_standardise, mean, std))
+    result = _standardise(mean, std, tensor(samples))
     if not bool(torch.isfinite(result).all()):
         raise ValueError(f"{argument} cannot be standardised in float32: its values are too large")
     return result
 
 
 def _standardise(mean: Tensor, std: Tensor, samples: Tensor) -> Tensor:
-    shift, scale = (_along(values.to(samples.device), samples.dim()) for values in (mean, std))
+    along = (1, -1, *[1] * (samples.dim() - 2))
+    shift, scale = (values.to(samples.device).double().view(along) for values in (mean, std))
     result = torch.empty(samples.shape, dtype=torch.float32, device=samples.device)
     rows = max(1, _BLOCK_VALUES // max(1, samples[:1].numel()))
     for block, out in zip(samples.split(rows), result.split(rows)):
@@ -264,16 +255,18 @@ def _standardise(mean: Tensor, std: Tensor, samples: Tensor) -> Tensor:
     return result
 
 
-def _some(samples: np.ndarray | Raw, seed: int) -> tuple[np.ndarray, list[str]]:
+def _some(samples: np.ndarray | LazySamples, seed: int) -> tuple[np.ndarray, list[str]]:
     """What mean and standard deviation are taken of: everything, or as many as are soon read."""
-    if not isinstance(samples, Raw) or len(samples) <= _SAMPLED:
-        return (samples.read() if isinstance(samples, Raw) else samples), []
-    chosen = np.sort(np.random.default_rng([seed, 30_000]).permutation(len(samples))[:_SAMPLED])
-    notes = [f"mean and standard deviation are those of {_SAMPLED} of the {len(samples)} training samples"]
-    return np.concatenate(list(samples[chosen].in_order())), notes
+    if not isinstance(samples, LazySamples):
+        return samples, []
+    notes = []
+    if len(samples) > _SAMPLED:
+        notes = [f"mean and standard deviation are those of {_SAMPLED} of the {len(samples)} training samples"]
+        samples = samples.rows(np.sort(np.random.default_rng([seed, 30_000]).permutation(len(samples))[:_SAMPLED]))
+    return np.concatenate([batch.numpy() for batch in samples.split()]), notes
 
 
-def _moments(samples: np.ndarray, names: Sequence[str] | None) -> tuple[Tensor, Tensor, list[str]]:
+def moments(samples: np.ndarray, names: Sequence[str] | None = None) -> tuple[Tensor, Tensor, list[str]]:
     """Mean and standard deviation (n - 1) by channel or column, in two float64 passes, and what is strange about them."""
     axes = (0, *range(2, samples.ndim))
     count = samples.size // samples.shape[1]
@@ -303,24 +296,3 @@ def _moments(samples: np.ndarray, names: Sequence[str] | None) -> tuple[Tensor, 
     elif constant.all():
         notes.append("all pixels have one and the same value")
     return torch.from_numpy(mean), torch.from_numpy(np.where(constant, 1.0, std)), notes
-
-
-def _labels(argument: str, labels: np.ndarray, length: int) -> np.ndarray:
-    if labels.shape != (length,):
-        raise ValueError(f"{argument} must have shape ({length},), got {labels.shape}")
-    if labels.min() < 0:
-        raise ValueError(f"{argument} holds the negative label {labels.min()}")
-    return labels
-
-
-def _check_classes(argument: str, labels: np.ndarray, num_classes: int, *, all_there: bool) -> None:
-    if labels.max() >= num_classes:
-        raise ValueError(f"{argument} holds label {labels.max()}, but there are {num_classes} classes")
-    if not all_there:
-        return
-    # Before a table of all classes is made: one forged label would make it as large as it likes.
-    if num_classes > len(labels):
-        raise ValueError(f"{argument} has {len(labels)} samples for {num_classes} classes: some have none")
-    empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0).tolist()
-    if empty:
-        raise ValueError(f"{argument} has no sample of class {', '.join(map(str, empty))}")

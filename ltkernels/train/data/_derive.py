@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ltkernels.train.data._dataset import Dataset
-from ltkernels.train.data._lazy import LazySamples, rows_of
-from ltkernels.train.data._split import fold_rows, listed
+from ltkernels.train.data._dataset import Dataset, moments, standardised
+from ltkernels.train.data._lazy import rows_of
+from ltkernels.train.data._longtail import thinned
+from ltkernels.train.data._split import chosen, fold_rows, listed
 
 
 def with_counts(data: Dataset, class_counts: Sequence[int], seed: int = 0) -> Dataset:
@@ -19,14 +22,12 @@ def with_counts(data: Dataset, class_counts: Sequence[int], seed: int = 0) -> Da
     """
     if len(class_counts) != data.num_classes:
         raise ValueError(f"class_counts has {len(class_counts)} entries, {data.name} has {data.num_classes} classes")
-    kept = []
     for label, (wanted, there) in enumerate(zip(class_counts, data.class_counts)):
         if not 1 <= wanted <= there:
             raise ValueError(f"class_counts asks for {wanted} samples of class {label}; {data.name} has {there}")
-        rows = (data.y_train == label).nonzero().flatten().numpy()
-        kept.append(np.random.default_rng([seed, label]).permutation(rows)[:wanted])
-    index = torch.from_numpy(np.concatenate(kept))
-    files = tuple(data.train_files[i] for i in index.tolist()) if data.train_files else ()
+    rows = thinned(data.y_train.numpy(), class_counts, seed)
+    index = torch.from_numpy(rows)
+    files = chosen(data.train_files, rows)
     return replace(data, x_train=rows_of(data.x_train, index), y_train=data.y_train[index], train_files=files)
 
 
@@ -67,49 +68,31 @@ def k_fold(data: Dataset, folds: int = 5, seed: int = 0) -> Iterator[Dataset]:
     """
     if not isinstance(folds, int) or isinstance(folds, bool) or folds < 2:
         raise ValueError(f"folds must be an integer of at least 2, got {folds!r}")
-    counts = data.class_counts
-    kept = [c for c, count in enumerate(counts) if count > 1]
-    if len(kept) < 1 or folds > max(counts):
-        raise ValueError(f"folds is {folds}, the largest class of {data.name} has {max(counts)} samples")
+    counts = np.array(data.class_counts)
+    kept = np.flatnonzero(counts > 1)
+    if not len(kept) or folds > counts.max():
+        raise ValueError(f"folds is {folds}, the largest class of {data.name} has {counts.max()} samples")
     notes = list(data.notes)
     for what, classes in (
-        ("left out, with one sample", [c for c in range(len(counts)) if c not in kept]),
-        (f"tested more than once, with fewer samples than {folds} folds", [c for c in kept if counts[c] < folds]),
+        ("left out, with one sample", counts == 1),
+        (f"tested more than once, with fewer samples than {folds} folds", (counts > 1) & (counts < folds)),
     ):
-        if classes:
-            notes.append(f"{what}: {listed([data.class_names[c] for c in classes])}")
-    renumbered = torch.full((len(counts),), -1)
-    renumbered[kept] = torch.arange(len(kept))
-    rows = (renumbered[data.y_train] >= 0).nonzero().flatten()
-    labels = renumbered[data.y_train[rows]]
-    for i, held in enumerate(fold_rows(labels.numpy(), folds, seed)):
-        tested = torch.zeros(len(rows), dtype=torch.bool)
-        tested[held] = True
-        parts = {"train": rows[~tested], "test": rows[tested]}
-        samples = {f"x_{part}": rows_of(data.x_train, index) for part, index in parts.items()}
-        moments = {}
-        if data.mean is not None and data.std is not None and not isinstance(data.x_train, LazySamples):
-            moments, samples = _standardised_anew(samples, data.mean, data.std)
-        files = {f"{part}_files": _chosen(data.train_files, index) for part, index in parts.items()}
-        ys = {"y_train": labels[~tested], "y_test": labels[tested], "x_val": None, "y_val": None}
-        names = tuple(data.class_names[c] for c in kept)
-        yield replace(
-            data, name=f"{data.name} fold {i + 1}/{folds}", class_names=names, notes=tuple(notes), **samples, **ys, **files, **moments
-        )  # fmt: skip
-
-
-def _chosen(files: Sequence[str], index: torch.Tensor) -> tuple[str, ...]:
-    return tuple(files[i] for i in index.tolist()) if files else ()
-
-
-def _standardised_anew(
-    samples: dict[str, torch.Tensor], mean: torch.Tensor, std: torch.Tensor
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The samples by the moments of x_train, and mean and std of the raw ones."""
-    x = samples["x_train"].double()
-    axes = (0, *range(2, x.dim()))
-    shift, scale = x.mean(axes), x.std(axes)
-    scale = torch.where(scale > 1e-6, scale, 1.0)  # constant here: standardised values are of order 1
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    found = {name: ((x.double() - shift.view(shape)) / scale.view(shape)).float() for name, x in samples.items()}
-    return {"mean": mean + std * shift, "std": std * scale}, found
+        if classes.any():
+            notes.append(f"{what}: {listed(chosen(data.class_names, classes))}")
+    y = data.y_train.numpy()
+    rows = np.flatnonzero(counts[y] > 1)
+    labels = np.searchsorted(kept, y[rows])
+    for i, held in enumerate(fold_rows(labels, folds, seed)):
+        tested = np.isin(np.arange(len(rows)), held)
+        changes: dict[str, Any] = {"x_val": None, "y_val": None}
+        for part, of in (("train", ~tested), ("test", tested)):
+            changes[f"x_{part}"] = rows_of(data.x_train, torch.from_numpy(rows[of]))
+            changes[f"y_{part}"] = torch.from_numpy(labels[of])
+            changes[f"{part}_files"] = chosen(data.train_files, rows[of])
+        x = changes["x_train"]
+        if data.mean is not None and data.std is not None and isinstance(x, Tensor):
+            shift, scale, _ = moments(x.numpy())
+            changes |= {name: standardised(name, changes[name].numpy(), shift, scale) for name in ("x_train", "x_test")}
+            changes |= {"mean": data.mean + data.std * shift, "std": data.std * scale}
+        names = chosen(data.class_names, kept)
+        yield replace(data, name=f"{data.name} fold {i + 1}/{folds}", class_names=names, notes=tuple(notes), **changes)

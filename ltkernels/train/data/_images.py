@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -46,14 +46,15 @@ Decoded = Callable[[str, int, int, dict[str, Any]], None]
 class Source:
     """One image file: the name that messages use, a function that opens it, and its place among files that are best read
     in order (a compressed archive starts anew to go back; `in_order`: it can be read no other way). `path` is the file on disk that
-    it is or lies in, `stamp` says which content it has where there is none."""
+    it is or lies in, `stamp` says which content it has where there is none; `file` is its name in tables."""
 
     name: str
-    open: Callable[[], BinaryIO]
+    open: Callable[[], Any]
     place: int = 0
     in_order: bool = False
     path: str | None = None
     stamp: str = ""
+    file: str = ""
 
     @property
     def label(self) -> str:
@@ -61,9 +62,9 @@ class Source:
         return clipped(self.name, 500)
 
 
-def of_file(path: str | Path) -> Source:
+def of_file(path: str | Path, file: str = "") -> Source:
     """A file on disk."""
-    return Source(str(path), functools.partial(open, path, "rb"), path=str(path))
+    return Source(str(path), functools.partial(open, path, "rb"), path=str(path), file=file)
 
 
 def pillow() -> Any:
@@ -73,24 +74,6 @@ def pillow() -> Any:
     except ImportError as error:
         raise ImportError('reading image files needs Pillow: pip install "ltkernels[images]"') from error
     return Image
-
-
-class _Files:
-    """Image files as rows of pixels, decoded when they are read."""
-
-    slow = True
-
-    def __init__(self, sources: Sequence[Source], size: int | None, shape: tuple[int, ...]) -> None:
-        self._sources, self._size, self.shape = sources, size, (len(sources), *shape)
-        # Not where they lie: a run goes on where its data were moved.
-        self.digest = _digest(f"{PurePath(s.name).name}\0{_stat(s)[0]}{s.stamp}" for s in sources)
-
-    def read(self, rows: Sequence[int]) -> np.ndarray:
-        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for i, row in enumerate(rows):
-            source = self._sources[row]
-            out[i] = _pixels(pillow(), source, _read(source), self._size, self.shape[1:])
-        return out
 
 
 def _stat(source: Source) -> tuple[int, int]:
@@ -118,62 +101,57 @@ def pictures(
     cache: Path | None = None,
     workers: int | None = None,
     progress: Decoded | None = None,
-) -> np.ndarray | _lazy.Raw:
+) -> np.ndarray | _lazy.LazySamples:
     """(n, 3, height, width) uint8 as `decode` makes them: in memory where they fit, else decoded when they are asked for.
 
     In the folder `cache` they are kept decoded, in a file that is mapped into memory, for this run and others. Raises as
     `decode`, and ValueError for archives that do not fit into memory without a cache.
     """
-    first = _first(sources, size)
-    total = len(sources) * prod(first.shape)
+    pillow()
+    if size is not None and not 1 <= size <= MAX_SIZE:
+        raise ValueError(f"image_size must be between 1 and {MAX_SIZE}, got {size}")
+    first = min(sources, key=lambda source: source.place)
+    like = _decoded([first], size, None, 0)
+    shape = (len(sources), *like.shape)
     if cache is not None:
-        order = np.argsort(np.array([source.name for source in sources], dtype=object), kind="stable")
-        array = _cached([sources[i] for i in order], size, first, cache, progress)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
+        order = sorted(range(len(sources)), key=lambda i: sources[i].name)
+        array = _cached([sources[i] for i in order], size, shape, cache, progress)
         # Equal names may be many rows of one file.
-        raw = _lazy.Raw.mapped(array, hashlib.sha256(str(array.shape).encode()).digest())[place]
-        return raw if total > _lazy.MAX_IN_MEMORY else raw.read()
-    if total <= _lazy.MAX_IN_MEMORY:
-        return decode(sources, size, progress=progress)
+        mapped = _lazy.Mapped(array, hashlib.sha256(str(shape).encode()).digest())
+        place = np.argsort(order)
+        return _lazy.LazySamples(mapped).rows(place) if prod(shape) > _lazy.MAX_IN_MEMORY else mapped.read(place)
+    if prod(shape) <= _lazy.MAX_IN_MEMORY:
+        return decode(sources, size, np.empty(shape, np.uint8), progress)
     if any(source.in_order for source in sources):
         raise ValueError(
-            f"{len(sources)} images of {first.shape[2]} x {first.shape[1]} take {total / 2**30:.1f} GiB decoded, more than "
+            f"{len(sources)} images of {shape[3]} x {shape[2]} take {prod(shape) / 2**30:.1f} GiB decoded, more than "
             f"{_lazy.MAX_IN_MEMORY / 2**30:g}, and an archive is read in its order alone: unpack it, name a folder for the decoded "
             "images with --cache, or choose a smaller image_size"
         )
-    return _lazy.Raw(_Files(sources, size, first.shape), workers=workers)
+    # Not where they lie: a run goes on where its data were moved.
+    digest = _digest(f"{PurePath(source.name).name}\0{_stat(source)[0]}{source.stamp}" for source in sources)
+    get = functools.partial(_decoded, sources, size, like.shape)
+    return _lazy.LazySamples(_lazy.Items(get, len(sources), like, digest), workers)
 
 
-def _first(sources: Sequence[Source], size: int | None) -> np.ndarray:
-    """The image that lies first, which says what size all have; arguments are checked."""
-    image_module = pillow()
-    if size is not None and not 1 <= size <= MAX_SIZE:
-        raise ValueError(f"image_size must be between 1 and {MAX_SIZE}, got {size}")
-    if not sources:
-        raise ValueError("there are no images to decode")
-    first = min(sources, key=lambda source: source.place)
-    return _pixels(image_module, first, _read(first), size, None)
+def _decoded(sources: Sequence[Source], size: int | None, shape: tuple[int, ...] | None, row: int) -> np.ndarray:
+    return _pixels(sources[row], _read(sources[row]), size, shape)
 
 
 def _cached(
-    sources: Sequence[Source], size: int | None, first: np.ndarray, folder: Path, progress: Decoded | None
+    sources: Sequence[Source], size: int | None, shape: tuple[int, ...], folder: Path, progress: Decoded | None
 ) -> np.ndarray:
     """The decoded images of a file in `folder`, which is made where there is none for these files as they are now."""
     key = _digest([f"{size}", *(f"{source.name}\0{_stat(source)}{source.stamp}" for source in sources)]).hex()[:32]
-    path, shape = folder / f"pictures-{key}.npy", (len(sources), *first.shape)
+    path = folder / f"pictures-{key}.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if prod(shape) > free:
             raise ValueError(f"cache {folder}: {prod(shape) / 2**30:.1f} GiB are needed, {free / 2**30:.1f} are free")
         with replacing(path) as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            file.flush()
-            start = file.tell()
-            file.truncate(start + prod(shape))
-            out = np.memmap(file.name, np.uint8, "r+", start, shape)
-            decode(sources, size, out=out, progress=progress)
+            out = np.lib.format.open_memmap(file.name, "w+", np.uint8, shape)
+            decode(sources, size, out, progress)
             out.flush()
     array = map_npy(path)
     if array.shape != shape or array.dtype != np.uint8:
@@ -181,59 +159,44 @@ def _cached(
     return array
 
 
-def decode(
-    sources: Sequence[Source],
-    size: int | None,
-    *,
-    out: np.ndarray | None = None,
-    progress: Decoded | None = None,
-) -> np.ndarray:
-    """(n, 3, height, width) uint8, in `out` where it is given: the images as RGB, transparent parts on white; of several frames
-    the first.
+def decode(sources: Sequence[Source], size: int | None, out: np.ndarray, progress: Decoded | None = None) -> np.ndarray:
+    """`out` (n, 3, height, width) uint8, filled: the images as RGB, transparent parts on white; of several frames the first.
 
     With `size`, each is scaled so that its shorter side has `size` pixels and cut to the central square; without, all
     must have one size. Images are turned as their EXIF orientation says. Raises
     ImportError without Pillow, and ValueError naming the file that is no image, damaged, too large or of another size.
     """
-    image_module = pillow()
 
-    def put(i: int, content: bytes) -> None:
+    def put(item: tuple[int, bytes]) -> None:
         # Into its place at once: decoded images that wait for a slower one before them would add up.
-        assert out is not None
-        out[i] = _pixels(image_module, sources[i], content, size, out.shape[1:])
+        i, content = item
+        out[i] = _pixels(sources[i], content, size, out.shape[1:])
 
-    order = sorted(range(len(sources)), key=lambda i: sources[i].place)
     done = 0
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        for chunk, contents in _chunks(sources, order):
-            if out is None:
-                shape = _pixels(image_module, sources[chunk[0]], contents[0], size, None).shape
-                out = np.empty((len(sources), *shape), np.uint8)
+        for chunk in _chunks(sources):
             # Pillow decodes outside Python's lock, but a small image is all Python, where threads only get in the way.
-            each = pool.map if sum(map(len, contents)) > _WORTH_A_THREAD * len(contents) else map
-            for _ in each(put, chunk, contents):
+            each = pool.map if sum(len(content) for _, content in chunk) > _WORTH_A_THREAD * len(chunk) else map
+            for _ in each(put, chunk):
                 pass
             done += len(chunk)
             if progress:
                 progress("decoding", done, len(sources), {})
-    assert out is not None
     return out
 
 
-def _chunks(sources: Sequence[Source], order: Sequence[int]) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Indices of files to decode together, and the files' content: few and small enough for the memory."""
-    chunk: list[int] = []
-    contents: list[bytes] = []
+def _chunks(sources: Sequence[Source]) -> Iterator[list[tuple[int, bytes]]]:
+    """Files to decode together, by index and content, in the order of their places: few and small enough for the memory."""
+    chunk: list[tuple[int, bytes]] = []
     held = 0
-    for i in order:
-        chunk.append(i)
-        contents.append(_read(sources[i]))
-        held += len(contents[-1])
+    for i in sorted(range(len(sources)), key=lambda i: sources[i].place):
+        chunk.append((i, _read(sources[i])))
+        held += len(chunk[-1][1])
         if len(chunk) == _CHUNK or held >= _CHUNK_BYTES:
-            yield chunk, contents
-            chunk, contents, held = [], [], 0
+            yield chunk
+            chunk, held = [], 0
     if chunk:
-        yield chunk, contents
+        yield chunk
 
 
 def _read(source: Source) -> bytes:
@@ -247,40 +210,36 @@ def _read(source: Source) -> bytes:
     return content
 
 
-def _pixels(
-    image_module: Any, source: Source, content: bytes, size: int | None, shape: tuple[int, ...] | None
-) -> np.ndarray:
+def _pixels(source: Source, content: bytes, size: int | None, shape: tuple[int, ...] | None) -> np.ndarray:
     """(3, height, width) uint8; with `shape`, of that shape."""
+    image_module = pillow()
     from PIL import UnidentifiedImageError
 
+    formats = _formats(image_module)
     pixels = None
     try:
         if not content:
             raise ValueError("the file is empty")
         # Opening reads the header alone.
-        with image_module.open(io.BytesIO(content), formats=_formats(image_module)) as image:
+        with image_module.open(io.BytesIO(content), formats=formats) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
             # An image of another size is not decoded; one on its side may be turned by its EXIF orientation.
             if size is not None or shape is None or sorted(image.size) == sorted(shape[1:]):
-                if size is not None:
-                    # A JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough.
-                    image.draft("RGB", (size, size))
-                pixels = from_pillow(image, size)
+                pixels = _prepared(image, size)
                 height, width = pixels.shape[1:]
-    except UnidentifiedImageError as error:
-        kinds = ", ".join(_formats(image_module))
-        raise ValueError(f"{source.label}: not a usable image: by its content it is none of {kinds}") from error
     except Exception as error:  # a damaged file makes Pillow raise OSError, SyntaxError, struct.error, ...
         reason = clipped(error).partition("\n")[0]
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"by its content it is none of {', '.join(formats)}"
         raise ValueError(f"{source.label}: not a usable image: {reason}") from error
-    if pixels is None or (shape is not None and pixels.shape != shape):
-        assert shape is not None
+    if shape is not None and (pixels is None or pixels.shape != shape):
         raise ValueError(
             f"{source.label}: {width} x {height} pixels, another image has {shape[2]} x {shape[1]}; set image_size to bring all "
             f"to one size"
         )
+    assert pixels is not None
     return pixels
 
 
@@ -291,21 +250,24 @@ def _formats(image_module: Any) -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in image_module.OPEN)
 
 
-def from_pillow(image: Any, size: int | None) -> np.ndarray:
+def _prepared(image: Any, size: int | None) -> np.ndarray:
     """(3, height, width) uint8 of a Pillow image, prepared as `decode` says."""
     from PIL import Image, ImageOps
 
-    image = _as_rgb(Image, ImageOps.exif_transpose(image))
+    if size is not None:
+        # A JPEG decodes straight to 1/2, 1/4 or 1/8, if that is large enough.
+        image.draft("RGB", (size, size))
+    image = _as_rgb(ImageOps.exif_transpose(image))
     if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def _as_rgb(image_module: Any, image: Any) -> Any:
+def _as_rgb(image: Any) -> Any:
     if image.mode in _WITH_ALPHA or (image.mode in _PLAIN and "transparency" in image.info):
         image = image.convert("RGBA")
-        white = image_module.new("RGBA", image.size, "white")
-        return image_module.alpha_composite(white, image).convert("RGB")
+        white = pillow().new("RGBA", image.size, "white")
+        return pillow().alpha_composite(white, image).convert("RGB")
     if image.mode not in _PLAIN:
         raise ValueError(f"pixels of mode {image.mode}; 8 bits a channel are read")
     return image.convert("RGB")

@@ -2,6 +2,7 @@
 
 import numbers
 import reprlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,9 +53,10 @@ def make_long_tailed(labels: np.ndarray, imbalance: float, profile: str = "exp",
         # Before a table of all classes is made: one forged label would make it as large as it likes.
         raise ValueError(f"labels reach {labels.max()}, of {len(labels)} samples: some class has none")
     available = np.bincount(labels)
-    sizes = class_sizes(int(available.min()), len(available), imbalance, profile)
-    kept = [
-        np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))[:size]
-        for label, size in enumerate(sizes)
-    ]
-    return np.concatenate(kept)
+    return thinned(labels, class_sizes(int(available.min()), len(available), imbalance, profile), seed)
+
+
+def thinned(labels: np.ndarray, sizes: Sequence[int], seed: int) -> np.ndarray:
+    """Indices (int64, grouped by class) of sizes[c] samples of each class c, kept by a shuffle seeded with (seed, class)."""
+    rows = (np.random.default_rng([seed, c]).permutation(np.flatnonzero(labels == c)) for c in range(len(sizes)))
+    return np.concatenate([of_class[:size] for of_class, size in zip(rows, sizes)])

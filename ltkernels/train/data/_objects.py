@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from ltkernels._arrays import class_indices, plain
+from ltkernels._arrays import plain
 from ltkernels.train.data import _lazy
 from ltkernels.train.data._archive import clipped
 from ltkernels.train.data._dataset import DataRequest, Dataset
 from ltkernels.train.data._images import Source
-from ltkernels.train.data._lazy import Raw
-from ltkernels.train.data._pictures import Part, build
+from ltkernels.train.data._pictures import build
+from ltkernels.train.data._split import with_test
 
 _IMAGE, _LABEL = ("image", "img", "picture", "features", "x"), ("label", "labels", "fine_label", "target", "y")
-_VALIDATION = ("validation", "valid", "val")
+_PARTS = {"train": "train", "test": "test", "validation": "val", "valid": "val", "val": "val"}
 
 
 def from_torch(
@@ -45,52 +46,27 @@ def from_torch(
     return Dataset.from_arrays(**arrays, **settings)
 
 
-class _Items:
-    """Samples of a torch `Dataset`, read when they are asked for."""
-
-    slow = True
-
-    def __init__(self, source: Any) -> None:
-        first = _sample(source[0][0])
-        self._source, self.shape, self._dtype = source, (len(source), *first.shape), first.dtype
-        # Its content is not known without reading all of it.
-        self.digest = f"{type(source).__qualname__} {self.shape}".encode()
-
-    def read(self, rows: Sequence[int]) -> np.ndarray:
-        out = np.empty((len(rows), *self.shape[1:]), self._dtype)
-        for i, row in enumerate(rows):
-            sample = _sample(self._source[row][0])
-            if sample.shape != self.shape[1:]:
-                raise ValueError(f"sample {row} has the shape {sample.shape}, the first one {self.shape[1:]}")
-            out[i] = sample
-        return out
+def _item(source: Any, row: int) -> np.ndarray:
+    return _sample(source[row][0])
 
 
-def _read(name: str, source: Any, workers: int | None) -> tuple[np.ndarray | Raw, np.ndarray]:
-    if isinstance(source, torch.utils.data.DataLoader) or not hasattr(source, "__len__"):
-        return _collected(name, source)
-    if not len(source):
-        raise ValueError(f"{name} is empty")
-    # A map-style Dataset need not be iterable: Python's own protocol would never end where __getitem__ raises no IndexError.
-    pairs = (source[i] for i in range(len(source)))
-    first = _pair(name, source[0])[0]
-    if len(first.shape) == 3 and first.nbytes * len(source) > _lazy.MAX_IN_MEMORY:
-        targets = getattr(source, "targets", None)
-        found = targets if targets is not None and len(targets) == len(source) else [item[1] for item in pairs]
-        return Raw(_Items(source), workers=workers), np.asarray(found)
-    return _collected(name, pairs, batched=False)
-
-
-def _pair(name: str, item: Any) -> tuple[np.ndarray, np.ndarray]:
-    if not isinstance(item, Sequence) or len(item) != 2:
-        raise TypeError(f"{name} must give (sample, label) pairs, got {type(item).__name__}")
-    return _sample(item[0]), np.asarray(item[1])
-
-
-def _collected(name: str, items: Iterable[Any], *, batched: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
-    batched = isinstance(items, torch.utils.data.DataLoader) if batched is None else batched
+def _read(name: str, source: Any, workers: int | None) -> tuple[np.ndarray | _lazy.LazySamples, np.ndarray]:
+    batched = isinstance(source, DataLoader)
+    pairs: Iterable[Any] = source
+    if hasattr(source, "__len__") and not batched:
+        # A map-style Dataset need not be iterable: Python's own protocol would never end where __getitem__ raises no IndexError.
+        first = _pair(name, source[0])[0] if len(source) else np.empty(0)
+        if first.ndim == 3 and first.nbytes * len(source) > _lazy.MAX_IN_MEMORY:
+            targets = getattr(source, "targets", None)
+            known = targets is not None and len(targets) == len(source)
+            labels = targets if known else [source[i][1] for i in range(len(source))]
+            # Its content is not known without reading all of it.
+            digest = f"{type(source).__qualname__} {(len(source), *first.shape)}".encode()
+            items = _lazy.Items(partial(_item, source), len(source), first, digest)
+            return _lazy.LazySamples(items, workers), np.asarray(labels)
+        pairs = (source[i] for i in range(len(source)))
     samples, labels = [], []
-    for item in items:
+    for item in pairs:
         sample, label = _pair(name, item)
         samples.append(sample)
         labels.append(label)
@@ -100,6 +76,12 @@ def _collected(name: str, items: Iterable[Any], *, batched: bool | None = None) 
         raise ValueError(f"{name} is empty")
     join = np.concatenate if batched else np.stack
     return join(samples), join(labels)
+
+
+def _pair(name: str, item: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(item, Sequence) or len(item) != 2:
+        raise TypeError(f"{name} must give (sample, label) pairs, got {type(item).__name__}")
+    return _sample(item[0]), np.asarray(item[1])
 
 
 def _sample(value: Any) -> np.ndarray:
@@ -119,39 +101,33 @@ def from_huggingface(
     features, x) and holds pictures, brought to `image_size` (see `data.load` for what else `request` says of them), or equal lists
     of numbers; without one, all other columns are numbers. `settings` go to `Dataset.from_arrays`. Raises ValueError in words.
     """
-    parts = dict(source) if isinstance(source, Mapping) else {"train": source}
-    if "train" not in parts:
-        raise ValueError(f"the data set has no split train; it has {', '.join(map(str, parts))}")
-    names = ["train"] + [name for name in ("test", *_VALIDATION) if name in parts]
-    keys = {name: name if name in ("train", "test") else ("val" if "test" in names else "test") for name in names}
-    first = parts["train"]
-    label = _column(first.column_names, _LABEL)
+    given = dict(source) if isinstance(source, Mapping) else {"train": source}
+    if "train" not in given:
+        raise ValueError(f"the data set has no split train; it has {', '.join(map(str, given))}")
+    parts, notes = with_test({part: (name, given[name]) for name, part in _PARTS.items() if name in given})
+    first = given["train"]
+    label, image = (next((c for c in names if c in first.column_names), None) for names in (_LABEL, _IMAGE))
     if label is None:
         raise ValueError(f"no column of labels: none is called {', '.join(_LABEL)}; there are {first.column_names}")
-    image = _column(first.column_names, _IMAGE)
     if hasattr(first.features[label], "names"):
         settings.setdefault("class_names", list(first.features[label].names))
-    labels = {keys[name]: np.asarray(parts[name][label]) for name in names}
-    if image is None or type(first.features[image]).__name__ != "Image":
-        columns = [image] if image else [name for name in first.column_names if name != label]
-        given = {f"x_{keys[name]}": _numbers(parts[name], columns) for name in names}
-        given |= {f"y_{key}": y for key, y in labels.items()}
-        if image is None:
-            settings.setdefault("column_names", columns)
-        return Dataset.from_arrays(**given, **settings)
-    request = replace(request or DataRequest(), image_size=image_size)
-    numbers, found = class_indices({f"y_{key}": y for key, y in labels.items()}, settings.pop("class_names", None))
-    pictures = {}
-    for name in names:
-        rows = _sources(parts[name], name, image, Path(request.argument) if request.argument else None)
-        key = keys[name]
-        pictures[key] = Part(rows, numbers[f"y_{key}"], tuple(row.name for row in rows))
-    found = found or tuple(str(i) for i in range(1 + max(int(y.max()) for y in numbers.values())))
-    return build(request, settings.pop("name", "custom"), pictures, found)
-
-
-def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
-    return next((name for name in wanted if name in columns), None)
+    labels = {part: np.asarray(rows[label]) for part, (_, rows) in parts.items()}
+    if image is not None and type(first.features[image]).__name__ == "Image":
+        request = replace(
+            request or DataRequest(),
+            image_size=image_size,
+            **{key: settings.pop(key) for key in DataRequest().division() if key in settings},
+        )
+        root = Path(request.argument) if request.argument else None
+        pictures = {part: (_sources(rows, name, image, root), labels[part]) for part, (name, rows) in parts.items()}
+        name, names = settings.pop("name", "custom"), settings.pop("class_names", None)
+        return build(request, name, name, pictures, names, notes)
+    columns = [image] if image else [name for name in first.column_names if name != label]
+    if image is None:
+        settings.setdefault("column_names", columns)
+    arrays = {f"x_{part}": _numbers(rows, columns) for part, (_, rows) in parts.items()}
+    arrays |= {f"y_{part}": y for part, y in labels.items()}
+    return Dataset.from_arrays(**arrays, notes=notes, **settings)
 
 
 def _numbers(part: Any, columns: Sequence[str]) -> np.ndarray:
@@ -199,12 +175,11 @@ def load_huggingface(request: DataRequest) -> Dataset:
         import datasets
     except ImportError as error:
         raise ImportError("hf:PATH needs the package datasets: pip install datasets") from error
-    settings = {"name": f"hf:{path.name}", "test_split": request.test_split, "seed": request.seed}
+    settings = {"name": f"hf:{path.name}", **request.division()}
+    request = replace(request, argument=str(path))
     try:
         given = datasets.load_from_disk(str(path))
-        return from_huggingface(
-            given, image_size=request.image_size, request=request.with_argument(str(path)), **settings
-        )
+        return from_huggingface(given, image_size=request.image_size, request=request, **settings)
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise ValueError(f"{path}: {str(error)[:300]}") from error
 
@@ -217,8 +192,8 @@ def load_by_import(name: str, request: DataRequest) -> Dataset:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"data set {name!r} cannot be imported: {error}") from error
     given = loader(request)
-    if isinstance(given, torch.utils.data.Dataset | torch.utils.data.DataLoader):
+    if isinstance(given, TorchDataset | DataLoader):
         given = (given,)
     if isinstance(given, tuple) and 1 <= len(given) <= 2:
-        given = from_torch(*given, name=name, test_split=request.test_split, seed=request.seed, workers=request.workers)
+        given = from_torch(*given, name=name, workers=request.workers, **request.division())
     return given

@@ -7,7 +7,6 @@ rest is thinned to the profile: 124 images of digit 0 down to 6 of digit 9 at th
 import numpy as np
 
 from ltkernels.train.data._dataset import DataRequest, Dataset
-from ltkernels.train.data._longtail import make_long_tailed
 
 TEST_PER_CLASS = 50
 DEFAULT_IMBALANCE = 20.0
@@ -26,14 +25,13 @@ def load(request: DataRequest) -> Dataset:
     rng = np.random.default_rng([request.seed, 10_000])
     held_out = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:TEST_PER_CLASS] for c in range(10)])
     rest = np.setdiff1d(np.arange(len(labels)), held_out)
-    imbalance = DEFAULT_IMBALANCE if request.imbalance is None else request.imbalance
-    kept = rest[make_long_tailed(labels[rest], imbalance, request.profile, request.seed)]
     return Dataset.from_arrays(
-        images[kept],
-        labels[kept],
+        images[rest],
+        labels[rest],
         images[held_out],
         labels[held_out],
         name="digits-lt",
         # One thread: on 8x8 images a second one gains nothing, and waits for its turn wherever the machine is busy.
         defaults={"epochs": 25, "batch_size": 32, "lr": 0.05, "threads": 1},
+        **request.division(DEFAULT_IMBALANCE),
     )

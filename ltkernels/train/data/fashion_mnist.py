@@ -5,14 +5,14 @@ looks. An IDX file is a big-endian header (magic 0x0000TTDD: type TT, DD dimensi
 """
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from ltkernels.train.data._dataset import DataRequest, Dataset
-from ltkernels.train.data._longtail import make_long_tailed
+from ltkernels.train.data._dataset import DataRequest, Dataset, naming
 
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 DEFAULT_IMBALANCE = 100.0
@@ -27,30 +27,16 @@ _MAX_BYTES = 1 << 27
 def load(request: DataRequest) -> Dataset:
     """Load fashion-mnist-lt. Raises FileNotFoundError saying where to put the files, ValueError for a broken one."""
     folder = request.data_dir or DEBIAN_DIR
-    x_train = read_idx(_find(folder, "train-images-idx3-ubyte"), dims=3)
-    y_train = read_idx(_find(folder, "train-labels-idx1-ubyte"), dims=1)
-    x_test = read_idx(_find(folder, "t10k-images-idx3-ubyte"), dims=3)
-    y_test = read_idx(_find(folder, "t10k-labels-idx1-ubyte"), dims=1)
-    for what, images, labels in (("train", x_train, y_train), ("t10k", x_test, y_test)):
-        if len(images) != len(labels) or len(labels) == 0 or labels.max() >= len(CLASS_NAMES):
-            raise ValueError(
-                f"{folder}: the {what} files disagree: {len(images)} images, {len(labels)} labels, "
-                f"largest label {labels.max(initial=0)} (of {len(CLASS_NAMES)} classes)"
-            )
-    imbalance = DEFAULT_IMBALANCE if request.imbalance is None else request.imbalance
-    try:
-        kept = make_long_tailed(y_train, imbalance, request.profile, request.seed)
+    arrays = [read_idx(_find(folder, f"{part}-images-idx3-ubyte"), dims=3) for part in ("train", "t10k")]
+    labels = [read_idx(_find(folder, f"{part}-labels-idx1-ubyte"), dims=1) for part in ("train", "t10k")]
+    with naming(folder):
         return Dataset.from_arrays(
-            x_train[kept],
-            y_train[kept].astype(np.int64),
-            x_test,
-            y_test.astype(np.int64),
+            *(arrays[0], labels[0], arrays[1], labels[1]),
             class_names=CLASS_NAMES,
             name="fashion-mnist-lt",
             defaults={"epochs": 12, "batch_size": 128, "lr": 0.1},
+            **request.division(DEFAULT_IMBALANCE),
         )
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -79,11 +65,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
     if len(content) < header or content[:4] != bytes((0, 0, _UINT8, dims)):
         raise ValueError(f"{path}: not an IDX file of unsigned bytes with {dims} dimensions")
     shape = struct.unpack(f">{dims}I", content[4:header])
-    # Python's integers: forged sizes cannot overflow the product.
-    expected = 1
-    for size in shape:
-        expected *= size
-    if len(content) - header != expected:
+    # Of Python's integers: forged sizes cannot overflow the product.
+    if len(content) - header != math.prod(shape):
         raise ValueError(f"{path}: the header promises {shape}, but {len(content) - header} bytes follow")
-    # A copy: an array over immutable bytes makes torch warn.
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
