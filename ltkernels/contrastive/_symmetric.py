@@ -41,7 +41,7 @@ def _compute(inputs: Inputs, call: Rows, request: Request) -> tuple[Outputs, lis
     n, real = len(rows), real_dtype(rows.dtype)
     sigma = inverse_tau.to(torch.float64).expand(n)
     reference = None
-    if rows.is_cpu and not need_shift and n:
+    if call.backend == "cpu" and not need_shift and n:
         reference = fixed_reference(call, sigma, None if shift is None else shift.to(real))
     if reference is None:
         needs = (need_rows, need_rows, need_base, need_linear, need_scale, need_shift)
@@ -54,7 +54,7 @@ def _compute(inputs: Inputs, call: Rows, request: Request) -> tuple[Outputs, lis
     scale, top = float(inverse_tau), float(reference[0])
     a = rows.to(real).contiguous()
     weight = None if shift is None else torch.exp(shift.to(real)).contiguous()
-    size = chunk_rows_of(n, n, call.chunk_rows)
+    size = chunk_rows_of(n, n, call.chunk_rows, call.backend)
     chunk = torch.empty(size * n, dtype=real)
 
     def part(begin: int) -> Tensor:
