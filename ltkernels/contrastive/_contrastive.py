@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _checks
+from .. import _backends, _checks
 from .._backends import Explanation
 from .._errors import ArgumentError, DTypeError
 from .._ranks import Ranks
 from .._watch import is_dtensor
 from ._kinds import KINDS, Batch
 from ._logsumexp import chunk, explained, indices, matrix, readable, unit, within
-from ._rows import backend_of
 
 
 def contrastive(
@@ -87,7 +86,7 @@ def contrastive(
             every rank returns the same loss. The gradient is scaled for `DistributedDataParallel`, which averages over the ranks. A queue
             must be the same on all ranks. Batches must have one size.
         chunk_rows: rows of a chunk of similarities; by default 2^19 similarities (2^23 on a GPU), at least 128 rows.
-        backend: None, ``"cpu"``, ``"triton"`` or ``"torch"``, of the kernel between the products; see `ltkernels.explain`.
+        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, of the kernel between the products; see `ltkernels.explain`.
 
     Returns:
         The loss, float64 for float64 features and float32 for all others. Gradients with respect to features, centres, logits and tau.
@@ -125,7 +124,7 @@ def contrastive(
     _checks.reduction(reduction)
     rows, views = _views(features)
     real, device, n = _checks.real_dtype(features.dtype), features.device, len(rows)
-    served = backend_of(backend, device)
+    served = _backends.choose(backend, device)
     ignore_index = _checks.integer("ignore_index", ignore_index)
     ranks = None if group is None else Ranks(group)
     labels = _labels(labels, kind, features, plan.labels, 0 if ranks is None else ranks.rank)

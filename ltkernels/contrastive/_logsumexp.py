@@ -12,7 +12,7 @@ from .._call import NONE
 from .._errors import ArgumentError, DTypeError
 from .._head import EPS
 from .._watch import watched
-from ._rows import LOGSUMEXP, Rows, backend_of, chunk_rows_of
+from ._rows import LOGSUMEXP, Rows, chunk_rows_of
 
 SUM = _checks.REDUCTION_CODES["sum"]
 
@@ -127,7 +127,7 @@ def linear_logsumexp(
         normalize: takes the cosines. The largest similarity need not be looked for then, where scale and shift leave float32 its range
             (scales up to 43 without a shift); without it every row's maxima are.
         chunk_rows: rows of a chunk of products; by default 2^19 products (2^23 on a GPU), at least 128 rows.
-        backend: None, ``"cpu"``, ``"triton"`` or ``"torch"``, of the kernel between the products; see `ltkernels.explain`.
+        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, of the kernel between the products; see `ltkernels.explain`.
 
     Returns:
         ``(other, own)``, each (N,), float64 for float64 rows and float32 for all others; -inf where there is no column. Gradients with
@@ -137,8 +137,8 @@ def linear_logsumexp(
         ValueError: a shape, device or index that does not fit (argument, row and value).
         TypeError: a dtype that does not fit.
 
-    The similarities are computed in float32 (float64 for float64 rows). On a GPU the kernel is Triton's, and without Triton the chunks are
-    torch's operations. Second derivatives, forward mode and function transforms take the N x M similarities.
+    The similarities are computed in float32 (float64 for float64 rows). On a GPU the kernel is CUDA's or Triton's, and without either
+    the chunks are torch's operations. Second derivatives, forward mode and function transforms take the N x M similarities.
 
     Example:
         >>> other, own = ltk.functional.linear_logsumexp(torch.eye(2), torch.eye(2), own_index=torch.arange(2))
@@ -148,7 +148,7 @@ def linear_logsumexp(
     rows = matrix("rows", rows)
     columns = matrix("columns", columns, rows, "rows")
     real, (n, m) = _checks.real_dtype(rows.dtype), (len(rows), len(columns))
-    served = backend_of(backend, rows.device)
+    served = _backends.choose(backend, rows.device)
     if row_scale is not None and not isinstance(row_scale, Tensor):
         row_scale = torch.full((n,), _checks.number("row_scale", row_scale), dtype=real, device=rows.device)
     if row_scale is not None:
@@ -185,14 +185,14 @@ def _explain(
 
 
 def explained(like: Tensor, rows: int, columns: int, chunk_rows: int | None, backend: str | None) -> Explanation:
-    served = backend_of(backend, like.device)
+    served = _backends.choose(backend, like.device)
     if like.device.type not in ("cpu", "cuda"):
         return Explanation("torch", f"torch's operations on all {rows} x {columns} similarities")
     size = chunk_rows_of(rows, columns, chunk_rows or 0, served)
     held = f"chunks of {size} of {rows} rows x {columns} columns"
     if served == "torch":
         return Explanation("torch", f"torch's operations; {held}")
-    kernel = "compiled" if served == "cpu" else "Triton"
+    kernel = {"cpu": "compiled", "cuda": "compiled CUDA", "triton": "Triton"}[served]
     name = _backends.explain(served, like.device).backend
     return Explanation(name, f"{kernel} kernel between matrix products; {held}")
 

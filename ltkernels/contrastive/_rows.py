@@ -19,7 +19,6 @@ from torch import Tensor
 from .. import _backends
 from .._call import NONE
 from .._checks import real_dtype
-from .._errors import ArgumentError
 from .._fused import Fused, Inputs, Outputs, Request
 from .._native import _C
 from .._watch import address
@@ -44,7 +43,7 @@ class Rows(NamedTuple):
     bounded: rows and columns have unit length, so that the largest similarity need not be looked for.
     minus_own: whether `own` is subtracted from the row's loss.
     live: how many of the columns, from the first on, get a gradient. -1: all.
-    backend: as `backend_of` gives it.
+    backend: one of `ltkernels._backends.BACKENDS`, of the kernel between the products.
     """
 
     order: Tensor | None
@@ -82,16 +81,6 @@ class Part(NamedTuple):
     grad_own: Tensor | None = None
     minus_own: bool = False
     coefficients: bool = False
-
-
-def backend_of(backend: str | None, device: torch.device) -> str:
-    """The backend that serves tensors on a device: the losses' one, but that the CUDA part has no kernel for rows of products."""
-    if backend == "cuda":
-        raise ArgumentError("backend='cuda' cannot serve this call: contrast has no CUDA C++ kernel; 'triton' has one")
-    found = _backends.choose(backend, device)
-    if found == "cuda":
-        return "torch" if _backends.triton_problem("cuda") else "triton"
-    return found
 
 
 def chunk_rows_of(rows: int, columns: int, asked: int, backend: str) -> int:
@@ -181,10 +170,14 @@ class _Step:
 
 def _kernel_between(backend: str) -> Callable[[Tensor, Part], None]:
     """``(products, part)``: fills what `part` has to be filled and puts the coefficients in the place of the products."""
-    if backend == "triton":
-        from ..triton.row_logsumexp import row_logsumexp
+    if backend == "cuda":
+        from .._backends.cuda import row_logsumexp
 
-        found: Callable[[Tensor, Part], None] = row_logsumexp
+        return row_logsumexp
+    if backend == "triton":
+        from ..triton import row_logsumexp as module
+
+        found: Callable[[Tensor, Part], None] = module.row_logsumexp
         return found
     return _cpu_kernel if backend == "cpu" else _torch_kernel
 
