@@ -2,7 +2,8 @@
 
 The row sums need the upper part of the matrix alone, half a product. Their gradient, with ``P_ij = c_i e_ij``, is ``(P + P^T) A``: that
 part once more, with ``c_i + c_j`` on it, and one product. So two in all, where rows against columns of their own take three; a small batch
-is one chunk, which is kept, and takes two whole products. It needs one reference for all similarities, which unit vectors have (`_rows.fixed_reference`); `_rows` computes all others.
+is one chunk, which is kept, and takes two whole products. It needs one reference for all similarities, which unit vectors have
+(`_rows.fixed_reference`); `_rows` computes all others.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def _signature(specialisation: Specialisation) -> dict[str, str]:
         elif parameter.annotation_type:
             signature[name] = parameter.annotation_type
         else:
-            known = {"i64": name in _INT64, "fp64": name.endswith("_f64"), of_logits: name in _LOGITS}
-            signature[name] = "*" + next((kind for kind, fits in known.items() if fits), real)
+            kind = "i64" if name in _INT64 else "fp64" if name.endswith("_f64") else real
+            signature[name] = "*" + (of_logits if name in _LOGITS else kind)
     return signature
 
 
