@@ -50,6 +50,37 @@ void bind_device(py::module_& m) {
         {"option2", &Call::option2},
     };
     for (const auto& [name, member] : numbers) call.def_readwrite(name, member);
+    using Contrast = ltk::cuda::ContrastCall;
+    py::class_<Contrast> contrast(m, "CudaContrastCall", "One call of the kernel of contrast (csrc/cuda/entry.h).");
+    contrast.def(py::init([] { return Contrast{}; }));
+    const std::pair<const char*, int64_t Contrast::*> fields[] = {
+        {"device", &Contrast::device},
+        {"stream", &Contrast::stream},
+        {"dtype", &Contrast::dtype},
+        {"dots", &Contrast::dots},
+        {"stride", &Contrast::stride},
+        {"rows", &Contrast::rows},
+        {"columns", &Contrast::columns},
+        {"shift", &Contrast::shift},
+        {"row_scale", &Contrast::row_scale},
+        {"reference", &Contrast::reference},
+        {"own_begin", &Contrast::own_begin},
+        {"own_end", &Contrast::own_end},
+        {"absent", &Contrast::absent},
+        {"loss", &Contrast::loss},
+        {"weight", &Contrast::weight},
+        {"base", &Contrast::base},
+        {"bonus", &Contrast::bonus},
+        {"minus_own", &Contrast::minus_own},
+        {"grad_base", &Contrast::grad_base},
+        {"other", &Contrast::other},
+        {"own", &Contrast::own},
+        {"grad_other", &Contrast::grad_other},
+        {"grad_own", &Contrast::grad_own},
+        {"coefficients", &Contrast::coefficients},
+    };
+    for (const auto& [name, member] : fields) contrast.def_readwrite(name, member);
+    m.def("cuda_row_logsumexp", &ltk_cuda_row_logsumexp, released, "Rows of products of contrast.");
     m.def("cuda_adjusted_ce", &ltk_cuda_adjusted_ce, released, "Loss and gradient.");
     m.def("cuda_row_statistics", &ltk_cuda_row_statistics, released, "Statistics of rows of a part of the classes.");
     m.def("cuda_gradient_from_statistics", &ltk_cuda_gradient_from_statistics, released, "Gradient of such a part.");

@@ -83,6 +83,11 @@ LSE = linear_logsumexp
         (lambda: contrastive(X, Y, reduction="avg"), ValueError, "reduction is 'avg'"),
         (lambda: contrastive(X, Y, chunk_rows=0), ValueError, "chunk_rows is 0"),
         (lambda: contrastive(X, Y, group="world"), RuntimeError, "no process group"),
+        (lambda: contrastive(X, Y, backend="rocm"), ValueError, "backend is 'rocm'; it must be None or one of"),
+        (lambda: contrastive(X, Y, backend="cuda"), ValueError, "backend='cuda' cannot serve this call"),
+        (lambda: contrastive(X, Y, backend="triton"), ValueError, "backend='triton' cannot serve this call"),
+        (lambda: contrastive(X.to("meta"), Y, backend="cpu"), ValueError, "on a meta device"),
+        (lambda: LSE(X, X, backend="triton"), ValueError, "backend='triton' cannot serve this call"),
         (lambda: LSE(X, X[:, :2]), ValueError, "columns has width 2, rows 3"),
         (lambda: LSE(X, X, shift=torch.zeros(3)), ValueError, r"shift has shape \(3,\); it must be \(4,\)"),
         (lambda: LSE(X, X, row_scale=float("nan")), ValueError, "row_scale is nan"),
@@ -114,4 +119,7 @@ def test_explain() -> None:
     assert str(ltk.explain(linear_logsumexp, X, X)).startswith("cpu-")
     assert "rows x 6 columns" in str(ltk.explain(contrastive, X, Y, "gml", **QUEUE))
     assert ltk.explain(contrastive, X.to("meta"), Y).backend == "torch"
+    assert str(ltk.explain(contrastive, X, Y, backend="torch")).startswith("torch: torch's operations; chunks of 4")
+    with pytest.raises(ValueError, match="backend='triton' cannot serve"):
+        ltk.explain(ltk.nn.SupCon(backend="triton"), X, Y)
     assert "4 rows x 64 columns" in str(ltk.explain(ltk.nn.MoCo(64, 3), X, X))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,6 +196,11 @@ def in_dtype(value, dtype: torch.dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_and_gradients_against_pairs(kind: str, dtype: torch.dtype, tau: float, reduction: str) -> None:
     """tau .02 leaves the range of a fixed reference. 16-bit inputs are compared with what they hold."""
+    against_pairs(kind, dtype, tau, reduction)
+
+
+def against_pairs(kind: str, dtype: torch.dtype, tau: float, reduction: str, **how) -> None:
+    """`how` is said to our call alone."""
     features, labels = drawn()
     if kind == "moco":
         labels = torch.zeros_like(labels)
@@ -218,7 +225,7 @@ def test_losses_and_gradients_against_pairs(kind: str, dtype: torch.dtype, tau: 
         None if kind == "moco" else labels,
         kind,
         reduction=reduction,
-        **{**said, **{k: v for k, v in ours.items() if k != "features"}},
+        **{**said, **{k: v for k, v in ours.items() if k != "features"}, **how},
     )
     assert loss.dtype == (F64 if dtype == F64 else torch.float32)
     torch.testing.assert_close(loss.double(), expected, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
@@ -236,14 +243,14 @@ def test_the_definition_in_torch_and_the_torch_chunks_agree(kind: str, monkeypat
     features, labels = drawn()
     said = arguments(kind, labels)
 
-    def run() -> list[Tensor]:
+    def run(backend: str | None = None) -> list[Tensor]:
         leaves = [features.clone().requires_grad_(), torch.tensor(0.2, dtype=F64, requires_grad=True)]
-        loss = contrastive(leaves[0], None if kind == "moco" else labels, kind, tau=leaves[1], chunk_rows=5, **said)
+        how = {"tau": leaves[1], "chunk_rows": 5, "backend": backend}
+        loss = contrastive(leaves[0], None if kind == "moco" else labels, kind, **how, **said)
         return [loss, *torch.autograd.grad(loss, leaves)]
 
     ours = run()
-    monkeypatch.setattr(_rows._Step, "run", _rows._torch_step)
-    chunks = run()
+    chunks = run("torch")
     monkeypatch.setattr(_rows.CONTRAST, "served", lambda *_: False)
     for found in (chunks, run()):
         torch.testing.assert_close(found, ours, rtol=1e-10, atol=1e-12)
@@ -281,3 +288,36 @@ def test_kcl_draws_without_replacement() -> None:
         for seed in (1, 1, 2)
     ]
     assert seeded[0] == seeded[1] != seeded[2]
+
+
+def test_the_recipe_of_sbcl() -> None:
+    """The function in the guide, against pairs; a cluster that the queue does not hold has its own key alone."""
+    guide = (Path(ltk.__file__).parent / "contrastive" / "README.md").read_text()
+    (recipe,) = re.findall(r"```python\n(def sbcl.*?)```", guide, flags=re.S)
+    scope = {"torch": torch, "ltk": ltk}
+    exec(recipe, scope)
+    generator = torch.Generator().manual_seed(3)
+    z, key, queue = (units(torch.randn(n, 5, generator=generator, dtype=F64)) for n in (6, 6, 20))
+    label_of = torch.tensor([0, 0, 0, 1, 1, 2])  # of a cluster
+    cluster, held = torch.tensor([0, 1, 2, 3, 5, 4]), torch.arange(20) % 4
+    leaves = [z.clone().requires_grad_() for _ in range(2)]
+    found = scope["sbcl"](leaves[0], key, cluster, label_of[cluster], queue, held, label_of[held])
+    rows = []
+    for i in range(6):
+        c, y = int(cluster[i]), int(label_of[cluster[i]])
+        for tau, factor, columns, positive in (
+            (0.07, 1.0, range(20), [j for j in range(20) if held[j] == c]),
+            (
+                0.12,
+                0.2,
+                [j for j in range(20) if held[j] != c],
+                [j for j in range(20) if label_of[held[j]] == y and held[j] != c],
+            ),
+        ):
+            s = [leaves[1][i] @ k / tau for k in (key[i], *queue)]
+            mean = torch.stack([s[0], *(s[1 + j] for j in positive)]).mean()
+            rows.append(factor * (lse([s[0], *(s[1 + j] for j in columns)]) - mean))
+    expected = torch.stack(rows).sum() / 6
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    grads = [torch.autograd.grad(loss, leaf)[0] for loss, leaf in zip((found, expected), leaves)]
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-13)

@@ -4,6 +4,7 @@
 #include "adjusted_ce.cuh"
 #include "launch.cuh"
 #include "logdet.cuh"
+#include "row_logsumexp.cuh"
 #include "scale.cuh"
 #include "sigmoid_bce.cuh"
 #include "two_phase.cuh"
@@ -128,6 +129,16 @@ const char* launch_part(void (*kernel)(PartJob), PartJob& job, Where where) {
     return launch(kernel, {(part.rows + rows_per_block - 1) / rows_per_block, job.plan.block}, where, job);
 }
 
+template <class T>
+const char* launch_contrast(ContrastJob& job, Where where) {
+    if (job.rows.columns > INT32_MAX / 2) return "there are more than 2^30 columns";
+    const Room room{kVec<T>, Traits<T>::kHeld, Traits<T>::kEnds, kMemoryBlock};
+    job.plan = plan_rows(room, job.rows.columns, 1, Path::memory, 1);
+    const int64_t rows_per_block = job.plan.block / job.plan.threads;
+    return launch(contrast_rows<T>, {(job.rows.rows + rows_per_block - 1) / rows_per_block, job.plan.block}, where,
+                  job);
+}
+
 PartJob part_job(int64_t logits, int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
                  int64_t scale, int64_t weight, int64_t row_scale) {
     PartJob job{};
@@ -220,6 +231,37 @@ const char* ltk_cuda_gradient_from_statistics(int64_t device, int64_t stream, in
     return on_device(rows, device, stream, dtype, [&](auto element, Where where) {
         using T = decltype(element);
         return launch_part<T>(part_gradient<T>, job, where);
+    });
+}
+
+const char* ltk_cuda_row_logsumexp(const ContrastCall* call) {
+    ContrastJob job{};
+    RowLogsumexp& rows = job.rows;
+    rows.dots = pointer(call->dots);
+    rows.stride = call->stride;
+    rows.rows = call->rows;
+    rows.columns = call->columns;
+    rows.shift = pointer(call->shift);
+    rows.row_scale = pointer<const double>(call->row_scale);
+    rows.reference = pointer<const double>(call->reference);
+    rows.own_begin = pointer<const int64_t>(call->own_begin);
+    rows.own_end = pointer<const int64_t>(call->own_end);
+    rows.absent = pointer<const int64_t>(call->absent);
+    rows.loss = pointer<double>(call->loss);
+    rows.weight = pointer<const double>(call->weight);
+    rows.base = pointer<const double>(call->base);
+    rows.bonus = pointer<const double>(call->bonus);
+    rows.minus_own = call->minus_own != 0;
+    rows.grad_base = pointer<double>(call->grad_base);
+    rows.other = pointer<double>(call->other);
+    rows.own = pointer<double>(call->own);
+    rows.grad_other = pointer<const double>(call->grad_other);
+    rows.grad_own = pointer<const double>(call->grad_own);
+    rows.coefficients = call->coefficients != 0;
+    return on_device(rows.rows, call->device, call->stream, call->dtype, [&](auto element, Where where) -> const char* {
+        using T = decltype(element);
+        if constexpr (std::is_floating_point_v<T>) return launch_contrast<T>(job, where);
+        return "products are float32 or float64";
     });
 }
 

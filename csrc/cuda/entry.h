@@ -20,6 +20,17 @@ struct LossCall {
     double option0, option1, option2;
 };
 
+// One call of the kernel between contrast's products, by name as in cpu/row_logsumexp.h; 0 where there is nothing.
+struct ContrastCall {
+    int64_t device, stream, dtype;  // dtype: float32 or float64, of dots and shift
+    int64_t dots, stride, rows, columns;
+    int64_t shift, row_scale, reference;  // reference: +inf for a row that has none
+    int64_t own_begin, own_end, absent;
+    int64_t loss, weight, base, bonus, minus_own, grad_base;
+    int64_t other, own, grad_other, grad_own;
+    int64_t coefficients;
+};
+
 }  // namespace cuda
 }  // namespace ltk
 
@@ -36,6 +47,9 @@ const char* ltk_cuda_gradient_from_statistics(int64_t device, int64_t stream, in
                                               int64_t logits_stride, int64_t rows, int64_t classes, int64_t target,
                                               int64_t shift, int64_t scale, int64_t weight, int64_t row_scale,
                                               int64_t terms, int64_t grad, int64_t grad_stride);
+
+// Contrast: log-sum-exps or losses of rows of products, and coefficients in the products' place.
+const char* ltk_cuda_row_logsumexp(const ltk::cuda::ContrastCall* call);
 
 // x *= *factor / *expected (1 where null) over n contiguous elements; nothing is read or written where they are equal.
 const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor,

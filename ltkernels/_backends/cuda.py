@@ -8,7 +8,7 @@ that it can be captured in a CUDA graph. A label outside [0, C) that is not `ign
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from .._checks import REDUCTIONS, real_dtype
 from .._native import _C
 from .._watch import address
 from ._shared import DTYPE_CODES, LARGEST_LOG_DET, ClassPart, find_bad_label, find_bad_table
+
+if TYPE_CHECKING:
+    from ..contrastive._rows import Part
 
 library = _C  # has cuda_* functions where the module was built with LTKERNELS_CUDA=ON
 
@@ -110,6 +113,19 @@ def gradient_from_statistics(part: ClassPart, terms: Tensor, grad: Tensor) -> No
     """Fills `grad`, which may be the logits, in one read and one write."""
     to = (terms.data_ptr(), grad.data_ptr(), grad.stride(0))
     _raise(library.cuda_gradient_from_statistics(*current_stream(part.logits.device), *part.addresses(), *to))
+
+
+def row_logsumexp(products: Tensor, part: Part) -> None:
+    """See `ltkernels.contrastive._rows.Part`. products (rows, columns) float32 or float64, columns contiguous; one launch."""
+    job = library.CudaContrastCall()  # what is not said is 0
+    job.device, job.stream = current_stream(products.device)
+    job.dtype = DTYPE_CODES[products.dtype]
+    job.dots, job.stride = address(products, "products"), products.stride(0)
+    job.rows, job.columns = products.shape
+    for name, value in zip(part._fields, part, strict=True):
+        if value is not None:
+            setattr(job, name, address(value, name) if isinstance(value, Tensor) else int(value))
+    _raise(library.cuda_row_logsumexp(job))
 
 
 def scale_gradient(grad: Tensor, upstream: Tensor, expected: Tensor | None = None) -> Tensor:

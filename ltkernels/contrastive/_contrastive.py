@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _checks
+from .. import _backends, _checks
 from .._backends import Explanation
 from .._errors import ArgumentError, DTypeError
 from .._ranks import Ranks
@@ -40,6 +40,7 @@ def contrastive(
     normalize: bool = True,
     group: Any = None,
     chunk_rows: int | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     r"""Contrastive losses of a batch without a matrix of its similarities: loss and gradients in one pass over chunks of them.
 
@@ -84,14 +85,15 @@ def contrastive(
         group: a process group (or ``"world"``): the batch's columns are gathered over its ranks, the mean is that of all ranks' rows, and
             every rank returns the same loss. The gradient is scaled for `DistributedDataParallel`, which averages over the ranks. A queue
             must be the same on all ranks. Batches must have one size.
-        chunk_rows: rows of a chunk of similarities; by default 2^19 similarities, at least 128 rows.
+        chunk_rows: rows of a chunk of similarities; by default 2^19 similarities (2^23 on a GPU), at least 128 rows.
+        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, of the kernel between the products; see `ltkernels.explain`.
 
     Returns:
         The loss, float64 for float64 features and float32 for all others. Gradients with respect to features, centres, logits and tau.
 
     Raises:
         ValueError: a shape, device, label, count or temperature that does not fit (argument, row and value); an argument that the kind
-            does not take or that it misses; ranks that disagree.
+            does not take or that it misses; ranks that disagree; a backend that cannot serve the call.
         TypeError: a dtype that does not fit.
 
     Example:
@@ -122,6 +124,7 @@ def contrastive(
     _checks.reduction(reduction)
     rows, views = _views(features)
     real, device, n = _checks.real_dtype(features.dtype), features.device, len(rows)
+    served = _backends.choose(backend, device)
     ignore_index = _checks.integer("ignore_index", ignore_index)
     ranks = None if group is None else Ranks(group)
     labels = _labels(labels, kind, features, plan.labels, 0 if ranks is None else ranks.rank)
@@ -202,6 +205,7 @@ def contrastive(
         bool(normalize),
         reduction,
         chunk(chunk_rows),
+        served,
         ranks,
         readable(labels, queue_labels),
     )
@@ -272,13 +276,14 @@ def explain(
     *,
     queue: Tensor | None = None,
     chunk_rows: int | None = None,
+    backend: str | None = None,
     **_: object,
 ) -> Explanation:
     rows = features.shape[:-1].numel()
     columns = 0 if queue is None else len(queue)
     if kind not in ("moco", "kcl", "gml", "prototypes"):
         columns += rows
-    return explained(features, rows, columns, chunk_rows)
+    return explained(features, rows, columns, chunk_rows, backend)
 
 
 contrastive.explain = explain  # type: ignore[attr-defined]

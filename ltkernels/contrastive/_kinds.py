@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     bounded: bool
     reduction: str
     chunk_rows: int
+    backend: str
     ranks: Ranks | None
     looks: bool  # whether numbers in the tensors may be looked at
 
@@ -96,6 +97,7 @@ def finish(
         live,
         NONE if kept else SUM,
         batch.chunk_rows,
+        batch.backend,
     )
     if columns is batch.z and own is None:
         # `absent` is each row's own column; its kernel takes advantage of the symmetry.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import _checks
+from .. import _backends, _checks
 from .._backends import Explanation
 from .._call import NONE
 from .._errors import ArgumentError, DTypeError
@@ -105,6 +105,7 @@ def linear_logsumexp(
     own_index: Tensor | None = None,
     normalize: bool = False,
     chunk_rows: int | None = None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Log-sum-exps of the similarities of every row with the columns outside and inside its group, without the N x M similarities.
 
@@ -125,7 +126,8 @@ def linear_logsumexp(
         own_index: (N,) the column that is absent from its row, whatever its group; -1 for none.
         normalize: takes the cosines. The largest similarity need not be looked for then, where scale and shift leave float32 its range
             (scales up to 43 without a shift); without it every row's maxima are.
-        chunk_rows: rows of a chunk of products; by default 2^19 products, at least 128 rows.
+        chunk_rows: rows of a chunk of products; by default 2^19 products (2^23 on a GPU), at least 128 rows.
+        backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, of the kernel between the products; see `ltkernels.explain`.
 
     Returns:
         ``(other, own)``, each (N,), float64 for float64 rows and float32 for all others; -inf where there is no column. Gradients with
@@ -135,8 +137,8 @@ def linear_logsumexp(
         ValueError: a shape, device or index that does not fit (argument, row and value).
         TypeError: a dtype that does not fit.
 
-    The similarities are computed in float32 (float64 for float64 rows). On a CUDA device the chunks are torch's operations; second
-    derivatives, forward mode and function transforms take the N x M similarities.
+    The similarities are computed in float32 (float64 for float64 rows). On a GPU the kernel is CUDA's or Triton's, and without either
+    the chunks are torch's operations. Second derivatives, forward mode and function transforms take the N x M similarities.
 
     Example:
         >>> other, own = ltk.functional.linear_logsumexp(torch.eye(2), torch.eye(2), own_index=torch.arange(2))
@@ -146,6 +148,7 @@ def linear_logsumexp(
     rows = matrix("rows", rows)
     columns = matrix("columns", columns, rows, "rows")
     real, (n, m) = _checks.real_dtype(rows.dtype), (len(rows), len(columns))
+    served = _backends.choose(backend, rows.device)
     if row_scale is not None and not isinstance(row_scale, Tensor):
         row_scale = torch.full((n,), _checks.number("row_scale", row_scale), dtype=real, device=rows.device)
     if row_scale is not None:
@@ -165,25 +168,33 @@ def linear_logsumexp(
         own_index = None if own_index is None else place_of(order, own_index)
     if normalize:
         rows, columns = unit(rows), unit(columns)
-    call = Rows(order, begin, end, own_index, None, None, bool(normalize), False, -1, NONE, chunk(chunk_rows))
+    call = Rows(order, begin, end, own_index, None, None, bool(normalize), False, -1, NONE, chunk(chunk_rows), served)
     other, own = LOGSUMEXP((rows, columns, None, None, row_scale, shift), call)
     return other, own
 
 
-def _explain(rows: Tensor, columns: Tensor, *_: object, chunk_rows: int | None = None, **__: object) -> Explanation:
-    return explained(rows, len(rows), len(columns), chunk_rows)
+def _explain(
+    rows: Tensor,
+    columns: Tensor,
+    *_: object,
+    chunk_rows: int | None = None,
+    backend: str | None = None,
+    **__: object,
+) -> Explanation:
+    return explained(rows, len(rows), len(columns), chunk_rows, backend)
 
 
-def explained(like: Tensor, rows: int, columns: int, chunk_rows: int | None) -> Explanation:
-    from .._native import _C
-
-    size = chunk_rows_of(rows, columns, chunk_rows or 0)
+def explained(like: Tensor, rows: int, columns: int, chunk_rows: int | None, backend: str | None) -> Explanation:
+    served = _backends.choose(backend, like.device)
+    if like.device.type not in ("cpu", "cuda"):
+        return Explanation("torch", f"torch's operations on all {rows} x {columns} similarities")
+    size = chunk_rows_of(rows, columns, chunk_rows or 0, served)
     held = f"chunks of {size} of {rows} rows x {columns} columns"
-    if like.device.type == "cpu":
-        return Explanation(f"cpu-{_C.info()['isa']}", f"compiled kernel between matrix products; {held}")
-    if like.device.type == "cuda":
+    if served == "torch":
         return Explanation("torch", f"torch's operations; {held}")
-    return Explanation("torch", f"torch's operations on all {rows} x {columns} similarities")
+    kernel = {"cpu": "compiled", "cuda": "compiled CUDA", "triton": "Triton"}[served]
+    name = _backends.explain(served, like.device).backend
+    return Explanation(name, f"{kernel} kernel between matrix products; {held}")
 
 
 linear_logsumexp.explain = _explain  # type: ignore[attr-defined]

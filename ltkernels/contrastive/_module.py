@@ -23,7 +23,7 @@ class Options(TypedDict, total=False):
 
     learnable_tau: the temperature is a Parameter, `log_tau`.
     class_weight: (C,) factor of a row's loss by its label; a buffer.
-    ignore_index, reduction, normalize, group, chunk_rows: as in `ltkernels.functional.contrastive`.
+    ignore_index, reduction, normalize, group, chunk_rows, backend: as in `ltkernels.functional.contrastive`.
     """
 
     learnable_tau: bool
@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
     normalize: bool
     group: Any
     chunk_rows: int | None
+    backend: str | None
 
 
 class Contrastive(torch.nn.Module):
@@ -53,6 +54,7 @@ class Contrastive(torch.nn.Module):
         normalize: bool = True,
         group: Any = None,
         chunk_rows: int | None = None,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         _checks.reduction(reduction)
@@ -63,7 +65,7 @@ class Contrastive(torch.nn.Module):
         self.learnable_tau, self._tau = learnable_tau, float(tau)
         self.register_buffer("class_weight", class_weight)
         self.ignore_index, self.reduction, self.normalize = ignore_index, reduction, normalize
-        self.group, self.chunk_rows = group, chunk_rows
+        self.group, self.chunk_rows, self.backend = group, chunk_rows, backend
 
     @property
     def tau(self) -> float | Tensor:
@@ -76,7 +78,7 @@ class Contrastive(torch.nn.Module):
         self.register_buffer("class_counts", torch.tensor(_checks.count_list(class_counts)))
 
     def _options(self) -> dict[str, Any]:
-        names = ("class_weight", "ignore_index", "reduction", "normalize", "group", "chunk_rows")
+        names = ("class_weight", "ignore_index", "reduction", "normalize", "group", "chunk_rows", "backend")
         return {"tau": self.tau, **{name: getattr(self, name) for name in names}}
 
     def _loss(self, features: Tensor, labels: Tensor | None, **said: Any) -> Tensor:
@@ -84,7 +86,8 @@ class Contrastive(torch.nn.Module):
 
     def explain(self, features: Tensor, *_: object, **__: object) -> Explanation:
         """Which backend would serve a call; see `ltkernels.explain`."""
-        return explain_call(features, kind=self.kind, queue=getattr(self, "queue", None), chunk_rows=self.chunk_rows)
+        queue = getattr(self, "queue", None)
+        return explain_call(features, kind=self.kind, queue=queue, chunk_rows=self.chunk_rows, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"tau={float(torch.as_tensor(self.tau).detach()):g}, reduction={self.reduction!r}"

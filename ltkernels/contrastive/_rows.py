@@ -10,11 +10,13 @@ The columns are sorted by group before, so a row's own group is one range of col
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import _backends
 from .._call import NONE
 from .._checks import real_dtype
 from .._fused import Fused, Inputs, Outputs, Request
@@ -23,6 +25,8 @@ from .._watch import address
 
 # A chunk holds this many products (2 MiB of float32), but never fewer rows than a GEMM needs to be fast.
 _CHUNK, _LEAST_ROWS = 1 << 19, 128
+# On a GPU 32 MiB, which its second-level cache holds, and a few launches for it.
+_DEVICE_CHUNK = 1 << 23
 # exp(-86) is the least normal float32; products of unit vectors lie within [-1, 1].
 _RANGE = 86.0
 _NOWHERE = -float("inf")
@@ -39,6 +43,7 @@ class Rows(NamedTuple):
     bounded: rows and columns have unit length, so that the largest similarity need not be looked for.
     minus_own: whether `own` is subtracted from the row's loss.
     live: how many of the columns, from the first on, get a gradient. -1: all.
+    backend: one of `ltkernels._backends.BACKENDS`, of the kernel between the products.
     """
 
     order: Tensor | None
@@ -52,10 +57,35 @@ class Rows(NamedTuple):
     live: int
     reduction: int
     chunk_rows: int
+    backend: str
 
 
-def chunk_rows_of(rows: int, columns: int, asked: int) -> int:
-    return max(1, min(asked or max(_LEAST_ROWS, _CHUNK // max(columns, 1)), rows))
+class Part(NamedTuple):
+    """Some rows of a call for the kernel between the products; csrc/cpu/row_logsumexp.h says what its fields are. What counts rows is
+    float64, `shift` has the products' dtype. `loss` or `other` and `own` are written."""
+
+    row_scale: Tensor
+    shift: Tensor | None = None
+    reference: Tensor | None = None
+    own_begin: Tensor | None = None
+    own_end: Tensor | None = None
+    absent: Tensor | None = None
+    loss: Tensor | None = None
+    weight: Tensor | None = None
+    base: Tensor | None = None
+    bonus: Tensor | None = None
+    grad_base: Tensor | None = None
+    other: Tensor | None = None
+    own: Tensor | None = None
+    grad_other: Tensor | None = None
+    grad_own: Tensor | None = None
+    minus_own: bool = False
+    coefficients: bool = False
+
+
+def chunk_rows_of(rows: int, columns: int, asked: int, backend: str) -> int:
+    products = _DEVICE_CHUNK if backend in _backends.ON_DEVICE else _CHUNK
+    return max(1, min(asked or max(_LEAST_ROWS, products // max(columns, 1)), rows))
 
 
 def fixed_reference(call: Rows, sigma: Tensor, shift: Tensor | None) -> Tensor | None:
@@ -73,13 +103,28 @@ def fixed_reference(call: Rows, sigma: Tensor, shift: Tensor | None) -> Tensor |
     return size + high if fits else None
 
 
+def device_reference(call: Rows, sigma: Tensor, shift: Tensor | None) -> Tensor | None:
+    """`fixed_reference` without a wait for the device: +inf for a row that has none."""
+    if not call.bounded:
+        return None
+    size = sigma.abs()
+    highest, least = size, 2 * size
+    if shift is not None and len(shift):
+        finite = shift != _NOWHERE
+        high = torch.where(finite, shift, _NOWHERE).amax().to(size.dtype)
+        low = torch.where(finite, shift, torch.inf).amin()
+        highest = size + torch.where(high == _NOWHERE, 0, high)
+        least = 2 * size + (high - low)
+    return torch.where(least <= _RANGE, highest, torch.inf)
+
+
 class _Step:
     """One call of the kernel on chunk after chunk of its products."""
 
     def __init__(self, inputs: Inputs, call: Rows, request: Request, loss: bool, coefficients: bool) -> None:
         rows, _, base, linear, row_scale, shift = inputs
         assert rows is not None
-        self.call, self.coefficients = call, coefficients
+        self.call = call
         self.real = real_dtype(rows.dtype)
         n, device = len(rows), rows.device
 
@@ -87,87 +132,107 @@ class _Step:
             return torch.ones(shape, dtype=torch.float64, device=device)
 
         self.sigma = doubles(n) if row_scale is None else row_scale.to(torch.float64).contiguous()
-        self.shift = None if shift is None else shift.to(self.real)
-        if self.shift is not None:
-            self.shift = (self.shift if call.order is None else self.shift[call.order]).contiguous()
-        self.reference = fixed_reference(call, self.sigma, self.shift) if device.type == "cpu" else None
-        self.upstream: list[Tensor] = []
+        self.linear = linear
+        shift = None if shift is None else shift.to(self.real)
+        if shift is not None:
+            shift = (shift if call.order is None else shift[call.order]).contiguous()
+        reference = None
+        if call.backend == "cpu":
+            reference = fixed_reference(call, self.sigma, shift)
+        elif call.backend in _backends.ON_DEVICE:
+            reference = device_reference(call, self.sigma, shift)
+        part = Part(self.sigma, shift, reference, call.own_begin, call.own_end, call.absent)
+        part = part._replace(minus_own=call.minus_own, coefficients=coefficients)
         if loss:
             weight = doubles(n) if call.weight is None else call.weight
             if request.upstream is not None:
                 weight = weight * request.upstream[0]
-            self.weight: Tensor | None = weight.contiguous()
-            self.base = None if base is None else base.to(torch.float64).contiguous()
-            self.linear = linear
-            self.rows_loss = doubles(n)
-            self.grad_base = doubles(n) if request.needs[2] else None
-        else:
-            self.weight = None
-            self.found = doubles(2, n)
-            if coefficients:
-                assert request.upstream is not None
-                self.upstream = [each.to(torch.float64).contiguous() for each in request.upstream]
+            self.part = part._replace(
+                loss=doubles(n),
+                weight=weight.contiguous(),
+                base=None if base is None else base.to(torch.float64).contiguous(),
+                bonus=call.bonus,
+                grad_base=doubles(n) if request.needs[2] else None,
+            )
+            return
+        upstream: list[Tensor | None] = [None, None]
+        if coefficients:
+            assert request.upstream is not None
+            upstream = [each.to(torch.float64).contiguous() for each in request.upstream]
+        self.part = part._replace(other=doubles(n), own=doubles(n), grad_other=upstream[0], grad_own=upstream[1])
 
     def run(self, dots: Tensor, begin: int) -> None:
         """The coefficients in place of the products of the rows from `begin` on."""
-        if dots.device.type != "cpu":
-            _torch_step(self, dots, begin)
-            return
-        call, at = self.call, slice(begin, begin + len(dots))
-
-        def of(tensor: Tensor | None) -> int:
-            return 0 if tensor is None else tensor[at].data_ptr()
-
-        job = _C.RowLogsumexp(
-            address(dots, "products"),
-            dots.stride(0),
-            *dots.shape,
-            0 if self.shift is None else self.shift.data_ptr(),
-            of(self.sigma),
-            of(self.reference),
-        )
-        job.groups(of(call.own_begin), of(call.own_end), of(call.absent))
-        if self.weight is not None:
-            job.loss(
-                of(self.rows_loss), of(self.weight), of(self.base), of(call.bonus), call.minus_own, of(self.grad_base)
-            )
-        else:
-            upstream = [of(each) for each in self.upstream] or [0, 0]
-            job.values(of(self.found[0]), of(self.found[1]), *upstream)
-        job.run(0 if self.real == torch.float32 else 1, self.coefficients, torch.get_num_threads())
+        at = slice(begin, begin + len(dots))
+        rows = Part._make(each[at] if isinstance(each, Tensor) else each for each in self.part)
+        _kernel_between(self.call.backend)(dots, rows._replace(shift=self.part.shift))
 
 
-def _torch_step(step: _Step, dots: Tensor, begin: int) -> None:
-    """`_Step.run` in torch's operations, for devices without a kernel; a chunk of similarities and masks at a time."""
-    call, at = step.call, slice(begin, begin + len(dots))
-    own, absent = _masks(call, at, dots)
-    s = dots * step.sigma[at, None].to(dots.dtype)
-    s = s if step.shift is None else s + step.shift
+def _kernel_between(backend: str) -> Callable[[Tensor, Part], None]:
+    """``(products, part)``: fills what `part` has to be filled and puts the coefficients in the place of the products."""
+    if backend == "cuda":
+        from .._backends.cuda import row_logsumexp
+
+        return row_logsumexp
+    if backend == "triton":
+        from ..triton import row_logsumexp as module
+
+        found: Callable[[Tensor, Part], None] = module.row_logsumexp
+        return found
+    return _cpu_kernel if backend == "cpu" else _torch_kernel
+
+
+def _cpu_kernel(dots: Tensor, part: Part) -> None:
+    def of(tensor: Tensor | None) -> int:
+        return 0 if tensor is None else tensor.data_ptr()
+
+    job = _C.RowLogsumexp(
+        address(dots, "products"), dots.stride(0), *dots.shape, of(part.shift), of(part.row_scale), of(part.reference)
+    )
+    job.groups(of(part.own_begin), of(part.own_end), of(part.absent))
+    if part.loss is not None:
+        beside = of(part.base), of(part.bonus), part.minus_own, of(part.grad_base)
+        job.loss(of(part.loss), of(part.weight), *beside)
+    else:
+        job.values(of(part.other), of(part.own), of(part.grad_other), of(part.grad_own))
+    job.run(0 if dots.dtype == torch.float32 else 1, part.coefficients, torch.get_num_threads())
+
+
+def _torch_kernel(dots: Tensor, part: Part) -> None:
+    """The same in torch's operations, for devices without a kernel; a chunk of similarities and masks at a time."""
+    own, absent = _masks(part.own_begin, part.own_end, part.absent, dots)
+    s = dots * part.row_scale[:, None].to(dots.dtype)
+    s = s if part.shift is None else s + part.shift
     sides = []
     for outside in (own | absent, ~own | absent):
         kept = s.masked_fill(outside, _NOWHERE)
         sides.append((kept, lse(kept).to(torch.float64)))
     (other_s, other), (own_s, own_lse) = sides
-    if step.weight is None:
-        step.found[:, at] = torch.stack([other, own_lse])
-        if step.coefficients:
-            factors = (step.upstream[0][at], step.upstream[1][at])
-            _put_coefficients(dots, [(other_s, other, factors[0]), (own_s, own_lse, factors[1])])
+    if part.loss is None:
+        assert part.other is not None
+        assert part.own is not None
+        part.other.copy_(other)
+        part.own.copy_(own_lse)
+        if part.coefficients:
+            assert part.grad_other is not None
+            assert part.grad_own is not None
+            _put_coefficients(dots, [(other_s, other, part.grad_other), (own_s, own_lse, part.grad_own)])
         return
-    weight = step.weight[at]
-    raised = own_lse if call.bonus is None else own_lse + call.bonus[at]
-    base = torch.full_like(other, _NOWHERE) if step.base is None else step.base[at]
+    weight = part.weight
+    assert weight is not None
+    raised = own_lse if part.bonus is None else own_lse + part.bonus
+    base = torch.full_like(other, _NOWHERE) if part.base is None else part.base
     every = lse(torch.stack([base, other, raised], dim=1))
     counted = weight != 0
-    step.rows_loss[at] = torch.where(counted, weight * (every - own_lse if call.minus_own else every), 0)
+    part.loss.copy_(torch.where(counted, weight * (every - own_lse if part.minus_own else every), 0))
 
     def share(side: Tensor) -> Tensor:
         return torch.where(counted & (side != _NOWHERE), weight * torch.exp(side - every), 0)
 
-    if step.grad_base is not None:
-        step.grad_base[at] = share(base)
-    if step.coefficients:
-        of_own = share(raised) - (weight if call.minus_own else 0)
+    if part.grad_base is not None:
+        part.grad_base.copy_(share(base))
+    if part.coefficients:
+        of_own = share(raised) - (weight if part.minus_own else 0)
         _put_coefficients(dots, [(other_s, other, share(other)), (own_s, own_lse, of_own)])
 
 
@@ -179,14 +244,16 @@ def _put_coefficients(dots: Tensor, sides: list[tuple[Tensor, Tensor, Tensor]]) 
         dots.add_(torch.where((factor != 0)[:, None] & (kept != _NOWHERE), share, 0))
 
 
-def _masks(call: Rows, at: slice, like: Tensor) -> tuple[Tensor, Tensor]:
+def _masks(
+    own_begin: Tensor | None, own_end: Tensor | None, absent: Tensor | None, like: Tensor
+) -> tuple[Tensor, Tensor]:
     """(rows, columns) bool: the columns of the row's own group, and its absent column."""
     position = torch.arange(like.shape[1], device=like.device)
     nothing = torch.zeros((), dtype=torch.bool, device=like.device).expand(like.shape)
     own = nothing
-    if call.own_begin is not None and call.own_end is not None:
-        own = (position >= call.own_begin[at, None]) & (position < call.own_end[at, None])
-    return own, nothing if call.absent is None else position == call.absent[at, None]
+    if own_begin is not None and own_end is not None:
+        own = (position >= own_begin[:, None]) & (position < own_end[:, None])
+    return own, nothing if absent is None else position == absent[:, None]
 
 
 def _compute(inputs: Inputs, call: Rows, request: Request, loss: bool) -> tuple[Outputs, list[Tensor | None]]:
@@ -204,7 +271,7 @@ def _compute(inputs: Inputs, call: Rows, request: Request, loss: bool) -> tuple[
     grad_columns = rows.new_zeros((live, width), dtype=real) if need_columns else None
     grad_scale = rows.new_empty(n, dtype=real) if need_scale else None
     grad_shift = rows.new_zeros(m, dtype=real) if need_shift else None
-    size = chunk_rows_of(n, m, call.chunk_rows)
+    size = chunk_rows_of(n, m, call.chunk_rows, call.backend)
     chunk = rows.new_empty((size, m), dtype=real)
     for begin in range(0, n, size):
         at = slice(begin, min(begin + size, n))
@@ -229,13 +296,23 @@ def _compute(inputs: Inputs, call: Rows, request: Request, loss: bool) -> tuple[
     if grad_shift is not None and order is not None:
         grad_shift = torch.empty_like(grad_shift).index_copy_(0, order, grad_shift)
     if not loss:
-        return tuple(step.found.to(real)), [grad_rows, grad_columns, None, None, grad_scale, grad_shift]
-    value, weight = step.rows_loss, step.weight
+        assert step.part.other is not None
+        assert step.part.own is not None
+        return (step.part.other.to(real), step.part.own.to(real)), [
+            grad_rows,
+            grad_columns,
+            None,
+            None,
+            grad_scale,
+            grad_shift,
+        ]
+    value, weight, of_base = step.part.loss, step.part.weight, step.part.grad_base
+    assert value is not None
     assert weight is not None
     if step.linear is not None:
         value = torch.where(weight == 0, value, value - weight * step.linear)
     value = value if call.reduction == NONE else value.sum()
-    grad_base = None if step.grad_base is None else step.grad_base.to(real)
+    grad_base = None if of_base is None else of_base.to(real)
     grad_linear = (-weight).to(real) if need_linear else None
     return (value.to(real),), [grad_rows, grad_columns, grad_base, grad_linear, grad_scale, grad_shift]
 
@@ -275,7 +352,7 @@ def _sides(inputs: Inputs, call: Rows) -> tuple[Tensor, Tensor]:
     s = s if row_scale is None else s * row_scale.to(real)[:, None]
     s = s if shift is None else s + shift.to(real)
     s = s if call.order is None else s[:, call.order]
-    own, absent = _masks(call, slice(None), s)
+    own, absent = _masks(call.own_begin, call.own_end, call.absent, s)
     return lse(s.masked_fill(own | absent, _NOWHERE)), lse(s.masked_fill(~own | absent, _NOWHERE))
 
 
@@ -296,7 +373,7 @@ def loss_reference(inputs: Inputs, call: Rows) -> Outputs:
 
 
 def served(inputs: Inputs, call: Rows) -> bool:
-    """The CPU by the kernel, CUDA by chunks in torch's operations."""
+    """By chunks; other devices by the definition."""
     return all(each is None or each.device.type in ("cpu", "cuda") for each in inputs)
 
 

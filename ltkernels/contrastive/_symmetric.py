@@ -1,8 +1,9 @@
 """A batch against itself, every row but its own column: the similarities are symmetric, which saves a third of the products.
 
 The row sums need the upper part of the matrix alone, half a product. Their gradient, with ``P_ij = c_i e_ij``, is ``(P + P^T) A``: that
-part once more, with ``c_i + c_j`` on it, and one product. So two in all, where rows against columns of their own take three. It needs one
-reference for all similarities, which unit vectors have (`_rows.fixed_reference`); `_rows` computes all others.
+part once more, with ``c_i + c_j`` on it, and one product. So two in all, where rows against columns of their own take three; a small batch
+is one chunk, which is kept, and takes two whole products. It needs one reference for all similarities, which unit vectors have
+(`_rows.fixed_reference`); `_rows` computes all others.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ def _compute(inputs: Inputs, call: Rows, request: Request) -> tuple[Outputs, lis
     assert inverse_tau is not None
     need_rows, need_base, need_linear, need_scale, need_shift = request.needs
     n, real = len(rows), real_dtype(rows.dtype)
-    sigma = inverse_tau.to(torch.float64).expand(n)
     reference = None
-    if rows.is_cpu and not need_shift and n:
-        reference = fixed_reference(call, sigma, None if shift is None else shift.to(real))
+    if call.backend == "cpu" and not need_shift and n:
+        reference = fixed_reference(
+            call, inverse_tau.to(torch.float64)[None], None if shift is None else shift.to(real)
+        )
     if reference is None:
         needs = (need_rows, need_rows, need_base, need_linear, need_scale, need_shift)
         given = (rows, rows, base, linear, inverse_tau.expand(n), shift)
@@ -54,7 +56,7 @@ def _compute(inputs: Inputs, call: Rows, request: Request) -> tuple[Outputs, lis
     scale, top = float(inverse_tau), float(reference[0])
     a = rows.to(real).contiguous()
     weight = None if shift is None else torch.exp(shift.to(real)).contiguous()
-    size = chunk_rows_of(n, n, call.chunk_rows)
+    size = chunk_rows_of(n, n, call.chunk_rows, call.backend)
     chunk = torch.empty(size * n, dtype=real)
 
     def part(begin: int) -> Tensor:
@@ -68,12 +70,10 @@ def _compute(inputs: Inputs, call: Rows, request: Request) -> tuple[Outputs, lis
         dots = part(begin)
         _exponentials(dots, scale, top, None, None)
         end = begin + len(dots)
-        if weight is None:
-            total[begin:end] += dots.sum(dim=1)
-            total[end:] += dots[:, len(dots) :].sum(dim=0)
-        else:
-            total[begin:end] += torch.mv(dots, weight[begin:])
-            total[end:] += torch.mv(dots[:, len(dots) :].t(), weight[begin:end])
+        total[begin:end] += dots.sum(dim=1) if weight is None else torch.mv(dots, weight[begin:])
+        if end < n:
+            right = dots[:, len(dots) :]
+            total[end:] += right.sum(dim=0) if weight is None else torch.mv(right.t(), weight[begin:end])
     every = torch.log(total) + top
     counts = torch.ones_like(total) if call.weight is None else call.weight
     if request.upstream is not None:
@@ -93,13 +93,17 @@ def _compute(inputs: Inputs, call: Rows, request: Request) -> tuple[Outputs, lis
         return (value.to(real),), found
 
     factor = torch.where(counted & (total > 0), counts * torch.exp(top - every), 0).to(real)
-    gradient = torch.zeros_like(a)
-    for begin in range(0, n, size):
-        dots = part(begin)
-        _exponentials(dots, scale, top, factor[begin:], None if weight is None else weight[begin:])
-        end = begin + len(dots)
-        gradient[begin:end].addmm_(dots, a[begin:])
-        gradient[end:].addmm_(dots[:, len(dots) :].t(), a[begin:end])
+    if size >= n:  # the one chunk still holds the exponentials
+        both = factor[:, None] + factor if weight is None else torch.outer(factor, weight)
+        gradient = torch.mm(dots.mul_(both if weight is None else both + both.t()), a)
+    else:
+        gradient = torch.zeros_like(a)
+        for begin in range(0, n, size):
+            dots = part(begin)
+            _exponentials(dots, scale, top, factor[begin:], None if weight is None else weight[begin:])
+            end = begin + len(dots)
+            gradient[begin:end].addmm_(dots, a[begin:])
+            gradient[end:].addmm_(dots[:, len(dots) :].t(), a[begin:end])
     if need_scale:
         found[3] = 0.5 * (gradient * a).sum().reshape(inverse_tau.shape)  # every pair is in it twice
     if need_rows:

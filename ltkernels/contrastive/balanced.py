@@ -30,7 +30,7 @@ class BalancedContrastive(Contrastive):
         embedding_dim: D of the running centres; None where centres are always given.
         tau: temperature, above 0.
         momentum: share of a running centre that a batch leaves, in [0, 1).
-        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features (N, D) or (N, V, D), labels (N,), centres (C, D); loss (), with ``reduction="none"`` (N,) or (N, V).
@@ -127,7 +127,7 @@ class PrototypeContrastive(Contrastive):
         num_classes: C, at least 2.
         embedding_dim: D.
         tau: temperature, above 0.
-        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features (N, D) or (N, V, D), labels (N,); loss (), with ``reduction="none"`` (N,) or (N, V). `prototypes` (C, D) is a Parameter.

@@ -26,7 +26,7 @@ class PaCo(Queued):
         tau: temperature of the samples, above 0.
         alpha, beta: weights of a positive sample and of the label's logit.
         gamma: factor of the samples' exponentials.
-        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features and keys (N, D), logits (N, C), labels (N,); loss (), with ``reduction="none"`` (N,).
@@ -103,7 +103,7 @@ class GPaCo(Contrastive):
         tau: temperature of the samples, above 0.
         alpha, beta: weights of a positive sample and of the label's logit.
         gamma: factor of the samples' exponentials.
-        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features (M, D), logits (M, C), labels (M,), the views of a sample among the M rows; loss (), with ``reduction="none"`` (M,).

@@ -24,7 +24,7 @@ class MoCo(Queued):
         queue_size: K, at least the batch (of all ranks).
         embedding_dim: D.
         tau: temperature, above 0.
-        **options: learnable_tau, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features and keys (N, D); loss (), with ``reduction="none"`` (N,).
@@ -68,7 +68,7 @@ class KCL(Queued):
         positives: k; a class with fewer keys in the queue gives all of them.
         tau: temperature, above 0.
         generator: of the draws; None is torch's default.
-        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features and keys (N, D), labels (N,) not below 0; loss (), with ``reduction="none"`` (N,).
@@ -132,7 +132,7 @@ class GML(Queued):
         queue_size: K, at least the batch (of all ranks).
         embedding_dim: D.
         tau: temperature, above 0.
-        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features and keys (N, D), labels (N,); loss (), with ``reduction="none"`` (N,).

@@ -19,7 +19,7 @@ class SupCon(Contrastive):
     Args:
         tau: temperature, above 0.
         inside: whether the mean over the positives stands inside the logarithm (equation 3).
-        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, class_weight, ignore_index, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features (N, D) or (N, V, D), labels (N,); loss (), with ``reduction="none"`` (N,) or (N, V).
@@ -59,7 +59,7 @@ class NTXent(Contrastive):
 
     Args:
         tau: temperature, above 0.
-        **options: learnable_tau, ignore_index, reduction, normalize, group and chunk_rows of `Options`.
+        **options: learnable_tau, ignore_index, reduction, normalize, group, chunk_rows and backend of `Options`.
 
     Shape:
         features (N, V, D), V views of each sample, or (M, D) with ids (M,) that say which rows are views of one sample; loss (), with

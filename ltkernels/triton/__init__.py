@@ -4,6 +4,7 @@ Importing this package does not import Triton; its modules do:
 
     adjusted_ce.py         the losses: loss and gradient in one read of the logits, every form of csrc/cpu/adjusted_ce.h
     linear_adjusted_ce.py  classifier and loss without the B x C logits
+    row_logsumexp.py       contrast between its matrix products: kernel, list and launcher
     _row.py                what both do to a row, as device functions: the twin of csrc/cpu/adjusted_ce.inl
     _configs.py            tile shapes with their reasons, and the list of every specialisation that can be launched
     _autotune.py           timing instead of the table, behind an environment variable

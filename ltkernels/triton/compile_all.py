@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .._checks import real_dtype
-from . import _configs
+from . import _configs, row_logsumexp
 from ._configs import FP_FUSION, Specialisation
 
 CAPABILITIES = (80, 90, 100)
@@ -41,9 +41,9 @@ SPILL_BUDGET = 32
 # Where the registers are limited so that a second block has room, what does not fit may be this much: with one block alone the same kernel
 # waits for its loads longer than the reloads take.
 LIMITED_SPILL_BUDGET = 64
-# Pointers by name; every other one is in the loss' dtype.
+# Pointers by name, and *_f64; every other one is in the loss' dtype.
 _LOGITS = {"z", "grad", "features", "weight_matrix", "bias", "vectors"}
-_INT64 = {"target", "target_b", "seed"}
+_INT64 = {"target", "target_b", "seed", "own_begin", "own_end", "absent"}
 
 
 class Usage(NamedTuple):
@@ -67,7 +67,8 @@ def _signature(specialisation: Specialisation) -> dict[str, str]:
         elif parameter.annotation_type:
             signature[name] = parameter.annotation_type
         else:
-            signature[name] = "*" + (of_logits if name in _LOGITS else "i64" if name in _INT64 else real)
+            kind = "i64" if name in _INT64 else "fp64" if name.endswith("_f64") else real
+            signature[name] = "*" + (of_logits if name in _LOGITS else kind)
     return signature
 
 
@@ -107,7 +108,7 @@ def problem(usage: Usage, capability: int, limited: bool = False) -> str:
 def everything(neighbours: bool = False) -> tuple[Specialisation, ...]:
     if neighbours:
         return tuple(_configs.every_neighbour())
-    return tuple(chain(_configs.every(), _configs.every_linear()))
+    return tuple(chain(_configs.every(), _configs.every_linear(), row_logsumexp.every()))
 
 
 def sample() -> list[Specialisation]:

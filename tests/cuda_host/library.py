@@ -58,29 +58,33 @@ def emulated(code: int = 90) -> SimpleNamespace:
         native = ctypes.CDLL(file.name)  # which outlives its file
     native.ltk_emulation_code(code)
     header = (CUDA / "entry.h").read_text()
-    record = _record(header)
-    found = SimpleNamespace(CudaLossCall=record)
+    records = _records(header)
+    found = SimpleNamespace(**{f"Cuda{name}": record for name, record in records.items()})
     # Argument types come from the header: a changed signature cannot be called with the old one.
     for result, name, arguments in re.findall(r"^(const char\*|int64_t) ltk_(\w+)\(([^)]*)\);", header, flags=re.M):
         function = getattr(native, f"ltk_{name}")
         function.restype = _TYPES[result]
         function.argtypes = [
-            ctypes.POINTER(record) if "LossCall*" in argument else _TYPES[argument.split()[0]]
+            ctypes.POINTER(records[named[1]])
+            if (named := re.search(r"(\w+)\*", argument))
+            else _TYPES[argument.split()[0]]
             for argument in arguments.split(",")
         ]
         setattr(found, name, _decoded(function) if result == "const char*" else function)
     return found
 
 
-def _record(header: str) -> type[ctypes.Structure]:
-    """entry.h's record of a call; as of the compiled module's, no other field can be set."""
-    (body,) = re.findall(r"^struct LossCall \{(.*?)^\};", header, flags=re.M | re.S)
-    fields = [
-        (name.strip(), _TYPES[kind])
-        for kind, names in re.findall(r"(\w+) ([\w, ]+);", body)
-        for name in names.split(",")
-    ]
-    return type("CudaLossCall", (ctypes.Structure,), {"__slots__": (), "_fields_": fields})
+def _records(header: str) -> dict[str, type[ctypes.Structure]]:
+    """entry.h's records of calls; as of the compiled module's, no other field can be set."""
+    found = {}
+    for record, body in re.findall(r"^struct (\w+) \{(.*?)^\};", header, flags=re.M | re.S):
+        fields = [
+            (name.strip(), _TYPES[kind])
+            for kind, names in re.findall(r"(\w+) ([\w, ]+);", body)
+            for name in names.split(",")
+        ]
+        found[record] = type(f"Cuda{record}", (ctypes.Structure,), {"__slots__": (), "_fields_": fields})
+    return found
 
 
 def _decoded(function):

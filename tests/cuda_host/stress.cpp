@@ -98,6 +98,38 @@ void two_phases(int64_t rows, int64_t classes) {
     calls += 2;
 }
 
+// Every other row looks for its maxima, beside one in the same block that does not.
+void contrast(int64_t rows, int64_t columns) {
+    Buffer<float> dots(rows * columns), shift(columns);
+    Buffer<double> one(rows), reference(rows), loss(rows);
+    Buffer<int64_t> begin(rows), end(rows), absent(rows);
+    for (int64_t i = 0; i < rows * columns; ++i) dots[i] = value(i) / 5.0f;
+    for (int64_t j = 0; j < columns; ++j) shift[j] = 0.0f;
+    for (int64_t i = 0; i < rows; ++i) {
+        one[i] = 1.0;
+        reference[i] = i % 2 == 0 ? 1.0 : INFINITY;
+        absent[i] = i - 1;
+        begin[i] = columns / 3;
+        end[i] = columns / 2;
+    }
+    ContrastCall call{};
+    call.dots = dots.address();
+    call.stride = call.columns = columns;
+    call.rows = rows;
+    call.shift = shift.address();
+    call.row_scale = call.weight = call.base = one.address();
+    call.reference = reference.address();
+    call.own_begin = begin.address();
+    call.own_end = end.address();
+    call.absent = absent.address();
+    call.loss = loss.address();
+    call.minus_own = call.coefficients = 1;
+    const char* error = ltk_cuda_row_logsumexp(&call);
+    if (error != nullptr) emulation::fail(error);
+    if (!(loss[0] > 0.0)) emulation::fail("the loss of contrast is not above 0");
+    ++calls;
+}
+
 template <class T>
 void logdet(int64_t dtype, int64_t batch, int64_t n) {
     Buffer<T> matrices(batch * n * n), out(batch);
@@ -141,6 +173,8 @@ int main(int count, char** arguments) {
                 }
     two_phases(4, 37);
     two_phases(3, 1100);
+    contrast(5, 40);
+    contrast(3, 1100);
     logdet<double>(1, 9, 5);
     logdet<float>(0, 2, 33);
     scale(1003);
