@@ -321,7 +321,7 @@ def test_crops_are_the_corners_and_the_middle():
 def test_classes_are_those_of_the_mean_logits_over_the_views(views):
     data, _, _ = dataset()
     backbone, width = build_backbone(BackboneSpec("test_backbones:Tiny", views=views, unit=True), data.input_shape, 4)
-    head = train.pipeline.build_head("cosine", width, 3, "linear", 1)
+    head = train.pipeline.HeadSpec("cosine", "linear").build(width, 3, 1)
     seen = [data.x_test, data.x_test.flip(3)] if views == "flip" else five_crops(data.x_test)
     backbone.eval()
     with torch.no_grad():

@@ -207,18 +207,18 @@ def test_an_epoch_on_ten_thousand_cached_samples_takes_less_than_a_second():
 
 
 def test_a_cosine_head_starts_from_the_class_means(monkeypatch):
-    from ltkernels.train import pipeline
+    from ltkernels.train import engine, pipeline
 
     class Seen(Exception):
         pass
 
-    def fit(model, *_, **__):
-        raise Seen(model)
+    def fit(training):
+        raise Seen(training.model)
 
-    monkeypatch.setattr(pipeline, "fit", fit)
+    monkeypatch.setattr(engine.Training, "fit", fit)
     data = _data()
     config = train.jobs.resolve(train.Config(model="mlp", head="cosine", head_init="means", threads=1), data)
-    job = pipeline.Job(config, data, None)
+    job = pipeline.Job(config, data)
     with pytest.raises(Seen) as seen:
         job.train_plain()
     (model,) = seen.value.args

@@ -119,16 +119,6 @@ class PhaseStore:
         return sorted(ours)
 
 
-class StateStore:
-    """The checkpoints of a run: a `PhaseStore` by phase, in one folder."""
-
-    def __init__(self, folder: Path, fingerprint: str, every: float) -> None:
-        self._folder, self._fingerprint, self._every = folder, fingerprint, every
-
-    def phase(self, name: str) -> PhaseStore:
-        return PhaseStore(self._folder, name, self._fingerprint, self._every)
-
-
 def capture_random(device: torch.device) -> dict[str, Any]:
     """The global random states of torch (CPU and `device`), numpy and python, as tensors and numbers."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 (the global state is meant)
