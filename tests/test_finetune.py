@@ -179,7 +179,7 @@ def test_a_frozen_backbone_is_left_as_it_is_and_seen_once(tmp_path, monkeypatch)
     # 128 units: when the model is looked at (twice), for the class means, for the features of both sets, and no more in 5 epochs.
     assert calls.count(128) < 10
     model = train.load(tmp_path / "run")
-    backbone = model._classifier.backbone
+    backbone = model.classifier.backbone
     assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), source.state_dict().values()))
     assert summary["balanced_accuracy"] > 0.5
     assert train.evaluate(tmp_path / "run", data)[0]["balanced_accuracy"] == summary["balanced_accuracy"]

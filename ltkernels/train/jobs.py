@@ -53,7 +53,7 @@ Stages = Callable[[Job], tuple[dict[str, Any], dict[str, Any], list[Trained]]]
 class Order:
     """What `train` and `run` take beside settings and data."""
 
-    out: Path | None
+    out: str | Path | None
     force: bool
     resume: str
     progress: Progress | None
@@ -125,7 +125,7 @@ def _check(command: str, config: Config, data: Dataset, order: Order) -> list[st
     job.check()
     stage2.check(job)
     require(config.log)
-    for package in ("jinja2", "matplotlib", *(("scipy",) if command == "run" else ())) if order.out else ():
+    for package in ("jinja2", "matplotlib", *(("scipy",) if command == "run" else ())) if order.out is not None else ():
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'the report needs {package}: pip install "ltkernels[train]"')
     if command == "run" and config.init:
@@ -183,8 +183,7 @@ def train(
         train.train(train.Config(data="mine", loss="ldam"), out="results")
     """
     own = Own(optimizer, scheduler, transform)
-    place = None if out is None else Path(out)
-    order = Order(place, force, resume, progress, on_config, on_notes, own, callbacks)
+    order = Order(out, force, resume, progress, on_config, on_notes, own, callbacks)
     return _execute("train", _train, config, data, order)
 
 
@@ -205,8 +204,7 @@ def run(
     classifiers retrained on the features of one of them: on the real ones alone (the control), completed with the
     selected subsets, completed at random.
     """
-    place = None if out is None else Path(out)
-    return _execute("run", _run, config, data, Order(place, force, resume, progress, on_config, on_notes))
+    return _execute("run", _run, config, data, Order(out, force, resume, progress, on_config, on_notes))
 
 
 def _execute(command: str, stages: Stages, config: Config, data: Dataset | None, order: Order) -> dict[str, Any]:
@@ -220,7 +218,7 @@ def _execute(command: str, stages: Stages, config: Config, data: Dataset | None,
         if not world.is_main:
             # One process writes and speaks; the others compute.
             order = replace(order, out=None, progress=None, on_config=None, on_notes=None, callbacks=())
-        out, resumes = order.out, order.resume == "auto"
+        out, resumes = None if order.out is None else Path(order.out), order.resume == "auto"
         if out is not None:
             rundir.check_free(out, order.force, resumes)
         if data is None:

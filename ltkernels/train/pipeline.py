@@ -324,7 +324,8 @@ class Job:
         as the loss asks for).
         """
         config, record = self.config, record or base.record
-        (features, labels), *rest = self._sets(base.model.backbone)
+        sets: Any = self._sets(base.model.backbone)
+        (features, labels), *rest = sets
         if added is not None:
             features, labels = torch.cat([features, added[0]]), torch.cat([labels, added[1]])
         head = self.head(self.head_spec(record), features.shape[1]) if head is None else head

@@ -167,7 +167,7 @@ def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
     entry.pop("tau_on_held_out", None)
     entry.pop("epoch", None)
     for key in _AVERAGED:
-        values = [v.get(key) for v in variants]
+        values: list[Any] = [v.get(key) for v in variants]
         if None not in values:
             entry[key] = mean(values)
             entry["std"][key] = stdev(values)
