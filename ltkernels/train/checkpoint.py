@@ -21,7 +21,7 @@ from ltkernels._files import replacing
 
 _log = logging.getLogger(__name__)
 
-# Of what a training's state holds (`_Loop.state` of engine.py): another number where a key comes or goes.
+# Of what a training's state holds (`Training._state` of engine.py): another number where a key comes or goes.
 FORMAT = 3
 # The newest may be the damaged one; the one before it is then read.
 _KEEP = 2
