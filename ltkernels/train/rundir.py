@@ -16,13 +16,8 @@ from typing import Any
 
 from ltkernels.train.checkpoint import write_bytes
 
-CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
-    "config.toml",
-    "metrics.jsonl",
-    "summary.json",
-    "report.html",
-    "checkpoints",
-)
+CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+REPORT, CHECKPOINTS = "report.html", "checkpoints"
 SELECTION, SELECTION_ROWS, SELECTION_TABLE = "selection.json", "selection.npz", "selection.csv"
 SELECTION_PICTURE = "selection.png"
 TENSORBOARD, WANDB, MLFLOW, STATE = "tensorboard", "wandb", "mlflow", "state"

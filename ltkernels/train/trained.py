@@ -87,7 +87,7 @@ def save_checkpoint(folder: Path, trained: Trained, config: Config, data: Datase
     return hashlib.sha256(content).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Saved:
     """What a checkpoint of a finished model holds, checked, and the model; see `predictor.Model`."""
 
