@@ -205,7 +205,7 @@ def test_a_transformer_of_timm_from_a_file(tmp_path, no_network):
     summary = train.train(train.Config(**settings), data, out=tmp_path / "run")
     model = train.load(tmp_path / "run")
     assert np.mean(model.predict(raw).numpy() == labels) == pytest.approx(summary["top1"])
-    state = model._classifier.backbone.inner.state_dict()
+    state = model.classifier.backbone.inner.state_dict()
     kept = {key.replace(".mlp.mlp.", ".mlp."): value for key, value in state.items()}
     given = {key: value for key, value in source.state_dict().items() if not key.startswith("head.")}
     assert all(torch.equal(value, kept[key]) for key, value in given.items())
@@ -287,7 +287,7 @@ def test_only_the_adapter_and_the_head_are_trained(tmp_path, adapter):
     summary = train.train(train.Config(**settings), data, out=tmp_path / "run")
     model = train.load(tmp_path / "run")
     assert np.mean(model.predict(raw).numpy() == labels) == pytest.approx(summary["top1"])
-    state = model._classifier.backbone.inner.state_dict()
+    state = model.classifier.backbone.inner.state_dict()
     kept = {key.replace(".base_layer", "").replace(".mlp.mlp.", ".mlp."): value for key, value in state.items()}
     assert all(torch.equal(value, kept[key]) for key, value in source.state_dict().items())
     added = [value for key, value in kept.items() if key not in source.state_dict()]
@@ -321,7 +321,7 @@ def test_crops_are_the_corners_and_the_middle():
 def test_classes_are_those_of_the_mean_logits_over_the_views(views):
     data, _, _ = dataset()
     backbone, width = build_backbone(BackboneSpec("test_backbones:Tiny", views=views, unit=True), data.input_shape, 4)
-    head = train.pipeline.build_head("cosine", width, 3, "linear", 1)
+    head = train.pipeline.HeadSpec("cosine", "linear").build(width, 3, 1)
     seen = [data.x_test, data.x_test.flip(3)] if views == "flip" else five_crops(data.x_test)
     backbone.eval()
     with torch.no_grad():
@@ -355,7 +355,7 @@ def test_a_head_starts_from_a_matrix(tmp_path):
         for head in ("cosine", "linear"):
             given = train.Config(**TINY, head=head, head_init=str(tmp_path / name), lr=1e-30, weight_decay=0.0)
             train.train(given, data, out=tmp_path / f"{name}-{head}")
-            got = train.load(tmp_path / f"{name}-{head}")._classifier.head.weight
+            got = train.load(tmp_path / f"{name}-{head}").classifier.head.weight
             torch.testing.assert_close(got.detach().double(), torch.from_numpy(rows), rtol=1e-6, atol=1e-6)
     np.save(tmp_path / "other.npy", rows[:, :7])
     np.savez(tmp_path / "names.npz", features=rows, class_names=["cow", "ant", "elk"])
@@ -382,7 +382,7 @@ def test_lift_from_a_local_checkpoint(folders, tmp_path, no_network):
     assert saved["head"] == {"kind": "cosine", "logits": "linear", "shifted": False, "scale": 25.0}
     model = train.load(tmp_path / "run")
     features = model.features(raw)
-    cosines = F.normalize(features, dim=1) @ F.normalize(model._classifier.head.weight, dim=1).T
+    cosines = F.normalize(features, dim=1) @ F.normalize(model.classifier.head.weight, dim=1).T
     torch.testing.assert_close(model(raw), 25 * cosines.detach())
     assert np.mean(model.predict(raw).numpy() == labels) == pytest.approx(summary["top1"])
 

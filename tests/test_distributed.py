@@ -51,7 +51,7 @@ import sys
 import torch
 import ltkernels as ltk
 from ltkernels.train import distributed
-from ltkernels.train.engine import fit
+from ltkernels.train.engine import Training
 from ltkernels.train.models import cnn
 from ltkernels.train.recipe import Recipe
 
@@ -73,7 +73,7 @@ with distributed.joined("cpu") as world:
         torch.manual_seed(0)
         model = torch.nn.Sequential(cnn((1, 8, 8)), torch.nn.Linear(64, 4)).double()
         recipe = Recipe(**{"epochs": 2, "batch_size": 31, "lr": 0.05, "weight_decay": 1e-3, "seed": 1, **changes})
-        result = fit(model, criterion, (x, y), (x[::10], y[::10]), 4, recipe, name)
+        result = Training(model, criterion, (x, y), (x[::10], y[::10]), 4, recipe, name).fit()
         results[name] = (model.state_dict(), [record["train_loss"] for record in result.history])
     torch.manual_seed(0)  # the same start everywhere
     contrast = ltk.nn.ProCo(counts, 64, process_group=group)

@@ -13,7 +13,7 @@ from ltkernels.experiments import fdg as experiment
 from ltkernels.selection._checkpoint import drop_damaged
 from ltkernels.train import rundir
 from ltkernels.train.config import Config
-from ltkernels.train.logs import Logs
+from ltkernels.train.logs import Journal
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="file locks")
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="file locks")
 def test_a_full_disk_names_the_log(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"metrics\.jsonl could not be written: No space left") as raised:
-        Logs(tmp_path).append({"phase": "train/ce", "epoch": 1})
+        Journal(folder=tmp_path).epoch("train/ce", 1, 1, {"phase": "train/ce", "epoch": 1})
     assert raised.value.errno == errno.ENOSPC
 
 
@@ -48,8 +48,8 @@ def test_what_killed_writers_leave_goes_when_the_run_goes_on(tmp_path):
     for path in (*left, out / "config.toml", out / "state" / "whole.pt"):
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(b"begun")
-    with rundir.open_run(out, force=False, resume=True) as folder:
-        assert folder.resumed
+    with rundir.open_run(out, force=False, resume=True) as resumed:
+        assert resumed
         assert not [path for path in left if path.exists()]
         assert (out / "state" / "whole.pt").exists()
 

@@ -179,7 +179,7 @@ def test_a_frozen_backbone_is_left_as_it_is_and_seen_once(tmp_path, monkeypatch)
     # 128 units: when the model is looked at (twice), for the class means, for the features of both sets, and no more in 5 epochs.
     assert calls.count(128) < 10
     model = train.load(tmp_path / "run")
-    backbone = model._classifier.backbone
+    backbone = model.classifier.backbone
     assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), source.state_dict().values()))
     assert summary["balanced_accuracy"] > 0.5
     assert train.evaluate(tmp_path / "run", data)[0]["balanced_accuracy"] == summary["balanced_accuracy"]
@@ -207,18 +207,18 @@ def test_an_epoch_on_ten_thousand_cached_samples_takes_less_than_a_second():
 
 
 def test_a_cosine_head_starts_from_the_class_means(monkeypatch):
-    from ltkernels.train import pipeline
+    from ltkernels.train import engine, pipeline
 
     class Seen(Exception):
         pass
 
-    def fit(model, *_, **__):
-        raise Seen(model)
+    def fit(training):
+        raise Seen(training.model)
 
-    monkeypatch.setattr(pipeline, "fit", fit)
+    monkeypatch.setattr(engine.Training, "fit", fit)
     data = _data()
     config = train.jobs.resolve(train.Config(model="mlp", head="cosine", head_init="means", threads=1), data)
-    job = pipeline.Job(config, data, None)
+    job = pipeline.Job(config, data)
     with pytest.raises(Seen) as seen:
         job.train_plain()
     (model,) = seen.value.args

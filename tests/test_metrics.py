@@ -8,7 +8,6 @@ import torch
 import ltkernels as ltk
 from ltkernels.train.backbones import build_backbone
 from ltkernels.train.metrics import (
-    calibration_gap,
     class_diversity,
     class_similarity,
     classifier_norms,
@@ -23,7 +22,7 @@ from ltkernels.train.metrics import (
     reliability,
     summarize,
 )
-from ltkernels.train.models import build_head, feature_maps
+from ltkernels.train.models import HeadSpec, feature_maps
 
 
 def test_confusion_matrix_rows_are_true_classes():
@@ -57,8 +56,8 @@ def _parameters(*modules: torch.nn.Module) -> int:
 
 def test_resnet32_has_the_published_size():
     backbone, width = build_backbone("resnet32", (3, 32, 32), 0)
-    assert _parameters(backbone, build_head("linear", width, 10, "linear", 0)) == 464154
-    assert _parameters(backbone, build_head("cosine", width, 10, "cosine", 0)) == 464144
+    assert _parameters(backbone, HeadSpec("linear", "linear").build(width, 10, 0)) == 464154
+    assert _parameters(backbone, HeadSpec("cosine", "cosine").build(width, 10, 0)) == 464144
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp", "resnet32"])
@@ -77,12 +76,12 @@ def test_backbones_give_64_features_and_depend_on_the_seed_alone(name, shape):
 
 def test_heads_scale_cosines_only_for_losses_on_plain_logits():
     features = torch.randn(50, 8)
-    bare = build_head("cosine", 8, 5, "cosine", 0)(features)
-    scaled = build_head("cosine", 8, 5, "linear", 0)(features)
+    bare = HeadSpec("cosine", "cosine").build(8, 5, 0)(features)
+    scaled = HeadSpec("cosine", "linear").build(8, 5, 0)(features)
     assert bare.abs().max() <= 1
     assert torch.allclose(scaled, 16 * bare)
     with pytest.raises(ValueError, match="cosine logits; use head cosine"):
-        build_head("linear", 8, 5, "cosine", 0)
+        HeadSpec("linear", "cosine").build(8, 5, 0)
 
 
 def test_import_path_and_bad_models():
@@ -173,22 +172,22 @@ def test_means_of_recalls_and_f1_by_hand():
 def test_calibration_error_by_hand():
     # Confidence 0.9 twice (one right), 0.6 once (right): |1 - 1.8| + |1 - 0.6| over 3 samples.
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], dtype=torch.float64)
-    assert expected_calibration_error(p, torch.tensor([0, 1, 1])) == pytest.approx(1.2 / 3)
+    assert expected_calibration_error(reliability(p, torch.tensor([0, 1, 1]))) == pytest.approx(1.2 / 3)
     # A value on a bin's upper edge belongs to it: 0.6 and 0.55 share the bin (0.5, 0.6] of ten.
     q = torch.tensor([[0.6, 0.4], [0.55, 0.45]], dtype=torch.float64)
-    assert expected_calibration_error(q, torch.tensor([0, 1]), bins=10) == pytest.approx(0.15 / 2)
+    assert expected_calibration_error(reliability(q, torch.tensor([0, 1]), bins=10)) == pytest.approx(0.15 / 2)
     sure = torch.eye(3, dtype=torch.float64)
-    assert expected_calibration_error(sure, torch.arange(3)) == 0
+    assert expected_calibration_error(reliability(sure, torch.arange(3))) == 0
     with pytest.raises(ValueError, match="target"):
-        expected_calibration_error(p, torch.tensor([0]))
+        expected_calibration_error(reliability(p, torch.tensor([0])))
 
 
 def test_calibrated_probabilities_have_a_small_error():
     generator = torch.Generator().manual_seed(0)
     p = torch.rand(50_000, 1, generator=generator, dtype=torch.float64)
     target = (torch.rand(50_000, generator=generator, dtype=torch.float64) < p[:, 0]).long()
-    assert expected_calibration_error(torch.cat([1 - p, p], 1), target) < 0.01
-    assert expected_calibration_error(torch.cat([p, 1 - p], 1), target) > 0.4
+    assert expected_calibration_error(reliability(torch.cat([1 - p, p], 1), target)) < 0.01
+    assert expected_calibration_error(reliability(torch.cat([p, 1 - p], 1), target)) > 0.4
 
 
 def test_relative_accuracy_and_norms():
@@ -244,7 +243,7 @@ def test_drift_is_about_one_without_any_and_grows_with_a_shift():
 
 
 def test_descriptions_are_plain_json():
-    head = build_head("linear", 6, 3, "linear", 0)
+    head = HeadSpec("linear", "linear").build(6, 3, 0)
     x, y = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     scores = torch.log_softmax(head(x).detach().double(), 1)
     classifier = describe_classifier(head, scores, y)
@@ -252,9 +251,9 @@ def test_descriptions_are_plain_json():
     for result in (classifier, features):
         assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert len(features["embedding"]["x"]) == 30
-    assert classifier["ece"] == pytest.approx(expected_calibration_error(scores.exp(), y))
+    assert classifier["ece"] == pytest.approx(expected_calibration_error(reliability(scores.exp(), y)))
     assert len(classifier["classifier_norms"]) == 3
-    bare = describe_classifier(build_head("cosine", 6, 3, "cosine", 0), scores, y)
+    bare = describe_classifier(HeadSpec("cosine", "cosine").build(6, 3, 0), scores, y)
     assert (bare["classifier_norms"], bare["classifier_norm_variance"]) == (None, None)
     assert describe_features((x[:, :1], y), (x[:, :1], y), 3)["embedding"] is None
     assert describe_classifier(torch.nn.Sequential(head), scores, y)["classifier_norms"] is None
@@ -266,4 +265,4 @@ def test_reliability_counts_by_confidence():
     found = reliability(probabilities, torch.tensor([0, 1, 1, 1]), bins=2)
     assert (found["samples"], found["right"]) == ([1, 3], [0, 2])
     assert found["confidence"] == pytest.approx([0.5, 2.3])
-    assert calibration_gap(found) == pytest.approx((0.5 + 0.3) / 4)
+    assert expected_calibration_error(found) == pytest.approx((0.5 + 0.3) / 4)

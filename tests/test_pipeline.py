@@ -153,7 +153,7 @@ def test_a_run_leaves_torch_as_it_was():
 
 def test_both_trainings_start_from_one_backbone():
     data = load_data(QUICK)
-    job = Job(QUICK, data, None)
+    job = Job(QUICK, data)
     plain, margin = job.build(loss_record("ce")), job.build(loss_record("ldam"))
     pairs = zip(plain.backbone.parameters(), margin.backbone.parameters())
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -400,6 +400,16 @@ def test_select_modes_parse():
     for mode in ("target:0.3:0.1", "quantile:2", "min:1", "target:nan"):
         with pytest.raises(ValueError, match=f"select must be .*, got '{mode}'"):
             Config(select=mode)
+
+
+def test_the_best_epochs_stand_before_what_completes_the_tail():
+    """The report takes the completed variants from the end."""
+    from ltkernels.train.report.run import _arms
+
+    config = QUICK.replace(epochs=2, retrain_epochs=1, random_repeats=1, val_split=0.2, keep_best=True)
+    summary = train.run(config)
+    assert [v["name"] for v in summary["variants"]][2:4] == ["ce-best", "logit_adjusted-best"]
+    assert [summary["variants"][i]["name"] for _, _, i in _arms(summary)] == ["fdc-max", "fdc-random"]
 
 
 def test_derived_seeds_differ_by_purpose():

@@ -146,7 +146,7 @@ def test_what_prior_is_in_the_scores(run, tmp_path, settings, power):
     model = train.load(tmp_path / "run")
     if power == "tau":
         power = 1.0 - summary["variants"][-1]["tau"]
-    assert model.saved.prior_power == power
+    assert model.prior_power == power
     assert np.mean(np.array(model.class_names)[model.predict(x_test)] == run[3]) == pytest.approx(summary["top1"])
     if power is None:
         with pytest.raises(ValueError, match=f"loss {settings['loss']}"):

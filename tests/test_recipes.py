@@ -17,7 +17,7 @@ from ltkernels.augment import resized_crop
 from ltkernels.cli import main
 from ltkernels.train import logs, rundir, signals
 from ltkernels.train.data import Dataset
-from ltkernels.train.engine import fit
+from ltkernels.train.engine import Training
 from ltkernels.train.recipe import Own, Recipe
 
 FAST = {"model": "mlp", "batch_size": 16, "threads": 1}
@@ -56,7 +56,7 @@ def test_averages_are_those_of_the_formula():
         return Watched(groups, lr=0.1)
 
     recipe = Recipe(epochs=3, batch_size=8, lr=0.1, weight_decay=0.0, seed=0, ema=0.6)
-    fit(model, criterion, (x, y), (x, y), 2, recipe, "test", own=Own(optimizer=optimizer))
+    Training(model, criterion, (x, y), (x, y), 2, recipe, "test", own=Own(optimizer=optimizer)).fit()
     average = {key: value.double() for key, value in seen[1].items()}
     for t, state in enumerate(seen[2:], 1):
         share = 1 - min(0.6, (1 + t) / (10 + t))

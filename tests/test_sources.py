@@ -494,7 +494,7 @@ def test_with_a_validation_set_the_test_set_is_read_once(tmp_path):
 def test_counts_and_settings_are_refused_before_training(tmp_path, capsys, monkeypatch, sizes, arguments, words):
     from ltkernels.train import engine
 
-    monkeypatch.setattr(engine._Loop, "run", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(engine.Training, "fit", lambda *_: pytest.fail("it trained"))
     name = _npz(tmp_path / "d.npz", sizes)
     line = _one_line(capsys, *arguments, "--data", name, "--epochs", 80, "--out", tmp_path / "run")
     assert words in line

@@ -25,7 +25,7 @@ QUICK = Config(loss="ce", epochs=3, retrain_epochs=8, random_repeats=1, threads=
 def _trained(**changes):
     config = QUICK.replace(**changes)
     data = load_data(config)
-    job = Job(resolve(config, data), data, None)
+    job = Job(resolve(config, data), data)
     return job, job.train_chosen()
 
 
@@ -85,7 +85,7 @@ def test_held_out_samples_are_not_trained_on(base):
     assert job.class_counts == [n - h for n, h in zip(data.class_counts, torch.bincount(job.y_held).tolist())]
     trained, held = ({tuple(x.flatten().tolist()) for x in part} for part in (job.x_train, job.x_held))
     assert not trained & held
-    assert len(Job(resolve(QUICK, data), data, None).x_train) == len(data.x_train)
+    assert len(Job(resolve(QUICK, data), data).x_train) == len(data.x_train)
 
 
 def test_tau_norm_takes_the_tau_that_suits_the_held_out_samples(base):
@@ -124,6 +124,16 @@ def test_checkpoints_of_computed_heads_evaluate_to_the_same_numbers(tmp_path, st
     assert summary["chosen"] == f"ce-{stage}-post-hoc"
     for again, variant in zip(train.evaluate(tmp_path / "run"), summary["variants"]):
         assert again["per_class_accuracy"] == variant["per_class_accuracy"]
+
+
+def test_the_scale_of_cosines_stays_under_a_shift(tmp_path):
+    """A checkpoint of the adjusted model holds the scale that it was trained with."""
+    config = QUICK.replace(model="mlp", head="cosine", head_scale=4.0, post_hoc="tau", epochs=2)
+    summary = train.train(config, out=tmp_path / "run")
+    for again, variant in zip(train.evaluate(tmp_path / "run"), summary["variants"]):
+        assert again["per_class_accuracy"] == variant["per_class_accuracy"]
+    plain, shifted = (train.load(tmp_path / "run", v["name"]).module.classifier.head for v in summary["variants"])
+    assert (plain.scale, shifted.head.scale) == (4.0, 4.0)
 
 
 def test_several_seeds_give_means_deviations_and_resume(tmp_path, monkeypatch):
@@ -196,9 +206,9 @@ def test_presets_make_the_published_tables():
     )
     for name in ("ldam-drw", "kps", "ddc"):
         config = Config(**presets.load(name)).replace(model="mlp", crop=0, flip=False)
-        job = Job(resolve(config, data), data, None)
+        job = Job(resolve(config, data), data)
         record = loss_record(config.loss)
-        criterion, (schedule,) = job._criterion(record, job.class_counts, config.loss_options, config.schedule)
+        criterion, (schedule,) = job._criterion(record, job.class_counts, config.schedule)
         assert schedule.start == (120 if name == "kps" else 160)
         schedule.step(199)
         if name == "ldam-drw":

@@ -7,7 +7,7 @@ import ltkernels as ltk
 from ltkernels import train
 from ltkernels.train.batching import Pixels, denominator, rotate
 from ltkernels.train.config import Config
-from ltkernels.train.engine import fit
+from ltkernels.train.engine import Training
 from ltkernels.train.recipe import Recipe
 from ltkernels.train.samplers import SAMPLERS, Sampler, batches, class_probabilities
 
@@ -54,7 +54,7 @@ def _fit(recipe, criterion=None, model=None, x=None, schedules=()):
     x = torch.arange(530.0)[:, None].expand(530, 3) / 530 if x is None else x
     model, criterion = model or Seen(x[0].numel()), criterion or Recording()
     test = (torch.zeros(4, *x.shape[1:], dtype=x.dtype), torch.arange(4))
-    fit(model, criterion, (x, LABELS), test, 4, recipe, "test", schedules=schedules)
+    Training(model, criterion, (x, LABELS), test, 4, recipe, "test", schedules).fit()
     return model, criterion
 
 
@@ -152,7 +152,7 @@ def test_crop_and_flip_reach_the_model_with_the_fill():
     images = torch.rand(530, 1, 4, 4) + 1
     test = (images[:4], torch.arange(4))
     model = Seen(16)
-    fit(
+    Training(
         model,
         Recording(),
         (images, LABELS),
@@ -161,7 +161,7 @@ def test_crop_and_flip_reach_the_model_with_the_fill():
         _recipe(crop=1, flip=True, epochs=2),
         "test",
         pixels=Pixels(torch.tensor([14.0]), torch.tensor([2.0])),
-    )
+    ).fit()
     seen = torch.cat(model.batches)
     filled = (seen == -7.0).flatten(1).sum(1)
     # Shifts by one pixel on each axis bring in 0, 4 or 7 pixels, with probabilities 1/9, 4/9 and 4/9.

@@ -219,7 +219,7 @@ def _load(config: Config, name: str) -> Dataset:
 
 def _check(config: Config, data: Dataset, methods: Sequence[str]) -> None:
     """Raise what would fail after the network's training: a tail class of one sample, a method that wants images."""
-    job = Job(jobs.resolve(config, data), data, None)
+    job = Job(jobs.resolve(config, data), data)
     job.check()
     _, tail = head_tail_split(job.class_counts, config.head_ratio)
     single = [label for label in tail if job.class_counts[label] < 2]
@@ -310,15 +310,14 @@ def _ignore_interrupts() -> None:
 def _context(out: str, config: Config, space: str) -> Context:
     data = _load(config, config.data)
     resolved = jobs.resolve(config, data)
-    job = Job(resolved, data, None)
+    job = Job(resolved, data)
     split = head_tail_split(job.class_counts, config.head_ratio)
     if space == "image":
         return Context(job, None, *split, spare_samples(config, data))
-    record = loss_record("ce")
     folder = _base_folder(Path(out), config)
     sums = rundir.read_summary(folder)["checkpoints"]
     model = load_checkpoint(folder / rundir.CHECKPOINTS / "ce.pt", sums["ce"], resolved.device).classifier
-    base = Trained("ce", record, job.head_spec(record), model, Fit([], torch.empty(0), 0.0))
+    base = Trained("ce", loss_record("ce"), model, Fit([], torch.empty(0), 0.0))
     return Context(job, base, *split, spare_samples(config, data))
 
 

@@ -20,7 +20,7 @@ from ltkernels import augment
 from ltkernels.diversity import FdgTarget, feature_diversity_gain, standardized_offset
 from ltkernels.experiments.arms import HEAD_ROWS, arm_rows, make_arms, recalls
 from ltkernels.selection._arms import calibrated, class_seed
-from ltkernels.train.engine import apply, fit, predict
+from ltkernels.train.engine import Training, apply, predict
 from ltkernels.train.features import derived_seed
 from ltkernels.train.models import Classifier
 from ltkernels.train.pipeline import Job
@@ -80,7 +80,7 @@ def train(job: Job, part: Subset, images: dict[int, Tensor]) -> Classifier:
     )
     # Epochs are not looked at on the way: a single sample stands for the evaluation.
     one = (part.x[:1], part.y[:1])
-    fit(model, criterion, (x, y), one, job.data.num_classes, recipe, "train/arm")
+    Training(model, criterion, (x, y), one, job.data.num_classes, recipe, "train/arm").fit()
     return model
 
 

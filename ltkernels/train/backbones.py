@@ -52,13 +52,14 @@ class BackboneSpec:
 @dataclass
 class _Found:
     """A library's backbone: the statistics of the pixels (in 0..1) that it was trained on, the side of its pictures, the file of
-    its weights where they are not loaded yet, and its configuration."""
+    its weights where they are not loaded yet, and in words where that would lie, and its configuration."""
 
     module: nn.Module
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     side: int | None = None
     file: Path | None = None
+    place: str = ""
     architecture: str = ""
 
 
@@ -136,7 +137,7 @@ def _timm(name: str, channels: int, random: bool, _: str) -> _Found:
         repository = about.get("hf_hub_id") or "none/none"
         files = [try_to_load_from_cache(repository, file) for file in ("model.safetensors", "pytorch_model.bin")]
         found.file = next((Path(file) for file in files if isinstance(file, str)), None)
-        _there(f"timm:{name}", found.file, f"{repository} in the cache of Hugging Face")
+        found.place = f"{repository} in the cache of Hugging Face"
     return found
 
 
@@ -228,7 +229,7 @@ def _torchvision(name: str, channels: int, random: bool, _: str) -> _Found:
     if not random:
         file = Path(models.get_model_weights(name).DEFAULT.url).name
         found.file = Path(torch.hub.get_dir()) / "checkpoints" / file
-        _there(f"torchvision.models:{name}", found.file if found.file.is_file() else None, str(found.file))
+        found.place = str(found.file)
     return found
 
 
@@ -239,13 +240,6 @@ def _imported(package: str, what: str) -> Any:
         name = package.partition(".")[0]
         reason = str(error).splitlines()[0][:200]
         raise ImportError(f"{what} needs the package: pip install {name} ({reason})") from error
-
-
-def _there(model: str, file: Path | None, where: str) -> None:
-    if file is None:
-        raise FileNotFoundError(
-            f"model {model}: its weights are not there ({where}), and nothing is downloaded: give --weights FILE, or --weights random"
-        )
 
 
 _FINDERS = dict(zip(_LIBRARIES, (_timm, _huggingface, _torchvision)))
@@ -314,6 +308,11 @@ def build_backbone(
             raise ValueError(
                 f"weights {weights}: a model of Transformers is a folder with its weights: --model hf:FOLDER"
             )
+        if found.place and not (found.file and found.file.is_file()):
+            raise FileNotFoundError(
+                f"model {spec.model}: its weights are not there ({found.place}), and nothing is downloaded: give --weights FILE, or "
+                "--weights random"
+            )
         if weights not in (None, "random") or found.file:
             load_weights(found.module, found.file or Path(weights).expanduser())
         adapter = adapters.insert(found.module, spec.adapter, num_classes)
@@ -330,21 +329,24 @@ def build_backbone(
 
 
 @torch.no_grad()
+def _tried(module: nn.Module, shape: tuple[int, ...]) -> Any:
+    try:
+        return module.eval()(torch.zeros(2, *shape))
+    finally:
+        module.train()
+
+
 def _takes(module: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether a model takes pictures of this shape: transformers are built for one side."""
     try:
-        module.eval()(torch.zeros(2, *shape))
+        _tried(module, shape)
     except (ValueError, RuntimeError, AssertionError):
         return False
-    finally:
-        module.train()
     return True
 
 
-@torch.no_grad()
 def _width(name: str, backbone: nn.Module, input_shape: tuple[int, ...]) -> int:
-    features = backbone.eval()(torch.zeros(2, *input_shape))
-    backbone.train()
+    features = _tried(backbone, input_shape)
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"model {name!r} must map (2, ...) samples to (2, d) features, got {shape}")

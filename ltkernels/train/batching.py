@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,40 +25,8 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
     return rotated
 
 
-@dataclass(frozen=True)
-class MixContext:
-    """What a mixing method may need besides the batch."""
-
-    class_counts: Tensor
-    alpha: float
-    generator: torch.Generator
-    foreground: Callable[[int], tuple[Tensor, Tensor]]
-
-
-def _mixup(x: Tensor, y: Tensor, context: MixContext) -> tuple[Tensor, Target]:
-    return augment.mixup(x, y, alpha=context.alpha, generator=context.generator)
-
-
-def _cutmix(x: Tensor, y: Tensor, context: MixContext) -> tuple[Tensor, Target]:
-    return augment.cutmix(x, y, alpha=context.alpha, generator=context.generator)
-
-
-def _remix(x: Tensor, y: Tensor, context: MixContext) -> tuple[Tensor, Target]:
-    return augment.remix(x, y, context.class_counts, alpha=context.alpha, generator=context.generator)
-
-
-def _cmo(x: Tensor, y: Tensor, context: MixContext) -> tuple[Tensor, Target]:
-    foreground, foreground_target = context.foreground(len(x))
-    return augment.cmo(x, y, foreground, foreground_target, alpha=context.alpha, generator=context.generator)
-
-
-# (method, probability per batch where the user gives none)
-MIXERS: dict[str, tuple[Callable[[Tensor, Tensor, MixContext], tuple[Tensor, Target]], float]] = {
-    "mixup": (_mixup, 1.0),
-    "remix": (_remix, 1.0),
-    "cutmix": (_cutmix, 0.5),
-    "cmo": (_cmo, 0.5),
-}
+# Of every method the probability per batch where the user gives none.
+MIXERS = {"mixup": 1.0, "remix": 1.0, "cutmix": 0.5, "cmo": 0.5}
 
 
 @dataclass(frozen=True)
@@ -97,12 +63,14 @@ def _policy(name: str, pixels: Pixels | None) -> Callable[[Tensor], Tensor]:
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         reason = str(error).splitlines()[0][:200]
         raise ImportError(f"augment {name} needs torchvision: pip install torchvision ({reason})") from error
-    classes = {"randaugment": v2.RandAugment, "autoaugment": v2.AutoAugment, "trivialaugment": v2.TrivialAugmentWide}
-    return partial(_each, pixels, classes[name]())
+    policy = {"randaugment": v2.RandAugment, "autoaugment": v2.AutoAugment, "trivialaugment": v2.TrivialAugmentWide}[
+        name
+    ]()
 
+    def changed(images: Tensor) -> Tensor:
+        return pixels.standardised(torch.stack([policy(image) for image in pixels.bytes(images)]), images)
 
-def _each(pixels: Pixels, policy: Any, images: Tensor) -> Tensor:
-    return pixels.standardised(torch.stack([policy(image) for image in pixels.bytes(images)]), images)
+    return changed
 
 
 class Batches:
@@ -138,9 +106,8 @@ class Batches:
         self._x, self._y, self._recipe = x, y, recipe
         self._fill = None if pixels is None else pixels.black.to(x.device, x.dtype)
         self._generator = torch.Generator().manual_seed(seed)
-        counts = torch.bincount(y, minlength=num_classes)
-        self._balanced = class_probabilities("balanced", counts.tolist())
-        self._context = MixContext(counts, recipe.mix_alpha, self._generator, self._foreground)
+        self._counts = torch.bincount(y, minlength=num_classes)
+        self._balanced = class_probabilities("balanced", self._counts.tolist())
 
     def state(self) -> Tensor:
         return self._generator.get_state()
@@ -158,9 +125,17 @@ class Batches:
         if self._recipe.task == "rotation":
             turns = torch.randint(4, (len(x),), generator=self._generator).to(x.device, non_blocking=True)
             return rotate(x, turns), turns
-        if self._mixes(epoch):
-            return MIXERS[self._recipe.mix][0](x, y, self._context)
-        return x, y
+        return self._mixed(x, y) if self._mixes(epoch) else (x, y)
+
+    def _mixed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Target]:
+        drawn = {"alpha": self._recipe.mix_alpha, "generator": self._generator}
+        if self._recipe.mix == "remix":
+            return augment.remix(x, y, self._counts, **drawn)
+        if self._recipe.mix == "cmo":
+            # Its foreground are samples of every class equally often, weights 1 / n_y.
+            index = self.sampler.draw(self._balanced, len(x), self._generator).to(y.device)
+            return augment.cmo(x, y, self._images(index), self._y[index], **drawn)
+        return {"mixup": augment.mixup, "cutmix": augment.cutmix}[self._recipe.mix](x, y, **drawn)
 
     def _images(self, index: Tensor) -> Tensor:
         x, recipe = self._x[index], self._recipe
@@ -176,18 +151,13 @@ class Batches:
                     x = transform(x)
         return x
 
-    def _foreground(self, size: int) -> tuple[Tensor, Tensor]:
-        """CMO's foreground: samples of every class equally often, weights 1 / n_y."""
-        index = self.sampler.draw(self._balanced, size, self._generator).to(self._y.device)
-        return self._images(index), self._y[index]
-
     def _mixes(self, epoch: int) -> bool:
         recipe = self._recipe
         if recipe.mix == "none":
             return False
         if recipe.mix == "cmo" and not _CMO_MARGIN < epoch < recipe.epochs - _CMO_MARGIN:
             return False
-        probability = MIXERS[recipe.mix][1] if recipe.mix_prob is None else recipe.mix_prob
+        probability = MIXERS[recipe.mix] if recipe.mix_prob is None else recipe.mix_prob
         return probability >= 1 or float(torch.rand((), generator=self._generator)) < probability
 
 

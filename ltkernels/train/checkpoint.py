@@ -21,7 +21,7 @@ from ltkernels._files import replacing
 
 _log = logging.getLogger(__name__)
 
-# Of what a training's state holds (`_Loop.state` of engine.py): another number where a key comes or goes.
+# Of what a training's state holds (`Training._state` of engine.py): another number where a key comes or goes.
 FORMAT = 3
 # The newest may be the damaged one; the one before it is then read.
 _KEEP = 2
@@ -117,16 +117,6 @@ class PhaseStore:
         matches = [(match, path) for path in self._folder.iterdir() if (match := _NAME.fullmatch(path.name))]
         ours = [(int(m["serial"]), m["digest"], path) for m, path in matches if m["slug"] == self._slug]
         return sorted(ours)
-
-
-class StateStore:
-    """The checkpoints of a run: a `PhaseStore` by phase, in one folder."""
-
-    def __init__(self, folder: Path, fingerprint: str, every: float) -> None:
-        self._folder, self._fingerprint, self._every = folder, fingerprint, every
-
-    def phase(self, name: str) -> PhaseStore:
-        return PhaseStore(self._folder, name, self._fingerprint, self._every)
 
 
 def capture_random(device: torch.device) -> dict[str, Any]:

@@ -8,24 +8,23 @@ normalisation uses the statistics of the whole step. The numbers are those of on
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ltkernels._ranks import Ranks
 
-@dataclass(frozen=True)
+
 class World:
-    """This process among `size`; rank 0 alone writes files and reports progress."""
+    """This process among `size`, and their `Ranks` where there are several; rank 0 alone writes files and reports progress."""
 
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
+    def __init__(self) -> None:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.ranks = Ranks() if several else None
+        self.rank, self.size = (self.ranks.rank, self.ranks.size) if self.ranks else (0, 1)
+        self.is_main = self.rank == 0
 
     def rows(self) -> slice:
         """The rows of a step that this process computes."""
@@ -33,27 +32,19 @@ class World:
 
     def any(self, value: int) -> int:
         """The largest `value` of all processes (a signal number, 0 for none)."""
-        if self.size == 1:
-            return value
-        tensor = torch.tensor([value], device=_device())
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return int(tensor)
+        return max(self.ranks.share(value)) if self.ranks else value
 
     def share(self, value: Any) -> Any:
         """Rank 0's `value`, on every process."""
-        if self.size == 1:
+        if self.ranks is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=_device())
+        dist.broadcast_object_list(box, src=0, device=self.ranks.device)
         return box[0]
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's `value`, by rank (on rank 0; elsewhere the list is not complete)."""
-        if self.size == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value)
-        return gathered
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every process's `value`, by rank, on rank 0."""
+        return self.ranks.collect(value) if self.ranks else [value]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -68,19 +59,6 @@ class World:
         synchronise_batch_norm(model)
         # Equal on every process as it is: the statistics are those of the whole step.
         return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-
-
-def _device() -> torch.device:
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-def current() -> World:
-    """The world of the default process group; a world of one without it."""
-    if dist.is_available() and dist.is_initialized():
-        return World(dist.get_rank(), dist.get_world_size())
-    return World()
 
 
 def local_device(device: str) -> str:
@@ -102,15 +80,15 @@ def _started() -> int:
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """Join the process group that torchrun's environment describes, if any, for the duration of the block."""
-    if _started() == 1 or current().size > 1:
-        yield current()
+    if _started() == 1 or World().size > 1:
+        yield World()
         return
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(torch.device(device))
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield current()
+        yield World()
     finally:
         dist.destroy_process_group()
 
@@ -126,9 +104,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+        return _Sum.forward(ctx, gradient)
 
 
 class _GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -158,14 +134,13 @@ class _GlobalBatchNorm2d(nn.BatchNorm2d):
 def synchronise_batch_norm(model: nn.Module) -> None:
     """Make every BatchNorm2d of `model` use the statistics of all processes; parameters and state dict stay as they are."""
     for module in model.modules():
+        if type(module) is _GlobalBatchNorm2d:
+            continue
         if type(module) is nn.BatchNorm2d and module.track_running_stats:
             # The same attributes with another forward: optimizer and state dict go on referring to the same tensors.
-            module.__class__ = (
-                nn.SyncBatchNorm if module.weight is not None and module.weight.is_cuda else _GlobalBatchNorm2d
-            )
-            if isinstance(module, nn.SyncBatchNorm):
+            on_gpu = module.weight is not None and module.weight.is_cuda
+            module.__class__ = nn.SyncBatchNorm if on_gpu else _GlobalBatchNorm2d
+            if on_gpu:
                 module.process_group = None
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(
-            module, (nn.SyncBatchNorm, _GlobalBatchNorm2d)
-        ):
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
             raise ValueError(f"{type(module).__name__} has no form over several processes; use BatchNorm2d")

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +19,14 @@ from ltkernels.nn import CosineLinear
 from ltkernels.schedules import Schedule
 from ltkernels.train import distributed
 from ltkernels.train.batching import Batches, Pixels, Target, denominator, rows_of
-from ltkernels.train.checkpoint import PhaseStore, capture_random, restore_random, seed_random
-from ltkernels.train.metrics import confusion_matrix
+from ltkernels.train.checkpoint import capture_random, restore_random, seed_random
+from ltkernels.train.data._lazy import Samples
+from ltkernels.train.logs import Journal
+from ltkernels.train.metrics import class_recalls, confusion_matrix
 from ltkernels.train.models import block_depths
 from ltkernels.train.recipe import Own, Recipe
 from ltkernels.train.samplers import batches
-from ltkernels.train.signals import Stop, Stopped
+from ltkernels.train.signals import Stopped
 
 # Activations of this many small images stay in the cache; 2048 of 28x28 were 200 MB a layer, and several times slower.
 _EVAL_BATCH = 256
@@ -32,15 +34,16 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _UNDECAYED = (CosineLinear, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
 
+# Of a training's state: what has a state dict of its own, and plain values.
+_PARTS = ("model", "optimizer", "scheduler", "average", "scaler", "criterion")
+_VALUES = ("best", "epoch", "step", "history", "confusion", "seconds", "evaluation_seconds")
+
 Progress = Callable[[str, int, int, dict[str, Any]], None]
-"""`progress(phase, done, total, record)`; `record` is the epoch's line of metrics.jsonl, or {}."""
+"""`progress(phase, done, total, record)`; `record` is the epoch's line of metrics.jsonl, or {}. Where it has a `step`, that is called
+after each step: `step(phase, epoch, epochs, step, steps)`, how many epochs, and steps of the one that runs, are done."""
 
-
-Stepped = Callable[[str, int, int, int, int], None]
-"""`stepped(phase, epoch, epochs, step, steps)`: how many epochs, and steps of the one that runs, are done."""
-
-Restored = Callable[[list[dict[str, Any]], float], None]
-"""`restored(records, seconds)`: the epochs that a checkpoint brought back, and the time they took."""
+Labelled = tuple[Samples, Tensor]
+"""Samples (n, ...) and their labels (n,)."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,13 @@ class Fit:
     best: tuple[int, dict[str, Tensor]] | None = None
 
 
-@torch.no_grad()
-def predict(model: nn.Module, x: Tensor) -> Tensor:
+def predict(model: nn.Module, x: Samples) -> Tensor:
     """(n,) int64 predicted classes, in evaluation mode (the mode is restored)."""
     return apply(model, x).argmax(1)
 
 
 @torch.no_grad()
-def apply(model: nn.Module, x: Tensor) -> Tensor:
+def apply(model: nn.Module, x: Samples) -> Tensor:
     """`model(x)` in evaluation mode, in batches, without gradients (the mode is restored)."""
     training = model.training
     model.eval()
@@ -71,81 +73,58 @@ def apply(model: nn.Module, x: Tensor) -> Tensor:
     return outputs
 
 
-def fit(
-    model: nn.Module,
-    criterion: nn.Module,
-    train_set: tuple[Tensor, Tensor],
-    test_set: tuple[Tensor, Tensor],
-    num_classes: int,
-    recipe: Recipe,
-    phase: str,
-    *,
-    schedules: Sequence[Schedule] = (),
-    progress: Progress | None = None,
-    on_step: Stepped | None = None,
-    on_restore: Restored | None = None,
-    store: PhaseStore | None = None,
-    stop: Stop | None = None,
-    pixels: Pixels | None = None,
-    val_set: tuple[Tensor, Tensor] | None = None,
-    own: Own = Own(),  # noqa: B008 (frozen)
-) -> Fit:
-    """Train `model` in place on (x, y), evaluating after every epoch: on the test set, or on `val_set` where there is one; the
-    test set is then read once, after the last.
+@dataclass(eq=False)
+class Training:
+    """A training of `model` in place on (x, y), evaluated after every epoch: on the test set, or on `val_set` where there is one;
+    the test set is then read once, after the last.
 
-    `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. The same seed gives the same numbers on the
-    same machine, torch version and number of threads; the global random states of torch, numpy and python (a model or a
-    data set may draw from them) are seeded here and put back. With `store`, training goes on from the newest checkpoint
-    there; `on_restore` gets the records of its epochs and the time they took. `pixels` are what augmentation knows of the
-    images, `own` replaces parts of the recipe. With `recipe.ema`, what is evaluated and left in `model` are averaged weights;
-    with `recipe.patience` and a `val_set`, training may end early. Raises ValueError where the loss stops being finite, and
-    `Stopped` after a signal, once a checkpoint is written.
+    `criterion` is a Module of `ltkernels.nn`; `schedules` change its tables. `pixels` are what augmentation knows of the images,
+    `own` replaces parts of the recipe. With `recipe.ema`, what is evaluated and left in `model` are averaged weights; with
+    `recipe.patience` and a `val_set`, training may end early.
     """
-    device = train_set[0].device
-    outside = capture_random(device)
-    loop = _Loop(model, criterion, train_set, test_set, num_classes, recipe, phase, schedules, pixels, val_set, own)
-    loop.on_step = on_step if loop.world.is_main else None
-    try:
-        return loop.run(progress, on_restore, store, stop or Stop())
-    finally:
-        restore_random(outside, device)
 
+    model: nn.Module
+    criterion: nn.Module
+    train_set: Labelled
+    test_set: Labelled
+    num_classes: int
+    recipe: Recipe
+    phase: str
+    schedules: Sequence[Schedule] = ()
+    val_set: Labelled | None = None
+    pixels: Pixels | None = None
+    own: Own = field(default_factory=Own)
+    journal: Journal = field(default_factory=Journal)
 
-class _Loop:
-    """One training; everything that `state` names is all that changes from step to step."""
+    def fit(self) -> Fit:
+        """Train, once. The same seed gives the same numbers on the same machine, torch version and number of threads; the global
+        random states of torch, numpy and python (a model or a data set may draw from them) are seeded here and put back. Training
+        goes on from the newest checkpoint in the journal's store. Raises ValueError where the loss stops being finite, and `Stopped`
+        after a signal, once a checkpoint is written."""
+        self.device = self.train_set[0].device
+        outside = capture_random(self.device)
+        try:
+            self._begin()
+            return self._run()
+        finally:
+            restore_random(outside, self.device)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        criterion: nn.Module,
-        train_set: tuple[Tensor, Tensor],
-        test_set: tuple[Tensor, Tensor],
-        num_classes: int,
-        recipe: Recipe,
-        phase: str,
-        schedules: Sequence[Schedule],
-        pixels: Pixels | None,
-        val_set: tuple[Tensor, Tensor] | None,
-        own: Own,
-    ) -> None:
-        self.model, self.criterion, self.schedules = model, criterion, schedules
-        self.val_set = val_set
-        self.on_step: Stepped | None = None
-        self.test_set, self.num_classes, self.recipe, self.phase = test_set, num_classes, recipe, phase
-        self.device = train_set[0].device
-        self.world = distributed.current()
+    def _begin(self) -> None:
+        recipe, own = self.recipe, self.own
+        self.world = distributed.World()
         # Two seeds from one: the order of the batches does not depend on what is done to the samples.
         self.order = torch.Generator().manual_seed(recipe.seed)
-        self.batches = Batches(*train_set, num_classes, recipe, recipe.seed ^ 0x5DEECE66D, pixels, own.transform)
-        self.optimizer = optimizer_of(model, recipe, own)
+        seed = recipe.seed ^ 0x5DEECE66D
+        self.batches = Batches(*self.train_set, self.num_classes, recipe, seed, self.pixels, own.transform)
+        self.optimizer = optimizer_of(self.model, recipe, own)
         # The rate of each group over that of the recipe, which rises and falls.
         self.shares = [group["lr"] / recipe.lr for group in self.optimizer.param_groups]
         self.least = 2 * self.world.size * recipe.accumulate
-        self.steps = len(batches(torch.arange(len(train_set[0])), recipe.batch_size, self.least))
+        self.steps = len(batches(torch.arange(len(self.train_set[0])), recipe.batch_size, self.least))
         self.scheduler = own.scheduler(self.optimizer, recipe.epochs * self.steps) if own.scheduler else None
         self.average = None
         if recipe.ema is not None:
-            self.average = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
+            self.average = AveragedModel(self.model, multi_avg_fn=self._blend, use_buffers=True)
         self.best: dict[str, Any] | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.epoch = self.step = 0
@@ -154,75 +133,54 @@ class _Loop:
         self.history: list[dict[str, Any]] = []
         self.confusion = torch.empty(0)
         self.seconds = self.evaluation_seconds = 0.0
+        seed_random(recipe.seed)
 
-    def state(self) -> dict[str, Any]:
-        """Plain tensors, numbers and strings, copied: `epoch` and `step` are the next to be done."""
+    def _state(self) -> dict[str, Any]:
+        """Plain tensors, numbers and strings: all that changes from step to step. `epoch` and `step` are the next to be done."""
+        parts = {name: getattr(self, name) for name in _PARTS}
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler and self.scheduler.state_dict(),
-            "average": self.average and self.average.state_dict(),
-            "best": self.best,
-            "scaler": self.scaler.state_dict(),
-            "criterion": self.criterion.state_dict(),
+            **{name: None if part is None else part.state_dict() for name, part in parts.items()},
+            **{name: getattr(self, name) for name in _VALUES},
             "schedules": [schedule.state_dict() for schedule in self.schedules],
             "random": self.world.gather(capture_random(self.device)),
             "order": self.epoch_order,
             "batches": self.batches.state(),
-            "epoch": self.epoch,
-            "step": self.step,
             "total": self.world.sum(self.total.clone()),
-            "history": self.history,
-            "confusion": self.confusion,
-            "seconds": self.seconds,
-            "evaluation_seconds": self.evaluation_seconds,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for part in ("scheduler", "average"):
-            if (module := getattr(self, part)) is not None:
-                module.load_state_dict(state[part])
-        self.best = state["best"]
-        self.scaler.load_state_dict(state["scaler"])
+    def _load_state(self, state: dict[str, Any]) -> None:
         # Schedules first: they make the buffers that the criterion's state fills.
         for schedule, saved in zip(self.schedules, state["schedules"]):
             schedule.load_state_dict(saved)
-        self.criterion.load_state_dict(state["criterion"])
+        for name in _PARTS:
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
+        for name in _VALUES:
+            setattr(self, name, state[name])
         restore_random(state["random"][self.world.rank], self.device)
         self.order.set_state(state["order"])
-        self.batches.set_state(state["batches"])
-        self.epoch, self.step = state["epoch"], state["step"]
         self.epoch_order = state["order"]
+        self.batches.set_state(state["batches"])
         # The total of all processes goes on in the first.
         self.total.copy_(state["total"] if self.world.is_main else torch.zeros(()))
-        self.history, self.confusion = state["history"], state["confusion"]
-        self.seconds, self.evaluation_seconds = state["seconds"], state["evaluation_seconds"]
 
-    def run(
-        self,
-        progress: Progress | None,
-        on_restore: Restored | None,
-        store: PhaseStore | None,
-        stop: Stop,
-    ) -> Fit:
-        seed_random(self.recipe.seed)
-        saved = self.world.share(store.load() if store is not None and self.world.is_main else None)
+    def _run(self) -> Fit:
         # The first process writes, but all take part in gathering what it writes.
-        self.checkpointed = bool(self.world.any(int(store is not None)))
+        self.store = self.journal.store(self.phase)
+        saved = self.world.share(self.store.load() if self.store is not None and self.world.is_main else None)
+        self.checkpointed = bool(self.world.any(int(self.store is not None)))
         # Wrapping comes first: DistributedDataParallel would send rank 0's initial weights over the loaded ones.
-        trained = self.world.wrap(self.model)
+        self.trained = self.world.wrap(self.model)
         if self.recipe.compile != "off":
-            trained = torch.compile(trained, mode=None if self.recipe.compile == "default" else self.recipe.compile)
+            mode = None if self.recipe.compile == "default" else self.recipe.compile
+            self.trained = torch.compile(self.trained, mode=mode)
         if saved is not None:
-            self.load_state(saved)
-            if on_restore:
-                on_restore(list(self.history), self.seconds)
+            self._load_state(saved)
+            self.journal.restored(list(self.history), self.seconds)
         self.model.train()
-        with stop.loop():
+        with self.journal.stop.loop():
             while not self._done():
-                self._epoch(trained, progress, store, stop)
+                self._epoch()
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         best = (self.best["epoch"], self.best["state"]) if self.best and self.recipe.keep_best else None
@@ -245,8 +203,8 @@ class _Loop:
         """What is evaluated, and kept in the end: the averaged weights where there are any."""
         return self.model if self.average is None else self.average.module
 
-    def _epoch(self, trained: nn.Module, progress: Progress | None, store: PhaseStore | None, stop: Stop) -> None:
-        recipe, world = self.recipe, self.world
+    def _epoch(self) -> None:
+        recipe, stop = self.recipe, self.journal.stop
         started = time.perf_counter()
         for schedule in self.schedules:
             schedule.step(self.epoch)
@@ -260,20 +218,19 @@ class _Loop:
                 for group, part in zip(self.optimizer.param_groups, self.shares, strict=True):
                     group["lr"] = rate * part
             x, target = self.batches.make(steps[self.step], self.epoch)
-            self.total += self._train_step(trained, x, target)
+            self.total += self._train_step(x, target)
             self.step += 1
-            if self.on_step:
-                self.on_step(self.phase, self.epoch, recipe.epochs, self.step, len(steps))
+            if self.journal.on_step:
+                self.journal.on_step(self.phase, self.epoch, recipe.epochs, self.step, len(steps))
             # Processes that wait for each other in a gradient cannot stop one by one: they agree at the epoch's end.
-            if world.size == 1 and self.step < len(steps):
-                self._pause(store, stop.signum or 0, started)
+            if self.world.size == 1 and self.step < len(steps):
+                self._pause(stop.signum or 0, started)
         self._finish_epoch(len(steps))
         self.seconds += time.perf_counter() - started
-        if progress and world.is_main:
-            progress(self.phase, self.epoch, recipe.epochs, self.history[-1])
-        self._pause(store, world.any(stop.signum or 0), None)
+        self.journal.epoch(self.phase, self.epoch, recipe.epochs, self.history[-1])
+        self._pause(self.world.any(stop.signum or 0), None)
 
-    def _train_step(self, trained: nn.Module, x: Tensor, target: Target) -> Tensor:
+    def _train_step(self, x: Tensor, target: Target) -> Tensor:
         """One step of SGD; the loss of the rows of this process, divided by what the whole step divides by."""
         recipe, world, criterion = self.recipe, self.world, self.criterion
         self.optimizer.zero_grad(set_to_none=True)
@@ -281,7 +238,7 @@ class _Loop:
             # Said ahead, so that float16 gradients are rounded after the scaler's factor.
             one = torch.ones((), device=self.device)
             said = {"grad_scale": self.scaler.scale(one)} if self.scaler.is_enabled() else {}
-            loss = criterion(self._forward(trained, x), target, **said)
+            loss = criterion(self._forward(x), target, **said)
             self.scaler.scale(loss).backward()
             total = loss.detach()
         else:
@@ -294,8 +251,8 @@ class _Loop:
             for i, whole in enumerate(parts):
                 part = whole[world.rows()]
                 last = i == len(parts) - 1
-                with nullcontext() if last or world.size == 1 else trained.no_sync():
-                    loss = _summed(criterion, self._forward(trained, x[part]), rows_of(target, part), factor)
+                with nullcontext() if last or world.size == 1 else self.trained.no_sync():
+                    loss = _summed(criterion, self._forward(x[part]), rows_of(target, part), factor)
                     (loss * factor).backward()
                 total += loss.detach() / divisor
         if recipe.clip is not None:
@@ -309,12 +266,10 @@ class _Loop:
             self.average.update_parameters(self.model)
         return total
 
-    def _forward(self, trained: nn.Module, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         dtype = _DTYPES.get(self.recipe.precision)
-        if dtype is None:
-            return trained(x)
-        with torch.autocast(self.device.type, dtype=dtype):
-            return trained(x)
+        with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype):
+            return self.trained(x)
 
     def _finish_epoch(self, steps: int) -> None:
         mean_loss = float(self.world.sum(self.total)) / steps
@@ -329,8 +284,7 @@ class _Loop:
         record["lr"] = self.optimizer.param_groups[0]["lr"]
         self.epoch, self.step = self.epoch + 1, 0
         if self.val_set is not None:
-            confusion = self._confusion(self.val_set)
-            record |= _accuracies("val", confusion)
+            record |= _accuracies("val", self._confusion(self.val_set))
             self._keep_best(record["val_balanced_accuracy"])
         if self.val_set is None or self._done():
             self.confusion = self._confusion(self.test_set)
@@ -351,33 +305,29 @@ class _Loop:
             kept = {key: value.detach().clone() for key, value in weights.items()}
             self.best = {"epoch": self.epoch, "accuracy": accuracy, "state": kept}
 
-    def _confusion(self, samples: tuple[Tensor, Tensor]) -> Tensor:
+    def _confusion(self, samples: Labelled) -> Tensor:
         x, y = samples
         return confusion_matrix(y, predict(self._evaluated(), x), self.num_classes).cpu()
 
-    def _pause(self, store: PhaseStore | None, signum: int, started: float | None) -> None:
+    def _pause(self, signum: int, started: float | None) -> None:
         """Write a checkpoint where one is due, the training is done or a signal came; then end it for the signal."""
-        if self.checkpointed and (signum or self._done() or self._due(store)):
+        store = self.store
+        due = self.checkpointed and (signum or self._done() or self.world.any(int(store is not None and store.due())))
+        if due:
             before = self.seconds
             if started is not None:
                 self.seconds += time.perf_counter() - started
-            state = self.state()
+            state = self._state()
             self.seconds = before
             if store is not None:
                 store.save(state)
         if signum:
             raise Stopped(signum)
 
-    def _due(self, store: PhaseStore | None) -> bool:
-        return bool(self.world.any(int(store is not None and store.due())))
-
 
 def _accuracies(name: str, confusion: Tensor) -> dict[str, float]:
-    # A class of one sample has none to validate on.
-    there = confusion.sum(1) > 0
-    recall = confusion.diagonal()[there].double() / confusion.sum(1)[there]
     top1 = float(confusion.diagonal().sum() / confusion.sum())
-    return {f"{name}_balanced_accuracy": float(recall.mean()), f"{name}_top1": top1}
+    return {f"{name}_balanced_accuracy": float(class_recalls(confusion).mean()), f"{name}_top1": top1}
 
 
 def optimizer_of(model: nn.Module, recipe: Recipe, own: Own = Own()) -> torch.optim.Optimizer:  # noqa: B008 (frozen)

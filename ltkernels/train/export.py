@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltkernels.train.checkpoint import write_bytes
+from ltkernels.train.checkpoint import dump, write_bytes
 from ltkernels.train.predictor import Model, check_out, load
 
 KINDS = {".pt2": "torch.export", ".onnx": "ONNX", ".safetensors": "weights", ".pt": "weights"}
@@ -40,7 +40,7 @@ def export(run: str | Path, out: str | Path, *, variant: str | None = None, forc
 
 
 def _description(model: Model, suffix: str, dtype: torch.dtype) -> dict[str, Any]:
-    given, saved = model.preprocessing, model.saved
+    given = model.preprocessing
     steps = []
     if given.pictures:
         steps.append("decode as RGB, turned as EXIF says, transparent parts on white")
@@ -59,13 +59,13 @@ def _description(model: Model, suffix: str, dtype: torch.dtype) -> dict[str, Any
         "before": steps,
         "inside": {"what": "(samples - mean) / std", "mean": given.mean.tolist(), "std": given.std.tolist()},
         "output": {"name": "logits", "shape": ["batch", len(model.class_names)]},
-        "probabilities": f"softmax({saved.logit_scale:g} * logits)",
+        "probabilities": f"softmax({model.logit_scale:g} * logits)",
         "class_names": list(model.class_names),
         "class_counts": model.class_counts,
         "loss": model.loss,
-        "prior_power": saved.prior_power,
+        "prior_power": model.prior_power,
         "prior": None
-        if saved.prior_power is None
+        if model.prior_power is None
         else "for another class prior q: add log q - prior_power * log(class_counts / sum) to the scores before softmax",
     }
 
@@ -99,9 +99,7 @@ def _onnx(module: nn.Module, example: Tensor) -> bytes:
 
 
 def _pt(module: nn.Module, _: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(module.state_dict(), buffer)
-    return buffer.getvalue()
+    return dump(module.state_dict())
 
 
 def _safetensors(module: nn.Module, _: Tensor) -> bytes:

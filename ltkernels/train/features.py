@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ltkernels.augment import fdc, most_similar_class
 from ltkernels.diversity import FAR
-from ltkernels.selection._arms import Arm, ClassSets, arm_name
+from ltkernels.selection._arms import Arm, ClassSets
 from ltkernels.selection._recipe import fdg_recipe, head_tail_split
 from ltkernels.train.config import Config
 
-__all__ = ["TailClass", "complete_tail", "derived_seed", "fdc_pool", "head_tail_split", "selected_arm"]
+__all__ = ["TailClass", "complete_tail", "derived_seed", "fdc_pool", "head_tail_split", "tail_mean"]
 
 
 def derived_seed(*parts: int) -> int:
@@ -73,9 +73,10 @@ class TailClass:
         }
 
 
-def selected_arm(config: Config) -> str:
-    """Name of the arm that `config.select` asks for."""
-    return arm_name(config.select)
+def tail_mean(tail: Sequence[TailClass], arm: str, what: str) -> float | None:
+    """The mean over the tail classes of an arm's `fdg` or `offset`; None where no class was completed."""
+    values = [getattr(t.arms[arm], what) for t in tail]
+    return sum(values) / len(values) if values else None
 
 
 def complete_tail(

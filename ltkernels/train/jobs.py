@@ -7,6 +7,8 @@ import platform
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,21 @@ import ltkernels
 from ltkernels._files import commit
 from ltkernels.selection._arms import arm_name
 from ltkernels.train import data as data_module
-from ltkernels.train import distributed, rundir, signals
-from ltkernels.train.checkpoint import StateStore
+from ltkernels.train import distributed, rundir, signals, stage2
+from ltkernels.train.checkpoint import PhaseStore
 from ltkernels.train.config import Config, from_mapping, read_toml, to_toml
 from ltkernels.train.data import DataRequest, Dataset
 from ltkernels.train.data._lazy import LazySamples
-from ltkernels.train.engine import Progress, predict
-from ltkernels.train.features import TailClass
-from ltkernels.train.logs import Callback, Logs, named, require, telling
-from ltkernels.train.metrics import confusion_matrix, summarize
+from ltkernels.train.engine import Progress
+from ltkernels.train.features import TailClass, tail_mean
+from ltkernels.train.logs import Callback, Journal, named, require
+from ltkernels.train.metrics import summarize
 from ltkernels.train.pipeline import Job
 from ltkernels.train.recipe import Own
 from ltkernels.train.relative import add_relative, balanced_twin
 from ltkernels.train.schedules import loss_record
-from ltkernels.train.stage2 import follow
 from ltkernels.train.tables import write_tables
-from ltkernels.train.trained import Files, Trained, load_checkpoint, save_checkpoint
+from ltkernels.train.trained import Trained, load_saved, save_checkpoint
 
 # What a data set that says nothing gets.
 _DEFAULTS: dict[str, float | int | bool] = {
@@ -46,6 +47,20 @@ HEADLINE = ("balanced_accuracy", "top1", "best_balanced_accuracy", "per_class_ac
 
 Stages = Callable[[Job], tuple[dict[str, Any], dict[str, Any], list[Trained]]]
 """A job's work: the chosen variant's entry, further keys of the summary, and the models to save."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `train` and `run` take beside settings and data."""
+
+    out: str | Path | None
+    force: bool
+    resume: str
+    progress: Progress | None
+    on_config: Callable[[Config], None] | None
+    on_notes: Callable[[Sequence[str]], None] | None
+    own: Own = Own()  # noqa: RUF009 (frozen)
+    callbacks: Sequence[Callback] = ()
 
 
 def load_data(config: Config, progress: Progress | None = None) -> Dataset:
@@ -104,20 +119,21 @@ def resolve(config: Config, data: Dataset) -> Config:
     return config
 
 
-def _check_late(command: str, job: Job, writes: bool) -> None:
-    """Raise now what a phase after the training would raise without its package."""
-    config = job.config
+def _check(command: str, config: Config, data: Dataset, order: Order) -> list[str]:
+    """Raise now what a phase would raise after another has taken its time; returns sentences on what is done to the data."""
+    job = Job(config, data, own=order.own)
+    job.check()
+    stage2.check(job)
     require(config.log)
-    for package in ("jinja2", "matplotlib", *(("scipy",) if command == "run" else ())) if writes else ():
+    for package in ("jinja2", "matplotlib", *(("scipy",) if command == "run" else ())) if order.out is not None else ():
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'the report needs {package}: pip install "ltkernels[train]"')
     if command == "run" and config.init:
         raise ValueError("init goes on from one model; run compares trainings from one start: use train")
-    if command != "run" and config.stage2 != "fdc":
-        return
-    what = "run" if command == "run" else "stage2 fdc"
-    if importlib.util.find_spec("faiss") is None:
+    if (command == "run" or config.stage2 == "fdc") and importlib.util.find_spec("faiss") is None:
+        what = "run" if command == "run" else "stage2 fdc"
         raise ImportError(f'{what} selects subsets with FAISS: pip install "ltkernels[select]"')
+    return [*data.notes, *job.notes]
 
 
 def environment() -> dict[str, str | None]:
@@ -167,7 +183,8 @@ def train(
         train.train(train.Config(data="mine", loss="ldam"), out="results")
     """
     own = Own(optimizer, scheduler, transform)
-    return _execute("train", _train, config, data, out, force, resume, progress, on_config, on_notes, own, callbacks)
+    order = Order(out, force, resume, progress, on_config, on_notes, own, callbacks)
+    return _execute("train", _train, config, data, order)
 
 
 def run(
@@ -187,117 +204,97 @@ def run(
     classifiers retrained on the features of one of them: on the real ones alone (the control), completed with the
     selected subsets, completed at random.
     """
-    return _execute("run", _run, config, data, out, force, resume, progress, on_config, on_notes)
+    return _execute("run", _run, config, data, Order(out, force, resume, progress, on_config, on_notes))
 
 
-def _execute(
-    command: str,
-    stages: Stages,
-    config: Config,
-    data: Dataset | None,
-    out: str | Path | None,
-    force: bool,
-    resume: str,
-    progress: Progress | None,
-    on_config: Callable[[Config], None] | None,
-    on_notes: Callable[[Sequence[str]], None] | None,
-    own: Own = Own(),  # noqa: B008 (frozen)
-    callbacks: Sequence[Callback] = (),
-) -> dict[str, Any]:
+def _execute(command: str, stages: Stages, config: Config, data: Dataset | None, order: Order) -> dict[str, Any]:
     start = time.perf_counter()
     loss_record(config.loss)
-    if resume not in RESUME:
-        raise ValueError(f"resume must be one of {', '.join(RESUME)}, got {resume!r}")
-    with distributed.joined(distributed.local_device(config.device)) as world:
-        # One process writes; the others compute.
-        if config.log != "none" and out is None:
-            raise ValueError(f"log {config.log} writes into the result folder: give out")
-        out, callbacks = (Path(out) if out is not None else None, callbacks) if world.is_main else (None, ())
+    if order.resume not in RESUME:
+        raise ValueError(f"resume must be one of {', '.join(RESUME)}, got {order.resume!r}")
+    if config.log != "none" and order.out is None:
+        raise ValueError(f"log {config.log} writes into the result folder: give out")
+    with distributed.joined(distributed.local_device(config.device)) as world, ExitStack() as stack:
+        if not world.is_main:
+            # One process writes and speaks; the others compute.
+            order = replace(order, out=None, progress=None, on_config=None, on_notes=None, callbacks=())
+        out, resumes = None if order.out is None else Path(order.out), order.resume == "auto"
         if out is not None:
-            rundir.check_free(out, force, resume == "auto")
+            rundir.check_free(out, order.force, resumes)
         if data is None:
-            data = load_data(config, progress if world.is_main else None)
+            data = load_data(config, order.progress)
         else:
             config = config.replace(data=data.name)
         asked, config = config, resolve(config, data)
-        checked = Job(config, data, None, own=own)
-        checked.check()
-        _check_late(command, checked, out is not None)
-        notes = [*data.notes, *checked.notes]
-        del checked  # its copy of the samples
-        if on_notes and world.is_main:
-            on_notes(notes)
-        if on_config and world.is_main:
-            on_config(config)
-        goes_on = resume == "auto" and out is not None and (out / rundir.CONFIG).is_file()
+        notes = _check(command, config, data, order)
+        if order.on_notes:
+            order.on_notes(notes)
+        if order.on_config:
+            order.on_config(config)
+        goes_on = resumes and out is not None and (out / rundir.CONFIG).is_file()
         if goes_on:
             _check_settings(out, command, config, asked)
-        finished = goes_on and (out / rundir.SUMMARY).is_file()
-        if finished:
-            rundir.tidy(out)
-        if summary := world.share(rundir.read_summary(out) if finished else None):
+        if summary := world.share(rundir.finished(out) if goes_on else None):
             return summary
-        before = torch.get_num_threads()
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads)
-        try:
-            if out is not None:
-                return _in_folder(command, stages, config, data, out, force, resume, progress, start, own, callbacks)
-            with telling(callbacks, config.to_dict(), progress) as (listen, end):
-                job = Job(config, data, listen, own=own)
-                return end(_summary(command, job, *stages(job)[:2], start))
-        finally:
-            torch.set_num_threads(before)
+        journal = Journal(order.progress, order.callbacks)
+        if out is not None:
+            stack.enter_context(rundir.open_run(out, order.force, resumes))
+            stop = stack.enter_context(signals.handled())
+            rundir.write_text(out / rundir.CONFIG, f"# ltkernels {command}\n{to_toml(config)}")
+            state, fingerprint = out / rundir.STATE, _fingerprint(command, config, data, order.own)
+
+            def store(phase: str) -> PhaseStore:
+                return PhaseStore(state, phase, fingerprint, config.checkpoint_seconds)
+
+            journal = Journal(order.progress, [*named(config.log, out), *order.callbacks], out, store, stop)
+        end = stack.enter_context(journal.told(config.to_dict()))
+        journal.rewrite()
+        summary = _carry_out(command, stages, Job(config, data, journal, own=order.own), out, start)
+        end(summary)
+        return summary
 
 
-def _in_folder(
-    command: str,
-    stages: Stages,
-    config: Config,
-    data: Dataset,
-    out: Path,
-    force: bool,
-    resume: str,
-    progress: Progress | None,
-    start: float,
-    own: Own,
-    callbacks: Sequence[Callback],
-) -> dict[str, Any]:
-    """A job whose results go to `out`, resumable from it."""
-    with rundir.open_run(out, force, resume == "auto") as folder, signals.handled() as stop:
-        rundir.write_text(out / rundir.CONFIG, f"# ltkernels {command}\n{to_toml(config)}")
-        with telling([*named(config.log, out), *callbacks], config.to_dict(), progress) as (listen, end):
-            logs = Logs(out)
-            logs.rewrite([])
-            state = StateStore(folder.state, _fingerprint(command, config, data, own), config.checkpoint_seconds)
-            job = Job(config, data, listen, Files(state, logs, stop), own=own)
-            return end(_finish(command, job, stages, out, start))
-
-
-def _finish(command: str, job: Job, stages: Stages, out: Path, start: float) -> dict[str, Any]:
-    """The work, and what it leaves in the result folder."""
+def _carry_out(command: str, stages: Stages, job: Job, out: Path | None, start: float) -> dict[str, Any]:
+    """The work, and what it leaves in the result folder where there is one."""
+    data = job.data
     try:
         chosen, extra, models = stages(job)
     except (ValueError, TypeError) as error:
-        _save(out, job, job.trained)
-        if job.trained:
-            names = ", ".join(f"{t.name}.pt" for t in job.trained)
-            raise type(error)(f"{error} (what was trained is kept: {out / rundir.CHECKPOINTS}, {names})") from error
-        raise
-    job.files.logs.rewrite(job.log)
-    sums = _save(out, job, models)
-    write_tables(out / rundir.TABLES, job, next(t for t in models if t.name == chosen["name"]))
-    summary = _summary(command, job, chosen, {**extra, "checkpoints": sums}, start)
-    rundir.write_text(out / rundir.REPORT, render_page(summary, job.log))
-    # Last: a folder with a summary is a finished run.
-    rundir.write_json(out / rundir.SUMMARY, summary)
+        if out is None or not job.trained:
+            raise
+        names = ", ".join(f"{name}.pt" for name in _save(out, job, job.trained))
+        raise type(error)(f"{error} (what was trained is kept: {out / rundir.CHECKPOINTS}, {names})") from error
+    if out is not None:
+        job.journal.rewrite()
+        extra["checkpoints"] = _save(out, job, models)
+        write_tables(out / rundir.TABLES, job, next(t for t in models if t.name == chosen["name"]))
+    summary = {
+        "command": command,
+        **{key: chosen[key] for key in HEADLINE},
+        "chosen": chosen["name"],
+        "class_counts": data.class_counts,
+        "class_names": list(data.class_names),
+        "test_counts": torch.bincount(data.y_test, minlength=data.num_classes).tolist(),
+        "seconds": time.perf_counter() - start + job.journal.seconds,
+        "seed": job.config.seed,
+        "notes": list(data.notes) + job.notes,
+        "config": job.config.to_dict(),
+        "environment": environment(),
+        **extra,
+    }
+    if out is not None:
+        rundir.write_text(out / rundir.REPORT, render_page(summary, job.journal.records))
+        # Last: a folder with a summary is a finished run.
+        rundir.write_json(out / rundir.SUMMARY, summary)
     return summary
 
 
 def _save(out: Path, job: Job, models: Sequence[Trained]) -> dict[str, str]:
     """Write the models' checkpoints; returns their checksums by name."""
     folder = out / rundir.CHECKPOINTS
-    if models:
-        folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     return {t.name: save_checkpoint(folder, t, job.config, job.data, job.class_counts) for t in models}
 
 
@@ -352,10 +349,10 @@ def _train(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
             ) from error
         twin = balanced_twin(job.data, source, job.config)
     base = job.train_chosen()
-    models = [base, *follow(job, base)]
+    models = [base, *stage2.follow(job, base)]
     last = len(models) - 1
     models += job.best
-    variants = [job.variant(trained, trained.title, [], None) for trained in models]
+    variants = [job.variant(trained) for trained in models]
     extra = {"variants": variants, "features": job.feature_space(base)}
     if twin is not None:
         extra["balanced_run"] = add_relative(job, twin, variants)
@@ -376,29 +373,25 @@ def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
     plain = job.train_plain()
     chosen = plain if job.is_plain() else job.train_chosen()
     models = [plain] if chosen is plain else [plain, chosen]
-    models += follow(job, chosen)
-    final = models[-1]
-    variants = [job.variant(t, t.title, [], None) for t in models]
+    models += stage2.follow(job, chosen)
+    last = len(models) - 1
+    models += job.best
 
     base = chosen if config.features_from == "loss" else plain
     # Beside the chosen selection, random draws and the paper's: as many draws of each, from the same pools.
     modes = list(dict.fromkeys([config.select, "max", "random"]))
     head, tail = job.complete(base, compared=modes)
-    control = job.augmented(base, "retrained", [], None)
-    models.append(control)
-    variants.append(job.variant(control, "classifier retrained, no augmentation", [], None))
+    models.append(job.augmented(base, "retrained", [], None, title="classifier retrained, no augmentation"))
     repeats: dict[str, list[dict[str, float | None]]] = {mode: [] for mode in modes}
     for mode in modes:
+        title = f"FDC, {_SELECTIONS.get(mode, f'selected by {mode}')}"
         for number in range(config.random_repeats):
             arm = arm_name(mode, number)
-            trained = job.augmented(base, f"fdc-{arm if number else mode}".replace(":", "-"), tail, arm)
-            entry = job.variant(trained, f"FDC, {_SELECTIONS.get(mode, f'selected by {mode}')}", tail, arm)
-            repeats[mode].append(_repeat(entry, tail, arm))
+            trained = job.augmented(base, f"fdc-{arm if number else mode}".replace(":", "-"), tail, arm, title=title)
+            repeats[mode].append(_repeat(job, trained, tail, arm))
             if number == 0:
                 models.append(trained)
-                variants.append(entry)
-    models += job.best
-    variants += [job.variant(trained, trained.title, [], None) for trained in job.best]
+    variants = [job.variant(trained) for trained in models]
     extra = {
         "variants": variants,
         "repeats": repeats,
@@ -410,34 +403,18 @@ def _run(job: Job) -> tuple[dict[str, Any], dict[str, Any], list[Trained]]:
             "classes": [t.to_dict() for t in tail],
         },
     }
-    return variants[models.index(final)], extra, models
+    return variants[last], extra, models
 
 
-def _repeat(entry: dict[str, Any], tail: Sequence[TailClass], arm: str) -> dict[str, float | None]:
+def _repeat(job: Job, trained: Trained, tail: Sequence[TailClass], arm: str) -> dict[str, float | None]:
     """What the comparison of selections keeps of one draw; None where no class was completed."""
-    means = {
-        "tail_accuracy": [entry["per_class_accuracy"][t.label] for t in tail],
-        "offset_tail": [t.arms[arm].offset for t in tail],
-    }
-    found = {name: sum(values) / len(values) if values else None for name, values in means.items()}
-    return {"balanced_accuracy": entry["balanced_accuracy"], "fdg_tail": entry["fdg_tail"], **found}
-
-
-def _summary(command: str, job: Job, chosen: dict[str, Any], extra: dict[str, Any], start: float) -> dict[str, Any]:
-    data = job.data
+    scores = summarize(trained.fit.confusion, job.data.class_counts)
+    recalls = [scores["per_class_accuracy"][t.label] for t in tail]
     return {
-        "command": command,
-        **{key: chosen[key] for key in HEADLINE},
-        "chosen": chosen["name"],
-        "class_counts": data.class_counts,
-        "class_names": list(data.class_names),
-        "test_counts": torch.bincount(data.y_test, minlength=data.num_classes).tolist(),
-        "seconds": time.perf_counter() - start + job.seconds_before,
-        "seed": job.config.seed,
-        "notes": list(data.notes) + job.notes,
-        "config": job.config.to_dict(),
-        "environment": environment(),
-        **extra,
+        "balanced_accuracy": scores["balanced_accuracy"],
+        "fdg_tail": trained.note["fdg_tail"],
+        "tail_accuracy": sum(recalls) / len(recalls) if recalls else None,
+        "offset_tail": tail_mean(tail, arm, "offset"),
     }
 
 
@@ -456,26 +433,19 @@ def evaluate(run_dir: str | Path, data: Dataset | None = None) -> list[dict[str,
     config = from_mapping(read_toml(run_dir / rundir.CONFIG), str(run_dir / rundir.CONFIG))
     data = data if data is not None else load_data(config)
     with rundir.judged(run_dir / rundir.CONFIG):
-        job = Job(resolve(config, data), data, None)
+        job = Job(resolve(config, data), data)
     results = []
     for variant in summary["variants"]:
-        path = run_dir / rundir.CHECKPOINTS / f"{variant['name']}.pt"
         with rundir.judged(run_dir / rundir.SUMMARY):
-            checksum = summary["checkpoints"].get(variant["name"], "")
-            recorded = {
-                "fdg_tail": variant["fdg_tail"],
-                "recorded_balanced_accuracy": float(variant["balanced_accuracy"]),
-            }
-        saved = load_checkpoint(path, checksum, job.config.device)
+            name, fdg, recorded = variant["name"], variant["fdg_tail"], float(variant["balanced_accuracy"])
+        saved = load_saved(run_dir, name, job.config.device)
         if (saved.preprocessing.input_shape, len(saved.class_names)) != (data.input_shape, data.num_classes):
             raise ValueError(
-                f"{path}: the model takes samples of {saved.preprocessing.input_shape} in {len(saved.class_names)} classes, the "
-                f"data has {data.input_shape} in {data.num_classes}"
+                f"{run_dir / rundir.CHECKPOINTS / name}.pt: the model takes samples of {saved.preprocessing.input_shape} in "
+                f"{len(saved.class_names)} classes, the data has {data.input_shape} in {data.num_classes}"
             )
-        model = saved.classifier
-        confusion = confusion_matrix(job.y_test, predict(model, job.x_test), data.num_classes).cpu()
-        scores = summarize(confusion, data.class_counts)
-        results.append({"name": variant["name"], **scores, **recorded})
+        scores = summarize(job.confusion(saved.classifier), data.class_counts)
+        results.append({"name": name, **scores, "fdg_tail": fdg, "recorded_balanced_accuracy": recorded})
     return results
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ltkernels.train import rundir
+from ltkernels.train.checkpoint import PhaseStore
+from ltkernels.train.signals import Stop
 
 
 class Callback:
@@ -121,48 +123,66 @@ def named(log: str, folder: Path) -> list[Callback]:
     return [] if module is None else [_LOGS[log][0](folder, module)]
 
 
-@contextmanager
-def telling(
-    callbacks: Sequence[Callback], settings: dict[str, Any], progress: Callable[..., None] | None
-) -> Iterator[tuple[Callable[..., None], Callable[[dict[str, Any]], dict[str, Any]]]]:
-    """Tell callbacks of a job's start, epochs and end; gives what to call for a progress (see `engine.Progress`), and for the
-    summary, which it returns."""
-    ended: list[dict[str, Any]] = []
+class Journal:
+    """What a job tells while it runs (each epoch to metrics.jsonl in its folder, to callbacks and to a progress, see `engine.Progress`),
+    and what its trainings ask of it: the store of a phase's checkpoints, and the signal that stops them. Of nothing given: nobody.
 
-    def listen(phase: str, done: int, total: int, record: dict[str, Any]) -> None:
-        for callback in callbacks if record else ():
+    Attributes:
+        records: the lines of metrics.jsonl. seconds: training time of earlier processes, which checkpoints brought back.
+    """
+
+    def __init__(
+        self,
+        progress: Callable[..., None] | None = None,
+        callbacks: Sequence[Callback] = (),
+        folder: Path | None = None,
+        store: Callable[[str], PhaseStore | None] = lambda phase: None,
+        stop: Stop | None = None,
+    ) -> None:
+        self.progress, self.on_step = progress, getattr(progress, "step", None)
+        self.callbacks, self.store, self.stop = callbacks, store, stop or Stop()
+        self._path = None if folder is None else folder / rundir.METRICS
+        self.records: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def epoch(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
+        """`done` of `total` epochs of a phase are done, the last with this record."""
+        self.records.append(record)
+        if self._path is not None:
+            try:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                # A full disk shows when the line is flushed, where Python no longer says which file it was.
+                raise OSError(error.errno, f"{self._path} could not be written: {error.strerror}") from error
+        for callback in self.callbacks:
             callback.on_epoch(record)
-        if progress:
-            progress(phase, done, total, record)
+        self.done(phase, done, total, record)
 
-    listen.step = getattr(progress, "step", None)
+    def done(self, phase: str, done: int, total: int, record: dict[str, Any] | None = None) -> None:
+        """So much of a phase is done, which may count other things than epochs."""
+        if self.progress:
+            self.progress(phase, done, total, record or {})
 
-    def end(summary: dict[str, Any]) -> dict[str, Any]:
-        ended.append(summary)
-        return summary
+    def restored(self, records: list[dict[str, Any]], seconds: float) -> None:
+        """A checkpoint brought back the records of its epochs, and the time they took."""
+        self.records += records
+        self.seconds += seconds
+        self.rewrite()
 
-    try:
-        for callback in callbacks:
-            callback.on_start(settings)
-        yield listen, end
-    finally:
-        for callback in callbacks:
-            callback.on_end(ended[0] if ended else None)
+    def rewrite(self) -> None:
+        """Put metrics.jsonl to the epochs that are known."""
+        if self._path is not None:
+            rundir.write_text(self._path, "".join(json.dumps(record) + "\n" for record in self.records))
 
-
-class Logs:
-    """Appends a line an epoch to metrics.jsonl; `rewrite` puts a resumed run's file back to the epochs that its checkpoints hold."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / rundir.METRICS
-
-    def rewrite(self, records: list[dict[str, Any]]) -> None:
-        rundir.write_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
-
-    def append(self, record: dict[str, Any]) -> None:
+    @contextmanager
+    def told(self, settings: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Tell callbacks of a job's start and end; gives what to call with its summary."""
+        ended: list[dict[str, Any]] = []
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            # A full disk shows when the line is flushed, where Python no longer says which file it was.
-            raise OSError(error.errno, f"{self._path} could not be written: {error.strerror}") from error
+            for callback in self.callbacks:
+                callback.on_start(settings)
+            yield ended.append
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(ended[0] if ended else None)

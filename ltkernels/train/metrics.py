@@ -25,6 +25,12 @@ def confusion_matrix(target: Tensor, predicted: Tensor, num_classes: int) -> Ten
     return torch.bincount(target * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def class_recalls(confusion: Tensor) -> Tensor:
+    """Float64 recalls of the classes that have samples: of a held-out part, not all have."""
+    there = confusion.sum(1) > 0
+    return confusion.diagonal()[there].double() / confusion.sum(1)[there]
+
+
 def group_of(count: int) -> str:
     """`many` for more than 100 training samples, `few` for fewer than 20, `medium` between."""
     return "many" if count > MANY_ABOVE else "few" if count < FEW_BELOW else "medium"
@@ -89,13 +95,8 @@ def reliability(probabilities: Tensor, target: Tensor, bins: int = 15) -> dict[s
     return {"samples": samples.tolist(), "right": right.tolist(), "confidence": sums.tolist()}
 
 
-def expected_calibration_error(probabilities: Tensor, target: Tensor, bins: int = 15) -> float:
-    """ECE (Guo et al. 2017): the gap between confidence and accuracy, averaged over samples by the bins of `reliability`."""
-    return calibration_gap(reliability(probabilities, target, bins))
-
-
-def calibration_gap(found: dict[str, list[Any]]) -> float:
-    """The expected calibration error of what `reliability` found."""
+def expected_calibration_error(found: dict[str, list[Any]]) -> float:
+    """ECE (Guo et al. 2017) of what `reliability` found: the gap between confidence and accuracy, averaged over samples by bins."""
     gaps = (abs(right - confidence) for right, confidence in zip(found["right"], found["confidence"]))
     return sum(gaps) / sum(found["samples"])
 
@@ -191,7 +192,11 @@ def describe_classifier(head: torch.nn.Module, log_probabilities: Tensor, labels
     if isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(head, CosineLinear):
         norms, variance = classifier_norms(weight)
     found = reliability(log_probabilities.exp(), labels)
-    described = {"ece": calibration_gap(found), "classifier_norms": norms, "classifier_norm_variance": variance}
+    described = {
+        "ece": expected_calibration_error(found),
+        "classifier_norms": norms,
+        "classifier_norm_variance": variance,
+    }
     return {**described, "reliability": found}
 
 

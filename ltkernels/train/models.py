@@ -5,6 +5,7 @@ A new backbone is one function in `BACKBONES`. It takes `input_shape` (the shape
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 
@@ -29,6 +30,56 @@ class ScaledCosineLinear(CosineLinear):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.scale * super().forward(features)
+
+
+class Shifted(nn.Module):
+    """A head with a constant added to its logits: post-hoc logit adjustment as part of the model."""
+
+    def __init__(self, head: nn.Module, shift: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("shift", shift)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.head(features) + self.shift
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a classifier's head is: `kind` linear or cosine, for a loss defined on `logits` (linear or cosine); `scale` multiplies
+    cosines under a loss on linear logits."""
+
+    kind: str
+    logits: str
+    shifted: bool = False
+    scale: float = COSINE_TEMPERATURE
+
+    @classmethod
+    def of(cls, head: nn.Module) -> "HeadSpec":
+        """What a head was built as."""
+        if isinstance(head, Shifted):
+            return replace(cls.of(head.head), shifted=True)
+        if isinstance(head, ScaledCosineLinear):
+            return cls("cosine", "linear", scale=head.scale)
+        kind = "cosine" if isinstance(head, CosineLinear) else "linear"
+        return cls(kind, kind)
+
+    def build(self, in_features: int, num_classes: int, seed: int) -> nn.Module:
+        """The head, initialised from `seed`; a shift begins at 0.
+
+        Raises ValueError for a linear head under a loss that is defined on cosines: its margins would have no meaning.
+        """
+        if self.kind != "cosine" and self.logits == "cosine":
+            raise ValueError("head linear does not fit: the loss is defined on cosine logits; use head cosine")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.kind != "cosine":
+                head: nn.Module = nn.Linear(in_features, num_classes)
+            elif self.logits == "cosine":
+                head = CosineLinear(in_features, num_classes)
+            else:
+                head = ScaledCosineLinear(in_features, num_classes, self.scale)
+        return Shifted(head, torch.zeros(num_classes)) if self.shifted else head
 
 
 class Classifier(nn.Module):
@@ -168,22 +219,3 @@ def feature_maps(backbone: nn.Module) -> nn.Module:
     if not (pools and isinstance(layers[-1], nn.Flatten)):
         raise ValueError("the backbone must be an nn.Sequential that ends in global average pooling and flattening")
     return nn.Sequential(*layers[:-2]).train(backbone.training)
-
-
-def build_head(
-    kind: str, in_features: int, num_classes: int, loss_logits: str, seed: int, scale: float = COSINE_TEMPERATURE
-) -> nn.Module:
-    """A `linear` or `cosine` classifier for a loss defined on `linear` or `cosine` logits, initialised from `seed`. `scale` is
-    what cosines are multiplied by under a loss on linear logits.
-
-    Raises ValueError for a linear head under a loss that is defined on cosines: its margins would have no meaning.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if kind == "cosine":
-            if loss_logits == "cosine":
-                return CosineLinear(in_features, num_classes)
-            return ScaledCosineLinear(in_features, num_classes, scale)
-        if loss_logits == "cosine":
-            raise ValueError("head linear does not fit: the loss is defined on cosine logits; use head cosine")
-        return nn.Linear(in_features, num_classes)

@@ -1,6 +1,7 @@
 """The stages of a job, from a data set to the entries of its summary; `jobs.py` orders them and writes files."""
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,43 +14,47 @@ from torch import Tensor, nn
 from ltkernels.losses import Loss
 from ltkernels.nn import CosineLinear
 from ltkernels.train.backbones import BackboneSpec, build_backbone
-from ltkernels.train.batching import Pixels
+from ltkernels.train.batching import Batches, Pixels
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
 from ltkernels.train.data._lazy import LazySamples, Samples, rows_of
 from ltkernels.train.data._split import listed
-from ltkernels.train.engine import Fit, Progress, apply, fit, predict
-from ltkernels.train.features import TailClass, complete_tail, derived_seed
-from ltkernels.train.metrics import class_means, confusion_matrix, describe_classifier, describe_features, summarize
-from ltkernels.train.models import Classifier, build_head
+from ltkernels.train.engine import Fit, Labelled, Training, apply, predict
+from ltkernels.train.features import TailClass, complete_tail, derived_seed, tail_mean
+from ltkernels.train.logs import Journal
+from ltkernels.train.metrics import (
+    class_means,
+    class_recalls,
+    confusion_matrix,
+    describe_classifier,
+    describe_features,
+    summarize,
+)
+from ltkernels.train.models import Classifier, HeadSpec, Shifted
 from ltkernels.train.recipe import Own, Recipe
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
-from ltkernels.train.trained import Files, HeadSpec, Shifted, Trained, load_saved, logit_scale, prior_power
+from ltkernels.train.trained import Trained, load_saved, logit_scale, options_of, prior_power
 from ltkernels.train.weights import read_matrix
+
+Sets = tuple[Labelled, Labelled, Labelled | None]
+"""Training, test and validation set, where there is one."""
+
+# Plain cross-entropy on batches as they come, as settings.
+_PLAIN = {"loss": "ce", "schedule": "none", "sampler": "instance", "mix": "none", "pretrain": "none"}
 
 
 class Job:
-    """Settings, data on the device, and the log of epochs; each method is one stage."""
+    """Settings, data on the device, and the journal of epochs; each method is one stage."""
 
     def __init__(
-        self,
-        config: Config,
-        data: Dataset,
-        progress: Progress | None,
-        files: Files | None = None,
-        *,
-        prefix: str = "",
-        log: list[dict[str, Any]] | None = None,
-        own: Own = Own(),  # noqa: B008 (frozen)
+        self, config: Config, data: Dataset, journal: Journal | None = None, *, prefix: str = "", own: Own | None = None
     ) -> None:
-        self.config, self.data, self.progress, self.files = config, data, progress, files or Files()
-        self.own = own
-        # Two jobs of one run share its log and checkpoints; the prefix keeps their phases apart.
-        self.prefix = prefix
-        # Channels last: a third less time for the convolutions, on the CPU too.
-        images = data.x_train.dim() == 4 and config.channels_last
+        self.config, self.data, self.own = config, data, own or Own()
+        # Two jobs of one run share its journal; the prefix keeps their phases apart.
+        self.journal, self.prefix = journal or Journal(), prefix
         self.notes: list[str] = []
-        self._layout = torch.channels_last if images else torch.preserve_format
+        # Channels last: a third less time for the convolutions, on the CPU too.
+        self._layout = torch.channels_last if config.channels_last else torch.preserve_format
         kept, held = self._split()
         self.x_train, self.y_train = self._samples(rows_of(data.x_train, kept)), data.y_train[kept].to(config.device)
         x_held, y_held = (
@@ -59,16 +64,14 @@ class Job:
         self.x_test, self.y_test = self._samples(data.x_test), data.y_test.to(config.device)
         # What the losses are made of: the counts of what is trained on.
         self.class_counts = torch.bincount(self.y_train, minlength=data.num_classes).tolist()
-        self.log: list[dict[str, Any]] = [] if log is None else log
-        # Training time of earlier processes, which checkpoints brought back.
-        self.seconds_before = 0.0
         # First-stage models, which stay when a later phase fails, and those of the best epochs.
         self.trained: list[Trained] = []
         self.best: list[Trained] = []
         self._features: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def _samples(self, x: Samples) -> Samples:
-        return x.to(self.config.device, memory_format=self._layout)
+        layout = self._layout if x.dim() == 4 else torch.preserve_format
+        return x.to(self.config.device, memory_format=layout)
 
     def _split(self) -> tuple[Tensor | slice, Tensor | slice]:
         """Indices of the samples to train on, and of those held out for validation or where tau is tuned: a share of every
@@ -99,22 +102,7 @@ class Job:
 
     def check(self) -> None:
         """Raise what building the chosen model and training raises, before any time is spent on training."""
-        from ltkernels.train.stage2 import check
-
-        record = loss_record(self.config.loss)
-        self._check_backbone(record)
-        model = self.build(record)
-        if self.config.init:
-            self._go_on_from(model, Path(self.config.init).expanduser())
-        if self.config.head_init not in ("random", "means"):
-            self._start_head(model)
-        recipe = self._recipe(self.config.schedule, self.config.sampler, self.config.mix)
-        self._criterion(record, self.class_counts, self.config.loss_options, self.config.schedule)
-        self._batches_check(recipe)
-        check(self)
-
-    def _check_backbone(self, record: Loss) -> None:
-        config = self.config
+        config, record = self.config, loss_record(self.config.loss)
         changed = (config.crop, config.flip, config.resized_crop, config.augment != "none", self.own.transform)
         if config.freeze and (any(changed) or config.mix != "none" or config.pretrain != "none"):
             raise ValueError(
@@ -133,29 +121,30 @@ class Job:
             raise ValueError("freeze and lr_backbone exclude each other")
         if config.head_init == "means" and self.head_spec(record).kind != "cosine":
             raise ValueError("head_init means needs head cosine: its rows are directions")
-
-    def _batches_check(self, recipe: Recipe) -> None:
-        from ltkernels.train.batching import Batches
-
-        Batches(self.x_train, self.y_train, self.data.num_classes, recipe, 0, self.pixels)
-        if self.config.pretrain == "rotation":
+        model = self.build(record)
+        if config.init:
+            self._go_on_from(model, Path(config.init).expanduser())
+        if config.head_init != "means":
+            self._start_head(model)
+        self._criterion(record, self.class_counts, config.schedule)
+        Batches(self.x_train, self.y_train, self.data.num_classes, self._recipe(config), 0, self.pixels)
+        if config.pretrain == "rotation":
             if isinstance(self.x_test, LazySamples):
                 raise ValueError("pretrain rotation needs all images in memory: choose a smaller image_size")
             Batches(self.x_train, self.y_train, self.data.num_classes, self._rotation_recipe(), 0)
 
-    def _criterion(self, record: Loss, class_counts: list[int], options: str, schedule: str) -> Any:
+    def _criterion(self, record: Loss, class_counts: list[int], schedule: str = "none") -> Any:
         config = self.config
         start = start_epoch(schedule, config.schedule_start, config.epochs)
-        given = parse_options(options)
-        return build_loss(record, class_counts, given, schedule, start, config.schedule_nu, config.device)
+        options = parse_options(options_of(config, record))
+        return build_loss(record, class_counts, options, schedule, start, config.schedule_nu, config.device)
 
     def head_spec(self, record: Loss) -> HeadSpec:
         return HeadSpec(self.config.head or record.logits, record.logits, scale=self.config.head_scale)
 
-    def build(self, record: Loss, spec: HeadSpec | None = None) -> Classifier:
+    def build(self, record: Loss) -> Classifier:
         """A fresh model; the backbone's initial weights depend on the seed alone, not on the loss."""
-        config, data = self.config, self.data
-        spec = spec or self.head_spec(record)
+        config, data, spec = self.config, self.data, self.head_spec(record)
         named = BackboneSpec(config.model, config.adapter, config.test_views, config.normalize, spec.kind == "cosine")
         pixels = self.pixels and (self.pixels.mean, self.pixels.std, self.pixels.top)
         # A finished run, which init names, brings all weights.
@@ -165,76 +154,53 @@ class Job:
         if side := getattr(backbone, "side", None):
             note = f"pictures of {data.input_shape[2]} x {data.input_shape[1]} are brought to {side} x {side} for {config.model}"
             self.notes += [] if note in self.notes else [note]
-        layout = torch.channels_last if config.channels_last else torch.preserve_format
-        return Classifier(backbone, self._head(spec, width, config.seed)).to(config.device, memory_format=layout)
+        return self._placed(Classifier(backbone, self.head(spec, width)))
 
-    def _head(self, spec: HeadSpec, width: int, seed: int) -> nn.Module:
-        classes = self.data.num_classes
-        head = build_head(spec.kind, width, classes, spec.logits, derived_seed(seed, 2), spec.scale)
-        return (Shifted(head, torch.zeros(classes)) if spec.shifted else head).to(self.config.device)
+    def _placed(self, model: Classifier) -> Classifier:
+        return model.to(self.config.device, memory_format=self._layout)
+
+    def head(self, spec: HeadSpec, width: int) -> nn.Module:
+        """A fresh classifier of features of this width."""
+        seed = derived_seed(self.config.seed, 2)
+        return spec.build(width, self.data.num_classes, seed).to(self.config.device)
 
     def is_plain(self) -> bool:
         """Whether the chosen training is plain cross-entropy itself."""
-        config = self.config
-        recipe = (config.loss, config.schedule, config.sampler, config.mix, config.pretrain)
-        return recipe == ("ce", "none", "instance", "none", "none")
+        return all(getattr(self.config, name) == value for name, value in _PLAIN.items())
 
     def train_plain(self) -> Trained:
         """Cross-entropy on batches as they come: what the chosen recipe is compared with."""
-        record = loss_record("ce")
-        criterion, _ = self._criterion(record, self.class_counts, "", "none")
-        recipe = self._recipe("none", "instance", "none")
-        return self._train("ce", record, self.build(record), criterion, [], recipe, prior_power(record, ""))
+        return self._train(self.config.replace(**_PLAIN))
 
     def train_chosen(self) -> Trained:
         """The chosen loss, schedule, sampler and mixing, from the initial backbone (and batches) of `train_plain`."""
-        config = self.config
-        extras = [
-            e for e in (config.schedule, config.sampler, config.mix, config.pretrain) if e not in ("none", "instance")
-        ]
+        return self._train(self.config)
+
+    def _recipe(self, config: Config) -> Recipe:
+        late = start_epoch("drs", config.schedule_start, config.epochs) if config.schedule == "drs" else None
+        return Recipe.of(config, seed=derived_seed(config.seed, 3), balanced_from=late)
+
+    def _train(self, config: Config) -> Trained:
+        choices = (config.schedule, config.sampler, config.mix, config.pretrain)
+        name = "-".join([config.loss, *(choice for choice in choices if choice not in ("none", "instance"))])
         record = loss_record(config.loss)
         model = self.build(record)
         if config.init:
             self._go_on_from(model, Path(config.init).expanduser())
         if config.pretrain == "rotation":
             model.backbone.load_state_dict(self._pretrain())
-        criterion, schedules = self._criterion(record, self.class_counts, config.loss_options, config.schedule)
-        recipe = self._recipe(config.schedule, config.sampler, config.mix)
-        plain = config.schedule == "none" and config.sampler == "instance" and config.mix not in ("remix", "cmo")
-        power = prior_power(record, config.loss_options) if plain else None
-        return self._train("-".join([config.loss, *extras]), record, model, criterion, schedules, recipe, power)
-
-    def _recipe(self, schedule: str, sampler: str, mix: str) -> Recipe:
-        config = self.config
-        late = start_epoch("drs", config.schedule_start, config.epochs) if schedule == "drs" else None
-        return Recipe.of(config, seed=derived_seed(config.seed, 3), sampler=sampler, balanced_from=late, mix=mix)
-
-    def _train(
-        self,
-        name: str,
-        record: Loss,
-        model: Classifier,
-        criterion: nn.Module,
-        schedules: list[Any],
-        recipe: Recipe,
-        power: float | None,
-    ) -> Trained:
-        train_set, test_set = (self.x_train, self.y_train), (self.x_test, self.y_test)
-        val_set = (self.x_held, self.y_held) if self.validates else None
+        criterion, schedules = self._criterion(record, self.class_counts, config.schedule)
         self._start_head(model)
-        trained: nn.Module = model
-        if self.config.freeze:
-            backbone, trained = model.backbone.requires_grad_(False).eval(), model.head
-            features, test_features = self._features_of(backbone)
-            train_set, test_set = (features, self.y_train), (test_features, self.y_test)
-            val_set = val_set and (apply(backbone, self.x_held), self.y_held)
-        phase = f"train/{name}"
-        result = self._fit(
-            trained, criterion, train_set, test_set, recipe, phase, schedules, val_set=val_set, own=self.own
-        )
-        self.trained.append(Trained(name, record, self.head_spec(record), model, result, prior_power=power))
-        if result.best:
-            self.best.append(self._best(self.trained[-1], *result.best))
+        trained, backbone = (model, None) if not config.freeze else (model.head, model.backbone)
+        if backbone is not None:
+            backbone.requires_grad_(False).eval()
+        more = {"schedules": schedules, "own": self.own}
+        fit = self._fit(f"train/{name}", trained, criterion, self._sets(backbone), self._recipe(config), **more)
+        plain = config.schedule == "none" and config.sampler == "instance" and config.mix not in ("remix", "cmo")
+        power = prior_power(record, options_of(config, record)) if plain else None
+        self.trained.append(Trained(name, record, model, fit, prior_power=power))
+        if fit.best:
+            self.best.append(self._best(self.trained[-1], *fit.best))
         return self.trained[-1]
 
     def _best(self, last: Trained, epoch: int, state: dict[str, Tensor]) -> Trained:
@@ -243,11 +209,11 @@ class Job:
         backbone = last.model.backbone if frozen else copy.deepcopy(last.model.backbone)
         model = Classifier(backbone, copy.deepcopy(last.model.head))
         (model.head if frozen else model).load_state_dict(state)
-        spec, name = self.head_spec(last.record), f"{last.name}-best"
-        fit = Fit(last.fit.history[:epoch], self._confusion(model), last.fit.seconds)
-        return Trained(name, last.record, spec, model, fit, {"epoch": epoch}, last.prior_power)
+        fit = Fit(last.fit.history[:epoch], self.confusion(model), last.fit.seconds)
+        return Trained(f"{last.name}-best", last.record, model, fit, {"epoch": epoch}, last.prior_power)
 
-    def _confusion(self, model: Classifier) -> Tensor:
+    def confusion(self, model: Classifier) -> Tensor:
+        """(C, C) of the test set, see `metrics.confusion_matrix`."""
         return confusion_matrix(self.y_test, predict(model, self.x_test), self.data.num_classes).cpu()
 
     def _go_on_from(self, model: Classifier, run: Path) -> None:
@@ -291,38 +257,21 @@ class Job:
             if not isinstance(head, CosineLinear):
                 head.bias.zero_()
 
-    def _fit(
-        self,
-        model: nn.Module,
-        criterion: nn.Module,
-        train_set: tuple[Tensor, Tensor],
-        test_set: tuple[Tensor, Tensor],
-        recipe: Recipe,
-        phase: str,
-        schedules: list[Any],
-        num_classes: int | None = None,
-        val_set: tuple[Tensor, Tensor] | None = None,
-        own: Own = Own(),  # noqa: B008 (frozen)
-    ) -> Fit:
-        files, phase = self.files, self.prefix + phase
-        return fit(
-            model,
-            criterion,
-            train_set,
-            test_set,
-            num_classes or self.data.num_classes,
-            recipe,
-            phase,
-            schedules=schedules,
-            progress=self._record,
-            on_step=getattr(self.progress, "step", None),
-            on_restore=self._restored,
-            store=files.state.phase(phase) if files.state else None,
-            stop=files.stop,
-            pixels=self.pixels if train_set[0].dim() == 4 else None,
-            val_set=val_set,
-            own=own,
-        )
+    def _sets(self, backbone: nn.Module | None = None) -> Sets:
+        """The samples, or the backbone's features of them."""
+        x_train, x_test = (self.x_train, self.x_test) if backbone is None else self._features_of(backbone)
+        validation = None
+        if self.validates:
+            validation = (self.x_held if backbone is None else apply(backbone, self.x_held)), self.y_held
+        return (x_train, self.y_train), (x_test, self.y_test), validation
+
+    def _fit(self, phase: str, model: nn.Module, criterion: nn.Module, sets: Sets, recipe: Recipe, **more: Any) -> Fit:
+        """`more` are further fields of `Training`."""
+        train_set, test_set, val_set = sets
+        pixels = self.pixels if train_set[0].dim() == 4 else None
+        more = {"num_classes": self.data.num_classes, "val_set": val_set, "pixels": pixels, **more}
+        about = {"recipe": recipe, "phase": self.prefix + phase, "journal": self.journal}
+        return Training(model, criterion, train_set, test_set, **about, **more).fit()
 
     @property
     def validates(self) -> bool:
@@ -341,30 +290,21 @@ class Job:
         return Pixels(mean, std, 255.0 if largest > 1.5 else 1.0)
 
     def _rotation_recipe(self) -> Recipe:
-        recipe = self._recipe("none", "instance", "none")
-        seed = derived_seed(self.config.seed, 6)
-        changes = {
-            "task": "rotation",
-            "epochs": self.config.pretrain_epochs,
-            "seed": seed,
-            "patience": None,
-            "keep_best": False,
-        }
-        return Recipe(**{**vars(recipe), **changes})
+        seed, epochs = derived_seed(self.config.seed, 6), self.config.pretrain_epochs
+        changes = {"task": "rotation", "epochs": epochs, "seed": seed, "patience": None, "keep_best": False}
+        return dataclasses.replace(self._recipe(self.config.replace(**_PLAIN)), **changes)
 
     def _pretrain(self) -> dict[str, Tensor]:
         """The backbone's state after learning by how many quarter turns an image was rotated (Gidaris et al. 2018)."""
         backbone = self.build(loss_record("ce")).backbone
         width = apply(backbone, self.x_train[:2]).shape[1]
-        head = build_head("linear", width, 4, "linear", derived_seed(self.config.seed, 7))
-        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
-        model = Classifier(backbone, head).to(self.config.device, memory_format=layout)
+        head = HeadSpec("linear", "linear").build(width, 4, derived_seed(self.config.seed, 7))
+        model = self._placed(Classifier(backbone, head))
         criterion = loss_record("ce").make([1] * 4).to(self.config.device)
         turned = torch.cat([self.x_test.rot90(k, (2, 3)) for k in range(4)])
         turns = torch.arange(4, device=turned.device).repeat_interleave(len(self.x_test))
-        train_set, test_set = (self.x_train, self.y_train), (turned, turns)
-        recipe = self._rotation_recipe()
-        self._fit(model, criterion, train_set, test_set, recipe, "pretrain/rotation", [], num_classes=4)
+        sets = (self.x_train, self.y_train), (turned, turns), None
+        self._fit("pretrain/rotation", model, criterion, sets, self._rotation_recipe(), num_classes=4)
         return backbone.state_dict()
 
     def retrain(
@@ -374,79 +314,73 @@ class Job:
         added: tuple[Tensor, Tensor] | None = None,
         *,
         record: Loss | None = None,
-        head: tuple[HeadSpec, nn.Module] | None = None,
+        head: nn.Module | None = None,
         sampler: str = "instance",
-        seed: int | None = None,
+        note: dict[str, Any] | None = None,
     ) -> Trained:
         """A head for `base`'s features on the real samples and, with `added`, further features and their labels.
 
-        `record` is the loss (None: `base`'s), its counts those of everything trained on; `head` None: a fresh one.
-        `seed` decides the order of the batches and a fresh head's weights (None: the run's).
+        `record` is the loss (None: `base`'s), its counts those of everything trained on; `head` is what starts (None: a fresh one
+        as the loss asks for).
         """
         config, record = self.config, record or base.record
-        seed = config.seed if seed is None else seed
-        (features, test_features), labels = self.features(base), self.y_train
+        sets: Any = self._sets(base.model.backbone)
+        (features, labels), *rest = sets
         if added is not None:
             features, labels = torch.cat([features, added[0]]), torch.cat([labels, added[1]])
+        head = self.head(self.head_spec(record), features.shape[1]) if head is None else head
         counts = torch.bincount(labels, minlength=self.data.num_classes).tolist()
-        spec, module = head or (self.head_spec(record), self._head(self.head_spec(record), features.shape[1], seed))
-        options = config.loss_options if record.name == config.loss else ""
-        criterion, _ = self._criterion(record, counts, options, "none")
+        criterion, _ = self._criterion(record, counts)
         recipe = Recipe(
             epochs=config.retrain_epochs,
             batch_size=config.batch_size,
             lr=config.retrain_lr,
             weight_decay=config.weight_decay,
             decay=config.decay,
-            seed=derived_seed(seed, 4),
+            seed=derived_seed(config.seed, 4),
             sampler=sampler,
         )
-        test_set = (test_features, self.y_test)
-        val_set = (apply(base.model.backbone, self.x_held), self.y_held) if self.validates else None
-        phase = f"retrain/{name}"
-        result = self._fit(module, criterion, (features, labels), test_set, recipe, phase, [], val_set=val_set)
-        return Trained(name, record, spec, Classifier(base.model.backbone, module), result)
+        fit = self._fit(f"retrain/{name}", head, criterion, ((features, labels), *rest), recipe)
+        return Trained(name, record, Classifier(base.model.backbone, head), fit, note or {})
 
-    def augmented(self, base: Trained, name: str, tail: list[TailClass], arm: str | None) -> Trained:
+    def augmented(self, base: Trained, name: str, tail: list[TailClass], arm: str | None, **note: Any) -> Trained:
         """`retrain` on the real samples and, with `arm`, what it adds to the tail classes."""
         # Head classes of unequal size stay unequal: plain cross-entropy would learn a prior that completion turned around.
         record = loss_record("logit_adjusted") if base.record.name == "ce" else None
         if arm is None:
-            return self.retrain(base, name, record=record)
+            return self.retrain(base, name, record=record, note=note)
         real = self.features(base)[0]
         parts = [t.completed(real[self.y_train == t.label], arm) for t in tail]
         features = torch.cat([real[:0], *parts])
-        labels = torch.cat(
-            [self.y_train[:0], *(self.y_train.new_full((len(p),), t.label) for p, t in zip(parts, tail))]
-        )
-        return self.retrain(base, name, (features, labels), record=record)
+        y = self.y_train
+        labels = torch.cat([y[:0], *(y.new_full((len(part),), t.label) for part, t in zip(parts, tail))])
+        note["fdg_tail"] = tail_mean(tail, arm, "fdg")
+        return self.retrain(base, name, (features, labels), record=record, note=note)
 
-    def untrained(self, base: Trained, name: str, spec: HeadSpec, head: nn.Module, **note: Any) -> Trained:
+    def untrained(self, base: Trained, name: str, head: nn.Module, **note: Any) -> Trained:
         """`base`'s backbone under a head that was computed and not trained, with its result on the test set."""
         start = time.perf_counter()
         model = Classifier(base.model.backbone, head.to(self.config.device))
-        fit = Fit([], self._confusion(model), time.perf_counter() - start)
-        moved = None if base.prior_power is None or not spec.shifted else base.prior_power - note["tau"]
-        return Trained(name, base.record, spec, model, fit, note, moved)
+        fit = Fit([], self.confusion(model), time.perf_counter() - start)
+        shifted = isinstance(head, Shifted) and base.prior_power is not None
+        return Trained(name, base.record, model, fit, note, base.prior_power - note["tau"] if shifted else None)
 
     def tune(self, logits_at: Callable[[float], Tensor], taus: list[float]) -> tuple[float, list[list[float]]]:
         """The tau with the best balanced accuracy on the held-out samples (the smallest of equals), and all of them."""
         scores = []
-        present = torch.bincount(self.y_held, minlength=self.data.num_classes) > 0
         for tau in taus:
-            confusion = confusion_matrix(self.y_held, logits_at(tau).argmax(1), self.data.num_classes)[present]
-            recall = confusion[:, present.nonzero().flatten()].diagonal().double() / confusion.sum(1)
-            scores.append([tau, float(recall.mean())])
+            confusion = confusion_matrix(self.y_held, logits_at(tau).argmax(1), self.data.num_classes)
+            scores.append([tau, float(class_recalls(confusion).mean())])
         return max(scores, key=lambda pair: (pair[1], -pair[0]))[0], scores
 
-    def variant(self, trained: Trained, title: str, tail: list[TailClass], arm: str | None) -> dict[str, Any]:
+    def variant(self, trained: Trained) -> dict[str, Any]:
         """The summary's entry of one trained model."""
-        entry: dict[str, Any] = {"name": trained.name, "title": title}
+        entry: dict[str, Any] = {"name": trained.name, "title": trained.title}
         entry |= summarize(trained.fit.confusion, self.data.class_counts)
         entry |= describe_classifier(trained.model.head, self.test_scores(trained), self.y_test)
         best = [record["test_balanced_accuracy"] for record in trained.fit.history if not self.validates]
         entry["best_balanced_accuracy"] = None if self.validates else max([*best, entry["balanced_accuracy"]])
-        entry["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if arm is not None and tail else None
+        entry["fdg_tail"] = None
         entry["confusion"] = trained.fit.confusion.tolist()
         entry["seconds"] = trained.fit.seconds
         entry["evaluation_seconds"] = trained.fit.evaluation_seconds
@@ -463,9 +397,8 @@ class Job:
 
     def test_scores(self, trained: Trained) -> Tensor:
         """(m, C) float64 log-probabilities of the test set (see `trained.logit_scale`)."""
-        record, options = trained.record, self.config.loss_options if trained.record.name == self.config.loss else ""
-        logits = apply(trained.model.head, self.features(trained)[1]).double()
-        return torch.log_softmax(logit_scale(record, trained.head, options) * logits, 1)
+        scale = logit_scale(trained.record, HeadSpec.of(trained.model.head), options_of(self.config, trained.record))
+        return torch.log_softmax(scale * apply(trained.model.head, self.features(trained)[1]).double(), 1)
 
     def feature_space(self, base: Trained) -> dict[str, Any]:
         """The summary's `features`: diversity and similarity of the classes in `base`'s features, and a plane of them."""
@@ -480,11 +413,6 @@ class Job:
     ) -> tuple[list[int], list[TailClass]]:
         """Head classes, and the tail classes with their pools (None: FDC) and selections, by `base`'s features; `compared` as
         in `complete_tail`."""
-
-        def on_class(done: int, total: int) -> None:
-            if self.progress:
-                self.progress("augment and select", done, total, {})
-
         singles = [self.data.class_names[c] for c, count in enumerate(self.class_counts) if count == 1]
         if singles:
             self.notes.append(f"not completed, with one sample: {listed(singles)}: its diversity gain is undefined")
@@ -494,7 +422,7 @@ class Job:
             self.features(base)[0],
             self.y_train,
             self.config,
-            on_class,
+            lambda done, total: self.journal.done("augment and select", done, total),
             make_pool=make_pool,
             held_out=held_out,
             compared=compared,
@@ -504,17 +432,3 @@ class Job:
                 said = entry.sets.note or f"{self.config.select} was not reached; this is the nearest set found"
                 self.notes.append(f"completion of class {self.data.class_names[entry.label]}: {said}")
         return head, tail
-
-    def _record(self, phase: str, done: int, total: int, record: dict[str, Any]) -> None:
-        self.log.append(record)
-        if self.files.logs:
-            self.files.logs.append(record)
-        if self.progress:
-            self.progress(phase, done, total, record)
-
-    def _restored(self, records: list[dict[str, Any]], seconds: float) -> None:
-        """A checkpoint brought back the records of its epochs, and the time they took."""
-        self.log += records
-        self.seconds_before += seconds
-        if self.files.logs:
-            self.files.logs.rewrite(self.log)

@@ -9,6 +9,7 @@ it and the like need nothing of this package's trainer.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltkernels._files import replacing
 from ltkernels._npz import array_names, map_npy, read_arrays, write_npz
 from ltkernels.train import rundir
 from ltkernels.train.config import from_mapping, read_toml
 from ltkernels.train.data._dataset import Array
 from ltkernels.train.data._images import SUFFIXES, decode, of_file
+from ltkernels.train.data._lazy import Samples
 from ltkernels.train.data.folder import walk
 from ltkernels.train.data.lists import read_numbers, read_table
 from ltkernels.train.engine import Progress, apply
@@ -31,7 +34,6 @@ from ltkernels.train.trained import Saved, load_saved
 # Files decoded together: a folder of any size is predicted in bounded memory.
 _TOGETHER = 1024
 _SAMPLES = ("x_test", "x", "features", "x_train")  # of an .npz file, the first that is there
-_LAYOUTS = {4: torch.channels_last}
 
 
 class _Standardised(nn.Module):
@@ -48,7 +50,7 @@ class _Standardised(nn.Module):
         return self.classifier(((raw.double() - self.mean) / self.std).float())
 
 
-class Model:
+class Model(Saved):
     """A trained classifier with its own preprocessing; `load` makes it.
 
     Samples are an array or tensor of raw samples (as the training data had them, before standardisation), or a sequence of paths
@@ -56,25 +58,26 @@ class Model:
 
     Attributes:
         class_names: C names, in the order of the outputs. class_counts: training samples of each. loss: the loss's name.
-        module: raw samples to logits, standardisation included.
+        preprocessing: what makes samples of raw ones. classifier: the Module that takes them.
     """
 
-    def __init__(self, saved: Saved) -> None:
-        self.saved = saved
-        self._classifier, self.preprocessing = saved.classifier, saved.preprocessing
-        self.class_names, self.class_counts, self.loss = saved.class_names, saved.class_counts, saved.loss
-        shape = self.preprocessing.input_shape
-        device = next(iter(saved.classifier.parameters())).device
-        mean, std = self.preprocessing.mean.to(device), self.preprocessing.std.to(device)
-        self.module: nn.Module = _Standardised(saved.classifier, mean, std, len(shape)).eval()
+    @cached_property
+    def module(self) -> nn.Module:
+        """Raw samples to logits, standardisation included."""
+        mean, std = (value.to(self._device) for value in (self.preprocessing.mean, self.preprocessing.std))
+        return _Standardised(self.classifier, mean, std, len(self.preprocessing.input_shape)).eval()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.classifier.parameters())).device
 
     def __call__(self, samples: Array | Sequence[str | Path]) -> Tensor:
         """(n, C) logits."""
-        return apply(self._classifier, self._inputs(samples))
+        return apply(self.classifier, self._inputs(samples))
 
     def features(self, samples: Array | Sequence[str | Path]) -> Tensor:
         """(n, d) features, which the head classifies."""
-        return apply(self._classifier.backbone, self._inputs(samples))
+        return apply(self.classifier.backbone, self._inputs(samples))
 
     def log_probabilities(
         self, samples: Array | Sequence[str | Path], prior: str | Sequence[float] | None = None
@@ -93,10 +96,10 @@ class Model:
         With p the power of the training prior that the loss leaves in the scores (1 for cross-entropy, 1 - tau for logit
         adjustment), another prior q adds log q - p log(n / N). ValueError for losses and recipes where p is not known.
         """
-        scores = self.saved.logit_scale * logits.double()
+        scores = self.logit_scale * logits.double()
         if prior is None:
             return scores
-        power, counts = self.saved.prior_power, torch.tensor(self.class_counts, dtype=torch.float64)
+        power, counts = self.prior_power, torch.tensor(self.class_counts, dtype=torch.float64)
         if power is None:
             raise ValueError(
                 f"prior: what prior is in the scores of a model of loss {self.loss} (and its recipe) is not known"
@@ -120,9 +123,11 @@ class Model:
     def _inputs(self, samples: Array | Sequence[str | Path]) -> Tensor:
         if not isinstance(samples, np.ndarray | Tensor) and all(isinstance(item, str | Path) for item in samples):
             samples = self._decoded([Path(item) for item in samples])
-        x = self.preprocessing(samples)
-        layout = _LAYOUTS.get(x.dim(), torch.preserve_format)
-        return x.to(next(iter(self._classifier.parameters())).device, memory_format=layout)
+        return self._placed(self.preprocessing(samples))
+
+    def _placed(self, x: Samples) -> Samples:
+        layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
+        return x.to(self._device, memory_format=layout)
 
     def _decoded(self, paths: Sequence[Path]) -> np.ndarray:
         prepared = self.preprocessing
@@ -142,38 +147,30 @@ def load(run: str | Path, variant: str | None = None, device: str = "cpu") -> Mo
 
     Raises FileNotFoundError or ValueError naming the file.
     """
-    return Model(load_saved(Path(run), variant, device))
+    return Model(**vars(load_saved(Path(run), variant, device)))
 
 
-def _pieces(inputs: Sequence[Path], progress: Progress | None = None) -> Iterator[tuple[list[str], Any]]:
+def _pieces(inputs: Sequence[str | Path], progress: Progress | None = None) -> Iterator[tuple[list[str], Any]]:
     """(names of samples, samples for `Model`) of files and folders, in pieces that fit into memory."""
-
-    def told(first: int, piece: Any, total: int) -> None:
-        if progress and total > _TOGETHER:
-            progress("predicting", first + len(piece), total, {})
-
-    paths = []
-    for given in inputs:
+    samples: Any = []
+    for given in map(Path, inputs):
         if given.is_dir():
             found = sorted(Path(file.name) for file in walk(given))
             if not found:
                 raise ValueError(f"{given}: no image files in it ({', '.join(SUFFIXES)})")
-            paths += found
-        elif given.suffix.lower() in (".npz", ".npy", ".csv"):
-            if len(inputs) > 1:
-                raise ValueError(f"{given}: a file of arrays is predicted alone")
-            array = _array(given)
-            for first in range(0, len(array), _TOGETHER):
-                piece = array[first : first + _TOGETHER]
-                yield [str(i) for i in range(first, first + len(piece))], piece
-                told(first, piece, len(array))
-            return
+            samples += found
+        elif given.suffix.lower() not in (".npz", ".npy", ".csv"):
+            samples.append(given)
+        elif len(inputs) > 1:
+            raise ValueError(f"{given}: a file of arrays is predicted alone")
         else:
-            paths.append(given)
-    for first in range(0, len(paths), _TOGETHER):
-        piece = paths[first : first + _TOGETHER]
-        yield [str(path) for path in piece], piece
-        told(first, piece, len(paths))
+            samples = _array(given)
+    for first in range(0, len(samples), _TOGETHER):
+        piece = samples[first : first + _TOGETHER]
+        names = range(first, first + len(piece)) if isinstance(samples, np.ndarray) else piece
+        yield [str(name) for name in names], piece
+        if progress and len(samples) > _TOGETHER:
+            progress("predicting", first + len(piece), len(samples), {})
 
 
 def _array(path: Path) -> np.ndarray:
@@ -209,7 +206,7 @@ def predict_files(
     model = load(run, variant, device)
     header = ["sample", "class", "probability", *(f"logit:{name}" for name in (model.class_names if logits else ()))]
     rows: list[tuple[Any, ...]] = []
-    for names, samples in _pieces([Path(path) for path in inputs], progress):
+    for names, samples in _pieces(inputs, progress):
         raw = model(samples)
         scores = torch.log_softmax(model.scores(raw, prior), 1)
         best, label = scores.max(1)
@@ -239,8 +236,6 @@ def _write_parquet(out: Path, header: list[str], rows: list[tuple[Any, ...]]) ->
         raise ImportError("a .parquet file needs pyarrow: pip install pyarrow (or name a .csv file)") from error
     columns = list(zip(*rows)) or [()] * len(header)
     table = pyarrow.table([pyarrow.array(column) for column in columns], names=header)
-    from ltkernels._files import replacing
-
     with replacing(out) as file:
         parquet.write_table(table, file)
 
@@ -267,9 +262,7 @@ def write_features(
     model = load(run, variant, device)
     names = np.array(model.class_names)
     if inputs:
-        pieces = [
-            (files, model.features(samples)) for files, samples in _pieces([Path(path) for path in inputs], progress)
-        ]
+        pieces = [(files, model.features(samples)) for files, samples in _pieces(inputs, progress)]
         features = torch.cat([part for _, part in pieces])
         arrays: dict[str, Any] = {"files": np.array([name for files, _ in pieces for name in files])}
     else:
@@ -283,14 +276,8 @@ def write_features(
         data = load_data(from_mapping(read_toml(path), str(path)))
         if data.class_names != model.class_names:
             raise ValueError(f"{path}: its data has other classes today than the model")
-        x, y, files = (
-            (data.x_train, data.y_train, data.train_files)
-            if split == "train"
-            else (data.x_test, data.y_test, data.test_files)
-        )
-        features = apply(
-            model._classifier.backbone, x.to(device, memory_format=_LAYOUTS.get(x.dim(), torch.preserve_format))
-        )
+        x, y, files = (getattr(data, name) for name in (f"x_{split}", f"y_{split}", f"{split}_files"))
+        features = apply(model.classifier.backbone, model._placed(x))
         arrays = {"labels": y.numpy(), **({"files": np.array(files)} if files else {})}
     write_npz(out, features=features.cpu().numpy(), class_names=names, **arrays)
     return len(features)

@@ -25,12 +25,11 @@ def balanced_twin(data: Dataset, source: Dataset, config: Config) -> Dataset:
 
 def add_relative(job: Job, twin: Dataset, variants: list[dict[str, Any]]) -> dict[str, Any]:
     """Train the recipe of `job` on `twin`, and put `relative_accuracy` into each entry of `variants`, which came of it."""
-    other = Job(job.config, twin, job.progress, job.files, prefix="balanced/", log=job.log, own=job.own)
+    other = Job(job.config, twin, job.journal, prefix="balanced/", own=job.own)
     base = other.train_chosen()
     accuracies = []
     for entry, trained in zip(variants, [base, *follow(other, base), *other.best]):
-        balanced = other.variant(trained, trained.title, [], None)["balanced_accuracy"]
+        balanced = other.variant(trained)["balanced_accuracy"]
         entry["relative_accuracy"] = relative_accuracy(entry["balanced_accuracy"], balanced)
         accuracies.append(balanced)
-    job.seconds_before += other.seconds_before
     return {"class_counts": twin.class_counts, "balanced_accuracy": accuracies}

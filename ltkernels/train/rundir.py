@@ -11,19 +11,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ltkernels.train.checkpoint import write_bytes
 
-CONFIG, METRICS, SUMMARY, REPORT, CHECKPOINTS = (
-    "config.toml",
-    "metrics.jsonl",
-    "summary.json",
-    "report.html",
-    "checkpoints",
-)
+CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+REPORT, CHECKPOINTS = "report.html", "checkpoints"
 SELECTION, SELECTION_ROWS, SELECTION_TABLE = "selection.json", "selection.npz", "selection.csv"
 SELECTION_PICTURE = "selection.png"
 TENSORBOARD, WANDB, MLFLOW, STATE = "tensorboard", "wandb", "mlflow", "state"
@@ -112,23 +106,12 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
         )
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """An open result folder; `resumed` says that it held an unfinished run, which goes on."""
-
-    path: Path
-    resumed: bool
-
-    @property
-    def state(self) -> Path:
-        return self.path / STATE
-
-
 @contextmanager
 def open_run(
     out: Path, force: bool, resume: bool, undone: tuple[type[BaseException], ...] = (ValueError, TypeError)
-) -> Iterator[RunFolder]:
-    """Lock `out` and make it ready for a run, which works inside it; a block that ends well has written its summary.
+) -> Iterator[bool]:
+    """Lock `out` and make it ready for a run, which works inside it; a block that ends well has written its summary. Gives whether
+    `out` held an unfinished run, which goes on.
 
     An error of the kinds `undone` (bad input, if nothing else is said) in a fresh run removes what it wrote and puts replaced results
     back, unless a model was trained; everything else (a signal, a full disk, a bug) leaves the state for `resume`. Raises as
@@ -144,7 +127,7 @@ def open_run(
         if not resumed:
             _set_aside(out)
         try:
-            yield RunFolder(out, resumed)
+            yield resumed
         except undone:
             if not (resumed or any((out / CHECKPOINTS).glob("*.pt"))):
                 _remove(out)
@@ -216,6 +199,14 @@ def _remove(out: Path) -> None:
 
 def _visible(out: Path) -> list[Path]:
     return [entry for entry in out.iterdir() if entry.name not in _HIDDEN]
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The summary of a run that is finished, whose folder is tidied; else None."""
+    if not (out / SUMMARY).is_file():
+        return None
+    tidy(out)
+    return read_summary(out)
 
 
 def tidy(out: Path) -> None:

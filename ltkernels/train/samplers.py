@@ -70,10 +70,8 @@ class Sampler:
 
     def __init__(self, labels: Tensor, num_classes: int) -> None:
         self._device, self._size = labels.device, len(labels)
-        counts = torch.bincount(labels, minlength=num_classes).cpu()
-        self._class_counts = counts.tolist()
-        self._counts = counts
-        self._starts = counts.cumsum(0) - counts
+        self._counts = torch.bincount(labels, minlength=num_classes).cpu()
+        self._starts = self._counts.cumsum(0) - self._counts
         # Samples grouped by class: a draw is a class, then a place in its group.
         self._by_class = labels.cpu().argsort(stable=True)
 
@@ -82,7 +80,7 @@ class Sampler:
         if name == "instance":
             order = torch.randperm(self._size, generator=generator)
         else:
-            order = self.draw(class_probabilities(name, self._class_counts, progress), self._size, generator)
+            order = self.draw(class_probabilities(name, self._counts.tolist(), progress), self._size, generator)
         return order.to(self._device)
 
     def draw(self, probabilities: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -68,14 +68,16 @@ def build_loss(
 
     Raises ValueError for an option that the loss does not have, TypeError for a schedule that does not fit the loss.
     """
-    known = [name for name in record.own_options if name not in ("empty",)]
+    known = [name for name in record.own_options if name != "empty"]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
             f"loss_options: {record.name} has no option {', '.join(unknown)}; known: {', '.join(known) or 'none'}"
         )
-    criterion = record.make(class_counts, **{name: _typed(record, name, value) for name, value in options.items()})
-    criterion = criterion.to(device)
+    # A flag is written as 0 or 1.
+    flags = {name for name in options if isinstance(record.own_options[name].default, bool)}
+    typed = {name: bool(value) if name in flags else value for name, value in options.items()}
+    criterion = record.make(class_counts, **typed).to(device)
     if schedule == "drw":
         return criterion, [schedules.DRW(criterion, start, class_counts=class_counts)]
     if schedule == "ga":
@@ -83,8 +85,3 @@ def build_loss(
     if schedule == "tla_adrw":
         return criterion, [schedules.TLA(criterion, start, nu)]
     return criterion, []
-
-
-def _typed(record: Loss, name: str, value: float) -> float | bool:
-    """The value as the loss takes it: a flag is written as 0 or 1."""
-    return bool(value) if isinstance(record.own_options[name].default, bool) else value

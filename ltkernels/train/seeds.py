@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,11 +13,16 @@ from ltkernels.train.config import Config, to_toml
 from ltkernels.train.data import Dataset, k_fold
 from ltkernels.train.engine import Progress
 
-# Of a variant's entry: fractions that are averaged over the seeds. Confusion matrices are added, titles are equal.
+# Of a variant's entry: fractions that are averaged over the seeds, with their deviation.
 _AVERAGED = (
     *("top1", "balanced_accuracy", "balanced_accuracy_se", "best_balanced_accuracy", "fdg_tail"),
     *("g_mean", "harmonic_mean", "macro_f1", "ece", "classifier_norm_variance", "tau", "relative_accuracy"),
 )
+# What is averaged or added place by place; titles are equal.
+_COMBINED: dict[Callable[[Iterable[Any]], Any], tuple[str, ...]] = {
+    mean: ("per_class_accuracy", "classifier_norms"),
+    sum: ("confusion", "reliability", "seconds", "evaluation_seconds"),
+}
 
 
 def run_seeds(
@@ -47,11 +52,11 @@ def run_seeds(
     head = f"# ltkernels {command}, seeds {','.join(map(str, seeds))}\n"
     rundir.check_free(out, force, resume == "auto")
     begun = out / rundir.CONFIG
-    if resume == "auto" and begun.is_file() and not begun.read_text(encoding="utf-8").startswith(head):
-        raise ValueError(f"--resume: {out} was begun with {begun.read_text(encoding='utf-8').partition(chr(10))[0]!r}")
-    if resume == "auto" and (out / rundir.SUMMARY).is_file():
-        rundir.tidy(out)
-        return rundir.read_summary(out)
+    if resume == "auto" and begun.is_file():
+        if not (text := begun.read_text(encoding="utf-8")).startswith(head):
+            raise ValueError(f"--resume: {out} was begun with {text.partition(chr(10))[0]!r}")
+        if summary := rundir.finished(out):
+            return summary
     # The settings are checked before the folder is touched.
     # Loaded once for all seeds; under this name, the settings of each go on naming what was asked for.
     data = dataclasses.replace(jobs.load_data(config), name=config.data) if data is None else data
@@ -64,9 +69,8 @@ def run_seeds(
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         summaries = []
         for seed in seeds:
-            named = None if progress is None else _Named(progress, f"seed {seed}")
-            folder = out / f"seed-{seed}"
-            summaries.append(job(config.replace(seed=seed), data, out=folder, resume="auto", progress=named))
+            told = {"out": out / f"seed-{seed}", "resume": "auto", "progress": _named(progress, f"seed {seed}")}
+            summaries.append(job(config.replace(seed=seed), data, **told))
         summary = combine(summaries, time.perf_counter() - start)
         logs = [rundir.read_metrics(out / f"seed-{seed}") for seed in seeds]
         lines = [{"seed": seed, **record} for seed, log in zip(seeds, logs) for record in log]
@@ -98,8 +102,8 @@ def cross_validate(
     summaries = []
     for i, part in enumerate(parts):
         place = None if out is None else Path(out) / f"fold-{i}"
-        named = None if progress is None else _Named(progress, f"fold {i}")
-        summaries.append(jobs.train(config, part, out=place, force=force, resume=resume, progress=named))
+        told = {"out": place, "force": force, "resume": resume, "progress": _named(progress, f"fold {i}")}
+        summaries.append(jobs.train(config, part, **told))
     summary = combine(summaries, time.perf_counter() - start)
     del summary["seeds"]
     for i, run in enumerate(summary["runs"]):
@@ -107,16 +111,17 @@ def cross_validate(
     return {**summary, "folds": folds, "notes": list(parts[0].notes)}
 
 
-class _Named:
+def _named(progress: Progress | None, whose: str) -> Progress | None:
     """A progress whose phases are those of one seed or fold."""
+    if progress is None:
+        return None
 
-    def __init__(self, progress: Progress, whose: str) -> None:
-        self._progress, self._whose = progress, whose
-        if hasattr(progress, "step"):
-            self.step = lambda phase, *now: progress.step(f"{whose} {phase}", *now)
+    def named(phase: str, *now: Any) -> None:
+        progress(f"{whose} {phase}", *now)
 
-    def __call__(self, phase: str, *now: Any) -> None:
-        self._progress(f"{self._whose} {phase}", *now)
+    if hasattr(progress, "step"):
+        named.step = lambda phase, *now: progress.step(f"{whose} {phase}", *now)
+    return named
 
 
 def combine(summaries: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
@@ -124,13 +129,17 @@ def combine(summaries: Sequence[dict[str, Any]], seconds: float) -> dict[str, An
     first = summaries[0]
     variants = [_averaged([s["variants"][i] for s in summaries]) for i in range(len(first["variants"]))]
     chosen = next(v for v in variants if v["name"] == first["chosen"])
-    runs = [{"seed": s["seed"], "variants": [_brief(v) for v in s["variants"]]} for s in summaries]
+    runs = []
+    for s in summaries:
+        brief = [{key: v[key] for key in ("name", *_AVERAGED) if key in v} for v in s["variants"]]
+        runs.append({"seed": s["seed"], "variants": brief})
     return {
         **first,
         **{key: chosen[key] for key in jobs.HEADLINE},
         "std": chosen["std"],
         "variants": variants,
-        "repeats": {mode: [_mean_draw(s["repeats"][mode]) for s in summaries] for mode in first.get("repeats", {})},
+        # One seed's mean over its draws: draws of one seed share a network and pools, and count as one.
+        "repeats": {mode: [_over(mean, s["repeats"][mode]) for s in summaries] for mode in first.get("repeats", {})},
         "seconds": seconds,
         "seeds": [s["seed"] for s in summaries],
         "runs": runs,
@@ -139,13 +148,15 @@ def combine(summaries: Sequence[dict[str, Any]], seconds: float) -> dict[str, An
     }
 
 
-def _mean_draw(draws: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One seed's mean over its draws: draws of one seed share a network and pools, and count as one."""
-    return {key: None if draws[0][key] is None else mean(d[key] for d in draws) for key in draws[0]}
-
-
-def _brief(variant: dict[str, Any]) -> dict[str, Any]:
-    return {"name": variant["name"], **{key: variant[key] for key in _AVERAGED if key in variant}}
+def _over(combined: Callable[[Iterable[Any]], Any], values: Sequence[Any]) -> Any:
+    """`combined` of numbers, or of every place of lists and dictionaries of one form; None where one of them is."""
+    if None in values:
+        return None
+    if isinstance(values[0], dict):
+        return {key: _over(combined, [value[key] for value in values]) for key in values[0]}
+    if isinstance(values[0], list):
+        return [_over(combined, cells) for cells in zip(*values)]
+    return combined(values)
 
 
 def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -156,31 +167,16 @@ def _averaged(variants: Sequence[dict[str, Any]]) -> dict[str, Any]:
     entry.pop("tau_on_held_out", None)
     entry.pop("epoch", None)
     for key in _AVERAGED:
-        if key not in entry:
-            continue
-        values = [v[key] for v in variants]
+        values: list[Any] = [v.get(key) for v in variants]
         if None not in values:
             entry[key] = mean(values)
             entry["std"][key] = stdev(values)
-    entry["per_class_accuracy"] = [mean(values) for values in zip(*(v["per_class_accuracy"] for v in variants))]
+    for combined, keys in _COMBINED.items():
+        entry |= {key: _over(combined, [v[key] for v in variants]) for key in keys if all(key in v for v in variants)}
     # Of the averaged accuracies, not of any one seed.
     worst = min(range(len(entry["per_class_accuracy"])), key=entry["per_class_accuracy"].__getitem__)
     entry["worst_class"] = {"label": worst, "accuracy": entry["per_class_accuracy"][worst]}
-    norms = [v["classifier_norms"] for v in variants]
-    entry["classifier_norms"] = None if None in norms else [mean(values) for values in zip(*norms)]
-    entry["groups"] = {name: _averaged_group([v["groups"][name] for v in variants]) for name in entry["groups"]}
-    entry["confusion"] = [[sum(cells) for cells in zip(*rows)] for rows in zip(*(v["confusion"] for v in variants))]
-    if all("reliability" in v for v in variants):
-        found = [v["reliability"] for v in variants]
-        entry["reliability"] = {key: [sum(cells) for cells in zip(*(f[key] for f in found))] for key in found[0]}
-    for key in ("seconds", "evaluation_seconds"):
-        entry[key] = sum(v[key] for v in variants)
+    for name, group in variants[0]["groups"].items():
+        found = {key: _over(mean, [v["groups"][name][key] for v in variants]) for key in ("accuracy", "se")}
+        entry["groups"] = {**entry["groups"], name: {**group, **found}}
     return entry
-
-
-def _averaged_group(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    averaged = {}
-    for key in ("accuracy", "se"):
-        values = [group[key] for group in groups]
-        averaged[key] = None if None in values else mean(values)
-    return {**groups[0], **averaged}

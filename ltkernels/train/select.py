@@ -227,21 +227,17 @@ def _write(source: _Source, recipe: Recipe, wanted: str, n_sets: int, folder: Pa
     for entry in recipe.classes if n_sets else ():
         saved[f"pool_{entry.label}"] = entry.pool.to(single)
         saved[f"sets_{entry.label}"] = entry.set_rows
-    names: np.ndarray | None = None
+    files: dict[str, np.ndarray] = {}
     if source.pools is not None:
         own = [source.pool_rows(e.label) for e in recipe.classes]
-        saved["indices"] = torch.cat([none, *(rows[e.rows] for rows, e in zip(own, recipe.classes))])
+        indices = torch.cat([none, *(rows[e.rows] for rows, e in zip(own, recipe.classes))])
+        saved["indices"] = indices
         saved |= {f"pool_indices_{e.label}": rows for rows, e in zip(own, recipe.classes) if n_sets}
-        names = None if source.files is None else source.files[saved["indices"].numpy()]
-    files = {} if names is None else {"files": names}
-    np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()}, **files)
-    if source.pools is not None:
-        rows = zip(
-            saved["labels"].tolist(),
-            saved["indices"].tolist(),
-            [""] * len(saved["labels"]) if names is None else names,
-        )
+        if source.files is not None:
+            files["files"] = source.files[indices.numpy()]
+        rows = zip(saved["labels"].tolist(), indices.tolist(), files.get("files", [""] * len(indices)))
         write_csv(folder / rundir.SELECTION_TABLE, ("label", "index", "file"), rows)
+    np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()}, **files)
     result["picture"] = _picture(recipe, wanted, folder / rundir.SELECTION_PICTURE)
     rundir.write_json(folder / rundir.SELECTION, result)
     return result
@@ -257,16 +253,14 @@ def _entry(entry: ClassSets, similar: int | None, counts: list[int]) -> dict[str
 def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
     """FDG paths of the classes, and how the sets are spread; the file's name, or None without matplotlib."""
     try:
-        import matplotlib
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
     except ImportError:
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = 2 if recipe.kept or any(e.random for e in recipe.classes) else 1
-    figure, axes = pyplot.subplots(1, panels, figsize=(5.2 * panels, 3.8), squeeze=False, layout="constrained")
-    left = axes[0][0]
-    colours = matplotlib.colormaps["viridis"]
+    figure = Figure(figsize=(5.2 * panels, 3.8), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    left, colours = axes[0], colormaps["viridis"]
     shown = recipe.classes[:: max(1, -(-len(recipe.classes) // 8))]
     for i, entry in enumerate(shown):
         colour = colours(0.9 * i / max(1, len(shown) - 1))
@@ -280,7 +274,7 @@ def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
     if shown:
         left.legend(fontsize="small", frameon=False)
     if panels == 2:
-        right = axes[0][1]
+        right = axes[1]
         random = torch.stack([e.random_fdg for e in recipe.classes]).mean(0)
         if len(random):
             right.hist(random.numpy(), bins=20, color="0.75", label="random repeats")
@@ -293,8 +287,7 @@ def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
             )  # fmt: skip
         right.set(xlabel="FDG_Tail (mean over the classes)", ylabel="sets", title="distribution of the sets")
         right.legend(fontsize="small", frameon=False)
-    for axis in axes[0]:
+    for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
     return path.name

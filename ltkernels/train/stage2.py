@@ -3,6 +3,7 @@
 A stage is a function `(job, base) -> Trained` in `_STAGES`; its name is a choice of `--stage2`.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 
 from ltkernels import augment, inference
 from ltkernels.nn import CosineLinear
+from ltkernels.selection._arms import arm_name
 from ltkernels.train.engine import apply
-from ltkernels.train.features import derived_seed, head_tail_split, selected_arm
-from ltkernels.train.models import feature_maps
+from ltkernels.train.features import derived_seed, head_tail_split, tail_mean
+from ltkernels.train.models import HeadSpec, Shifted, feature_maps
 from ltkernels.train.pipeline import Job
 from ltkernels.train.schedules import loss_record
-from ltkernels.train.trained import HeadSpec, Shifted, Trained
+from ltkernels.train.trained import Trained
 
-_LINEAR = HeadSpec("linear", "linear")
 # Kang et al. 2020 search tau in [0, 1]; some data want more.
 _NORM_TAUS = [i / 20 for i in range(41)]
 # Margin losses have cosines for logits, plain ones logits of several units: 0 and a geometric grid serve both.
@@ -28,7 +29,7 @@ _NEEDS_LINEAR = ("lws", "tau-norm", "ofa")
 def crt(job: Job, base: Trained) -> Trained:
     """Classifier re-training, Kang et al. 2020: a fresh linear head, cross-entropy, class-balanced batches."""
     record = loss_record("ce")
-    head = (_LINEAR, job.build(record, _LINEAR).head)
+    head = job.head(HeadSpec("linear", "linear"), job.features(base)[0].shape[1])
     return job.retrain(base, f"{base.name}-crt", record=record, head=head, sampler="balanced")
 
 
@@ -47,11 +48,8 @@ class _Scaled(nn.Module):
 
 def lws(job: Job, base: Trained) -> Trained:
     """Learnable weight scaling, Kang et al. 2020: class factors on the frozen classifier, on class-balanced batches."""
-    scaled = _Scaled(base.model.head)
-    trained = job.retrain(
-        base, f"{base.name}-lws", record=loss_record("ce"), head=(_LINEAR, scaled), sampler="balanced"
-    )
-    head = job.build(loss_record("ce"), _LINEAR).head
+    scaled, head = _Scaled(base.model.head), copy.deepcopy(base.model.head)
+    trained = job.retrain(base, f"{base.name}-lws", record=loss_record("ce"), head=scaled, sampler="balanced")
     with torch.no_grad():
         head.weight.copy_(scaled.scale[:, None] * scaled.weight)
         head.bias.copy_(scaled.scale * scaled.bias)
@@ -63,11 +61,11 @@ def tau_norm(job: Job, base: Trained) -> Trained:
     """Tau-normalised classifier, Kang et al. 2020: rows divided by their norm to the power tau, no bias."""
     weight, held = base.model.head.weight.detach(), apply(base.model.backbone, job.x_held)
     tau, scores = job.tune(lambda t: held @ inference.tau_normalize(weight, t).T, _NORM_TAUS)
-    head = job.build(loss_record("ce"), _LINEAR).head
+    head = copy.deepcopy(base.model.head)
     with torch.no_grad():
         head.weight.copy_(inference.tau_normalize(weight, tau))
         head.bias.zero_()
-    return job.untrained(base, f"{base.name}-tau-norm", _LINEAR, head, tau=tau, tau_on_held_out=scores)
+    return job.untrained(base, f"{base.name}-tau-norm", head, tau=tau, tau_on_held_out=scores)
 
 
 def ncm(job: Job, base: Trained) -> Trained:
@@ -77,7 +75,7 @@ def ncm(job: Job, base: Trained) -> Trained:
     head = CosineLinear(features.shape[1], job.data.num_classes)
     with torch.no_grad():
         head.weight.copy_(means)
-    return job.untrained(base, f"{base.name}-ncm", HeadSpec("cosine", "cosine"), head)
+    return job.untrained(base, f"{base.name}-ncm", head)
 
 
 def ofa(job: Job, base: Trained) -> Trained:
@@ -103,11 +101,9 @@ def fdc(job: Job, base: Trained) -> Trained:
 def _completed(job: Job, base: Trained, name: str, make_pool: Callable[[int, int], Tensor] | None) -> Trained:
     """A classifier on the tail as `--select` completes it from the pools."""
     _, tail = job.complete(base, make_pool)
-    arm = selected_arm(job.config)
-    trained = job.augmented(base, f"{base.name}-{name}-{arm.replace(':', '-')}", tail, arm)
-    trained.note["fdg_tail"] = sum(t.arms[arm].fdg for t in tail) / len(tail) if tail else None
-    trained.note["offset_tail"] = sum(t.arms[arm].offset for t in tail) / len(tail) if tail else None
-    return trained
+    arm = arm_name(job.config.select)
+    name = f"{base.name}-{name}-{arm.replace(':', '-')}"
+    return job.augmented(base, name, tail, arm, offset_tail=tail_mean(tail, arm, "offset"))
 
 
 _STAGES: dict[str, Callable[[Job, Trained], Trained]] = {
@@ -126,9 +122,8 @@ def post_hoc(job: Job, base: Trained) -> Trained:
     tau, scores = job.tune(lambda t: inference.logit_adjust(logits, job.class_counts, t), _SHIFT_TAUS)
     zeros = torch.zeros(1, job.data.num_classes)
     shift = inference.logit_adjust(zeros, job.class_counts, tau)[0]
-    spec = HeadSpec(base.head.kind, base.head.logits, shifted=True)
     head = Shifted(base.model.head, shift)
-    return job.untrained(base, f"{base.name}-post-hoc", spec, head, tau=tau, tau_on_held_out=scores)
+    return job.untrained(base, f"{base.name}-post-hoc", head, tau=tau, tau_on_held_out=scores)
 
 
 def check(job: Job) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ltkernels._ranks import Ranks, together
+from ltkernels._ranks import together
 from ltkernels.diversity import ClassStatistics
 from ltkernels.train import distributed
 from ltkernels.train.rundir import check_file
@@ -30,8 +30,7 @@ def write_statistics(
     """
     path = Path(path)
     with distributed.joined("cpu") as world:
-        ranks = None if world.size == 1 else Ranks()
-        with together(ranks):
+        with together(world.ranks):
             if world.is_main:
                 check_file(out, force)
             arrays = load_features(path, None if labels is None else Path(labels))
@@ -46,9 +45,9 @@ def write_statistics(
                     statistics.update(x[first:last], y[first:last])
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-        if ranks is not None:
+        if world.ranks is not None:
             statistics.all_reduce()
-        with together(ranks):
+        with together(world.ranks):
             if world.is_main and out is not None:
                 statistics.save(out)
     return _result(statistics, str(path))

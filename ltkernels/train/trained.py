@@ -7,58 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ltkernels.losses import Loss
 from ltkernels.train import rundir
 from ltkernels.train.backbones import BackboneSpec, build_backbone, spec_of
-from ltkernels.train.checkpoint import StateStore, dump, undump, write_bytes
+from ltkernels.train.checkpoint import dump, undump, write_bytes
 from ltkernels.train.config import Config
 from ltkernels.train.data import Dataset
 from ltkernels.train.data._dataset import MAX_VALUES, Preprocessing
 from ltkernels.train.engine import Fit
-from ltkernels.train.logs import Logs
-from ltkernels.train.models import COSINE_TEMPERATURE, Classifier, build_head
+from ltkernels.train.models import Classifier, HeadSpec
 from ltkernels.train.schedules import loss_record, parse_options
-from ltkernels.train.signals import Stop
 
 FORMAT = 4
 """Of the checkpoints of finished models: another number where a key comes or goes."""
 
 
-@dataclass(frozen=True)
-class HeadSpec:
-    """What a classifier's head is: `kind` linear or cosine, for a loss defined on `logits` (linear or cosine); `scale` multiplies
-    cosines under a loss on linear logits."""
-
-    kind: str
-    logits: str
-    shifted: bool = False
-    scale: float = COSINE_TEMPERATURE
-
-
-class Shifted(nn.Module):
-    """A head with a constant added to its logits: post-hoc logit adjustment as part of the model."""
-
-    def __init__(self, head: nn.Module, shift: Tensor) -> None:
-        super().__init__()
-        self.head = head
-        self.register_buffer("shift", shift)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.head(features) + self.shift
-
-
 @dataclass
 class Trained:
-    """One trained model with what its training recorded; `note` is kept in its entry of the summary.
+    """One trained model with what its training recorded; `note` is what its entry of the summary says beside, or instead of, the rest.
 
     `prior_power` p: the model's scores are log p(x|y) + p log(n_y / N), up to a constant; None where that is not known.
     """
 
     name: str
     record: Loss
-    head: HeadSpec
     model: Classifier
     fit: Fit
     note: dict[str, Any] = field(default_factory=dict)
@@ -70,13 +43,9 @@ class Trained:
         return " ".join([self.record.title, self.name.removeprefix(self.record.name).replace("-", " + ")]).strip()
 
 
-@dataclass
-class Files:
-    """Where a job leaves what outlives it: checkpoints of its phases, and the logs. None: nowhere."""
-
-    state: StateStore | None = None
-    logs: Logs | None = None
-    stop: Stop = field(default_factory=Stop)
+def options_of(config: Config, record: Loss) -> str:
+    """The loss_options of a training with this loss: those of the settings are of the loss that they name."""
+    return config.loss_options if record.name == config.loss else ""
 
 
 def prior_power(record: Loss, options: str) -> float | None:
@@ -87,27 +56,27 @@ def prior_power(record: Loss, options: str) -> float | None:
     return {"ce": 1.0, "balanced_softmax": 0.0}.get(record.name)
 
 
-def logit_scale(record: Loss, spec: HeadSpec, options: str) -> float:
+def logit_scale(record: Loss, head: HeadSpec, options: str) -> float:
     """What logits are multiplied by before softmax makes probabilities of them: the loss' own scale s of bare cosines."""
     default = record.own_options["s"].default if "s" in record.own_options else 1.0
-    bare = spec.kind == "cosine" and spec.logits == "cosine"
+    bare = head.kind == "cosine" and head.logits == "cosine"
     return float(parse_options(options).get("s", default)) if bare else 1.0
 
 
 def save_checkpoint(folder: Path, trained: Trained, config: Config, data: Dataset, class_counts: list[int]) -> str:
     """Write `NAME.pt`: all that it takes to predict with the model, as plain tensors, numbers and strings, so that
     torch.load(weights_only=True) reads them. `class_counts` are those of what was trained on. Returns its SHA-256."""
-    record, options = trained.record, config.loss_options if trained.record.name == config.loss else ""
-    preprocessing = data.preprocessing
+    record, options = trained.record, options_of(config, trained.record)
+    head, preprocessing = HeadSpec.of(trained.model.head), data.preprocessing
     content = dump(
         {
             "format": FORMAT,
             "loss": record.name,
             "loss_options": options,
-            "logit_scale": logit_scale(record, trained.head, options),
+            "logit_scale": logit_scale(record, head, options),
             "prior_power": trained.prior_power,
             "backbone": dataclasses.asdict(spec_of(trained.model.backbone, config.model)),
-            "head": dataclasses.asdict(trained.head),
+            "head": dataclasses.asdict(head),
             "class_names": list(data.class_names),
             "class_counts": class_counts,
             "preprocessing": dataclasses.asdict(preprocessing) | {"input_shape": list(preprocessing.input_shape)},
@@ -118,9 +87,9 @@ def save_checkpoint(folder: Path, trained: Trained, config: Config, data: Datase
     return hashlib.sha256(content).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Saved:
-    """What a checkpoint of a finished model holds, checked, and the model."""
+    """What a checkpoint of a finished model holds, checked, and the model; see `predictor.Model`."""
 
     classifier: Classifier
     preprocessing: Preprocessing
@@ -132,7 +101,7 @@ class Saved:
 
 
 def load_saved(run: Path, variant: str | None = None, device: str = "cpu") -> Saved:
-    """The model of a result folder, or of a single .pt file; see `predictor.load`."""
+    """What `predictor.load` loads, see there."""
     if run.is_file():
         if variant is not None:
             raise ValueError(f"{run}: a checkpoint is one variant; name a result folder to choose {variant!r}")
@@ -183,10 +152,8 @@ def _built(saved: dict[str, Any], device: str) -> Saved:
     counts = [int(count) for count in saved["class_counts"]]
     if len(names) < 1 or len(counts) != len(names) or min(counts) < 0:
         raise ValueError("class_names and class_counts do not agree")
-    spec = HeadSpec(**saved["head"])
     backbone, width = build_backbone(BackboneSpec(**saved["backbone"]), shape, 0)
-    head = build_head(spec.kind, width, len(names), spec.logits, 0, spec.scale)
-    classifier = Classifier(backbone, Shifted(head, torch.zeros(len(names))) if spec.shifted else head)
+    classifier = Classifier(backbone, HeadSpec(**saved["head"]).build(width, len(names), 0))
     classifier.load_state_dict(saved["state"])
     power = saved["prior_power"]
     return Saved(

@@ -159,7 +159,7 @@ def _letters(path: str) -> frozenset[int]:
 
 def _missing(text: str) -> set[int]:
     """What the font that matplotlib brings lacks."""
-    own = _letters(font_manager.findfont("DejaVu Sans"))
+    own = _letters(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
     return {ord(c) for c in text if ord(c) not in own and unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp")}
 
 

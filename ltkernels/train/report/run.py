@@ -36,23 +36,19 @@ def render(summary: Summary, metrics: Sequence[dict[str, Any]]) -> str:
         f"{sum(summary['test_counts'])} test samples; {of}; {summary['seconds']:.1f} s.",
         notes=summary.get("notes", []),
         seeds=seeds,
+        charts=drawn,
         results=_results(summary),
         comparisons=_comparisons(summary),
         selections=_selections(summary),
-        class_chart=drawn["classes"],
         class_table=_class_table(summary),
         measures=_measures(summary),
-        reliability=drawn["reliability"],
-        tail=_tail(summary, drawn["paths"]) if _has_tail(summary) else None,
-        tradeoff=drawn["tradeoff"],
-        confusion_charts=drawn["confusions"],
+        tail=_tail(summary) if _has_tail(summary) else None,
         confusions=None if drawn["confusions"] else _top_confusions(summary),
-        norms=drawn["norms"],
         space=_space(summary, drawn) if summary.get("features") else None,
-        curves=drawn["curves"],
         times=_times(summary),
         settings=table("settings", ["setting", "value"], [[k, _DASH if v is None else v] for k, v in config.items()]),
         environment=table("environment", ["environment", "|"], [[k, v or _DASH] for k, v in summary["environment"].items()]),
+        head_ratio=config.get("head_ratio"),
         recall_floor=RECALL_FLOOR,
         many_above=MANY_ABOVE,
         few_below=FEW_BELOW,
@@ -134,6 +130,7 @@ def _classes_in(group: dict[str, Any]) -> str:
 
 
 def _comparisons(summary: Summary) -> list[dict[str, Any]]:
+    """Differences with their standard errors, and whether they are more than noise."""
     by_name = {v["name"]: v for v in summary["variants"]}
     pairs = []
     if summary["chosen"] != "ce" and "ce" in by_name:
@@ -141,22 +138,13 @@ def _comparisons(summary: Summary) -> list[dict[str, Any]]:
     completed = [v for v in summary["variants"] if v["fdg_tail"] is not None]
     if "retrained" in by_name:  # the chosen selection is the first of them
         pairs += [(by_name["retrained"], v) for v in completed[:1]]
-    return [_comparison(theirs, ours) for theirs, ours in pairs]
-
-
-def _comparison(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """The difference with its standard error, and whether that is more than noise."""
-    more = ours["balanced_accuracy"] - theirs["balanced_accuracy"]
-    error = math.hypot(theirs["balanced_accuracy_se"], ours["balanced_accuracy_se"])
-    within = "no difference shown: within twice the standard error of"
-    return {
-        "ours": ours["title"],
-        "theirs": theirs["title"],
-        "difference": f"{100 * more:+.1f}",
-        "numbers": f"{percent(ours['balanced_accuracy'])} against {percent(theirs['balanced_accuracy'])}",
-        "verdict": "beyond twice the standard error of" if abs(more) > 2 * error else within,
-        "error": percent(error),
-    }
+    found = []
+    for theirs, ours in pairs:
+        more = ours["balanced_accuracy"] - theirs["balanced_accuracy"]
+        error = math.hypot(theirs["balanced_accuracy_se"], ours["balanced_accuracy_se"])
+        beyond = "beyond" if abs(more) > 2 * error else "no difference shown: within"
+        found.append({"ours": ours, "theirs": theirs, "difference": 100 * more, "beyond": beyond, "error": error})
+    return found
 
 
 def _selections(summary: Summary) -> dict[str, Any] | None:
@@ -257,28 +245,15 @@ def _paths(summary: Summary) -> list[Chart]:
     return found
 
 
-def _tail(summary: Summary, drawn: list[Chart]) -> dict[str, Any]:
+def _tail(summary: Summary) -> dict[str, Any]:
     tail, names, arms = summary["tail"], summary["class_names"], _arms(summary)
     rows = []
     for entry in tail["classes"]:
         row = [names[entry["label"]], summary["class_counts"][entry["label"]], entry["need"], entry["pool"]]
         rows.append([*row, names[entry["similar_head"]], *(_gain(entry["arms"][arm]) for arm, _, _ in arms)])
     targets = [entry["target"]["fdg"] for entry in tail["classes"] if entry.get("target")]
-    text = (
-        f"{len(tail['head_classes'])} head classes hold more than {percent(summary['config']['head_ratio'], 0)} % of the samples. Each "
-        f"tail class gets a pool of synthetic features (FDC, in the feature space of the {tail['features_from']} training), from which "
-        "it is filled up to the largest class."
-    )
-    if targets:
-        text += f" FDG is capped at what real samples of head classes bring, {min(targets):.3f} to {max(targets):.3f}."
-    text += (
-        " The offset is the distance of the added samples' mean from the real ones' in standard errors of that mean: FDG hardly sees "
-        "it, a classifier does; above 3 it is called far."
-    )
-    if len(rows) > _MAX_PATHS:
-        text += f" The first {_MAX_PATHS} of {len(rows)} are drawn."
     head = ["tail class", "samples", "added", "pool", "spread of|head class", *(f"FDG|{arm}" for arm, _, _ in arms)]
-    return {"text": text, "charts": drawn, "table": table("completion of the tail", head, rows, sortable=True)}
+    return {**tail, "targets": targets, "table": table("completion of the tail", head, rows, sortable=True)}
 
 
 def _gain(arm: dict[str, Any]) -> dict[str, Any]:
@@ -352,12 +327,13 @@ def _plane(embedding: dict[str, Any], counts: Sequence[int]) -> Chart:
 def _space(summary: Summary, drawn: dict[str, Any]) -> dict[str, Any]:
     similarity, names = summary["features"]["class_similarity"], summary["class_names"]
     # Features of different seeds live in different spaces: there is no mean of them.
-    space = {"seed": f" Seed {summary['seeds'][0]} alone." if "seeds" in summary else "", "alike": None}
-    if drawn["similarity"] is None:
-        pairs = ((similarity[a][b], a, b) for a in range(len(names)) for b in range(a))
-        rows = [[names[a], names[b], f"{value:.2f}"] for value, a, b in heapq.nlargest(_MOST_PAIRS, pairs)]
-        space["alike"] = table("classes most alike", ["class", "class", "cosine of mean features"], rows, sortable=True)
-    return space | {key: drawn[key] for key in ("diversity", "plane", "similarity")}
+    seed = f" Seed {summary['seeds'][0]} alone." if "seeds" in summary else ""
+    if drawn["similarity"] is not None:
+        return {"seed": seed, "alike": None}
+    pairs = ((similarity[a][b], a, b) for a in range(len(names)) for b in range(a))
+    rows = [[names[a], names[b], f"{value:.2f}"] for value, a, b in heapq.nlargest(_MOST_PAIRS, pairs)]
+    head = ["class", "class", "cosine of mean features"]
+    return {"seed": seed, "alike": table("classes most alike", head, rows, sortable=True)}
 
 
 def _curves(summary: Summary, metrics: Sequence[dict[str, Any]]) -> list[Chart]:
