@@ -17,6 +17,10 @@ from ._measures import feature_diversity_gain
 _FOLDS = 5
 
 
+class NoHeadClass(ValueError):
+    """No class has samples to calibrate on."""
+
+
 class FdgTarget(NamedTuple):
     """A calibrated FDG.
 
@@ -59,7 +63,7 @@ def fdg_target(
 
     Raises:
         TypeError, ValueError: as `feature_diversity_gain`; n below 2, repeats below 1, labels of `held_out` that
-            `features` lacks, or no class with n samples and others to add.
+            `features` lacks. NoHeadClass: a ValueError, no class with n samples and others to add.
 
     Source: this library. For Gaussian classes and N' >> N it estimates E[log det(I + alpha C)] / E[log det(I + alpha
     C_n)] - 1 with C_n the covariance of n samples.
@@ -100,7 +104,7 @@ def fdg_target(
         if not folds:
             used.append(label)
     if not found:
-        raise ValueError(
+        raise NoHeadClass(
             f"no head class to calibrate FDG on: none of {len(features)} has {n} samples and others to add; give fdg a number"
         )
     values = list(found.values())
