@@ -73,6 +73,9 @@ def fdg_target(
     seed = check_seed(seed)
     check_centering(centering)
     check_alpha(alpha)
+    for name, given in (("features", features), ("held_out", {} if held_out is None else held_out)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} must be a mapping from labels to features, got {type(given).__name__}")
     others = dict(held_out or {})
     unknown = [label for label in others if label not in features]
     if unknown:

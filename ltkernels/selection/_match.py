@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from .._features import (
+    as_tensor,
     check_alpha,
     check_centering,
     check_count,
@@ -337,6 +338,8 @@ def match_pool(
     ranks = None if group is None else Ranks(group)
     with together(ranks):
         z = check_features(original, "original").detach()
+        if len(z) == 0:
+            raise ValueError("original is empty: it has no mean")
         x = check_rows(pool, "pool", z.shape[1], "original has", max(1, _BLOCK // z.shape[1]))
         if x.device != z.device:
             raise ValueError(f"pool is on {x.device}, original is on {z.device}")
@@ -347,11 +350,18 @@ def match_pool(
         if isinstance(fdg, str):
             if fdg != "auto":
                 raise ValueError(f"fdg must be a number, an FdgTarget, 'auto' or None, got {fdg!r}")
-            if not heads:
+            if not isinstance(heads, Mapping) or not heads:
                 raise ValueError("fdg = 'auto' is calibrated on head classes: give their features as heads")
-            fdg = fdg_target(heads, None, z.shape[0], added=n, seed=seed, centering=centering, alpha=alpha)
+            wrong = next((label for label, x in heads.items() if as_tensor(x, "heads").shape[1:] != z.shape[1:]), None)
+            if wrong is not None:
+                raise ValueError(f"heads: class {wrong} does not have the {z.shape[1]} features per sample of original")
+            fdg = FdgTarget(math.nan, 0.0, {}, [])  # of one sample FDG is undefined, whatever the heads say
+            if len(z) > 1:
+                fdg = fdg_target(heads, None, len(z), added=n, seed=seed, centering=centering, alpha=alpha)
+        elif fdg is not None:
+            check_number(fdg.value if isinstance(fdg, FdgTarget) else fdg, "fdg")
         cap = isinstance(fdg, FdgTarget)
-        target = None if fdg is None else fdg.value if isinstance(fdg, FdgTarget) else check_number(fdg, "fdg")
+        target = fdg.value if isinstance(fdg, FdgTarget) else fdg
     counts = [x.shape[0]]
     if ranks is not None:
         counts = same_arguments(ranks, z, repr((n, target, cap, mean, seed, centering, alpha, steps)), x.shape[0])
