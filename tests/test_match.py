@@ -43,6 +43,18 @@ def test_planted_shift_and_spread_are_met(centering, dtype) -> None:
         assert len(found.indices.unique()) == 200
 
 
+@pytest.mark.parametrize("change", [-0.05, -0.02, 0.02, 0.05])
+def test_many_features_do_not_hide_a_small_change_of_fdg(change) -> None:
+    # With 64 features the offsets of sets that keep the mean differ by more, in the loss, than such a change is worth.
+    g = torch.Generator().manual_seed(0)
+    z, pool = torch.randn(100, 64, generator=g), 1.2 * torch.randn(1500, 64, generator=g) + 0.1
+    goal = float(match_pool(z, pool, 300).fdg[0]) + change
+    found = match_pool(z, pool, 300, fdg=goal)
+    assert found.reached
+    assert float(found.fdg[0]) == pytest.approx(goal, abs=0.01)
+    assert found.offset < 0.25
+
+
 def test_the_mean_alone_and_fdg_alone() -> None:
     z, pool = planted(1)
     mean = match_pool(z, pool, 200)

@@ -21,9 +21,10 @@ the convex dual problem. Steps of Levenberg and Marquardt bring down
 
     loss = offset^2 + ((FDG - t) / 0.5)^2        (offset: the mean's, in its standard errors),
 
-so that a mean which can be kept is kept before an FDG that cannot be had with it. A set is finite: at most d + 2 of its n rows
-are undecided by the multipliers, so the residual does not vanish but is of the order of d / n spreads of the pool. The best
-set met is returned, with its offset and FDG, and `reached` says whether they hold.
+so that a mean which can be kept is kept before an FDG that cannot be had with it; of sets with an offset below 0.25 the one that
+meets FDG is the better one. A set is finite: at most d + 2 of its n rows are undecided by the multipliers, so the residual does
+not vanish but is of the order of d / n spreads of the pool. The best set met is returned, with its offset and FDG, and `reached`
+says whether they hold.
 
 Kept means matter because the classifier follows the mean of what is added, which FDG does not see (`standardized_offset`).
 """
@@ -63,6 +64,8 @@ _PART = 1 << 13
 # A search ends after so many steps without a better set, or with an offset whose square is that small (and FDG well
 # within `REACHED`).
 _PATIENCE, _ENOUGH = 6, 0.05**2
+# The square of an offset that is well kept: of such sets the one that meets FDG is the better one.
+_KEPT = (0.5 * OFFSET_REACHED) ** 2
 # The difference of FDG that counts as much as a standard error of the mean.
 _MISS = 0.5
 # A step's ridge, as a share of the mean of the squares' diagonal; the most that it moves the scores (root mean square); what
@@ -230,7 +233,7 @@ class _Tilt:
     def search(self, steps: int, target: float | None) -> Tensor:
         """The rows, in order of score, of the best set on the way to the originals' mean, where it is wanted, and to an FDG of
         `target`."""
-        best: tuple[Tensor, float] | None = None
+        best: tuple[Tensor, tuple[float, float]] | None = None
         stale, damping, fresh, jacobian = 0, 1.0, math.inf, self.theta
         for _ in range(steps):
             self.made += 1
@@ -244,9 +247,11 @@ class _Tilt:
             loss, miss = self.rows.agreed(residual.new_tensor([float(residual.square().sum()), missed])).tolist()
             if loss < _ENOUGH and abs(miss) < 0.25 * REACHED:
                 return top
-            loss += (miss / _MISS) ** 2
-            if best is None or loss < best[1]:
-                best, stale = (top, loss), 0
+            # First what misses its aim, then what comes nearer to it: where the mean is kept, FDG decides.
+            rank = max(loss, _KEPT) + (max(0.0, abs(miss) - REACHED) / _MISS) ** 2, loss + (miss / _MISS) ** 2
+            loss = rank[1]
+            if best is None or rank < best[1]:
+                best, stale = (top, rank), 0
             else:
                 stale, damping = stale + 1, _DAMPING * damping
             if stale == _PATIENCE:
