@@ -54,8 +54,7 @@ static inline void whiten(const Real* basis, const Pack<Real>* x, int64_t size, 
     const int64_t block = fitting < 8 ? 8 : fitting;
     for (int64_t k = 0; k < d; k += block) {
         const int64_t last = k + block < d ? k + block : d;
-        // Rows of B above row k have nothing in this block, and the rows of a tile that straddle it
-        // meet zeros.
+        // Rows of B above row k have nothing in this block, and the rows of a tile that straddle it meet zeros.
         int64_t row = k / kTileRows * kTileRows;
         for (; row + kTileRows <= d; row += kTileRows) {
             const int64_t end = row + kTileRows < last ? row + kTileRows : last;

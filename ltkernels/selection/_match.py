@@ -366,7 +366,7 @@ def match_pool(
         elif fdg is not None:
             check_number(fdg.value if isinstance(fdg, FdgTarget) else fdg, "fdg")
         cap = isinstance(fdg, FdgTarget)
-        target = fdg.value if isinstance(fdg, FdgTarget) else fdg
+        target = None if fdg is None else float(fdg.value if isinstance(fdg, FdgTarget) else fdg)
     counts = [x.shape[0]]
     if ranks is not None:
         counts = same_arguments(ranks, z, repr((n, target, cap, mean, seed, centering, alpha, steps)), x.shape[0])
