@@ -8,7 +8,6 @@
 #include "cpu/greedy.h"
 #include "cpu/logdet.h"
 #include "cpu/nearest.h"
-#include "cpu/subset_scores.h"
 
 namespace py = pybind11;
 
@@ -58,35 +57,6 @@ void bind_features(py::module_& m) {
             py::gil_scoped_release release;
             ltk::nearest_sort(job, single, threads);
         });
-    m.def("subset_scores_scratch", &ltk::subset_scores_scratch, "Elements of scratch that one thread needs.");
-    m.def(
-        "subset_scores",
-        [](Address pool, Address pack_start, Address pack_size, Address pack_group, int64_t packs, int64_t d,
-           Address basis, bool lower, Address scales, Address centre, double anchor, Address scratch, Address out,
-           Address traces, bool single, int threads) {
-            py::gil_scoped_release release;
-            const auto run = [&](auto real) {
-                using Real = decltype(real);
-                ltk::SubsetScores<Real> job{};
-                job.pool = pointer<const Real>(pool);
-                job.pack_start = pointer<const int64_t>(pack_start);
-                job.pack_size = pointer<const int64_t>(pack_size);
-                job.pack_group = pointer<const int64_t>(pack_group);
-                job.packs = packs;
-                job.d = d;
-                job.basis = pointer<const Real>(basis);
-                job.lower = lower;
-                job.scales = pointer<const Real>(scales);
-                job.centre = pointer<const Real>(centre);
-                job.anchor = anchor;
-                job.out = pointer<double>(out);
-                job.traces = pointer<double>(traces);
-                ltk::subset_scores(job, pointer<Real>(scratch), threads);
-            };
-            single ? run(float()) : run(double());
-        },
-        "log det(I + Y'^T A^-1 Y') of every candidate subset.");
-
     py::class_<ltk::Greedy>(m, "Greedy", "One greedy run: addresses, sizes and state (csrc/cpu/greedy.h).")
         .def(py::init([](int64_t d, int64_t subsets, int64_t groups, bool single, double alpha) {
             ltk::Greedy job{};

@@ -251,23 +251,23 @@ def match(size, group):
 
 def failing_engine(size, group):
     # What one rank cannot survive, the others learn of.
-    from ltkernels.selection._engines.packed import PackedEngine
+    from ltkernels.selection._engines.steps import StepEngine
 
     for method in ("judge", "join"):
-        whole = getattr(PackedEngine, method)
+        whole = getattr(StepEngine, method)
 
         def broken(self, argument, whole=whole):
             if len(self.free) - self.left > 1 and rank == 0:
                 raise MemoryError("no room")
             return whole(self, argument)
 
-        setattr(PackedEngine, method, broken)
+        setattr(StepEngine, method, broken)
         try:
             error, words = (MemoryError, "no room") if rank == 0 else (RuntimeError, r"rank 0 failed in step \d+")
             with pytest.raises(error, match=words):
                 select_subsets(rows(7, 40, 6), rows(1, 40, 6, 0.0), range(0, 41, 2), m=19 * size, group=group)
         finally:
-            setattr(PackedEngine, method, whole)
+            setattr(StepEngine, method, whole)
 
 
 for size in range(1, world + 1):

@@ -14,7 +14,7 @@ from ltkernels._backends import cuda as _cuda
 from ltkernels._features import cholesky_log_det
 from ltkernels.selection._driver import step_by_step
 from ltkernels.selection._engines.batched import BatchedEngine
-from ltkernels.selection._engines.packed import PackedEngine
+from ltkernels.selection._engines.steps import StepEngine
 from ltkernels.selection._rules import Rule
 from ltkernels.selection._subsets import Problem, start_state
 
@@ -74,7 +74,7 @@ def test_picks_stay(ragged: bool, calls: list[tuple[int, ...]]) -> None:
     z, x = (torch.from_numpy(rng.normal(size=(n, 24)) / np.sqrt(1 + np.arange(24))) for n in (30, offsets[-1]))
     problem = Problem(start_state(z, "joint", 1.0), x, offsets, 1.0)
     for rule in (Rule("max"), Rule("min")):
-        expected, reached = step_by_step(PackedEngine(problem), rule, 5)
+        expected, reached = step_by_step(StepEngine(problem), rule, 5)
         [(picked, values)] = BatchedEngine([problem], [rule], [5]).run()
         assert picked == expected
         np.testing.assert_allclose(values, reached, rtol=1e-10)

@@ -15,7 +15,7 @@ from ltkernels.selection import _driver
 from ltkernels.selection._driver import step_by_step
 from ltkernels.selection._engines import loop
 from ltkernels.selection._engines.batched import BatchedEngine
-from ltkernels.selection._engines.packed import PackedEngine
+from ltkernels.selection._engines.steps import StepEngine
 from ltkernels.selection._rules import Rule
 from ltkernels.selection._subsets import Problem, mixed_columns, mixed_products, start_state
 
@@ -38,7 +38,7 @@ def problem_of(z, x, offsets, centering: str = "joint", alpha: float = 1.0) -> P
 
 
 def reference(problem: Problem, rule: Rule, steps: int) -> tuple[list[int], list[float]]:
-    return step_by_step(PackedEngine(problem), rule, steps)
+    return step_by_step(StepEngine(problem), rule, steps)
 
 
 RULES = [Rule("max"), Rule("min"), Rule("quantile", 0.37), Rule("target", 0.0, 3.0, 3.5)]

@@ -1,4 +1,4 @@
-"""The small-matrix kernels: batched log-determinants and the subset scorer, against numpy one matrix at a time."""
+"""The kernel of batched log-determinants against numpy, one matrix at a time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from ltkernels import _C
-from ltkernels.selection._engines.packed import LANES, Packs
-from ltkernels.selection._subsets import group_by_size, mixed_columns
 
 
 def logdet(matrices: torch.Tensor, threads: int = 1) -> np.ndarray:
@@ -59,42 +57,3 @@ def test_logdet_has_the_same_bits_for_any_thread_count() -> None:
     one = logdet(matrices, 1)
     for threads in (2, 3, 8):
         assert np.array_equal(one, logdet(matrices, threads))
-
-
-@pytest.mark.parametrize("d", [1, 3, 4, 17, 64, 130])
-@pytest.mark.parametrize("lower", [True, False])
-@pytest.mark.parametrize("anchor", [0.0, 12.0, math.inf])
-def test_scorer_equals_the_formula(d: int, lower: bool, anchor: float) -> None:
-    rng = np.random.default_rng(d)
-    sizes = [1, 2, 5, 5, 10, 10, 11, 3, 10]
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-    pool = torch.from_numpy(rng.normal(size=(offsets[-1], d)))
-    groups = group_by_size(offsets, pool.device)
-    basis = torch.from_numpy(rng.normal(size=(d, d)) / math.sqrt(d))
-    basis = basis.tril() if lower else basis
-    scales = None if lower else torch.from_numpy(rng.uniform(0.5, 2.0, size=(len(groups), d)))
-    mean = torch.zeros(d, dtype=torch.float64) if math.isinf(anchor) else torch.from_numpy(rng.normal(size=d))
-    packs = Packs(pool, groups)
-    scores = packs.score(basis, lower, scales, basis @ mean, anchor)
-    for c, score in zip(packs.ids.tolist(), scores.tolist()):
-        rows = pool[offsets[c] : offsets[c + 1]]
-        row = [group.size for group in groups].index(sizes[c])
-        b = basis if scales is None else basis * scales[row][:, None]
-        y = mixed_columns(rows, mean, anchor).numpy() @ b.numpy().T
-        assert score == pytest.approx(np.linalg.slogdet(np.eye(d) + y.T @ y)[1], rel=1e-11, abs=1e-11)
-
-
-def test_scorer_gives_duplicates_the_same_bits_in_every_lane_and_thread() -> None:
-    rows = torch.randn(10, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    copies = 5 * LANES + 3
-    packs = Packs(rows.repeat(copies, 1), group_by_size(list(range(0, 10 * copies + 1, 10)), rows.device))
-    basis, centre = torch.eye(40, dtype=torch.float64), torch.zeros(40, dtype=torch.float64)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            scores = packs.score(basis, True, None, centre, 20.0)
-            assert scores.shape == (copies,)
-            assert len(set(scores.tolist())) == 1
-    finally:
-        torch.set_num_threads(threads)

@@ -43,6 +43,18 @@ def test_planted_shift_and_spread_are_met(centering, dtype) -> None:
         assert len(found.indices.unique()) == 200
 
 
+@pytest.mark.parametrize("change", [-0.05, -0.02, 0.02, 0.05])
+def test_many_features_do_not_hide_a_small_change_of_fdg(change) -> None:
+    # With 64 features the offsets of sets that keep the mean differ by more, in the loss, than such a change is worth.
+    g = torch.Generator().manual_seed(0)
+    z, pool = torch.randn(100, 64, generator=g), 1.2 * torch.randn(1500, 64, generator=g) + 0.1
+    goal = float(match_pool(z, pool, 300).fdg[0]) + change
+    found = match_pool(z, pool, 300, fdg=goal)
+    assert found.reached
+    assert float(found.fdg[0]) == pytest.approx(goal, abs=0.01)
+    assert found.offset < 0.25
+
+
 def test_the_mean_alone_and_fdg_alone() -> None:
     z, pool = planted(1)
     mean = match_pool(z, pool, 200)
@@ -182,9 +194,10 @@ def test_originals_without_spread_do_not_claim_a_kept_mean(count: int) -> None:
 
 def test_one_sample_is_matched_by_its_mean_and_says_so() -> None:
     z, pool = planted(shift=0.0)
-    found = match_pool(z[:1], pool, 200, fdg=0.2)
-    assert torch.isnan(found.fdg).all()
-    assert "FDG is undefined" in found.stats["note"]
+    for asked in ({"fdg": 0.2}, {"fdg": "auto", "heads": {0: pool}}):
+        found = match_pool(z[:1], pool, 200, **asked)
+        assert torch.isnan(found.fdg).all()
+        assert "FDG is undefined" in found.stats["note"]
     assert (pool[found.indices].mean(0) - z[0]).norm() < (pool.mean(0) - z[0]).norm()
 
 
@@ -198,7 +211,12 @@ def test_one_sample_is_matched_by_its_mean_and_says_so() -> None:
         ({"fdg": math.nan}, ValueError, "fdg must be finite, got nan"),
         ({"fdg": "most"}, ValueError, "got 'most'"),
         ({"fdg": "auto"}, ValueError, "give their features as heads"),
+        ({"fdg": "auto", "heads": [torch.randn(9, WIDTH)]}, ValueError, "give their features as heads"),
         ({"fdg": "auto", "heads": {0: torch.randn(9, WIDTH)}}, ValueError, "no head class to calibrate FDG on"),
+        ({"fdg": "auto", "heads": {7: torch.randn(99, 3)}}, ValueError, "heads: class 7 does not have the 16 features"),
+        ({"fdg": FdgTarget(math.nan, 0.0, {}, [])}, ValueError, "fdg must be finite, got nan"),
+        ({"original": torch.empty(0, WIDTH)}, ValueError, "original is empty: it has no mean"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"alpha": 0.0}, ValueError, "alpha must be above 0, got 0.0"),
         ({"centering": "all"}, ValueError, "unknown centering 'all'"),
         ({"pool": torch.full((1000, WIDTH), math.nan)}, ValueError, "pool holds NaN or infinity, first in row 0"),
@@ -283,6 +301,8 @@ def test_held_out_samples_of_a_memorised_class_give_a_larger_target() -> None:
         ({"n": 5.0}, TypeError, "n must be an integer, got float"),
         ({"held_out": {9: torch.ones(3, 4)}}, ValueError, "held_out has class 9, features has not"),
         ({"n": 99}, ValueError, "no head class to calibrate FDG on: none of 1 has 99 samples"),
+        ({"features": [torch.randn(40, 4)]}, TypeError, "features must be a mapping from labels to features, got list"),
+        ({"held_out": torch.ones(3, 4)}, TypeError, "held_out must be a mapping from labels to features, got Tensor"),
     ],
 )
 def test_bad_calibration(arguments, error, words) -> None:

@@ -16,7 +16,7 @@ from ltkernels.cli import main
 from ltkernels.diversity import FdgTarget
 from ltkernels.experiments.arms import make_arms
 from ltkernels.selection import fdg_recipe
-from ltkernels.selection._arms import calibrated, complete_class, parse_mode
+from ltkernels.selection._arms import calibrated, complete_class, cut, parse_mode
 from ltkernels.selection._recipe import spread_evenly
 from ltkernels.train.config import Config
 from ltkernels.train.features import complete_tail
@@ -323,6 +323,23 @@ def test_a_pool_that_cannot_give_what_is_asked_for_is_said(mode) -> None:
         )
     with pytest.raises(ValueError, match="class 4 needs 50 samples, its pool has 49"):
         complete_class(4, z, pool[:49], 50, mode=mode, target=target)
+
+
+def test_stratified_subsets_hold_a_row_of_every_cluster() -> None:
+    g = torch.Generator().manual_seed(0)
+    centres = torch.arange(5.0)[:, None] * 20.0
+    blob = torch.arange(103) % 5  # the blobs differ by a row in size
+    pool = centres[blob] + torch.randn(103, 3, generator=g)
+    subsets = cut(pool, 5, 0, stratified=True)
+    assert subsets.order.sort().values.tolist() == list(range(103))
+    parts = [blob[rows].sort().values.tolist() for rows in subsets.order.split(subsets.offsets.diff().tolist())]
+    assert parts[:20] == [[0, 1, 2, 3, 4]] * 20
+    assert [len(part) for part in parts[20:]] == [3]
+    z = pool[:10] + torch.randn(10, 3, generator=g)
+    found = complete_class(1, z, pool, 20, mode="target:0.1", subset_size=5, stratified=True, n_random=1)
+    assert blob[found.rows].bincount().tolist() == [4] * 5
+    with pytest.raises(ValueError, match="stratified needs subset_size of at least 2"):
+        complete_class(1, z, pool, 20, mode="target:0.1", stratified=True)
 
 
 def test_match_without_a_head_class_to_calibrate_on_says_so() -> None:

@@ -12,7 +12,7 @@ import torch
 import ltkernels as ltk
 from ltkernels.selection._driver import ENGINES
 from ltkernels.selection._engines.lazy import LazyEngine
-from ltkernels.selection._engines.packed import PackedEngine
+from ltkernels.selection._engines.steps import StepEngine
 from ltkernels.selection._subsets import Problem, start_state
 
 CENTERINGS = ("joint", "separate", "none")
@@ -139,7 +139,7 @@ def test_lazy_bounds_hold_however_stale(centering: str, ragged: bool, n: int) ->
         x[offsets[c] : offsets[c + 1]] += rng.normal(size=15) * 6.0
     start = start_state(torch.from_numpy(z), centering, 1.0)
     problem_ = Problem(start, torch.from_numpy(x), offsets.tolist(), 1.0)
-    lazy, exact = LazyEngine(problem_), PackedEngine(problem_)
+    lazy, exact = LazyEngine(problem_), StepEngine(problem_)
     lazy.prepare()
     lazy.measure(np.arange(24), np.empty(24))
     widths = []

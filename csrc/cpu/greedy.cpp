@@ -157,47 +157,6 @@ double float_error(double d, double size, double spread, double norm, double cen
     return gram < 0.05 ? 1.1 * (std::sqrt(std::min(size, d)) * columns + gram) : kInfinity;
 }
 
-template <class Real>
-SubsetScores<Real> scores_of(const Greedy& job, const Work& w, int64_t packs);
-
-template <>
-SubsetScores<double> scores_of(const Greedy& job, const Work& w, int64_t packs) {
-    return {static_cast<const double*>(job.packs),
-            w.starts,
-            w.sizes,
-            w.pack_group,
-            packs,
-            job.d,
-            w.basis,
-            job.d * job.d,
-            true,
-            nullptr,
-            w.centre,
-            job.d,
-            job.anchor,
-            w.scores,
-            w.traces};
-}
-
-template <>
-SubsetScores<float> scores_of(const Greedy& job, const Work& w, int64_t packs) {
-    return {static_cast<const float*>(job.packs),
-            w.starts,
-            w.sizes,
-            w.pack_group,
-            packs,
-            job.d,
-            w.basis32,
-            job.d * job.d,
-            true,
-            nullptr,
-            w.centre32,
-            job.d,
-            job.anchor,
-            w.scores,
-            w.traces};
-}
-
 // Scores every free subset, into w.low and w.high by id: equal in float64, apart by the error bound in float32.
 template <class Real>
 void score_all(Greedy& job, const Work& w, int threads) {
@@ -209,7 +168,15 @@ void score_all(Greedy& job, const Work& w, int threads) {
             w.sizes[packs] = job.group_size[g];
             w.pack_group[packs++] = g;
         }
-    subset_scores(scores_of<Real>(job, w, packs), reinterpret_cast<Real*>(w.threads), threads);
+    const Real *basis = nullptr, *centre = nullptr;
+    if constexpr (sizeof(Real) == 4) {
+        basis = w.basis32, centre = w.centre32;
+    } else {
+        basis = w.basis, centre = w.centre;
+    }
+    subset_scores<Real>({static_cast<const Real*>(job.packs), w.starts, w.sizes, w.pack_group, packs, job.d, basis,
+                         centre, job.anchor, w.scores, w.traces},
+                        reinterpret_cast<Real*>(w.threads), threads);
     int64_t first = 0;
     for (int64_t g = 0; g < job.groups; ++g) {
         const double size = job.group_size[g], d = job.d;
@@ -243,11 +210,11 @@ void decide(Greedy& job, const Work& w, int64_t count) {
         for (end = begin; end < count && end < begin + kLane && job.group_of[w.wanted[end]] == g; ++end)
             pack_one(job, w.wanted[end], w.some, end - begin);
         for (int64_t lane = end - begin; lane < kLane; ++lane) pack_one(job, w.wanted[begin], w.some, lane);
-        const int64_t start = 0, group = 0;
+        const int64_t start = 0;
         double scores[kLane];
-        kernels().subset_scores_f64({w.some, &start, &job.group_size[g], &group, 1, d, w.basis + g * d * d, 0, true,
-                                     nullptr, w.centre + g * d, 0, job.anchor, scores, nullptr},
-                                    0, 1, w.threads);
+        kernels().subset_scores_f64(
+            {w.some, &start, &job.group_size[g], &g, 1, d, w.basis, w.centre, job.anchor, scores, nullptr}, 0, 1,
+            w.threads);
         for (int64_t i = begin; i < end; ++i)
             w.low[w.wanted[i]] = w.high[w.wanted[i]] = w.common[g] + scores[i - begin];
     }

@@ -18,12 +18,8 @@ struct SubsetScores {
     const int64_t* pack_group;  // (packs,) which A
     int64_t packs;
     int64_t d;
-    const Real* basis;      // group g: (d, d) row-major B at basis + g * basis_stride, A_g^-1 = B^T diag(scale^2) B
-    int64_t basis_stride;   // 0: one B for all
-    bool lower;             // B is lower triangular
-    const Real* scales;     // (groups, d), or nullptr for ones
-    const Real* centre;     // group g: (d,) B times the current mean, at centre + g * centre_stride
-    int64_t centre_stride;  // 0: one for all
+    const Real* basis;   // (groups, d, d) row-major lower triangular B with A^-1 = B^T B
+    const Real* centre;  // (groups, d) B times the current mean
     double anchor;   // samples that the current mean stands for: Y' = (X - mean 1^T)(I - h 11^T), see subset_scores.inl
     double* out;     // (packs, lanes) J in nats
     double* traces;  // (packs, lanes) tr(Y'^T A^-1 Y'); or nullptr

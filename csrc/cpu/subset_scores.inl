@@ -46,24 +46,23 @@ static inline void whiten_columns(const Real* b, int64_t b_stride, const Pack<Re
     for (; c < size; ++c) whiten_tile<Real, R, 1>(b, b_stride, x + c, size, depth, more, w + c);
 }
 
-// w = B x for one pack, a block of x rows at a time: the block stays in the first-level cache while every row of B
-// passes over it.
+// w = B x for one pack and lower triangular B, a block of x rows at a time: the block stays in the first-level cache
+// while every row of B passes over it.
 template <class Real>
-static inline void whiten(const Real* basis, bool lower, const Pack<Real>* x, int64_t size, int64_t d, Pack<Real>* w) {
+static inline void whiten(const Real* basis, const Pack<Real>* x, int64_t size, int64_t d, Pack<Real>* w) {
     const int64_t fitting = kBlockBytes / (size * 64);
     const int64_t block = fitting < 8 ? 8 : fitting;
     for (int64_t k = 0; k < d; k += block) {
         const int64_t last = k + block < d ? k + block : d;
-        // Rows of a lower triangular B above row k have nothing in this block, and the rows of a tile that straddle it
-        // meet zeros.
-        int64_t row = lower ? k / kTileRows * kTileRows : 0;
+        // Rows of B above row k have nothing in this block, and the rows of a tile that straddle it meet zeros.
+        int64_t row = k / kTileRows * kTileRows;
         for (; row + kTileRows <= d; row += kTileRows) {
-            const int64_t end = lower && row + kTileRows < last ? row + kTileRows : last;
+            const int64_t end = row + kTileRows < last ? row + kTileRows : last;
             whiten_columns<Real, kTileRows, kTileColumns>(basis + row * d + k, d, x + k * size, size, end - k, k > 0,
                                                           w + row * size);
         }
         for (; row < d; ++row) {
-            const int64_t end = lower && row + 1 < last ? row + 1 : last;
+            const int64_t end = row + 1 < last ? row + 1 : last;
             whiten_columns<Real, 1, kTileColumns>(basis + row * d + k, d, x + k * size, size, end - k, k > 0,
                                                   w + row * size);
         }
@@ -117,11 +116,10 @@ static inline void subset_scores_packs(const SubsetScores<Real>& job, int64_t be
     for (int64_t p = begin; p < end; ++p) {
         const int64_t size = job.pack_size[p], group = job.pack_group[p];
         const Pack<Real>* x = reinterpret_cast<const Pack<Real>*>(job.pool + job.pack_start[p]);
-        const Real* centre = job.centre + group * job.centre_stride;
-        const Real* scale = job.scales == nullptr ? nullptr : job.scales + group * d;
+        const Real* centre = job.centre + group * d;
         Pack<Real>* w = reinterpret_cast<Pack<Real>*>(scratch);
         Pack<Real>* gram = w + d * size;
-        whiten<Real>(job.basis + group * job.basis_stride, job.lower, x, size, d, w);
+        whiten<Real>(job.basis + group * d * d, x, size, d, w);
 
         // Y' = (X - mean 1^T)(I - h 11^T) = X - v 1^T with v = (1 - h size) mean + h X 1; anchor = inf gives h = 0.
         const double step = (1.0 - std::sqrt(1.0 - size / (job.anchor + size))) / size;
@@ -130,8 +128,7 @@ static inline void subset_scores_packs(const SubsetScores<Real>& job, int64_t be
             Pack<Real> sum = w[k * size];
             for (int64_t i = 1; i < size; ++i) sum += w[k * size + i];
             const Pack<Real> v = keep * centre[k] + h * sum;
-            const Real factor = scale == nullptr ? Real(1) : scale[k];
-            for (int64_t i = 0; i < size; ++i) w[k * size + i] = (w[k * size + i] - v) * factor;
+            for (int64_t i = 0; i < size; ++i) w[k * size + i] -= v;
         }
         const int64_t at = p * kLanes<Real>;
         log_det_of_gram<Real>(w, size, d, gram, job.out + at, job.traces == nullptr ? nullptr : job.traces + at);

@@ -39,13 +39,14 @@ from ._measures import (
 )
 from ._representatives import select_representatives
 from ._stream import FeatureStatistics
-from ._target import FdgTarget, fdg_target
+from ._target import FdgTarget, NoHeadClass, fdg_target
 
 __all__ = [
     "FAR",
     "ClassStatistics",
     "FdgTarget",
     "FeatureStatistics",
+    "NoHeadClass",
     "class_diversities",
     "fdg_infimum",
     "fdg_lower_bound",

@@ -14,7 +14,7 @@ from .._arrays import text
 from .._features import check_alpha, check_features, check_labels, check_rows, diversity_nats
 from .._ranks import Ranks, together
 from ._files import check_names, read_statistics, write_statistics
-from ._stream import BLOCK, FeatureStatistics
+from ._stream import BLOCK, FeatureStatistics, check_widths, merge_ranks
 
 _LOG4 = 2.0 * math.log(2.0)
 
@@ -84,15 +84,12 @@ class ClassStatistics:
         """Merges the statistics of every rank of a process group, on every rank, as `FeatureStatistics.all_reduce`;
         returns self. ValueError on every rank where features or class names are not the same everywhere."""
         ranks = Ranks(group)
-        heads = ranks.share([self.width, self.names])
-        for rank, (width, names) in enumerate(heads):
-            if width != heads[0][0]:
-                raise ValueError(
-                    f"ranks disagree on the number of features: {heads[0][0]} on rank 0, {width} on {rank}"
-                )
-            if names != heads[0][1]:
+        widths, names = zip(*ranks.share([self.width, self.names]))
+        check_widths(widths)
+        for rank, own in enumerate(names):
+            if own != names[0]:
                 raise ValueError(f"ranks disagree on the class names: those of rank {rank} are not those of rank 0")
-        _merge_classes(ranks, self.classes)
+        merge_ranks(ranks, self.classes)
         return self
 
     def diversity(self, *, alpha: float = 1.0) -> Tensor:
@@ -115,15 +112,6 @@ class ClassStatistics:
         out.names = names
         out.classes = [FeatureStatistics._from_values(*part) for part in parts]
         return out
-
-
-def _merge_classes(ranks: Ranks, parts: Sequence[FeatureStatistics]) -> None:
-    """Merges each of `parts` over the ranks; all ranks have as many, of one width."""
-    counts = torch.stack(ranks.gather(torch.tensor([part.count for part in parts])), 1).tolist()
-    means = ranks.gather(torch.stack([part.mean for part in parts]))
-    for c, part in enumerate(parts):
-        if sum(counts[c]):
-            part._merge_ranks(ranks, counts[c], [mean[c] for mean in means])
 
 
 def class_diversities(
@@ -154,22 +142,18 @@ def class_diversities(
         alpha = check_alpha(alpha)
         y, classes = check_labels(labels, len(x), num_classes, "num_classes")
     if ranks is not None:
-        heads = ranks.share([x.shape[1], classes, num_classes is None])
-        widths = [width for width, _, _ in heads]
-        if min(widths) != max(widths):
-            raise ValueError(f"ranks disagree on the number of features: {min(widths)} to {max(widths)}")
-        if len({(given, 0 if given else number) for _, number, given in heads}) > 1:
-            raise ValueError(
-                f"ranks disagree on num_classes: {[None if free else number for _, number, free in heads]}"
-            )
-        classes = max(number for _, number, _ in heads)
+        widths, numbers = zip(*ranks.share([x.shape[1], num_classes if num_classes is None else classes]))
+        check_widths(widths)
+        if len(set(numbers)) > 1:
+            raise ValueError(f"ranks disagree on num_classes: {list(numbers)}")
+        classes = max(ranks.share(classes))
     out = x.new_full((classes,), torch.nan)
     counts = torch.bincount(y, minlength=classes).tolist()
     for c, own in enumerate(torch.argsort(y, stable=True).to(x.device).split(counts)):
         rows = x[own]
         if ranks is not None:
             part = FeatureStatistics(x.shape[1], device=x.device).update(rows)
-            _merge_classes(ranks, [part])
+            merge_ranks(ranks, [part])
             if part.count:
                 out[c] = part.diversity(alpha=alpha)
         elif len(rows):

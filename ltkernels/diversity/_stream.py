@@ -34,10 +34,6 @@ class FeatureStatistics:
     Source: the pairwise merge of Chan, Golub & LeVeque (1979).
     """
 
-    count: int
-    mean: Tensor
-    scatter: Tensor
-
     def __init__(self, width: int, *, device: Any = None) -> None:
         """Statistics of no samples of `width` features."""
         width = check_count(width, "width", 1)
@@ -95,29 +91,9 @@ class FeatureStatistics:
             ValueError: on every rank, where they disagree on the number of features.
         """
         ranks = Ranks(group)
-        heads = torch.stack(ranks.gather(torch.tensor([self.width, self.count])))
-        widths = heads[:, 0].tolist()
-        if min(widths) != max(widths):
-            raise ValueError(f"ranks disagree on the number of features: {min(widths)} to {max(widths)}")
-        self._merge_ranks(ranks, heads[:, 1].tolist(), ranks.gather(self.mean))
+        check_widths([int(width) for width in ranks.gather(torch.tensor(self.width))])
+        merge_ranks(ranks, [self])
         return self
-
-    def _merge_ranks(self, ranks: Ranks, counts: Sequence[int], means: Sequence[Tensor]) -> None:
-        """The part of `all_reduce` that moves scatters: `counts` and `means` (d,) of the ranks are known everywhere."""
-        total, mean, moves = 0, torch.zeros_like(self.mean), []
-        for count, part in zip(counts, means):
-            delta = part - mean if count else torch.zeros_like(mean)
-            moves.append((delta, total * count / max(1, total + count)))
-            total += count
-            mean += delta * (count / max(1, total))
-        scatter = torch.zeros_like(self.scatter)
-        step = max(1, BLOCK // (self.width * ranks.size))
-        for begin in range(0, self.width, step):
-            rows = scatter[begin : begin + step]
-            for part, (delta, weight) in zip(ranks.gather(self.scatter[begin : begin + step]), moves):
-                rows += part
-                rows.addr_(delta[begin : begin + step], delta, alpha=weight)
-        self.count, self.mean, self.scatter = total, mean, scatter
 
     def save(self, path: str | Path) -> None:
         """Writes count, mean and scatter to an .npz file, whole or not at all."""
@@ -174,3 +150,32 @@ class FeatureStatistics:
         else:
             both.merge(augmented)
         return both._log_det(centering != "none", alpha) / base - 1.0
+
+
+def check_widths(widths: Sequence[int]) -> None:
+    """ValueError unless every rank has as many features."""
+    if min(widths) != max(widths):
+        raise ValueError(f"ranks disagree on the number of features: {min(widths)} to {max(widths)}")
+
+
+def merge_ranks(ranks: Ranks, parts: Sequence[FeatureStatistics]) -> None:
+    """Merges each of `parts` over the ranks; all ranks have as many, of one width."""
+    counts = torch.stack(ranks.gather(torch.tensor([part.count for part in parts])), 1).tolist()
+    means = ranks.gather(torch.stack([part.mean for part in parts]))
+    for c, own in enumerate(parts):
+        total, mean, moves = 0, torch.zeros_like(own.mean), []
+        for count, other in zip(counts[c], means):
+            delta = other[c] - mean if count else torch.zeros_like(mean)
+            moves.append((delta, total * count / max(1, total + count)))
+            total += count
+            mean += delta * (count / max(1, total))
+        if total == 0:
+            continue
+        scatter = torch.zeros_like(own.scatter)
+        step = max(1, BLOCK // (own.width * ranks.size))
+        for begin in range(0, own.width, step):
+            rows = scatter[begin : begin + step]
+            for part, (delta, weight) in zip(ranks.gather(own.scatter[begin : begin + step]), moves):
+                rows += part
+                rows.addr_(delta[begin : begin + step], delta, alpha=weight)
+        own.count, own.mean, own.scatter = total, mean, scatter

@@ -17,6 +17,10 @@ from ._measures import feature_diversity_gain
 _FOLDS = 5
 
 
+class NoHeadClass(ValueError):
+    """No class has samples to calibrate on."""
+
+
 class FdgTarget(NamedTuple):
     """A calibrated FDG.
 
@@ -59,7 +63,7 @@ def fdg_target(
 
     Raises:
         TypeError, ValueError: as `feature_diversity_gain`; n below 2, repeats below 1, labels of `held_out` that
-            `features` lacks, or no class with n samples and others to add.
+            `features` lacks. NoHeadClass: a ValueError, no class with n samples and others to add.
 
     Source: this library. For Gaussian classes and N' >> N it estimates E[log det(I + alpha C)] / E[log det(I + alpha
     C_n)] - 1 with C_n the covariance of n samples.
@@ -69,6 +73,9 @@ def fdg_target(
     seed = check_seed(seed)
     check_centering(centering)
     check_alpha(alpha)
+    for name, given in (("features", features), ("held_out", {} if held_out is None else held_out)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} must be a mapping from labels to features, got {type(given).__name__}")
     others = dict(held_out or {})
     unknown = [label for label in others if label not in features]
     if unknown:
@@ -100,7 +107,7 @@ def fdg_target(
         if not folds:
             used.append(label)
     if not found:
-        raise ValueError(
+        raise NoHeadClass(
             f"no head class to calibrate FDG on: none of {len(features)} has {n} samples and others to add; give fdg a number"
         )
     values = list(found.values())

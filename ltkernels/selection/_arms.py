@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._features import check_features
-from ..diversity import FdgTarget, fdg_target, standardized_offset
+from ..diversity import FdgTarget, NoHeadClass, fdg_target, standardized_offset
 from ._greedy import Selection, select_subsets
 from ._kmeans import Subsets, kmeans_subsets
 from ._match import Gain, match_pool
@@ -107,9 +107,7 @@ def calibrated(
     held = {label: x for label, x in (held_out or {}).items() if label in heads and len(x)}
     try:
         return fdg_target(heads, held, count, added=added, seed=seed, centering=centering, alpha=alpha)
-    except ValueError as error:
-        if "no head class" not in str(error):
-            raise
+    except NoHeadClass:
         return None
 
 
@@ -139,17 +137,25 @@ def is_greedy(mode: str) -> bool:
     return parse_mode(mode)["mode"] not in ("random", "mean", "match")
 
 
-def together(mode: str) -> int:
+def rows_together(mode: str) -> int:
     """Rows that are picked together where nothing else is asked for: the paper's clusters of ten, single rows where FDG has a target."""
     return 1 if mode.partition(":")[0] in ("target", "quantile") else 10
 
 
-def cut(pool: Any, subset_size: int, seed: int) -> Subsets:
-    """The pool's clusters of about `subset_size` rows; of single rows there is nothing to find."""
+def cut(pool: Any, subset_size: int, seed: int, stratified: bool = False) -> Subsets:
+    """The pool in subsets of about `subset_size` rows: clusters, or, `stratified`, a random row from each of `subset_size`
+    clusters. Of single rows there is nothing to find."""
+    n = pool.shape[0]
     if subset_size == 1:
-        rows = torch.arange(pool.shape[0])
-        return Subsets(rows, torch.arange(pool.shape[0] + 1), pool, 0.0)
-    return kmeans_subsets(pool, max(1, -(-pool.shape[0] // subset_size)), balanced=True, seed=seed)
+        return Subsets(torch.arange(n), torch.arange(n + 1), pool, 0.0)
+    if not stratified:
+        return kmeans_subsets(pool, max(1, -(-n // subset_size)), balanced=True, seed=seed)
+    strata = kmeans_subsets(pool, min(subset_size, n), balanced=True, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    # Which subset each row of strata.order joins.
+    place = torch.cat([torch.randperm(size, generator=generator) for size in strata.offsets.diff().tolist()])
+    ends = place.bincount().cumsum(0)
+    return strata._replace(order=strata.order[place.argsort(stable=True)], offsets=torch.cat([ends[:1] * 0, ends]))
 
 
 def choose_rows(
@@ -206,6 +212,7 @@ def complete_class(
     n_random: int = 100,
     compared: Sequence[str] = (),
     subset_size: int | None = None,
+    stratified: bool = False,
     centering: str = "joint",
     alpha: float = 1.0,
     engine: str = "auto",
@@ -223,7 +230,8 @@ def complete_class(
         mode: see `parse_mode`; target: the cap of "match".
         n_sets: uniformly spaced sets, 0 for none (else at least 2); n_random: draws of the random arm.
         compared: modes of which there are to be as many draws as of the random arm.
-        subset_size: size of the clusters (None: `together`).
+        subset_size: size of the clusters (None: `rows_together`); stratified: subsets with a row from each of as many clusters,
+            not clumps.
         seed: of the first draw of each arm, the next one of the second: of its clusters, or of the random order that "match" bends.
         checkpoint: file for the runs of the uniform sets.
         centering, alpha, engine, progress: as in `uniform_fdg_sets`.
@@ -236,6 +244,8 @@ def complete_class(
         raise ValueError(f"class {label} has one sample: its feature diversity gain is undefined")
     if mode == "random" and n_random < 1:
         raise ValueError('mode "random" needs n_random of at least 1')
+    if stratified and (subset_size or rows_together(mode)) < 2:
+        raise ValueError("stratified needs subset_size of at least 2, the number of strata")
     if need < 1 or need > x.shape[0]:
         raise ValueError(f"class {label} needs {need} samples, its pool has {x.shape[0]}")
     gain = Gain(z, centering, alpha)
@@ -243,7 +253,7 @@ def complete_class(
     def draw(which: str, number: int, clusters: Subsets | None = None) -> tuple[Selection, Arm]:
         start = (seed + number) % 2**64
         if greedy[which] and clusters is None:
-            clusters = cut(x, subset_size or together(which), start)
+            clusters = cut(x, subset_size or rows_together(which), start, stratified)
         found = choose_rows(z, x, need, which, target=target, clusters=clusters, seed=start, **keywords)
         ends: Sequence[int] = ()
         if greedy[which] and clusters:
@@ -255,10 +265,10 @@ def complete_class(
         path = [(end, gain.of(added[:end])) for end in ends if end < need]
         return found, Arm(found.indices, [*path, (need, gain.of(added))], standardized_offset(z, added))
 
-    size, arms = subset_size or together(mode), dict[str, Arm]()
+    size, arms = subset_size or rows_together(mode), dict[str, Arm]()
     try:
         if n_sets or greedy[mode]:
-            clusters = cut(x, size, seed)
+            clusters = cut(x, size, seed, stratified)
         sizes = clusters.offsets.diff().sort().values if clusters else torch.full((m or 1,), size)
         if m is not None:
             need = min(need, int(sizes[:m].sum()))

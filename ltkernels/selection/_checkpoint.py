@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
-from .._npz import DAMAGED, read_arrays
-from ._subsets import Problem
+from .._npz import array_names, read_arrays
+from .._ranks import digest
 
 _log = logging.getLogger(__name__)
 
@@ -20,17 +19,14 @@ _log = logging.getLogger(__name__)
 EVERY = 64
 
 
-def fingerprint(problem: Problem, what: Any) -> str:
-    """Of everything that decides the picks."""
-    digest = hashlib.sha256()
-    for x in (problem.start.origin, problem.start.rows, problem.rows):
-        digest.update(x.cpu().numpy().tobytes())
-    digest.update(repr((problem.bounds, problem.alpha, problem.start.anchor, what)).encode())
-    return digest.hexdigest()
+def fingerprint(*what: Any) -> str:
+    """Of everything that decides the picks: tensors, and values that say all in their `repr`."""
+    parts = [digest(x) if isinstance(x, Tensor) else x for x in what]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def read_checkpoint(path: Path, key: str, names: Sequence[str]) -> list[np.ndarray] | None:
-    """The named arrays, or None where there is no such file; ValueError where it is not the one of `key`."""
+def read_checkpoint(path: Path, key: str, names: Sequence[str]) -> list[list[Any]] | None:
+    """The named arrays as lists, or None where there is no such file; ValueError where it is not the one of `key`."""
     if not path.exists():
         return None
     try:
@@ -39,7 +35,7 @@ def read_checkpoint(path: Path, key: str, names: Sequence[str]) -> list[np.ndarr
         raise ValueError(f"checkpoint {error}") from error
     if str(arrays["key"]) != key:
         raise ValueError(f"checkpoint {path}: belongs to another selection; remove it, or name another file")
-    return [arrays[name] for name in names]
+    return [arrays[name].tolist() for name in names]
 
 
 def drop_damaged(folder: Path) -> None:
@@ -47,10 +43,7 @@ def drop_damaged(folder: Path) -> None:
     is computed again."""
     for path in sorted(folder.glob("*.npz")):
         try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip() is not None
-        except DAMAGED:
-            damaged = True
-        if damaged:
+            read_arrays(path, array_names(path))
+        except ValueError:
             _log.warning("%s is damaged: its class is selected anew", path)
             path.unlink()

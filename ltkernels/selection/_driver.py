@@ -1,6 +1,6 @@
 """Which engine makes a run, and the run itself.
 
-An engine of single steps has ``judge / rows / take / join / stats`` and `left` (see `_engines.packed`); `step_by_step` is the
+An engine of single steps has ``judge / rows / take / join / stats`` and `left` (see `_engines.steps`); `step_by_step` is the
 one loop over them: with a checkpoint or without, with the subsets here or spread over ranks. Two engines make whole runs by
 themselves: `_engines.loop` in C++, and `_engines.batched`, many runs in each torch operation.
 """
@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .._memory import available
 from .._npz import write_npz
@@ -22,7 +21,7 @@ from ._checkpoint import EVERY
 from ._engines import loop
 from ._engines.batched import BatchedEngine, stack_key
 from ._engines.lazy import LazyEngine
-from ._engines.packed import PackedEngine
+from ._engines.steps import StepEngine
 from ._rules import Rule, choose
 from ._subsets import Problem
 
@@ -34,11 +33,12 @@ LARGEST_PACKED = 128
 
 
 class Plan(NamedTuple):
-    """engine: its name; form: "loop", "steps" or "batched", how it is carried out; reason: why."""
+    """engine: its name; form: "loop", "steps" or "batched", how it is carried out; reason: why; need: bytes, roughly."""
 
     engine: str
     form: str
     reason: str
+    need: int
 
 
 class Outcome(NamedTuple):
@@ -47,9 +47,9 @@ class Outcome(NamedTuple):
     stats: dict[str, Any]
 
 
-def default_budget(device: torch.device) -> int:
-    """Bytes that a selection may take by default."""
-    return available(device) // 2
+def limit_of(budget: int | None, device: torch.device) -> int:
+    """Bytes that a selection may take: by default half of what is available."""
+    return available(device) // 2 if budget is None else budget
 
 
 def _loop_fits(problem: Problem) -> bool:
@@ -82,29 +82,20 @@ def plan(problem: Problem, mode: str, engine: str, budget: int | None) -> Plan:
         engine, reason = "lazy", f"{d} features: bounds settle most candidates"
     engine = "full" if engine == "auto" else engine
     form = "batched" if not packed else "loop" if engine == "full" and _loop_fits(problem) else "steps"
-    need, limit = 8 * (3 * total * d + 6 * d * d), default_budget(problem.rows.device) if budget is None else budget
+    need, limit = 8 * (3 * total * d + 6 * d * d), limit_of(budget, problem.rows.device)
     if need > limit:
         raise ValueError(
             f"memory_budget = {limit} bytes ({limit / 2**20:.0f} MiB) is too small: engine {engine} takes {need / 2**20:.0f} MiB; "
             "raise it, or select from a smaller pool"
         )
-    return Plan(engine, form, reason)
+    return Plan(engine, form, reason, need)
 
 
-class Pool(Protocol):
-    """Where the subsets of a run are."""
+class Pool:
+    """Where the subsets of a run are: here, all of them the engine's own."""
 
     def pick(self, engine: Any, rule: Rule, step: int) -> tuple[int, float]:
         """The subset that `rule` takes, and the log-determinant with it."""
-
-    def commit(self, engine: Any, subset: int) -> None:
-        """Adds the subset to the engine's state."""
-
-
-class _Here:
-    """All subsets are the engine's own."""
-
-    def pick(self, engine: Any, rule: Rule, step: int) -> tuple[int, float]:
         try:
             values, known = engine.judge(rule)
         except torch.linalg.LinAlgError:
@@ -115,41 +106,14 @@ class _Here:
         return best, float(values[best])
 
     def commit(self, engine: Any, subset: int) -> None:
+        """Adds the subset to the engine's state."""
         engine.take(subset)
         engine.join(engine.rows(subset))
 
 
-class _Stacked:
-    """`BatchedEngine` with one run, as an engine of single steps."""
-
-    def __init__(self, problem: Problem, rule: Rule) -> None:
-        self.problem, self.engine, self.left = problem, BatchedEngine([problem], [rule], [1]), problem.subsets
-        self.scored = 0
-
-    def judge(self, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-        self.scored += self.problem.subsets
-        return self.engine.score()[0].cpu().numpy(), self.engine.free[0].cpu().numpy()
-
-    def rows(self, subset: int) -> Tensor:
-        return self.problem.rows[self.problem.bounds[subset] : self.problem.bounds[subset + 1]]
-
-    def take(self, subset: int) -> None:
-        self.engine.free[0, subset] = False
-        self.engine.left -= 1.0
-        self.left -= 1
-
-    def join(self, rows: Tensor) -> None:
-        self.engine.join(rows[None], rows.new_ones(1, rows.shape[0], 1), rows.new_tensor([float(rows.shape[0])]))
-
-    def stats(self) -> dict[str, Any]:
-        return {**self.engine.stats(0), "evaluations": self.scored}
-
-
-def engine_of_steps(found: Plan, problem: Problem, rule: Rule) -> Any:
-    """An engine of single steps for what was planned: the C++ loop has none, and the packed engine takes its place."""
-    if found.form == "batched":
-        return _Stacked(problem, rule)
-    return LazyEngine(problem) if found.engine == "lazy" else PackedEngine(problem)
+def engine_of_steps(found: Plan, problem: Problem) -> StepEngine:
+    """An engine of single steps for what was planned: where it is whole runs, every candidate is scored, as they do."""
+    return LazyEngine(problem) if found.engine == "lazy" else StepEngine(problem)
 
 
 def step_by_step(
@@ -158,14 +122,14 @@ def step_by_step(
     steps: int,
     *,
     pool: Pool | None = None,
-    begun: tuple[list[int], list[float]] | None = None,
+    begun: Sequence[list[Any]] | None = None,
     save: Callable[[list[int], list[float]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[int], list[float]]:
-    """(picked, log-determinants) after `steps` steps, or when `rule` stops. `begun`: steps that a checkpoint brought back,
+    """(picked, log-determinants) after `steps` steps, or when `rule` stops. `begun`: those that a checkpoint brought back,
     which are repeated without scoring; `save` is called every `EVERY` steps and at the end."""
-    pool = pool or _Here()
-    picked, values = begun or ([], [])
+    pool = pool or Pool()
+    picked, values = (part[:steps] for part in begun or ([], []))
     made = len(picked)
     if made == steps or (made and rule.stops(values[-1])):
         return picked, values
@@ -193,10 +157,6 @@ def saver(path: Path, key: str) -> Callable[[list[int], list[float]], None]:
     )
 
 
-def _of_runs(report: Callable[[int], None], runs: int) -> Callable[[int, int], None]:
-    return lambda now, _: report(now * runs)
-
-
 def run_all(
     problems: Sequence[Problem],
     rules: Sequence[Rule],
@@ -214,33 +174,26 @@ def run_all(
         if progress:
             progress(min(sum(steps[i] for i in out) + now, total), total)
 
-    def keep(i: int, picked: list[int], values: list[float], stats: dict[str, Any]) -> None:
-        out[i] = Outcome(picked, values, {**stats, "form": plans[i].form, "reason": plans[i].reason})
-
     kinds: dict[Any, list[int]] = {}
     for i, found in enumerate(plans):
         own = {"loop": (), "steps": (i,), "batched": stack_key(problems[i])}[found.form]
         kinds.setdefault((found.form, *own), []).append(i)
     for (form, *_), members in kinds.items():
-        first = problems[members[0]]
-        if form == "steps":
-            single = engine_of_steps(plans[members[0]], first, rules[members[0]])
-            found = step_by_step(single, rules[members[0]], steps[members[0]], progress=lambda now, _: report(now))
-            keep(members[0], *found, single.stats())
-            continue
         # As many at a time as the budget holds.
-        limit = default_budget(first.rows.device) if budget is None else budget
-        need = loop.bytes_for(first) if form == "loop" else max(BatchedEngine.bytes_for(problems[i]) for i in members)
-        size = max(1, limit // max(1, need))
+        size = max(1, limit_of(budget, problems[members[0]].rows.device) // max(plans[i].need for i in members))
         for part in (members[at : at + size] for at in range(0, len(members), size)):
+            work = [problems[i] for i in part], [rules[i] for i in part], [steps[i] for i in part]
             if form == "loop":
-                runs = [loop.Run(problems[i], rules[i], steps[i]) for i in part]
-                loop.run_all(runs, lambda now, _: report(now))
-                for i, run in zip(part, runs):
-                    keep(i, run.picked, run.values, run.stats())
-                continue
-            batch = BatchedEngine([problems[i] for i in part], [rules[i] for i in part], [steps[i] for i in part])
-            every = _of_runs(report, len(part)) if progress else None
-            for r, (i, (chosen, path)) in enumerate(zip(part, batch.run(every))):
-                keep(i, chosen, path, batch.stats(r))
+                runs = [loop.Run(*run) for run in zip(*work)]
+                loop.run_all(runs, report)
+                made = [(run.picked, run.values, run.stats()) for run in runs]
+            elif form == "batched":
+                batch = BatchedEngine(*work)
+                made = [(*path, batch.stats(r)) for r, path in enumerate(batch.run(report))]
+            else:
+                single = engine_of_steps(plans[part[0]], problems[part[0]])
+                path = step_by_step(single, rules[part[0]], steps[part[0]], progress=lambda now, _: report(now))
+                made = [(*path, single.stats())]
+            for i, (picked, values, stats) in zip(part, made):
+                out[i] = Outcome(picked, values, {**stats, "form": form, "reason": plans[i].reason})
     return [out[i] for i in range(len(plans))]

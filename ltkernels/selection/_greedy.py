@@ -16,7 +16,7 @@ from ..diversity import standardized_offset
 from ._checkpoint import fingerprint, read_checkpoint
 from ._driver import Outcome, engine_of_steps, plan, run_all, saver, step_by_step
 from ._rules import MODES, TIE, Rule
-from ._subsets import Problem, Start, checked_pool
+from ._subsets import Problem, Start, prepare
 
 # Without `tol`, a target counts as reached when the last FDG is this close to it.
 REACHED = 1e-2
@@ -90,11 +90,6 @@ def check_steps(m: Any, subsets: int) -> int:
     if m > subsets:
         raise ValueError(f"m = {m} subsets are wanted, but the pool has {subsets}")
     return m
-
-
-def prepare(original: Any, candidates: Any, offsets: Any, centering: str, alpha: float) -> Problem:
-    """The checked problem; see `select_subsets` for the errors."""
-    return Problem(*checked_pool(original, candidates, offsets, centering, alpha))
 
 
 def make_rule(start: Start, mode: str, q: Any, target: Any, tol: Any) -> Rule:
@@ -196,28 +191,14 @@ def select_subsets(
     if checkpoint is None:
         (outcome,) = run_all([problem], [rule], [m], engine, memory_budget, progress)
     else:
-        outcome = _resumable(problem, rule, m, engine, memory_budget, progress, Path(checkpoint))
+        path, key = Path(checkpoint), fingerprint(*problem.inputs, rule)
+        begun = read_checkpoint(path, key, ("picked", "values"))
+        planned = plan(problem, mode, engine, memory_budget)
+        single = engine_of_steps(planned, problem)
+        made = step_by_step(single, rule, m, begun=begun, save=saver(path, key), progress=progress)
+        stats = {**single.stats(), "form": "steps", "reason": f"{planned.reason}; with a checkpoint"}
+        outcome = Outcome(*made, stats)
     return _with_offset(to_selection(problem.start, problem.bounds, outcome, m, target, tol), original, candidates)
-
-
-def _resumable(
-    problem: Problem,
-    rule: Rule,
-    m: int,
-    engine: str,
-    budget: int | None,
-    progress: Callable[[int, int], None] | None,
-    path: Path,
-) -> Outcome:
-    """A run that is kept in a file as it goes, and begun where the file ends."""
-    key = fingerprint(problem, rule)
-    found = read_checkpoint(path, key, ("picked", "values"))
-    begun = ([], []) if found is None else (found[0].tolist()[:m], found[1].tolist()[:m])
-    planned = plan(problem, rule.mode, engine, budget)
-    single = engine_of_steps(planned, problem, rule)
-    picked, values = step_by_step(single, rule, m, begun=begun, save=saver(path, key), progress=progress)
-    form = "steps" if planned.form == "loop" else planned.form
-    return Outcome(picked, values, {**single.stats(), "form": form, "reason": f"{planned.reason}; with a checkpoint"})
 
 
 def _with_offset(found: Selection, original: Any, candidates: Any) -> Selection:
@@ -257,10 +238,11 @@ def select_subsets_batched(
     Raises:
         TypeError, ValueError: as `select_subsets`, the run named; lists of different lengths.
     """
+    one_pool = isinstance(offsets, list) and (not offsets or isinstance(offsets[0], numbers.Integral))
     arguments = {
         "originals": originals,
         "candidates": candidates,
-        "offsets": [offsets] if _is_offsets(offsets) else offsets,
+        "offsets": tuple(offsets) if one_pool else offsets,
         "m": m,
         "mode": mode,
         "q": q,
@@ -268,40 +250,27 @@ def select_subsets_batched(
         "tol": tol,
     }
     lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
-    if _is_offsets(offsets):
-        del lengths["offsets"]
     if len(set(lengths.values())) > 1:
         raise ValueError(f"lists of different lengths: {', '.join(f'{k} {v}' for k, v in lengths.items())}")
     runs = next(iter(lengths.values()), 1)
-
-    def of(name: str, run: int) -> Any:
-        value = arguments[name]
-        if not isinstance(value, list):
-            return value
-        return value[run] if name in lengths else value[0]
-
     problems: dict[tuple[int, ...], Problem] = {}
-    work, given = [], []
+    work = []
     for run in range(runs):
-        inputs = [of(name, run) for name in ("originals", "candidates", "offsets")]
-        key = tuple(map(id, inputs))
+        original, pool, bounds, wanted, *rule = (
+            value[run] if name in lengths else value for name, value in arguments.items()
+        )
+        key = id(original), id(pool), id(bounds)
         try:
             if key not in problems:
-                problems[key] = prepare(*inputs, centering, alpha)
-            steps = check_steps(of("m", run), problems[key].subsets)
-            rule = [of(name, run) for name in ("mode", "q", "target", "tol")]
+                problems[key] = prepare(original, pool, bounds, centering, alpha)
+            steps = check_steps(wanted, problems[key].subsets)
             check_mode(*rule)
         except (TypeError, ValueError) as error:
             raise type(error)(f"run {run}: {error}" if runs > 1 else str(error)) from None
-        work.append((problems[key], make_rule(problems[key].start, *rule), steps, rule[2], rule[3]))
-        given.append(inputs[:2])
-    outcomes = run_all(
-        [w[0] for w in work], [w[1] for w in work], [w[2] for w in work], engine, memory_budget, progress
-    )
-    found = [to_selection(w[0].start, w[0].bounds, outcome, *w[2:]) for w, outcome in zip(work, outcomes)]
-    return [_with_offset(selection, *inputs) for selection, inputs in zip(found, given)]
-
-
-def _is_offsets(value: Any) -> bool:
-    """Whether this is one pool's offsets, not a list of several pools'."""
-    return not isinstance(value, list) or not value or isinstance(value[0], numbers.Integral)
+        work.append((problems[key], steps, rule, original, pool))
+    rules = [make_rule(problem.start, *rule) for problem, _, rule, *_ in work]
+    outcomes = run_all([w[0] for w in work], rules, [w[1] for w in work], engine, memory_budget, progress)
+    return [
+        _with_offset(to_selection(problem.start, problem.bounds, outcome, steps, *rule[2:]), original, pool)
+        for (problem, steps, rule, original, pool), outcome in zip(work, outcomes)
+    ]

@@ -67,23 +67,17 @@ def _fill_empty(labels: np.ndarray, distances: np.ndarray, k: int) -> None:
         position += 1
 
 
-def _means(x: np.ndarray, order: np.ndarray, offsets: np.ndarray, spherical: bool) -> np.ndarray:
-    """Mean of each subset, summed in float64."""
-    sums = np.add.reduceat(x[order].astype(np.float64), offsets[:-1], axis=0)
-    means = sums / np.diff(offsets)[:, None]
-    if spherical:
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return means
-
-
 def _summary(
     x: np.ndarray, labels: np.ndarray, k: int, spherical: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """order, offsets, centroids (k, d) float64 and objective of a labelling in which every cluster has a row."""
     order = np.argsort(labels, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=k))])
-    centroids = _means(x, order, offsets, spherical)
-    objective = float(np.square(x[order] - np.repeat(centroids, np.diff(offsets), axis=0)).sum())
+    sizes = np.bincount(labels, minlength=k)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    centroids = np.add.reduceat(x[order].astype(np.float64), offsets[:-1], axis=0) / sizes[:, None]
+    if spherical:
+        centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    objective = float(np.square(x[order] - np.repeat(centroids, sizes, axis=0)).sum())
     return order, offsets, centroids, objective
 
 
@@ -147,16 +141,20 @@ def _balance(x: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return best.numpy()
 
 
+def _index(faiss: Any, d: int, spherical: bool, device: str, float16: bool) -> Any:
+    if device == "cpu":
+        return (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(d)
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise ImportError('device="cuda" needs a FAISS with GPU support: pip install faiss-gpu-cu12, not faiss-cpu')
+    if faiss.get_num_gpus() == 0:
+        raise RuntimeError('device="cuda": FAISS finds no GPU')
+    resources, options = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
+    options.useFloat16 = float16
+    return (faiss.GpuIndexFlatIP if spherical else faiss.GpuIndexFlatL2)(resources, d, options)
+
+
 def _faiss_labels(
-    faiss: Any,
-    x: np.ndarray,
-    k: int,
-    niter: int,
-    nredo: int,
-    spherical: bool,
-    seed: int,
-    device: str,
-    float16: bool,
+    faiss: Any, index: Any, x: np.ndarray, k: int, niter: int, nredo: int, spherical: bool, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, 1) distances (similarities if spherical) and labels of the rows after FAISS's k-means."""
     n, d = x.shape
@@ -165,16 +163,6 @@ def _faiss_labels(
     parameters.seed = (seed ^ seed >> 31 ^ seed >> 62) & _MOST  # a smaller seed is itself
     # 1 silences FAISS's warning below 39 rows a cluster; the other keeps it from sampling the rows.
     parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, n
-    if device == "cpu":
-        index = faiss.IndexFlatIP(d) if spherical else faiss.IndexFlatL2(d)
-    else:
-        if not hasattr(faiss, "StandardGpuResources"):
-            raise ImportError('device="cuda" needs a FAISS with GPU support: pip install faiss-gpu-cu12, not faiss-cpu')
-        if faiss.get_num_gpus() == 0:
-            raise RuntimeError('device="cuda": FAISS finds no GPU')
-        resources, options = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
-        options.useFloat16 = float16
-        index = (faiss.GpuIndexFlatIP if spherical else faiss.GpuIndexFlatL2)(resources, d, options)
     clustering = faiss.Clustering(d, k, parameters)
     if nredo == 1:
         # A few iterations at a time, each part from the centroids of the last: the same iterations, until they settle.
@@ -254,7 +242,8 @@ def kmeans_subsets(
         )
     if spherical:
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    distances, labels = _faiss_labels(faiss, x, k, niter, nredo, spherical, seed, device, float16)
+    index = _index(faiss, x.shape[1], spherical, device, float16)
+    distances, labels = _faiss_labels(faiss, index, x, k, niter, nredo, spherical, seed)
     labels = labels[:, 0].astype(np.int64)
     distances = distances[:, 0] if not spherical else 1.0 - distances[:, 0]
     _fill_empty(labels, distances, k)

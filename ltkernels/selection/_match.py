@@ -21,9 +21,10 @@ the convex dual problem. Steps of Levenberg and Marquardt bring down
 
     loss = offset^2 + ((FDG - t) / 0.5)^2        (offset: the mean's, in its standard errors),
 
-so that a mean which can be kept is kept before an FDG that cannot be had with it. A set is finite: at most d + 2 of its n rows
-are undecided by the multipliers, so the residual does not vanish but is of the order of d / n spreads of the pool. The best
-set met is returned, with its offset and FDG, and `reached` says whether they hold.
+so that a mean which can be kept is kept before an FDG that cannot be had with it; of sets with an offset below 0.25 the one that
+meets FDG is the better one. A set is finite: at most d + 2 of its n rows are undecided by the multipliers, so the residual does
+not vanish but is of the order of d / n spreads of the pool. The best set met is returned, with its offset and FDG, and `reached`
+says whether they hold.
 
 Kept means matter because the classifier follows the mean of what is added, which FDG does not see (`standardized_offset`).
 """
@@ -32,13 +33,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._features import (
+    as_tensor,
     check_alpha,
     check_centering,
     check_count,
@@ -62,6 +64,8 @@ _PART = 1 << 13
 # A search ends after so many steps without a better set, or with an offset whose square is that small (and FDG well
 # within `REACHED`).
 _PATIENCE, _ENOUGH = 6, 0.05**2
+# The square of an offset that is well kept: of such sets the one that meets FDG is the better one.
+_KEPT = (0.5 * OFFSET_REACHED) ** 2
 # The difference of FDG that counts as much as a standard error of the mean.
 _MISS = 0.5
 # A step's ridge, as a share of the mean of the squares' diagonal; the most that it moves the scores (root mean square); what
@@ -116,14 +120,7 @@ class _Rows:
         best = every[0].topk(n)
         return every[1, best.indices].long(), best.values[-1]
 
-    def blocks(self) -> Iterator[Tensor]:
-        if self.whole is not None:
-            yield self.whole
-            return
-        for block in self.pool.split(self.step):
-            yield block.to(torch.float64) - self.origin
-
-    def take(self, rows: Tensor) -> Tensor:
+    def take(self, rows: Tensor | slice) -> Tensor:
         return self.whole[rows] if self.whole is not None else self.pool[rows].to(torch.float64) - self.origin
 
     def dot(self, vector: Tensor) -> Tensor:
@@ -136,11 +133,11 @@ class _Rows:
 
     def each(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """(own rows,) of a function that gives a number for every row of a block."""
-        out, begin = self.origin.new_empty(len(self.pool)), 0
-        for x in self.blocks():
+        out = self.origin.new_empty(len(self.pool))
+        for begin in range(0, len(out), self.step):
+            block = slice(begin, begin + self.step)
             # In place: a small result of its own would sit in the middle of the memory that the next block needs.
-            out[begin : begin + len(x)] = value(x)
-            begin += len(x)
+            out[block] = value(self.take(block))
         return out
 
     def moments(self, rows: Tensor, square: bool = True) -> tuple[Tensor, Tensor]:
@@ -218,15 +215,6 @@ class Gain:
         return length / self.error if self.error > 0.0 else math.nan if length else 0.0
 
 
-class _Found(NamedTuple):
-    """A set of rows (in order of score), its mean and mean square about the originals' mean, and what it misses by."""
-
-    rows: Tensor
-    mean: Tensor
-    square: Tensor
-    loss: float
-
-
 class _Tilt:
     """The multipliers theta and beta for one noise, and the best set that they gave."""
 
@@ -242,10 +230,11 @@ class _Tilt:
         self.unit = gain.error or float(self.spread.square().sum().sqrt())
         self.made = 0
 
-    def search(self, steps: int, target: float | None) -> _Found:
-        """The best set on the way to the originals' mean, where it is wanted, and to an FDG of `target`."""
-        best, stale, damping, fresh = None, 0, 1.0, math.inf
-        jacobian = self.theta
+    def search(self, steps: int, target: float | None) -> Tensor:
+        """The rows, in order of score, of the best set on the way to the originals' mean, where it is wanted, and to an FDG of
+        `target`."""
+        best: tuple[Tensor, tuple[float, float]] | None = None
+        stale, damping, fresh, jacobian = 0, 1.0, math.inf, self.theta
         for _ in range(steps):
             self.made += 1
             scores = self.rows.dot(self.theta / self.spread) if self.mean else torch.zeros_like(self.noise)
@@ -256,18 +245,19 @@ class _Tilt:
             residual = moments[0] / self.unit if self.mean else moments[0][:0]
             missed = 0.0 if target is None else self.gain(self.n, *moments) - target
             loss, miss = self.rows.agreed(residual.new_tensor([float(residual.square().sum()), missed])).tolist()
-            if target is not None:
-                residual = torch.cat([residual, residual.new_tensor([miss / _MISS])])
-            found = _Found(top, *moments, loss + (miss / _MISS) ** 2)
             if loss < _ENOUGH and abs(miss) < 0.25 * REACHED:
-                return found
-            loss = found.loss
-            if best is None or loss < best.loss:
-                best, stale = found, 0
+                return top
+            # First what misses its aim, then what comes nearer to it: where the mean is kept, FDG decides.
+            rank = max(loss, _KEPT) + (max(0.0, abs(miss) - REACHED) / _MISS) ** 2, loss + (miss / _MISS) ** 2
+            loss = rank[1]
+            if best is None or rank < best[1]:
+                best, stale = (top, rank), 0
             else:
                 stale, damping = stale + 1, _DAMPING * damping
             if stale == _PATIENCE:
                 break
+            if target is not None:
+                residual = torch.cat([residual, residual.new_tensor([miss / _MISS])])
             if loss < _FRESH * fresh:
                 fresh = loss
                 if target is not None:
@@ -275,7 +265,7 @@ class _Tilt:
                 jacobian = self._jacobian(scores, threshold)
             self._step(jacobian, residual, damping)
         assert best is not None
-        return best
+        return best[0]
 
     def _jacobian(self, scores: Tensor, threshold: Tensor) -> Tensor:
         """(k, k) derivatives of the expected residuals by the multipliers, each in units of its feature's spread."""
@@ -353,21 +343,30 @@ def match_pool(
     ranks = None if group is None else Ranks(group)
     with together(ranks):
         z = check_features(original, "original").detach()
+        if len(z) == 0:
+            raise ValueError("original is empty: it has no mean")
         x = check_rows(pool, "pool", z.shape[1], "original has", max(1, _BLOCK // z.shape[1]))
         if x.device != z.device:
             raise ValueError(f"pool is on {x.device}, original is on {z.device}")
-        n, seed = check_count(n, "n", 1), check_seed(seed)
+        n, seed, steps = check_count(n, "n", 1), check_seed(seed), check_count(steps, "steps", 1)
         centering, alpha = check_centering(centering), check_alpha(alpha)
         if mean not in ("original", None):
             raise ValueError(f"mean must be 'original' or None, got {mean!r}")
         if isinstance(fdg, str):
             if fdg != "auto":
                 raise ValueError(f"fdg must be a number, an FdgTarget, 'auto' or None, got {fdg!r}")
-            if not heads:
+            if not isinstance(heads, Mapping) or not heads:
                 raise ValueError("fdg = 'auto' is calibrated on head classes: give their features as heads")
-            fdg = fdg_target(heads, None, z.shape[0], added=n, seed=seed, centering=centering, alpha=alpha)
+            wrong = next((label for label, x in heads.items() if as_tensor(x, "heads").shape[1:] != z.shape[1:]), None)
+            if wrong is not None:
+                raise ValueError(f"heads: class {wrong} does not have the {z.shape[1]} features per sample of original")
+            fdg = FdgTarget(math.nan, 0.0, {}, [])  # of one sample FDG is undefined, whatever the heads say
+            if len(z) > 1:
+                fdg = fdg_target(heads, None, len(z), added=n, seed=seed, centering=centering, alpha=alpha)
+        elif fdg is not None:
+            check_number(fdg.value if isinstance(fdg, FdgTarget) else fdg, "fdg")
         cap = isinstance(fdg, FdgTarget)
-        target = None if fdg is None else fdg.value if isinstance(fdg, FdgTarget) else check_number(fdg, "fdg")
+        target = None if fdg is None else float(fdg.value if isinstance(fdg, FdgTarget) else fdg)
     counts = [x.shape[0]]
     if ranks is not None:
         counts = same_arguments(ranks, z, repr((n, target, cap, mean, seed, centering, alpha, steps)), x.shape[0])
@@ -384,12 +383,12 @@ def match_pool(
     if n < rows.count and (mean is not None or wanted is not None):
         tilt = _Tilt(rows, gain, noise[rows.first : rows.last], n, mean is not None)
         if mean is not None:
-            indices = tilt.search(steps, None).rows
+            indices = tilt.search(steps, None)
         bends = wanted is not None
         if cap and bends:
             bends = float(rows.agreed(z.new_tensor(gain(n, *rows.moments(indices))))) > wanted
         if bends:
-            indices = tilt.search(steps, wanted).rows
+            indices = tilt.search(steps, wanted)
         made = tilt.made
     moments = rows.moments(indices)
     offset = gain.offset(moments[0])

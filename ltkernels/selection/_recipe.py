@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from .._ranks import Ranks, together
-from ._arms import ClassSets, calibrated, class_seed, complete_class
-from ._arms import together as rows_together
+from ._arms import ClassSets, calibrated, class_seed, complete_class, rows_together
 
 
 def head_tail_split(class_counts: Sequence[int], head_ratio: float = 0.9) -> tuple[list[int], list[int]]:
@@ -50,18 +49,14 @@ def spread_evenly(values: Sequence[float], count: int) -> tuple[list[int], float
     targets = np.linspace(v[0], v[-1], count)
     # Sorted against sorted, the best match never crosses: cost[j] is the least for the first i targets among the first
     # j values.
-    cost = np.zeros(len(v) + 1)
-    taken = np.zeros((count, len(v) + 1), dtype=bool)
-    for i, target in enumerate(targets):
-        new = np.full(len(v) + 1, np.inf)
-        for j in range(i + 1, len(v) + 1):
-            with_j = cost[j - 1] + abs(v[j - 1] - target)
-            taken[i, j] = with_j <= new[j - 1]
-            new[j] = with_j if taken[i, j] else new[j - 1]
-        cost = new
+    cost, taken = np.zeros(len(v) + 1), []
+    for target in targets:
+        with_j = np.append(np.inf, cost[:-1] + np.abs(v - target))
+        cost = np.minimum.accumulate(with_j)
+        taken.append(with_j <= np.append(np.inf, cost[:-1]))
     chosen, j = [], len(v)
-    for i in range(count - 1, -1, -1):
-        while not taken[i, j]:
+    for row in reversed(taken):
+        while not row[j]:
             j -= 1
         j -= 1
         chosen.append(j)
@@ -130,7 +125,7 @@ def fdg_recipe(
         n_sets, n_random: sets wanted (0: none), repeats of the random arm.
         pool_factor: size of a pool in units of what the class needs. The paper's own pool of 5000 is nearly all taken
             on CIFAR-10-LT; 4 and more leaves a choice.
-        subset_size, seed, keywords (`compared` too): as in `complete_class`.
+        subset_size, seed, keywords (`compared`, `stratified` too): as in `complete_class`.
         checkpoint: folder for the runs of every class: an interrupted call, made again, repeats only its last round.
         progress: called with (what, done, total).
         group: process group over whose ranks the classes are dealt ("world" is the default one); all ranks give the same

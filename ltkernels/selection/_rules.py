@@ -29,18 +29,14 @@ class Rule(NamedTuple):
         return self.stop >= 0.0 and self.low - self.stop <= value <= self.high + self.stop
 
 
-def quantile_rank(q: float, count: int) -> int:
-    """Rank of the q-quantile among `count` sorted values, the smallest being 0."""
-    return math.floor(q * (count - 1) + 0.5)
-
-
 def choose(values: np.ndarray, free: np.ndarray, rule: Rule) -> int:
     """The subset that `rule` takes among those `free` (K,) bool, by log-determinants `values` (K,); ties by lowest
     index."""
     ids = np.flatnonzero(free)
     v = values[ids]
     if rule.mode == "quantile":
-        distance = np.abs(v - np.partition(v, rank := quantile_rank(rule.q, v.shape[0]))[rank])
+        rank = math.floor(rule.q * (len(v) - 1) + 0.5)  # 0 is the smallest
+        distance = np.abs(v - np.partition(v, rank)[rank])
     else:
         distance = least_loss(v, v, rule)
         distance = distance - distance.min()

@@ -87,28 +87,27 @@ def uniform_fdg_sets(
     m = check_steps(m, problem.subsets)
     base = float(problem.start.base)
     path = None if checkpoint is None else Path(checkpoint)
-    key = "" if path is None else fingerprint(problem, (m, "uniform"))
+    key = "" if path is None else fingerprint(*problem.inputs, m, "uniform")
     # Runs so far by what steers them: ("quantile", q), with q = 0 and 1 the greedy minimum and maximum, or ("target", FDG).
     runs: dict[tuple[str, float], Outcome] = {}
     if path is not None:
-        for mode, at, picked, values in _read(path, key):
+        for mode, at, picked, values in zip(*read_checkpoint(path, key, ("modes", "at", "picked", "values")) or ()):
             runs[mode, at] = Outcome(picked, values, {"engine": "none", "form": "checkpoint", "evaluations": 0})
+
+    def rule_of(mode: str, at: float) -> Rule:
+        if mode == "target":
+            return make_rule(problem.start, mode, None, at, None)
+        return make_rule(problem.start, {0.0: "min", 1.0: "max"}.get(at, mode), at, None, None)
 
     def make(wanted: list[tuple[str, float]]) -> None:
         wanted = [w for w in dict.fromkeys(wanted) if w not in runs]
-        if not wanted:
-            return
-        rules: list[Rule] = []
-        for mode, at in wanted:
-            if mode == "quantile" and at in (0.0, 1.0):
-                rules.append(make_rule(problem.start, "min" if at == 0.0 else "max", None, None, None))
-            else:
-                rules.append(make_rule(problem.start, mode, *((at, None) if mode == "quantile" else (None, at)), None))
         count = len(wanted)
-        outcomes = run_all([problem] * count, rules, [m] * count, engine, memory_budget)
+        outcomes = run_all([problem] * count, [rule_of(*w) for w in wanted], [m] * count, engine, memory_budget)
         runs.update(zip(wanted, outcomes))
-        if path is not None:
-            _write(path, key, runs)
+        if wanted and path is not None:
+            arrays = {name: np.array([getattr(run, name) for run in runs.values()]) for name in ("picked", "values")}
+            modes, at = zip(*runs)
+            write_npz(path, key=key, modes=np.array(modes), at=np.array(at), **arrays)
 
     def final(run: tuple[str, float]) -> float:
         return runs[run].values[-1] / base - 1.0
@@ -151,19 +150,3 @@ def uniform_fdg_sets(
         error,
         len(runs),
     )
-
-
-def _write(path: Path, key: str, runs: dict[tuple[str, float], Outcome]) -> None:
-    write_npz(
-        path,
-        key=key,
-        modes=np.array([mode for mode, _ in runs]),
-        at=np.array([at for _, at in runs]),
-        picked=np.array([run.picked for run in runs.values()]),
-        values=np.array([run.values for run in runs.values()]),
-    )
-
-
-def _read(path: Path, key: str) -> list[tuple[str, float, list[int], list[float]]]:
-    found = read_checkpoint(path, key, ("modes", "at", "picked", "values"))
-    return list(zip(*(array.tolist() for array in found))) if found else []

@@ -8,9 +8,7 @@ from what was exchanged, so that every rank takes the same one.
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,8 @@ from .._features import (
     check_same_width,
 )
 from .._ranks import Ranks, digest, same_arguments
-from ._checkpoint import read_checkpoint
-from ._driver import Outcome, check_engine, engine_of_steps, plan, saver, step_by_step
+from ._checkpoint import fingerprint, read_checkpoint
+from ._driver import Outcome, Pool, check_engine, engine_of_steps, plan, saver, step_by_step
 from ._greedy import Selection, check_mode, check_steps, make_rule, to_selection
 from ._rules import Rule, choose, least_loss
 from ._subsets import Problem, start_state
@@ -63,7 +61,7 @@ def settle(found: np.ndarray, rule: Rule) -> tuple[int, float]:
     return int(winner[0]), float(winner[2])
 
 
-class _Pool:
+class _Pool(Pool):
     """The whole pool: sizes of all subsets, and which rank holds which."""
 
     def __init__(self, ranks: Ranks, sizes: Sequence[Sequence[int]], like: Tensor) -> None:
@@ -170,9 +168,7 @@ def select_over_ranks(
     if not pool.sizes:
         raise ValueError("candidates is empty on every rank: the pool must hold at least one subset")
     m = check_steps(arguments["m"], len(pool.sizes))
-    chosen, reason = None, "no subsets on this rank"
-    picked: list[int] = []
-    values: list[float] = []
+    chosen, reason, begun = None, "no subsets on this rank", None
     with ranks.together():
         start = start_state(z, centering, alpha)
         rule = make_rule(start, *steering)
@@ -180,16 +176,15 @@ def select_over_ranks(
         if pool.count:
             problem = Problem(start, rows, bounds, alpha)
             planned = plan(problem, rule.mode, engine, budget)
-            chosen = engine_of_steps(planned, problem, rule)
+            chosen = engine_of_steps(planned, problem)
             reason = "step by step, for the ranks" if planned.form == "loop" else planned.reason
         if checkpoint is not None:
             # Of everything that decides the picks; m does not.
-            what = json.dumps([digest(z), shares, centering, alpha, repr(rule)])
-            key = hashlib.sha256(what.encode()).hexdigest()
-            if ranks.rank == 0 and (found := read_checkpoint(checkpoint, key, ("picked", "values"))):
-                picked, values = (array.tolist()[:m] for array in found)
+            key = fingerprint(z, shares, centering, alpha, rule)
+            if ranks.rank == 0:
+                begun = read_checkpoint(checkpoint, key, ("picked", "values"))
     if checkpoint is not None:
-        picked, values = ranks.share([picked, values])[0]
+        begun = ranks.share(begun)[0]
     # Rounding may differ between machines: what decides is rank 0's.
     start = start._replace(base=ranks.broadcast(start.base, 0))
     rule = make_rule(start, *steering)
@@ -200,7 +195,7 @@ def select_over_ranks(
                 saver(checkpoint, key)(picked, values)
 
     keep = None if checkpoint is None else save
-    picked, values = step_by_step(chosen, rule, m, pool=pool, begun=(picked, values), save=keep, progress=progress)
+    picked, values = step_by_step(chosen, rule, m, pool=pool, begun=begun, save=keep, progress=progress)
     own_stats = {"engine": "none", "evaluations": 0, "scores": "none"} if chosen is None else chosen.stats()
     stats = {**own_stats, "form": "ranks", "reason": reason, "shares": np.diff(pool.begins).tolist()}
     return to_selection(start, pool.bounds, Outcome(picked, values, stats), m, target, tol)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,18 +27,6 @@ class SizeGroup(NamedTuple):
     size: int
     ids: Tensor
     rows: Tensor
-
-
-def group_by_size(offsets: Sequence[int], device: torch.device) -> list[SizeGroup]:
-    """The subsets of a pool, grouped by size, sizes and ids ascending."""
-    begins = torch.tensor(offsets[:-1])
-    sizes = torch.tensor(offsets).diff()
-    groups = []
-    for size in sizes.unique().tolist():
-        ids = (sizes == size).nonzero()[:, 0]
-        rows = begins[ids][:, None] + torch.arange(size)
-        groups.append(SizeGroup(size, ids.to(device), rows.to(device)))
-    return groups
 
 
 def mixed_columns(columns: Tensor, mean: Tensor, anchor: float | Tensor) -> Tensor:
@@ -192,18 +179,25 @@ class Problem:
 
     start: the state before anything is added (`_subsets.Start`).
     rows: (P, d) float64, the pool relative to start.origin, contiguous.
-    bounds: the offsets, a list; groups: the subsets by size; alpha.
-    cache: whatever an engine prepares once for all of its runs, under a name of its own.
+    bounds: the offsets, a list; alpha; largest: the size of the largest subset.
+    groups: the subsets by size, ascending; group_of: (K,) int64, on the CPU, which of them each subset is in.
+    layout: what `_engines.loop` prepares once for all of its runs.
     """
 
     def __init__(self, start: Start, pool: Tensor, bounds: list[int], alpha: float) -> None:
         self.start = start
         self.rows = (pool - start.origin).contiguous()
         self.bounds = bounds
-        self.groups: list[SizeGroup] = group_by_size(bounds, pool.device)
         self.alpha = alpha
-        self.largest = max(self.sizes())
-        self.cache: dict[Any, Any] = {}
+        offsets = torch.tensor(bounds)
+        sizes, self.group_of = offsets.diff().unique(return_inverse=True)
+        self.groups: list[SizeGroup] = []
+        for group, size in enumerate(sizes.tolist()):
+            ids = (self.group_of == group).nonzero()[:, 0]
+            rows = offsets[ids][:, None] + torch.arange(size)
+            self.groups.append(SizeGroup(size, ids.to(pool.device), rows.to(pool.device)))
+        self.largest = self.groups[-1].size
+        self.layout: Any = None
 
     @property
     def subsets(self) -> int:
@@ -213,21 +207,20 @@ class Problem:
     def width(self) -> int:
         return self.rows.shape[1]
 
-    def sizes(self) -> list[int]:
-        return [end - begin for begin, end in itertools.pairwise(self.bounds)]
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """All that it is made of."""
+        return self.start.origin, self.start.rows, self.start.anchor, self.rows, self.bounds, self.alpha
 
 
-def checked_pool(
-    original: Any, candidates: Any, offsets: Any, centering: str, alpha: float
-) -> tuple[Start, Tensor, list[int], float]:
-    """The original samples' state, the pool, its subsets' offsets and alpha; `subset_gains` says what is refused."""
+def prepare(original: Any, candidates: Any, offsets: Any, centering: str, alpha: float) -> Problem:
+    """The checked problem; `subset_gains` says what is refused."""
     z = check_original(original).detach()
     pool = check_features(candidates, "candidates").detach()
     check_same_width(z, pool, "candidates")
     bounds = check_offsets(offsets, pool.shape[0])
-    check_centering(centering)
     alpha = check_alpha(alpha)
-    return start_state(z, centering, alpha), pool, bounds, alpha
+    return Problem(start_state(z, check_centering(centering), alpha), pool, bounds, alpha)
 
 
 def subset_gains(
@@ -258,9 +251,8 @@ def subset_gains(
     One d x d factorisation for the pool and a determinant of the subset's own size per candidate, in place of K of size
     d x d.
     """
-    start, pool, bounds, alpha = checked_pool(original, candidates, offsets, centering, alpha)
-    groups = group_by_size(bounds, pool.device)
-    values = grown_log_dets(
-        pool - start.origin, groups, start.scatter, start.mean, start.count, start.anchor, alpha, start.anchor == 0.0
-    )
+    problem = prepare(original, candidates, offsets, centering, alpha)
+    start = problem.start
+    state = start.scatter, start.mean, start.count, start.anchor
+    values = grown_log_dets(problem.rows, problem.groups, *state, problem.alpha, start.anchor == 0.0)
     return values / start.base - 1.0

@@ -41,19 +41,6 @@ def _part(a: tuple[Any, ...]) -> Extents:
     return out | dict.fromkeys((6, 7, 8), (real * classes, False))
 
 
-def _subset_scores(a: tuple[Any, ...]) -> Extents:
-    real = 4 if a[14] else 8
-    lanes, packs, d = 64 // real, a[4], a[5]
-    starts, sizes, groups = (_numbers(a[k], packs) for k in (1, 2, 3))
-    pool = max(start + size * d * lanes for start, size in zip(starts, sizes, strict=True))
-    scratch = a[15] * _C.subset_scores_scratch(d, max(sizes))
-    return {
-        0: (real * pool, False), 1: (8 * packs, False), 2: (8 * packs, False), 3: (8 * packs, False), 6: (real * d * d, False),
-        8: (real * d * (max(groups) + 1), False), 9: (real * d, False), 11: (real * scratch, True), 12: (8 * packs * lanes, True),
-        13: (8 * packs * lanes, True),
-    }  # fmt: skip
-
-
 def _sinkhorn(a: tuple[Any, ...]) -> Extents:
     real, rows, classes = 4 if a[0] else 8, a[3], a[4]
     out: Extents = {1: (_rows(rows, a[2], classes, real), False), 5: (8 * classes, False)}
@@ -80,11 +67,10 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
         0: (4 * a[1] * a[3], False), 4: (8 * a[2], False), 6: (4 * a[3], True), 7: (8 * a[1], True), 8: (16 * (a[1] + a[2]), True),
         9: (4 * a[1], True),
     },
-    "subset_scores": _subset_scores,
     "sinkhorn": _sinkhorn,
 }  # fmt: skip
 # What takes no buffers, and what has a class of its own below.
-HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "subset_scores_scratch", "greedy_scratch", "greedy_packed",
+HARMLESS = {"info", "adjusted_ce_scratch", "logdet_scratch", "greedy_scratch", "greedy_packed",
             "vector_gradients_scratch", "experts_scratch", "sigmoid_ce_columns", "plain_call", "plain_setup"}  # fmt: skip
 # What hands a tensor's memory on from C++; closed, so that every call goes the long way, through AdjustedCe.
 SHORT_WAY = {"plain_run", "plain_loss"}

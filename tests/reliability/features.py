@@ -234,6 +234,7 @@ def targets(draw: Draw) -> None:
     refused(lambda: diversity.standardized_offset(z, x[:0]))
     refused(lambda: diversity.standardized_offset(spoiled(draw, z), x))
     refused(lambda: diversity.fdg_target(heads, None, draw.choice([1, 0, 2.5, 10_000])))
+    assert issubclass(diversity.NoHeadClass, ValueError)
     refused(lambda: diversity.fdg_target(heads, {"c": x}, 2))
 
 
@@ -242,7 +243,7 @@ DIVERSITY: dict[Callable[[Draw], None], set[str]] = {
     statistics: {"FeatureStatistics", "class_diversities"},
     parties: {"ClassStatistics"},
     representatives: {"select_representatives"},
-    targets: {"FAR", "FdgTarget", "fdg_target", "standardized_offset"},
+    targets: {"FAR", "FdgTarget", "NoHeadClass", "fdg_target", "standardized_offset"},
 }  # fmt: skip
 
 

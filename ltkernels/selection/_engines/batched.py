@@ -48,7 +48,7 @@ class BatchedEngine:
         self.free = torch.arange(self.subsets, device=self.device) < left[:, None]
         self.run_ids = torch.arange(self.runs, device=self.device)
         # Rows of each subset, padded to the largest size, and which of these are real.
-        sizes = torch.tensor(longest.sizes(), device=self.device)
+        sizes = torch.tensor(longest.bounds, device=self.device).diff()
         places = torch.arange(self.largest, device=self.device)
         self.real = places < sizes[:, None]
         begins = torch.tensor(longest.bounds[:-1], device=self.device)[:, None]
@@ -85,13 +85,9 @@ class BatchedEngine:
         return (loss <= best + self.tie).to(torch.uint8).argmax(1)
 
     def commit(self, picked: Tensor) -> None:
-        real = self.real[picked][:, :, None]
-        self.join(self.pool[self.run_ids[:, None], self.rows[picked]] * real, real, self.sizes[picked])
-        self.left -= 1.0
-        self.free[self.run_ids, picked] = False
-
-    def join(self, columns: Tensor, real: Tensor, size: Tensor) -> None:
-        """Adds subsets (R, S, d) to the state: `size` (R,) rows of each are `real` (R, S, 1), the rest are zeros."""
+        """Adds the subsets `picked` (R,): those rows of each that are `real`; the rest are zeros."""
+        real, size = self.real[picked][:, :, None], self.sizes[picked]
+        columns = self.pool[self.run_ids[:, None], self.rows[picked]] * real
         keep, h = mixing(size, self.anchor)
         moved = keep[:, None] * self.mean + h[:, None] * columns.sum(1)
         mixed = (columns - moved[:, None]) * real
@@ -99,11 +95,13 @@ class BatchedEngine:
         self.mean += (columns.sum(1) / size[:, None] - self.mean) * (size / (self.anchor + size))[:, None]
         self.anchor += size
         self.count += size
+        self.left -= 1.0
+        self.free[self.run_ids, picked] = False
         self.alone = False
 
-    def run(self, progress: Callable[[int, int], None] | None = None) -> list[tuple[list[int], list[float]]]:
-        """(picked, log-determinants) of each run. The device is read once, at the end; where `progress` wants to know,
-        once a step."""
+    def run(self, report: Callable[[int], None] = lambda made: None) -> list[tuple[list[int], list[float]]]:
+        """(picked, log-determinants) of each run. The device is read once, at the end; `report` gets the steps made, of all
+        runs, as they are asked for."""
         longest = max(self.wanted)
         picks = torch.zeros(longest, self.runs, dtype=torch.int64, device=self.device)
         values = torch.zeros(longest, self.runs, dtype=torch.float64, device=self.device)
@@ -112,8 +110,7 @@ class BatchedEngine:
             picked = self.choose(scores)
             picks[step], values[step] = picked, scores.gather(1, picked[:, None])[:, 0]
             self.commit(picked)
-            if progress:
-                progress(step + 1, longest)
+            report((step + 1) * self.runs)
         found, made = picks.cpu(), values.cpu()
         results = []
         for r, (rule, steps) in enumerate(zip(self.rules, self.wanted)):
@@ -130,9 +127,3 @@ class BatchedEngine:
             "evaluations": self.problems[run].subsets * self.wanted[run],
             "scores": "float64",
         }
-
-    @classmethod
-    def bytes_for(cls, problem: Problem) -> int:
-        """What one run takes at most, roughly."""
-        total, d = problem.rows.shape
-        return 8 * (3 * total * d + 4 * d * d)

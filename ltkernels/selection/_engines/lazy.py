@@ -1,4 +1,4 @@
-"""Engine "lazy": the packed engine that scores a candidate only when certified bounds on its score do not settle the matter.
+"""Engine "lazy": the engine of single steps that scores a candidate only when certified bounds on its score do not settle the matter.
 
 FDG is neither submodular nor monotone, so the textbook lazy greedy (a stale score as an upper bound) picks wrong
 subsets. What is certain is this. Split a candidate's score into the part of its centred columns W and the part of its
@@ -31,7 +31,7 @@ from torch import Tensor
 from ..._features import cholesky_log_det
 from .._rules import Rule, least_loss
 from .._subsets import Problem, mixed_columns
-from .packed import PackedEngine
+from .steps import StepEngine
 
 # Candidates scored together. Twice as many cost little more: the triangular solve runs over all their columns at once.
 BATCH = 16
@@ -41,7 +41,7 @@ SLACK = 1e-11
 _CHUNK = 1 << 22
 
 
-class LazyEngine(PackedEngine):
+class LazyEngine(StepEngine):
     """Certified lazy evaluation on the CPU, for max, min and target; the quantile needs every score and gets it."""
 
     name = "lazy"
@@ -50,7 +50,7 @@ class LazyEngine(PackedEngine):
         super().__init__(problem)
         count, width = self.subsets, problem.width
         self.sizes = np.diff(np.asarray(problem.bounds)).astype(np.float64)
-        self.group_ids = self.group_of.numpy()
+        self.group_of = problem.group_of.numpy()
         # Of each candidate at its last scoring: a, r^2, g, mean . g, the length of all moves and log kappa up to then.
         self.known = np.zeros(count, dtype=bool)
         self.a, self.r2, self.mean_g = np.zeros(count), np.zeros(count), np.zeros(count)
@@ -63,15 +63,18 @@ class LazyEngine(PackedEngine):
 
     def prepare(self) -> None:
         """A of this step, factored; scores need triangular solves over a few columns only, so there is no inverse."""
-        if len(self.groups) == 1:
-            ridge = (self.count + self.groups[0].size) / self.alpha
-            self.matrix.copy_(self.scatter).diagonal().add_(ridge)
-            self.lower = torch.linalg.cholesky(self.matrix)
-            commons = 2.0 * self.lower.diagonal().log().sum().reshape(1) - self.eye.shape[0] * math.log(ridge)
-        else:
-            f = self.factor()
-            self.basis, self.scales, commons = f.basis, f.scales, f.commons
-        self.commons = commons.numpy()[self.group_ids]
+        ridges = torch.tensor([(self.count + group.size) / self.alpha for group in self.groups], dtype=torch.float64)
+        if len(ridges) == 1:
+            matrix = self.scatter.clone()
+            matrix.diagonal().add_(ridges)
+            self.lower = torch.linalg.cholesky(matrix)
+            commons = 2.0 * self.lower.diagonal().log().sum() - self.problem.width * ridges.log()
+        else:  # the eigenvectors of T serve every ridge
+            values, vectors = torch.linalg.eigh(self.scatter)
+            values.clamp_(min=0.0)  # T is positive semi-definite; rounding puts its zeros at about -1e-16
+            self.basis, self.scales = vectors.T.contiguous(), torch.rsqrt(values + ridges[:, None])
+            commons = torch.log1p(values / ridges[:, None]).sum(1)
+        self.commons = commons.numpy()[self.group_of]
         self.factored = True
         # One solve for both: a triangular solve of a single column costs as much as one of ten.
         move = self.mean if self.move is None else self.move
@@ -101,12 +104,12 @@ class LazyEngine(PackedEngine):
         self.evaluations += wanted.shape[0]
         mask = torch.zeros(self.subsets, dtype=torch.bool)
         mask[torch.from_numpy(wanted)] = True
-        for group, (size, ids, rows) in enumerate(self.select(mask)):
-            if ids.shape[0] == 0:
-                continue
+        for group, (size, ids, rows) in enumerate(self.groups):
+            keep = mask[ids]
             step = max(1, _CHUNK // (size * self.pool.shape[1]))
-            for part, part_rows in zip(ids.split(step), rows.split(step)):
-                self._measure_group(group, size, part, part_rows, values)
+            for part, part_rows in zip(ids[keep].split(step), rows[keep].split(step)):
+                if len(part):
+                    self._measure_group(group, size, part, part_rows, values)
 
     def _measure_group(self, group: int, size: int, ids: Tensor, rows: Tensor, values: np.ndarray) -> None:
         count, at = ids.shape[0], ids.numpy()

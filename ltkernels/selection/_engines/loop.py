@@ -32,9 +32,6 @@ class _Layout:
         groups = problem.groups
         self.offsets = torch.tensor(problem.bounds)
         self.group_size = torch.tensor([group.size for group in groups])
-        self.group_of = torch.empty(problem.subsets, dtype=torch.int64)
-        for g, group in enumerate(groups):
-            self.group_of[group.ids] = g
         counts = torch.tensor([group.ids.shape[0] for group in groups])
         self.group_begin = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         member = torch.arange(problem.subsets).repeat_interleave(self.offsets.diff())
@@ -62,9 +59,8 @@ class Run:
 
     def __init__(self, problem: Problem, rule: Rule, steps: int, *, single: bool | None = None) -> None:
         self.problem, self.rule, self.steps = problem, rule, steps
-        if "loop" not in problem.cache:
-            problem.cache["loop"] = _Layout(problem)
-        self.layout: _Layout = problem.cache["loop"]
+        problem.layout = problem.layout or _Layout(problem)
+        self.layout: _Layout = problem.layout
         self.picked_buffer = torch.empty(steps, dtype=torch.int64)
         self.values_buffer = torch.empty(steps, dtype=torch.float64)
         self.scatter, self.mean = self.layout.scatter.clone(), problem.start.mean.clone()
@@ -100,7 +96,7 @@ class Run:
         self.job.pool(
             problem.rows.data_ptr(),
             layout.offsets.data_ptr(),
-            layout.group_of.data_ptr(),
+            problem.group_of.data_ptr(),
             layout.group_size.data_ptr(),
             layout.group_begin.data_ptr(),
             layout.group_packed[single].data_ptr(),
@@ -161,17 +157,9 @@ class Run:
         }
 
 
-def bytes_for(problem: Problem) -> int:
-    """What one run takes: its packs, and scratch for one thread."""
-    total, d = problem.rows.shape
-    scratch = _C.greedy_scratch(d, problem.subsets, len(problem.groups), problem.largest, 1)
-    return 8 * (total * d + scratch + d * d)
-
-
-def run_all(runs: Sequence[Run], progress: Callable[[int, int], None] | None = None) -> None:
-    """Brings every run to its end, a chunk of steps at a time; `progress` gets (steps made, steps wanted)."""
+def run_all(runs: Sequence[Run], report: Callable[[int], None] = lambda made: None) -> None:
+    """Brings every run to its end, a chunk of steps at a time; `report` gets the steps made, of all runs."""
     threads = torch.get_num_threads()
-    total = sum(run.steps for run in runs)
     while open_runs := [run for run in runs if not run.finished]:
         inner = threads if len(open_runs) == 1 else 1
         for run in open_runs:
@@ -179,5 +167,4 @@ def run_all(runs: Sequence[Run], progress: Callable[[int, int], None] | None = N
         _C.greedy_runs([run.job for run in open_runs], threads)
         for run in open_runs:
             run.collect()
-        if progress:
-            progress(sum(run.steps if run.finished else run.made for run in runs), total)
+        report(sum(run.steps if run.finished else run.made for run in runs))
