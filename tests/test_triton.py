@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-INTERPRETED = Path(__file__).with_name("triton_interpreted.py")
+INTERPRETED = [Path(__file__).with_name(f"triton_{name}.py") for name in ("interpreted", "second")]
 
 
 def run(*command: str, **environment: str) -> str:
@@ -21,7 +21,9 @@ def run(*command: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=INTERPRETED.parent,  # in the checkout's top folder, Python would take the package without its compiled module
+        cwd=INTERPRETED[
+            0
+        ].parent,  # in the checkout's top folder, Python would take the package without its compiled module
         check=False,
     )
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-4000:]
@@ -38,10 +40,11 @@ def test_import_needs_no_triton(tmp_path) -> None:
     run("-c", code, PYTHONPATH=str(tmp_path))
 
 
-def test_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize("file", INTERPRETED, ids=lambda file: file.stem)
+def test_kernels_under_the_interpreter(file: Path) -> None:
     pytest.importorskip("triton")
     # Its own process: TRITON_INTERPRET is read when a kernel is defined.
-    out = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), TRITON_INTERPRET="1")
+    out = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(file), TRITON_INTERPRET="1")
     assert " passed" in out
     assert "skipped" not in out
 
