@@ -269,7 +269,7 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
         and call.form == _SIGMOID
         and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None))
     ):
-        return "the general sigmoid loss, which the CPU kernel alone computes"
+        return "the general sigmoid loss of mixed targets and heads, which the CPU kernel alone computes"
     if call.form == _VMF and lam is not None:
         return "the von Mises-Fisher form, whose kernels take plain labels"
     return ""
