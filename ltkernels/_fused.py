@@ -50,7 +50,8 @@ class Fused(Generic[Record]):
             where not needed. They are rounded to the inputs' dtype after the upstream factor. The inputs may be strided in any way.
         shapes: ``(inputs, call) -> `` the shapes of all that comes out.
         reference: ``(inputs, call) -> `` the same in torch's operations, differentiable to any order.
-        served: whether the kernel serves these inputs; the reference computes all others (by default it serves the CPU).
+        served: whether the kernel serves these inputs; the reference computes all others (by default it serves the CPU). Where several
+            kernels do, the record's `backend` says whose.
     """
 
     def __init__(
@@ -143,6 +144,16 @@ class Fused(Generic[Record]):
         return *outputs, *(outputs[0].new_empty(0) for _ in inputs)
 
 
+def _times(grad: Tensor, factor: Tensor, call: Any) -> Tensor:
+    """In place; a back end with a kernel for it reads the gradient only where the factor is not 1."""
+    if getattr(call, "backend", "") == "triton":
+        from ._backends import scale_kernel
+
+        scale_kernel("triton")(grad, factor, None)
+        return grad
+    return grad.mul_(factor)
+
+
 def _on_cpu(inputs: Inputs) -> bool:
     return all(each is None or each.is_cpu for each in inputs)
 
@@ -197,7 +208,7 @@ class _Function(torch.autograd.Function):
             # The memory of what forward formed is given away, once; a second backward forms it again, with the same bits.
             grads, ctx.grads = ctx.grads, None
             if not upstream[0].is_cpu or upstream[0].item() != 1.0:  # no wait for a device
-                grads = [None if grad is None else grad.mul_(upstream[0]) for grad in grads]
+                grads = [None if grad is None else _times(grad, upstream[0], call) for grad in grads]
         elif direct((*inputs, *upstream)):
             grads = list(fused.kernel(inputs, call, Request(ctx.needs, upstream))[1])
         else:

@@ -282,8 +282,6 @@ def _no_tiles(loss: Checked) -> str:
         return f"{_terms.FORMS[loss.call.form]} needs whole rows"
     if wants_gradient(loss.call.tables()):
         return "a table requires a gradient"
-    if loss.call.sample_weight is not None:
-        return "they know no sample weights"
     return ""
 
 
@@ -340,7 +338,7 @@ def _explain(
 ) -> _backends.Explanation:
     """`ltkernels.explain` of the head."""
     path = _prepare(features, weight, target, bias, class_weight, chunk_rows, options)
-    kernel = _backends.explain(options.get("backend"), features.device, path.loss.needs_torch)
+    kernel = _backends.explain(options.get("backend"), features.device, path.loss.needs_torch, path.loss.not_cuda)
     call = path.loss.call
     how = {0: "logits held", TILES: "logits in tiles"}.get(path.chunk_rows, "logits in chunks")
     reason = f"{kernel.reason}; {how}: {path.reason}"

@@ -45,6 +45,27 @@ def test_cuda_tensors(machine, cuda: str, triton: str, expected: str) -> None:
     assert cuda in says.reason
 
 
+@pytest.mark.parametrize(
+    ("cuda", "triton", "expected"),
+    [("", "", "triton"), ("", "no Triton", "torch"), ("no CUDA part", "", "triton")],
+)
+def test_what_has_no_cuda_kernel(machine, cuda: str, triton: str, expected: str) -> None:
+    """Triton's serves it, beside the CUDA part; without Triton torch does, and says why. A forced CUDA is refused."""
+    machine(cuda, triton)
+    reason = "there is no CUDA kernel for it"
+    assert _backends.choose(None, CUDA, not_cuda=reason) == expected
+    assert _backends.choose(None, CUDA, "a gradient", reason) == "torch"
+    assert _backends.choose(None, CPU, not_cuda=reason) == "cpu"
+    says = _backends.explain(None, CUDA, not_cuda=reason)
+    assert says.backend == expected
+    assert (cuda or reason) in says.reason
+    assert triton in says.reason
+    with pytest.raises(ValueError, match="backend='cuda' cannot serve this call: there is no CUDA kernel for it"):
+        _backends.choose("cuda", CUDA, not_cuda=reason)
+    if not triton:
+        assert _backends.choose("triton", CUDA, not_cuda=reason) == "triton"
+
+
 def test_falling_to_torch_is_said_once(machine) -> None:
     machine("no CUDA part", "no Triton")
     with pytest.warns(UserWarning, match=r"torch serves cuda tensors.*no CUDA part; no Triton"):

@@ -136,7 +136,7 @@ def test_values(coupling, shape, dtype) -> None:
         said |= {"temperature": 2.0, "adjusted": experts == 3}
     x = [each.clone().requires_grad_() for each in z]
     loss = EXPERTS(x, y, tables, coupling=coupling, sample_weight=own.to(real), **said)
-    assert ltk.explain(EXPERTS, x, y, tables, coupling=coupling).backend.startswith("cpu-")
+    assert ltk.explain(EXPERTS, x, y, tables, coupling=coupling).backend != "torch"
     exact = [each.double().requires_grad_() for each in z]
     doubled = [
         t if t is None else t._replace(**{n: v.double() for n, v in t._asdict().items() if isinstance(v, Tensor)})

@@ -59,7 +59,7 @@ def test_values(classes, dtype, kind) -> None:
     for given in (q.to(dtype), q.float()):
         x = z.clone().requires_grad_()
         loss = CE(x, given, **in_dtype(options, real))
-        assert ltk.explain(CE, x, given, **in_dtype(options, real)).backend.startswith("cpu-")
+        assert ltk.explain(CE, x, given, **in_dtype(options, real)).backend != "torch"
         exact = z.double().requires_grad_()
         said = in_dtype(options, real)
         a = exact * said.get("scale", torch.ones(1)).double() + said.get("shift", torch.zeros(1)).double()

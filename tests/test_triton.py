@@ -38,7 +38,7 @@ def test_import_needs_no_triton(tmp_path) -> None:
     run("-c", code, PYTHONPATH=str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["triton_interpreted.py", "triton_contrast.py"])
+@pytest.mark.parametrize("name", ["triton_interpreted.py", "triton_second.py", "triton_contrast.py"])
 def test_kernels_under_the_interpreter(name: str) -> None:
     pytest.importorskip("triton")
     # Its own process: TRITON_INTERPRET is read when a kernel is defined.

@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 import ltkernels as ltk
 from ltkernels._call import Call, Out
 from ltkernels.losses import _reference, _terms
-from ltkernels.triton import _autotune, _configs, adjusted_ce, linear_adjusted_ce
+from ltkernels.triton import _autotune, _configs, adjusted_ce, compile_all, linear_adjusted_ce
 from ltkernels.triton._configs import Tile
 
 assert hasattr(interpreter.InterpretedFunction, "rewrite")
@@ -68,11 +68,12 @@ def real_of(dtype: torch.dtype) -> torch.dtype:
 def only_listed_kernels(monkeypatch):
     """What the launchers launch is what compile_all compiles."""
     launched = set()
-    for module in (adjusted_ce, linear_adjusted_ce):
+    for module in (adjusted_ce, linear_adjusted_ce, *compile_all.OF_THEIR_OWN):
         launch = module._launch
         monkeypatch.setattr(module, "_launch", lambda s, *a, launch=launch: (launched.add(s), launch(s, *a)))
     yield launched
-    listed = {*_configs.every(), *_configs.every_linear()}
+    compile_all.everything.cache_clear()  # tiles may be those of a test
+    listed = set(compile_all.everything())
     assert launched <= (listed | set(_configs.every_neighbour()) if _autotune.enabled() else listed)
 
 
@@ -97,18 +98,27 @@ def run(z, y, *, reduction="mean", upstream=None, closed=None, need_grad=True, i
     code = REDUCTIONS.index(reduction)
     grad = z if inplace else torch.full(z.shape, 77.0, dtype=z.dtype) if need_grad else None
     labels = (first, second, lam)
+    beside = beside_of(options, real)
     loss = torch.full((len(first),) if code == 0 else (), 77.0, dtype=real)
     call = Call(
         *labels,
         *tables,
         grad_scale=upstream,
         focal_gamma=gamma,
-        label_smoothing=smoothing,
+        label_smoothing=0.0 if isinstance(smoothing, Tensor) else smoothing,
         reduction=code,
+        **beside,
         **(closed or {}),
     )
     adjusted_ce.adjusted_ce(z, call, Out(loss, grad))
     return loss, grad
+
+
+def beside_of(options: dict, real: torch.dtype) -> dict[str, Tensor]:
+    """Sample weights, smoothing as a table and label scale, as `Call` has them."""
+    names = {"sample_weight": "sample_weight", "label_scale": "label_scale", "label_smoothing": "smoothing"}
+    given = {name: options[name] for name in names if isinstance(options.get(name), Tensor)}
+    return {names[name]: value.to(real) for name, value in given.items()}
 
 
 def tables_of(classes: int) -> dict[str, Tensor]:
@@ -121,7 +131,7 @@ def tables_of(classes: int) -> dict[str, Tensor]:
     }
 
 
-CASES = ("plain", "shift", "tables", "smoothing", "mixed")
+CASES = ("plain", "shift", "tables", "smoothing", "mixed", "row inputs", "table of smoothing", "all of it, mixed")
 
 
 def case_of(case: str, z: Tensor, y: Tensor):
@@ -138,6 +148,15 @@ def case_of(case: str, z: Tensor, y: Tensor):
         z[2, 1 % classes] = -1.0  # a masked class has an infinite smoothed loss
         return z, y, {**tables, "label_smoothing": 0.1}, 2.0
     second = torch.arange(rows) % classes
+    own = {"sample_weight": torch.linspace(0.0, 2.0, rows), "label_scale": torch.linspace(1.5, 0.5, classes)}
+    if case == "row inputs":
+        own["sample_weight"][y == -100] = NAN  # what an ignored row's holds counts for nothing
+        return z, y, {**tables, **own, "focal_gamma": 1.5}, 1.0
+    if case != "mixed":
+        z[2, 1 % classes] = -1.0
+        by_label = torch.linspace(0.0, 0.3, classes)
+        target = y if case == "table of smoothing" else (y, second, torch.linspace(0, 1, rows))
+        return z, target, {**tables, **own, "label_smoothing": by_label}, 8.0
     return z, (y, second, torch.linspace(0, 1, rows)), tables, 2.0
 
 
@@ -397,8 +416,8 @@ def run_head(given, target, normalize, reduction, upstream, wants=WANT_ALL, **op
     tables = [None if options.get(name) is None else options[name].to(real) for name in oracle.TABLES]
     call = Call(
         first, second, None if lam is None else lam.to(real), *tables, grad_scale=upstream,
-        focal_gamma=options.get("focal_gamma", 0.0), label_smoothing=options.get("label_smoothing", 0.0),
-        reduction=REDUCTIONS.index(reduction),
+        focal_gamma=options.get("focal_gamma", 0.0), reduction=REDUCTIONS.index(reduction), **beside_of(options, real),
+        label_smoothing=0.0 if isinstance(options.get("label_smoothing"), Tensor) else options.get("label_smoothing", 0.0),
     )  # fmt: skip
     return linear_adjusted_ce.linear_adjusted_ce(*given, call, normalize, wants)
 
@@ -447,7 +466,7 @@ def test_head(small_linear_tiles, dtype, normalize) -> None:
     check_head(dtype, "plain", normalize, "none", width=32)  # 16-byte accesses
 
 
-@pytest.mark.parametrize("case", ["smoothing", "mixed"])
+@pytest.mark.parametrize("case", ["smoothing", "mixed", "row inputs", "table of smoothing", "all of it, mixed"])
 def test_head_smoothing_and_mixed(small_linear_tiles, case) -> None:
     check_head(torch.float64, case, True, "batch_mean")
 

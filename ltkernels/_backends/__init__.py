@@ -1,8 +1,8 @@
 """Which backend serves a call.
 
 A backend is ``cpu`` (the compiled module; its full name says the instruction set, as in ``cpu-avx512``), ``cuda`` (its CUDA part),
-``triton`` (`ltkernels.triton`, for GPUs where there is no CUDA part) or ``torch`` (the plain reference of
-`ltkernels.losses._reference`, which serves what no kernel does). `explain` tells which one a call would get.
+``triton`` (`ltkernels.triton`, for GPUs where there is no CUDA part, and for what that has no kernel for) or ``torch`` (the plain
+reference of `ltkernels.losses._reference`, which serves what no kernel does). `explain` tells which one a call would get.
 """
 
 from __future__ import annotations
@@ -47,18 +47,25 @@ class Explanation(NamedTuple):
         return f"{self.backend}: {self.reason}"
 
 
-def choose(backend: str | None, device: torch.device, needs_torch: str = "") -> str:
-    """The backend of a loss on `device`; `needs_torch` says why no kernel can serve it, empty when one can.
+def choose(backend: str | None, device: torch.device, needs_torch: str = "", not_cuda: str = "") -> str:
+    """The backend of a loss on `device`; `needs_torch` says why no kernel can serve it, empty when one can, and `not_cuda` why the CUDA
+    kernels cannot, where Triton's can.
 
     Raises ValueError where `backend` is unknown or cannot serve the call: a forced backend is never replaced.
     """
     if backend is None:
         if needs_torch:
             return "torch"
-        return "cpu" if device.type == "cpu" else _accelerator(device.type)[0]
+        if device.type == "cpu":
+            return "cpu"
+        found = _accelerator(device.type)[0]
+        if found == "cuda" and not_cuda:
+            return "torch" if triton_problem(device.type) else "triton"
+        return found
     if backend not in BACKENDS:
         raise ArgumentError(f"backend is {backend!r}; it must be None or one of {', '.join(map(repr, BACKENDS))}")
-    problem = "" if backend == "torch" else needs_torch or _cannot_serve(backend, device.type)
+    problem = "" if backend == "torch" else needs_torch or (not_cuda if backend == "cuda" else "")
+    problem = problem or ("" if backend == "torch" else _cannot_serve(backend, device.type))
     if problem:
         raise ArgumentError(f"backend={backend!r} cannot serve this call: {problem}")
     return backend
@@ -111,16 +118,18 @@ def _accelerator(kind: str) -> tuple[str, str]:
     return "torch", problem
 
 
-def explain(backend: str | None, device: torch.device, needs_torch: str = "") -> Explanation:
+def explain(backend: str | None, device: torch.device, needs_torch: str = "", not_cuda: str = "") -> Explanation:
     """What `choose` would choose, in words."""
-    chosen = choose(backend, device, needs_torch)
+    chosen = choose(backend, device, needs_torch, not_cuda)
     if chosen == "cpu":
         return Explanation(f"cpu-{_C.info()['isa']}", f"compiled kernel on {torch.get_num_threads()} thread(s)")
     tuned = "; tiles are timed (LTKERNELS_TRITON_AUTOTUNE=1)"
     tuned = tuned if chosen == "triton" and os.environ.get("LTKERNELS_TRITON_AUTOTUNE") == "1" else ""
     if needs_torch or backend is not None:
         return Explanation(chosen, (needs_torch or "asked for") + tuned)
-    why = _accelerator(device.type)[1]
+    best, why = _accelerator(device.type)
+    if best == "cuda" and not_cuda:
+        why = f"{not_cuda}; {triton_problem(device.type)}".removesuffix("; ")
     if chosen == "torch":
         return Explanation(chosen, f"this build has no kernel for {device.type} tensors: {why}")
     return Explanation(chosen, f"Triton kernel: {why}{tuned}" if chosen == "triton" else "compiled CUDA kernel")
@@ -139,7 +148,8 @@ def _device_kernel(backend: str) -> Callable[[Tensor, Call, Out], None]:
         return weighing_rows(cuda.adjusted_ce)
     from ..triton.adjusted_ce import adjusted_ce
 
-    return weighing_rows(adjusted_ce)
+    found: Callable[[Tensor, Call, Out], None] = adjusted_ce
+    return found
 
 
 def weighing_rows(kernel: Callable[[Tensor, Call, Out], None]) -> Callable[[Tensor, Call, Out], None]:

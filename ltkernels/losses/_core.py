@@ -72,8 +72,9 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
 
     Tables are rounded to the loss' dtype. A table that requires a gradient gets one, in the kernel's own pass on the CPU (`explain` says
     where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives, gradients with
-    respect to lam, sample_weight, label_scale, label_smoothing and class probabilities, those of tables beside class probabilities, and
-    on a GPU label_scale, label_smoothing as a table and class probabilities are computed by the plain torch reference.
+    respect to lam, sample_weight, label_scale, label_smoothing and class probabilities, and those of tables beside class probabilities or
+    on a GPU are computed by the plain torch reference. There are no CUDA kernels for label_scale, label_smoothing as a table and class
+    probabilities: on a GPU Triton's compute them, and without Triton the reference.
 
     Raises:
         ValueError: a label out of range (row and value), a class probability that is negative or not finite, a table entry or sample
@@ -84,20 +85,15 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
         from ..distributed._dtensor import adjusted_cross_entropy as of_dtensor
 
         return of_dtensor(logits, target, **options)
-    if _is_multi_label(logits, target, options):
+    if options.get("term") is not None and _sigmoid.serves(logits, target, options):
         found: Tensor = _sigmoid.sigmoid_cross_entropy(logits, cast("Tensor", target), **_sigmoid.options_of(options))
         return found
     return of_checked(checked(logits, target, **options))
 
 
-def _is_multi_label(logits: Tensor, target: Target, options: Options) -> bool:
-    term = options.get("term")
-    return term is not None and term.form == "sigmoid" and _sigmoid.is_multi_label(logits, target)
-
-
 def of_checked(checked: Checked) -> Tensor:
     """The loss of what the door let in."""
-    logits, call, inplace, shape, _, direct = checked
+    logits, call, inplace, shape, _, direct, _ = checked
     if call.backend == "torch":
         loss = _reference.adjusted_cross_entropy(logits, call)
     elif call.target.is_floating_point():
@@ -129,10 +125,10 @@ def _explain(op: object, logits: Tensor, target: Target, *_: object, **kwargs: A
     if isinstance(op, torch.nn.Module):
         own = cast("Callable[[], Options]", op.call_options)()
         options = {**own, **options}
-    if _is_multi_label(logits, target, cast("Options", options)):
+    if _sigmoid.serves(logits, target, options):
         return _sigmoid.sigmoid_cross_entropy.explain(logits, target, **_sigmoid.options_of(options))  # type: ignore[attr-defined,no-any-return]
     term = options.get("term")
     if term is not None and term.seed is None:  # a question draws no random number
         options["term"] = term._replace(seed=torch.zeros(1, dtype=torch.int64))
     found = checked(logits, target, **options)
-    return _backends.explain(options.get("backend"), logits.device, found.needs_torch)
+    return _backends.explain(options.get("backend"), logits.device, found.needs_torch, found.not_cuda)

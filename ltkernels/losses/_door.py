@@ -57,8 +57,8 @@ class Options(Shared, total=False):
 
 class Checked(NamedTuple):
     """What `checked` makes of the arguments: logits (N, C), their call, whether the gradient may overwrite them, the shape that an
-    unreduced loss gets where it is not (N,), why the torch reference serves the call, empty where a kernel does, and `_watch.direct` of
-    its tensors."""
+    unreduced loss gets where it is not (N,), why the torch reference serves the call, empty where a kernel does, `_watch.direct` of its
+    tensors, and why the CUDA kernels do not serve it."""
 
     logits: Tensor
     call: Call
@@ -66,6 +66,7 @@ class Checked(NamedTuple):
     shape: tuple[int, ...] | None
     needs_torch: str
     direct: bool
+    not_cuda: str = ""
 
 
 def checked(
@@ -183,7 +184,8 @@ def checked(
         focal_gamma, label_smoothing, ignore_index, code, form, form_options,
     )  # fmt: skip
     needs_torch = _needs_torch(call, backend, logits)
-    served = _backends.choose(backend, device, needs_torch)
+    not_cuda = _not_cuda(call)
+    served = _backends.choose(backend, device, needs_torch, not_cuda)
     if inplace and (code == NONE or probabilities or served == "torch"):
         reason = (
             "the torch backend serves this call"
@@ -208,7 +210,7 @@ def checked(
     if served == "torch":
         refuse_dtensors(call)
         check_labels(call, classes)
-    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors())))
+    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors())), not_cuda)
 
 
 checked.__qualname__ = "adjusted_cross_entropy"  # as a wrong keyword is reported
@@ -244,8 +246,6 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
     if reason:
         return reason
     if call.target.is_floating_point():
-        if not logits.is_cpu or backend == "triton":
-            return "class probabilities as target, which the CPU kernel alone computes"
         shift, scale, _, _, weight = call.tables()
         name = _soft.learned((logits, call.target, shift, scale, weight, call.sample_weight))
         return f"gradient with respect to {name} beside class probabilities as target" if name else ""
@@ -269,12 +269,21 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
         and call.form == _SIGMOID
         and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None))
     ):
-        return "the general sigmoid loss, which the CPU kernel alone computes"
-    if call.form == _VMF and (not on_cpu or lam is not None):
-        return "the von Mises-Fisher form, which the CPU kernel alone computes, of plain labels"
-    if not on_cpu and (call.label_scale is not None or call.smoothing is not None):
-        name = "label_scale" if call.label_scale is not None else "a table as label_smoothing"
-        return f"{name}, which the CPU kernel alone computes"
+        return "the general sigmoid loss of mixed targets and heads, which the CPU kernel alone computes"
+    if call.form == _VMF and lam is not None:
+        return "the von Mises-Fisher form, whose kernels take plain labels"
+    return ""
+
+
+def _not_cuda(call: Call) -> str:
+    """Why the CUDA kernels cannot serve a call that Triton's can."""
+    if call.target.is_floating_point():
+        return "there is no CUDA kernel for class probabilities as target"
+    if call.form == _VMF:
+        return "there is no CUDA kernel for the von Mises-Fisher form"
+    for name, value in (("label_scale", call.label_scale), ("a table as label_smoothing", call.smoothing)):
+        if value is not None:
+            return f"there is no CUDA kernel for {name}"
     return ""
 
 

@@ -34,6 +34,7 @@ class Experts(NamedTuple):
     factors: E and the coupling's.
     sharpness: factor on the logits that the coupling compares, 1 / T.
     adjusted: whether it compares ``scale * logits + shift``.
+    backend: whose kernel computes it, of `ltkernels._backends.BACKENDS`; there is none for CUDA.
     """
 
     target: Tensor
@@ -53,6 +54,7 @@ class Experts(NamedTuple):
     coupling: int
     sharpness: float
     adjusted: bool
+    backend: str = "cpu"
 
     def tables(self) -> tuple[Tensor | None, ...]:
         return self.shift, self.scale, self.margin, self.row_scale, self.weight, self.label_scale
@@ -141,14 +143,8 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (p * torch.where(p == 0, 0, log_p - log_q)).sum(dim=1)
 
 
-def _served(inputs: Inputs, call: Experts) -> bool:
-    logits = inputs[0]
-    assert logits is not None
-    return logits.is_cpu and not needs_torch(logits, call)
-
-
 def needs_torch(logits: Tensor, call: Experts) -> str:
-    """Why the kernel does not serve a call on the CPU; empty where it does. `logits` is one expert's, or those of all."""
+    """Why no kernel serves a call; empty where one does. `logits` is one expert's, or those of all."""
     if logits.shape[-1] == 0:
         return "there is no class"
     if logits.dim() == 3 and logits.shape[0] > MOST:
@@ -156,10 +152,21 @@ def needs_torch(logits: Tensor, call: Experts) -> str:
     for name, table in zip((*TABLES, "sample_weight", "temperature"), call[1:9], strict=True):
         if wants_gradient((table,)):
             return f"gradient with respect to {name}"
+    if not logits.is_cpu and len(set(call.focal_gamma)) > 1:
+        return "experts with different focal_gamma, which the CPU kernel alone computes"
     return ""
 
 
 def _kernel(inputs: Inputs, call: Experts, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    if call.backend == "triton":
+        from ..triton import experts
+
+        found: tuple[Sequence[Tensor], Sequence[Tensor | None]] = experts.experts(inputs, call, request)
+        return found
+    return _on_cpu(inputs, call, request)
+
+
+def _on_cpu(inputs: Inputs, call: Experts, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in experts_of(inputs)]
     first = logits[0]
     rows, classes = first.shape
@@ -231,5 +238,5 @@ _OPERATOR = Fused(
     _kernel,
     lambda inputs, call: [(len(experts_of(inputs)) + 1, call.target.shape[0]) if call.reduction == NONE else ()],
     reference,
-    _served,
+    lambda inputs, call: call.backend != "torch",
 )

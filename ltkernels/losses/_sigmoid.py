@@ -1,7 +1,8 @@
 """The general sigmoid loss: a binary cross-entropy a class with its own factors, for multi-label targets and for class indices.
 
-`sigmoid_cross_entropy` is its door, `_sigmoid_reference` its definition, csrc/cpu/sigmoid_ce.h the kernel's. The closed form ``"sigmoid"``
-of `adjusted_cross_entropy` is this loss of class indices, with mixed targets, heads and GPU kernels, and hands multi-label targets on.
+`sigmoid_cross_entropy` is its door, `_sigmoid_reference` its definition; csrc/cpu/sigmoid_ce.h and triton/sigmoid.py are the kernels. The
+closed form ``"sigmoid"`` of `adjusted_cross_entropy` is this loss of class indices, with mixed targets, heads and, without tables, GPU
+kernels; it hands on what it has none for (`serves`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,19 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _TABLES = ("scale", "shift", "positive", "negative", "weight")
+_NOT_CUDA = "there is no CUDA kernel for multi-label targets and the general sigmoid loss"
 
 
 def _kernel(inputs: Inputs, call: SigmoidCall, request: Request) -> tuple[Outputs, list[Tensor | None]]:
+    if call.backend == "triton":
+        from ..triton import sigmoid
+
+        found: tuple[Outputs, list[Tensor | None]] = sigmoid.sigmoid_ce(inputs, call, request)
+        return found
+    return _on_cpu(inputs, call, request)
+
+
+def _on_cpu(inputs: Inputs, call: SigmoidCall, request: Request) -> tuple[Outputs, list[Tensor | None]]:
     logits, scale, shift, positive, negative, weight, own = inputs
     assert logits is not None
     z = logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
@@ -90,6 +101,7 @@ _FUSED = Fused(
     _kernel,
     _shapes,
     reference,
+    lambda inputs, call: call.backend != "torch",
     beside=1,
 )
 
@@ -159,7 +171,6 @@ class SigmoidOptions(TypedDict, total=False):
 class _Checked(NamedTuple):
     inputs: Inputs
     call: SigmoidCall
-    backend: str
     shape: tuple[int, ...]
     needs_torch: str
 
@@ -239,9 +250,7 @@ def _checked(
         bool(statistics),
     )
     needs_torch = ""
-    if not logits.is_cpu:
-        needs_torch = "multi-label targets and the general sigmoid loss, which the CPU kernel alone computes"
-    elif classes == 0:
+    if classes == 0:
         needs_torch = "there is no class"
     elif wants_gradient((*tables, sample_weight, rebalance)):
         learned = zip((*_TABLES, "sample_weight", "rebalance"), (*tables, sample_weight, rebalance), strict=True)
@@ -249,13 +258,13 @@ def _checked(
         if name == "rebalance":
             raise ArgumentError("rebalance requires a gradient; it is a constant of the loss")
         needs_torch = f"gradient with respect to {name}"
-    served = _backends.choose(backend, device, needs_torch)
+    served = _backends.choose(backend, device, needs_torch, _NOT_CUDA)
     inputs: Inputs = (rows, *tables, sample_weight)
     if served == "torch" and logits.is_cpu and direct((*inputs, *call[:2])):
         problem = _problem(inputs, call)
         if problem is not None:
             raise problem
-    return _Checked(inputs, call, served, tuple(rows_shape), needs_torch)
+    return _Checked(inputs, call._replace(backend=served), tuple(rows_shape), needs_torch)
 
 
 _checked.__qualname__ = "sigmoid_cross_entropy"  # as a wrong keyword is reported
@@ -312,12 +321,13 @@ def sigmoid_cross_entropy(
             does not count); ``"sum"``; ``"none"`` keeps the shape of class indices.
         statistics: return sums over the rows of ``|d l_i / d a_ij|`` too, without `weight` and `sample_weight`: (2, C) real, of the class
             as a positive and as a negative. They carry no gradient.
-        backend: None, ``"cpu"`` or ``"torch"``.
+        backend: None, ``"cpu"``, ``"triton"`` or ``"torch"``; see `ltkernels.explain`.
 
     Returns:
         The loss, float64 for float64 logits and float32 for all others; with `statistics` the pair of both.
 
-    Tables that require a gradient, second derivatives, function transforms and tensors on a GPU are computed by the plain torch reference.
+    On a GPU Triton's kernel computes it, which does not look at targets and tables: an entry that cannot be makes its row NaN. Tables that
+    require a gradient, second derivatives, function transforms, and a GPU without Triton, are the plain torch reference's.
 
     Raises:
         ValueError: an entry or label out of range (row and value), tables and sample weights that are not finite, a shape or device that
@@ -330,8 +340,7 @@ def sigmoid_cross_entropy(
         2.2614
     """
     checked = _checked(logits, target, statistics=statistics, **options)
-    compute = reference if checked.backend == "torch" else _FUSED
-    loss, sums = compute(checked.inputs, checked.call)
+    loss, sums = _FUSED(checked.inputs, checked.call)
     if checked.call.reduction == NONE:
         loss = loss.reshape(checked.shape)
     return (loss, sums) if statistics else loss
@@ -344,10 +353,25 @@ sigmoid_cross_entropy.__signature__ = inspect.signature(_checked).replace(  # ty
 
 def explain_sigmoid(logits: Tensor, target: Tensor, **options: Any) -> _backends.Explanation:
     checked = _checked(logits, target, **options)
-    return _backends.explain(options.get("backend"), logits.device, checked.needs_torch)
+    return _backends.explain(options.get("backend"), logits.device, checked.needs_torch, _NOT_CUDA)
 
 
 sigmoid_cross_entropy.explain = explain_sigmoid  # type: ignore[attr-defined]  # what `ltkernels.explain` asks
+
+
+def serves(logits: object, target: object, options: Mapping[str, Any]) -> bool:
+    """Whether a call of `adjusted_cross_entropy` is this loss: multi-label targets; and labels on a GPU, where the closed form has no
+    tables."""
+    term = options.get("term")
+    if term is None or term.form != "sigmoid":
+        return False
+    if is_multi_label(logits, target):
+        return True
+    general = term.options[0] > 0.0 or (term.table is not None and term.table.dim() == 2)
+    general = general or not (options.get("shift") is options.get("scale") is None)
+    on_gpu = isinstance(logits, Tensor) and (not logits.is_cpu or options.get("backend") == "triton")
+    return general and on_gpu and isinstance(target, Tensor) and not target.is_floating_point()
+
 
 _OF_BOTH = ("scale", "shift", "focal_gamma", "weight", "sample_weight", "ignore_index", "reduction", "backend")
 

@@ -1,4 +1,4 @@
-"""The general sigmoid loss in plain torch, for reading: it serves second derivatives, gradients of tables and all devices but the CPU."""
+"""The general sigmoid loss in plain torch, for reading: it serves second derivatives, gradients of tables and what has no kernel."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class SigmoidCall(NamedTuple):
     ignore_index: int = -100
     reduction: int = MEAN
     statistics: bool = False
+    backend: str = "cpu"
 
 
 def reference(inputs: Inputs, call: SigmoidCall) -> Outputs:

@@ -29,18 +29,20 @@ class SoftTargets(NamedTuple):
     temperature: T above 0: the target holds a teacher's logits, and a row's loss is ``KL(softmax(target / T) || softmax(a / T))`` with
         ``a = scale * logits + shift``. 0: it holds q, and a row's loss is ``-sum_j weight_j q'_j log softmax(a)_j`` with
         ``q' = (1 - label_smoothing) q + label_smoothing / C``.
+    backend: whose kernel computes it, of `ltkernels._backends.BACKENDS`; there is none for CUDA.
     """
 
     label_smoothing: float = 0.0
     factor: float = 1.0
     temperature: float = 0.0
     reduction: int = MEAN
+    backend: str = "cpu"
 
 
 def loss(logits: Tensor, call: Call) -> Tensor:
     """Of a checked call whose target holds class probabilities."""
     shift, scale, _, _, weight = call.tables()
-    soft = SoftTargets(call.label_smoothing, reduction=call.reduction)
+    soft = SoftTargets(call.label_smoothing, reduction=call.reduction, backend=call.backend)
     return soft_targets(logits, call.target, shift, scale, weight, call.sample_weight, soft)
 
 
@@ -99,10 +101,19 @@ def reference(inputs: Inputs, call: SoftTargets) -> tuple[Tensor]:
 def _served(inputs: Inputs, call: SoftTargets) -> bool:
     logits = inputs[0]
     assert logits is not None
-    return logits.is_cpu and logits.shape[1] > 0 and not learned(inputs)
+    return call.backend != "torch" and logits.shape[1] > 0 and not learned(inputs)
 
 
 def _kernel(inputs: Inputs, call: SoftTargets, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    if call.backend == "triton":
+        from ..triton import soft_targets as on_gpu
+
+        found: tuple[Sequence[Tensor], Sequence[Tensor | None]] = on_gpu.soft_targets(inputs, call, request)
+        return found
+    return _on_cpu(inputs, call, request)
+
+
+def _on_cpu(inputs: Inputs, call: SoftTargets, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     logits, target, shift, scale, weight, own = inputs
     assert logits is not None
     assert target is not None

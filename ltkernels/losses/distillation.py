@@ -46,8 +46,8 @@ def distillation(
     Returns:
         The loss, float64 for float64 logits and float32 for all others.
 
-    A row of nothing but -inf, in either, gives NaN. Gradients with respect to shift, scale and sample_weight, and on a GPU everything,
-    are computed by the plain torch reference; `ltkernels.explain` says so.
+    A row of nothing but -inf, in either, gives NaN. On a GPU Triton's kernel computes it, in the same one pass; without Triton, and
+    gradients with respect to shift, scale and sample_weight, the plain torch reference; `ltkernels.explain` says so.
 
     Raises:
         ValueError: shapes or devices that do not fit, a temperature that is not above 0, a table or weight that is not finite.
@@ -58,13 +58,14 @@ def distillation(
         >>> round(ltk.functional.distillation(student, teacher, 2.0).item(), 4)
         0.3321
     """
-    inputs, soft, shape = _checked(
+    inputs, soft, shape, _ = _checked(
         logits, teacher_logits, temperature, shift, scale, sample_weight, reduction, detach_teacher
     )
     loss = _soft.soft_targets(*inputs, soft)
     return loss if shape is None else loss.reshape(shape)
 
 
+_NOT_CUDA = "there is no CUDA kernel for distillation"
 _Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, None, Tensor | None]
 
 
@@ -77,7 +78,8 @@ def _checked(
     sample_weight: Tensor | None,
     reduction: str,
     detach_teacher: bool,
-) -> tuple[_Inputs, _soft.SoftTargets, torch.Size | None]:
+) -> tuple[_Inputs, _soft.SoftTargets, torch.Size | None, str]:
+    """The operator's arguments, the shape of an unreduced loss that is not (N,), and why the torch reference computes it, or empty."""
     _checks.logits(logits)
     if not isinstance(teacher_logits, Tensor):
         raise DTypeError(f"teacher_logits is {type(teacher_logits).__name__}; it must be a tensor")
@@ -103,9 +105,13 @@ def _checked(
     if sample_weight is not None:
         sample_weight = _checks.rows("sample_weight", sample_weight, whole, device, real).reshape(-1)
     teacher = teacher_logits.detach() if detach_teacher else teacher_logits
-    soft = _soft.SoftTargets(0.0, temperature**2, temperature, code)
-    shape = whole if code == NONE and len(size) != 2 else None
-    return (as_rows(logits), as_rows(teacher), shift, scale, None, sample_weight), soft, shape
+    inputs: _Inputs = (as_rows(logits), as_rows(teacher), shift, scale, None, sample_weight)
+    name = _soft.learned(inputs)
+    needs_torch = f"gradient with respect to {'teacher_logits' if name == 'target' else name}" if name else ""
+    needs_torch = needs_torch or ("" if classes else "there is no class")
+    backend = _backends.choose(None, device, needs_torch, _NOT_CUDA)
+    soft = _soft.SoftTargets(0.0, temperature**2, temperature, code, backend)
+    return inputs, soft, whole if code == NONE and len(size) != 2 else None, needs_torch
 
 
 def _explain(
@@ -119,14 +125,10 @@ def _explain(
     reduction: str = "mean",
     detach_teacher: bool = True,
 ) -> _backends.Explanation:
-    inputs, _, _ = _checked(logits, teacher_logits, temperature, shift, scale, sample_weight, reduction, detach_teacher)
-    reason = transforms()
-    if not inputs[0].is_cpu:
-        return _backends.Explanation("torch", "the CPU kernel alone computes distillation")
-    name = _soft.learned(inputs)
-    if name:
-        reason = f"gradient with respect to {'teacher_logits' if name == 'target' else name}"
-    return _backends.explain(None, inputs[0].device, reason or ("" if inputs[0].shape[1] else "there is no class"))
+    *_, needs_torch = _checked(
+        logits, teacher_logits, temperature, shift, scale, sample_weight, reduction, detach_teacher
+    )
+    return _backends.explain(None, logits.device, needs_torch or transforms(), _NOT_CUDA)
 
 
 distillation.explain = _explain  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from ._core import adjusted_cross_entropy, explain
 from ._experts import COUPLINGS, TABLES
 
 Adjustments = Sequence[Adjustment | Mapping[str, Any] | None]
+_NOT_CUDA = "there is no CUDA kernel for coupled experts"
 
 
 def experts_cross_entropy(
@@ -51,7 +52,7 @@ def experts_cross_entropy(
     - ``"mutual_kl"``: ``T^2 / (E - 1) sum over e != f of KL(p_f || p_e)``, both sides with their gradients (NCL); 0 for one expert;
     - ``"sum"``: the cross-entropy, with the tables `joint`, of the sum of the experts' logits (ResLT).
 
-    On the CPU a row's E x C logits are read from memory once, and every expert's gradient is formed beside the loss.
+    A row's E x C logits are read from memory once, and every expert's gradient is formed beside the loss.
 
     Args:
         logits: E tensors (N, C), or one (E, N, C); float32, float64, bfloat16 or float16. The kernel takes up to 8 experts.
@@ -76,8 +77,9 @@ def experts_cross_entropy(
         The loss, float64 for float64 logits and float32 for all others; with ``reduction="none"`` the experts' rows, (E, N), and with a
         coupling one row more, (E + 1, N), for the coupling; the factors are in them.
 
-    A KL is infinite where an expert has removed a class that another has not. Second derivatives, gradients with respect to tables,
-    and on a GPU everything but the uncoupled losses, are computed by the plain torch reference; `ltkernels.explain` says so.
+    A KL is infinite where an expert has removed a class that another has not. On a GPU Triton's kernel computes coupled experts. Second
+    derivatives, gradients with respect to tables, experts with different focal_gamma on a GPU, and a GPU without Triton, are the plain
+    torch reference's; `ltkernels.explain` says so.
 
     Raises:
         ValueError: no experts, shapes or devices that differ, an unknown coupling, options that do not belong to it or are out of range,
@@ -171,9 +173,11 @@ def _checked(
             (
                 target.long().contiguous(), *tables, own, inverse, tuple(gammas),
                 (*factors, factor * (1.0 if coupling == "sum" else square)), shared["label_smoothing"],
-                shared["ignore_index"], code, COUPLINGS.index(coupling), sharpness, adjusted,
+                shared["ignore_index"], code, COUPLINGS.index(coupling), sharpness, adjusted, "cpu",
             )
         )  # fmt: skip
+        backend = _backends.choose(None, first.device, _experts.needs_torch(given[0], fused), _NOT_CUDA)
+        fused = fused._replace(backend=backend)
     return _Checked(experts, given, target, options, factors, coupling, temperature, shared, fused)
 
 
@@ -315,10 +319,8 @@ def _explain(logits: Tensor | Sequence[Tensor], target: Tensor, *arguments: Any,
     if call.fused is None:
         own = {name: value for name, value in call.shared.items() if value is not None}
         return explain(adjusted_cross_entropy, call.experts[0], call.target, **{**own, **call.options[0]})
-    if not call.experts[0].is_cpu:
-        return _backends.Explanation("torch", "the CPU kernel alone computes coupled experts")
     reason = transforms() or _experts.needs_torch(call.given[0], call.fused)
-    return _backends.explain(None, call.experts[0].device, reason)
+    return _backends.explain(None, call.experts[0].device, reason, _NOT_CUDA)
 
 
 experts_cross_entropy.explain = _explain  # type: ignore[attr-defined]

@@ -5,10 +5,14 @@ Importing this package does not import Triton; its modules do:
     adjusted_ce.py         the losses: loss and gradient in one read of the logits, every form of csrc/cpu/adjusted_ce.h
     linear_adjusted_ce.py  classifier and loss without the B x C logits
     row_logsumexp.py       contrast between its matrix products: kernel, list and launcher
+    soft_targets.py, experts.py, sigmoid.py   class probabilities and teachers, coupled experts, the general sigmoid: each file has a
+                           kernel, its tiles and its launcher, and _second.py what the launchers share
     _row.py                what both do to a row, as device functions: the twin of csrc/cpu/adjusted_ce.inl
     _configs.py            tile shapes with their reasons, and the list of every specialisation that can be launched
     _autotune.py           timing instead of the table, behind an environment variable
     compile_all.py         ``python -m ltkernels.triton.compile_all``: compiles that list to machine code, without a GPU
+
+A kernel more is a file like those three, its name in `compile_all.OF_THEIR_OWN`, and the call in the function that it serves.
 
 What can be proved without a GPU is: the values, under Triton's interpreter (tests/test_triton.py), and that every
 specialisation compiles for compute capability 8.0, 9.0 and 10.0 without spilling (compile_all). Only a

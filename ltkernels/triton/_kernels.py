@@ -12,6 +12,7 @@ import triton.language as tl
 from ._row import (
     ONE_COEF,
     ROW_COEF,
+    SAMPLE_WEIGHT,
     SCALE,
     SHIFT,
     WEIGHT,
@@ -21,6 +22,7 @@ from ._row import (
     has,
     kernel,
     label_data,
+    label_factor,
     online,
     stream,
     true,
@@ -37,31 +39,33 @@ def denominator(
     target_b,
     lam,
     weight,
+    sample_weight,
     rows: tl.int64,
     classes: tl.int32,
     ignore_index: tl.int64,
     mixed: tl.int32,
-    weighted: tl.int32,
+    present: tl.int32,
     steps: tl.int32,
     REAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """parts[program] = sum of the rows' weights (1 each unless `weighted`) over BLOCK * steps rows. A label out of
+    """parts[program] = sum of the rows' weights, as far as they are `present`, over BLOCK * steps rows. A label out of
     range weighs nothing: its row is NaN anyway."""
+    weighted = has(present, WEIGHT)
     total = tl.zeros([BLOCK], REAL)
     first = tl.program_id(0).to(tl.int64) * steps * BLOCK
     for step in range(steps):
         row = first + step * BLOCK + tl.arange(0, BLOCK)
         y = tl.load(target + row, mask=row < rows, other=ignore_index)
         valid = (row < rows) & (y != ignore_index)
-        known = valid & (y >= 0) & (y < classes) & true(weighted != 0)
+        known = valid & (y >= 0) & (y < classes) & weighted
         a = tl.load(weight + y, mask=known, other=0.0).to(REAL)
         yb = tl.load(target_b + row, mask=valid & true(mixed != 0), other=-1)
-        known = (yb >= 0) & (yb < classes) & true(weighted != 0)
+        known = (yb >= 0) & (yb < classes) & weighted
         b = tl.load(weight + yb, mask=known, other=0.0).to(REAL)
         share = tl.load(lam + row, mask=valid & true(mixed != 0), other=1.0).to(REAL)
-        each = tl.where(weighted != 0, share * a + (1.0 - share) * b, 1.0)
-        total += tl.where(valid, each, 0.0)
+        each = tl.where(weighted, share * a + (1.0 - share) * b, 1.0)
+        total += tl.where(valid, each * weight_of(sample_weight, row, valid, present, REAL), 0.0)
     tl.store(parts + tl.program_id(0), tl.sum(total, 0))
 
 
@@ -116,6 +120,12 @@ def labels(target, target_b, lam, row, n, classes, ignore_index, MIXED: tl.const
 
 
 @triton.jit
+def weight_of(sample_weight, row, valid, present, REAL: tl.constexpr):
+    """The factor of a row's loss and gradient. That of an ignored row is not looked at."""
+    return gather(sample_weight, row, valid & has(present, SAMPLE_WEIGHT), 1.0, REAL)
+
+
+@triton.jit
 def upstream_of(row, n, row_coef, parts, count, present, REAL: tl.constexpr):
     """The factor on a row's gradient: its upstream gradient over the denominator of the reduction."""
     at = tl.where(has(present, ONE_COEF), 0, row)
@@ -153,6 +163,11 @@ def store_tile(grad, g, row, stride, col, inside, n, valid, bad, ALIGNED: tl.con
 
 
 @triton.jit
+def store_loss(row_loss, loss, row, n, valid, bad):
+    tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
+
+
+@triton.jit
 def gradient_tile(
     e, factor, c, upstream, beta, col, inside, y, own_gradient, weight, present,
     SMOOTH: tl.constexpr, R: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr,
@@ -168,11 +183,12 @@ def gradient_tile(
 @kernel
 def rows(
     z, z_stride: tl.int64, grad, grad_stride: tl.int64, row_loss, parts, count: tl.int32,
-    target, shift, scale, margin, row_scale, weight, row_coef,
+    target, shift, scale, margin, row_scale, weight, row_coef, sample_weight, label_scale,
     n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32, focal_gamma: tl.float64,
-    TABLES: tl.constexpr, ALIGNED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
+    TABLES: tl.constexpr, INPUTS: tl.constexpr, ALIGNED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    REAL: tl.constexpr,
 ):  # fmt: skip
-    """Loss and gradient of R whole rows a program."""
+    """Loss and gradient of R whole rows a program; INPUTS: with sample weights and a label scale."""
     gamma = tl.full((), focal_gamma, REAL)
     if ALIGNED:  # what the compiler must know for 16-byte accesses
         classes = classes // VECTOR * VECTOR
@@ -187,20 +203,24 @@ def rows(
     # Before anything is written: the gradient may replace the logits.
     own = tl.load(start + y, mask=valid, other=0.0).to(REAL)
     zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, R, ALIGNED, REAL)
+    nothing = tl.zeros([R], REAL)
     beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
+    own_weight = nothing + 1.0
+    if INPUTS:
+        beta_y = label_factor(scale, label_scale, y, present, REAL)
+        own_weight = weight_of(sample_weight, row, valid, present, REAL)
     delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
     sigma, sigma2, label_a, _slope, alpha = label_data(
         own, y, margin, row_scale, weight, beta_y, delta_y, present, 0.0, 0.0, 0.0, 0.0, 0, REAL
     )
     a, counts = adjusted(zt, x, y, sigma2, own, row, col, inside, row_loss, target, 0.0, 0.0, 0, R, ALIGNED, REAL)
-    nothing = tl.zeros([R], REAL)
     top, others, e = online(nothing - float("inf"), nothing, a, counts)
     loss, highest, k, c, own_gradient = finish(
-        top, others, nothing, nothing, label_a, alpha, 1.0, gamma, 0.0, classes, False
+        top, others, nothing, nothing, label_a, alpha, own_weight, gamma, 0.0, classes, False
     )
     outer = upstream * sigma
     factor = k * tl.exp2(top - highest)
     own_gradient = outer * beta_y * own_gradient
     g = gradient_tile(e, factor, c, outer, beta, col, inside, y, own_gradient, weight, present, False, R, ALIGNED, REAL)
-    tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
+    store_loss(row_loss, loss, row, n, valid, bad)
     store_tile(grad, g, row, grad_stride, col, inside, n, valid, bad, ALIGNED)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._kernels import VECTOR, labels, upstream_of
+from ._kernels import VECTOR, labels, store_loss, upstream_of, weight_of
 from ._long_rows import tile_gradient
 from ._row import (
     BIAS,
@@ -21,6 +21,7 @@ from ._row import (
     ROW_SCALE,
     SCALE,
     SHIFT,
+    SMOOTHING,
     WEIGHT_NORM,
     adjusted,
     finish,
@@ -28,6 +29,7 @@ from ._row import (
     has,
     kernel,
     label_data,
+    label_factor,
     online,
     smoothing_sums,
     true,
@@ -153,8 +155,8 @@ def tile_statistics(
 
 @triton.jit
 def combine_label(
-    stats, parts, index, count, row, n, y, share, shift, scale, margin, row_scale, weight, gamma, smoothing, classes,
-    present, R: tl.constexpr, REAL: tl.constexpr,
+    stats, parts, index, count, row, n, y, share, shift, scale, margin, row_scale, weight, smoothing, label_scale, gamma,
+    eps, classes, present, R: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Loss of one label a row; its statistics go to `stats`."""
     nothing = tl.zeros([R], REAL)
@@ -170,13 +172,14 @@ def combine_label(
         total_weight += tl.load(at + 3 * n, mask=row < n, other=0.0)
         own += tl.load(at + 4 * n, mask=row < n, other=0.0)
         top = new
-    beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
+    beta_y = label_factor(scale, label_scale, y, present, REAL)
     delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
     sigma, _sigma2, label_a, _slope, alpha = label_data(
         own, y, margin, row_scale, weight, beta_y, delta_y, present, 0.0, 0.0, 0.0, 0.0, 0, REAL
     )
+    eps_y = gather(smoothing, y, has(present, SMOOTHING), eps, REAL)
     loss, highest, k, c, own_gradient = finish(
-        top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, True
+        top, others, smooth_a, total_weight, label_a, alpha, share, gamma, eps_y, classes, True
     )
     at = stats + index * STATISTICS * n + row
     tl.store(at, highest, mask=row < n)
@@ -189,23 +192,25 @@ def combine_label(
 @kernel
 def combine(
     stats, row_loss, parts, count: tl.int32, target, target_b, lam, shift, scale, margin, row_scale, weight,
+    sample_weight, smoothing, label_scale,
     n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32, mixed: tl.int32,
     focal_gamma: tl.float64, label_smoothing: tl.float64, R: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     gamma = tl.full((), focal_gamma, REAL)
-    smoothing = tl.full((), label_smoothing, REAL)
+    eps = tl.full((), label_smoothing, REAL)
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, mixed, REAL)
+    own_weight = weight_of(sample_weight, row, valid, present, REAL)
     loss = combine_label(
-        stats, parts, 0, count, row, n, y, share, shift, scale, margin, row_scale, weight, gamma, smoothing, classes,
-        present, R, REAL,
+        stats, parts, 0, count, row, n, y, share * own_weight, shift, scale, margin, row_scale, weight, smoothing, label_scale, gamma,
+        eps, classes, present, R, REAL,
     )  # fmt: skip
     if mixed != 0:
         loss += combine_label(
-            stats, parts, 1, count, row, n, yb, 1.0 - share, shift, scale, margin, row_scale, weight, gamma, smoothing,
-            classes, present, R, REAL,
+            stats, parts, 1, count, row, n, yb, (1.0 - share) * own_weight, shift, scale, margin, row_scale, weight, smoothing,
+            label_scale, gamma, eps, classes, present, R, REAL,
         )  # fmt: skip
-    tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
+    store_loss(row_loss, loss, row, n, valid, bad)
 
 
 @triton.jit

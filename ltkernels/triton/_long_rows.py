@@ -9,15 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._kernels import VECTOR, gradient_tile, labels, load_tile, store_tile, upstream_of
+from ._kernels import VECTOR, gradient_tile, labels, load_tile, store_loss, store_tile, upstream_of, weight_of
 from ._row import (
     LN_2,
     LOG2_E,
-    SCALE,
     SEESAW,
     SHIFT,
     SIGMOID,
+    SMOOTHING,
     TABLE,
+    VMF,
     WEIGHT,
     adjusted,
     exp2,
@@ -26,10 +27,12 @@ from ._row import (
     has,
     kernel,
     label_data,
+    label_factor,
     online,
     smoothing_sums,
     softplus,
     stream,
+    vmf,
 )
 
 
@@ -53,34 +56,59 @@ def tile_gradient(
 
 
 @triton.jit
+def form_tile(
+    start, col, inside, valid, shift, scale, table, classes, present, o0, o1,
+    FORM: tl.constexpr, TABLES: tl.constexpr, ALIGNED: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """`load_tile`; of the von Mises-Fisher form (cosine, slope of its logit, logit plus delta)."""
+    z, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, 1, ALIGNED, REAL)
+    if FORM == VMF:
+        wanted = inside[None, :]
+        kappa = stream(table, col, wanted, 0.0, 1, ALIGNED, REAL)
+        root = stream(table + classes, col, wanted, 1.0, 1, ALIGNED, REAL)
+        log_series = stream(table + 2 * classes, col, wanted, 0.0, 1, ALIGNED, REAL)
+        x, beta = vmf(z, kappa, root, log_series, o0, o1)
+        x += stream(shift, col, wanted & has(present, SHIFT), 0.0, 1, ALIGNED, REAL)
+    return z, beta, x
+
+
+@triton.jit
 def softmax_statistics(
-    start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes, present,
-    gamma, smoothing, o0, o1, o2, o3,
+    start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, smoothing, label_scale, table,
+    seed, classes, present, gamma, eps, o0, o1, o2, o3,
     FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr,
     REAL: tl.constexpr,
 ):  # fmt: skip
     """(loss, highest, k, c, own gradient, sigma log2 e) of one label; k, c and the own gradient are those of dL/dz."""
-    beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
+    beta_y = label_factor(scale, label_scale, y, present, REAL)
+    value, own_slope = own, tl.zeros_like(own) + 1.0
+    if FORM == VMF:
+        log_series = gather(table + 2 * classes, y, y >= 0, 0.0, REAL)
+        root = gather(table + classes, y, y >= 0, 1.0, REAL)
+        value, own_slope = vmf(own, gather(table, y, y >= 0, 0.0, REAL), root, log_series, o0, o1)
     delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
     sigma, sigma2, label_a, slope, alpha = label_data(
-        own, y, margin, row_scale, weight, beta_y, delta_y, present, o0, o1, o2, o3, FORM, REAL
+        value, y, margin, row_scale, weight, beta_y, delta_y, present, o0, o1, o2, o3, FORM, REAL
     )
     top, others = tl.zeros_like(own) - float("inf"), tl.zeros_like(own)
     smooth_a, total_weight = tl.zeros_like(own), tl.zeros_like(own)
     for first in range(0, classes, C):
         col = first + tl.arange(0, C)
         inside = col < classes
-        z, _beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, 1, ALIGNED, REAL)
+        z, _beta, x = form_tile(
+            start, col, inside, valid, shift, scale, table, classes, present, o0, o1, FORM, TABLES, ALIGNED, REAL
+        )
         a, counts = adjusted(z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, 1, ALIGNED, REAL)
         if SMOOTH:
             sum_a, sum_weight = smoothing_sums(a, counts, weight, col, inside, present, 1, ALIGNED, REAL)
             smooth_a += sum_a
             total_weight += sum_weight
         top, others, _e = online(top, others, a, counts)
+    eps_y = gather(smoothing, y, has(present, SMOOTHING), eps, REAL)
     loss, highest, k, c, own_gradient = finish(
-        top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, SMOOTH
+        top, others, smooth_a, total_weight, label_a, alpha, share, gamma, eps_y, classes, SMOOTH
     )
-    return loss, highest, k * sigma, c * sigma, own_gradient * sigma * beta_y * slope, sigma2
+    return loss, highest, k * sigma, c * sigma, own_gradient * sigma * beta_y * slope * own_slope, sigma2
 
 
 @triton.jit
@@ -105,23 +133,24 @@ def sigmoid_statistics(
 
 @triton.jit
 def statistics(
-    start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes, present,
-    gamma, smoothing, o0, o1, o2, o3,
+    start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, smoothing, label_scale, table,
+    seed, classes, present, gamma, eps, o0, o1, o2, o3,
     FORM: tl.constexpr, TABLES: tl.constexpr, SMOOTH: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr,
     REAL: tl.constexpr,
 ):  # fmt: skip
     if FORM == SIGMOID:
         return sigmoid_statistics(start, own, y, share, valid, weight, table, classes, present, gamma, ALIGNED, C, REAL)
     return softmax_statistics(
-        start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes,
-        present, gamma, smoothing, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
+        start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, smoothing, label_scale,
+        table, seed, classes, present, gamma, eps, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
     )  # fmt: skip
 
 
 @kernel
 def long_rows(
     z, z_stride: tl.int64, grad, grad_stride: tl.int64, row_loss, parts, count: tl.int32,
-    target, target_b, lam, shift, scale, margin, row_scale, weight, row_coef, table, seed,
+    target, target_b, lam, shift, scale, margin, row_scale, weight, row_coef, table, sample_weight, smoothing,
+    label_scale, seed,
     n: tl.int64, classes: tl.int32, ignore_index: tl.int64, present: tl.int32, need_grad: tl.int32,
     focal_gamma: tl.float64, label_smoothing: tl.float64,
     option0: tl.float64, option1: tl.float64, option2: tl.float64, option3: tl.float64,
@@ -130,7 +159,7 @@ def long_rows(
 ):  # fmt: skip
     """Loss of one row a program, C columns at a time; then its gradient, where it is needed."""
     gamma = tl.full((), focal_gamma, REAL)
-    smoothing = tl.full((), label_smoothing, REAL)
+    eps = tl.full((), label_smoothing, REAL)
     o0, o1 = tl.full((), option0, REAL), tl.full((), option1, REAL)
     o2, o3 = tl.full((), option2, REAL), tl.full((), option3, REAL)
     if ALIGNED:
@@ -139,6 +168,7 @@ def long_rows(
         grad_stride = grad_stride // VECTOR * VECTOR
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     y, yb, share, valid, bad = labels(target, target_b, lam, row, n, classes, ignore_index, MIXED, REAL)
+    own_weight = weight_of(sample_weight, row, valid, present, REAL)
     start = z + row * z_stride
     # Before anything is written: the gradient may replace the logits.
     own = tl.load(start + y, mask=valid, other=0.0).to(REAL)
@@ -159,23 +189,26 @@ def long_rows(
         reference, reference_b = tl.maximum(own, floor), tl.maximum(own_b, floor)
 
     loss, highest, k, c, own_gradient, sigma2 = statistics(
-        start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, table, seed, classes,
-        present, gamma, smoothing, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
+        start, own, y, share * own_weight, row, valid, reference, shift, scale, margin, row_scale, weight, smoothing, label_scale,
+        table, seed, classes, present, gamma, eps, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
     )  # fmt: skip
     if MIXED:
         loss_b, highest_b, k_b, c_b, own_gradient_b, sigma2_b = statistics(
-            start, own_b, yb, 1.0 - share, row, valid, reference_b, shift, scale, margin, row_scale, weight, table, seed,
-            classes, present, gamma, smoothing, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,
+            start, own_b, yb, (1.0 - share) * own_weight, row, valid, reference_b, shift, scale, margin, row_scale, weight, smoothing,
+            label_scale, table, seed, classes, present, gamma, eps, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C,
+            REAL,
         )  # fmt: skip
         loss += loss_b
-    tl.store(row_loss + row, tl.where(bad, float("nan"), tl.where(valid, loss, 0.0)), mask=row < n)
+    store_loss(row_loss, loss, row, n, valid, bad)
 
     if need_grad != 0:
         upstream = upstream_of(row, n, row_coef, parts, count, present, REAL)
         for first in range(0, classes, C):
             col = first + tl.arange(0, C)
             inside = col < classes
-            zt, beta, x = load_tile(start, col, inside, valid, shift, scale, present, TABLES, 1, ALIGNED, REAL)
+            zt, beta, x = form_tile(
+                start, col, inside, valid, shift, scale, table, classes, present, o0, o1, FORM, TABLES, ALIGNED, REAL
+            )
             g = tile_gradient(
                 zt, x, y, sigma2, highest, k, c, own_gradient, reference, upstream, row, col, inside, beta, weight, table,
                 seed, gamma, present, o0, o1, FORM, SMOOTH, 1, ALIGNED, REAL,

@@ -33,12 +33,16 @@ BIAS = tl.constexpr(128)
 FEATURE_NORM = tl.constexpr(256)
 WEIGHT_NORM = tl.constexpr(512)
 ONE_COEF = tl.constexpr(1024)  # row_coef is one number for all rows
+SAMPLE_WEIGHT = tl.constexpr(2048)
+SMOOTHING = tl.constexpr(4096)  # by label, in place of one number
+LABEL_SCALE = tl.constexpr(8192)
 
 # csrc/cpu/adjusted_ce.h: enum Form
 SEESAW = tl.constexpr(1)
 EQUALIZATION = tl.constexpr(2)
 ARCFACE = tl.constexpr(3)
 SIGMOID = tl.constexpr(4)
+VMF = tl.constexpr(6)
 
 
 def kernel(fn: Callable) -> triton.JITFunction:
@@ -87,7 +91,7 @@ def true(condition):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for finite x >= 0 with the relative accuracy of `log`: the rounding of 1 + x cancels in the ratio."""
+    """log(1 + x) for finite x > -1 with the relative accuracy of `log`: the rounding of 1 + x cancels in the ratio."""
     u = 1.0 + x
     return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
 
@@ -121,6 +125,36 @@ def arcface(c, cos_m, sin_m, straight, m_sin_m):
     value = tl.where(beyond, c - m_sin_m, c * cos_m - sine * sin_m)
     slope = tl.where(beyond | true(straight != 0), 1.0, cos_m + c / tl.maximum(sine, floor) * sin_m)
     return value, slope
+
+
+@triton.jit
+def vmf(c, kappa, root, log_series, features, tau):
+    """ProCo's logit of a cosine and its slope; csrc/cpu/closed_forms.inl says what they are, and why nothing large cancels."""
+    nu = 0.5 * features - 1.0
+    inverse = 1.0 / nu
+    per_kappa = inverse / tau
+    d2 = per_kappa * (per_kappa + 2.0 * inverse * kappa * c)
+    st = tl.sqrt(tl.maximum(root * root + d2, 1.0))
+    ds = d2 / (st + root)
+    t = 1.0 / st
+    x = t * t
+    u1 = (3.0 - 5.0 * x) / 24.0
+    u2 = (81.0 + x * (-462.0 + x * 385.0)) / 1152.0
+    u3 = (30375.0 + x * (-369603.0 + x * (765765.0 - x * 425425.0))) / 414720.0
+    s = t * inverse * (u1 + t * inverse * (u2 + t * inverse * u3))
+    value = nu * (ds - log1p(ds / (1.0 + root))) - 0.5 * log1p(ds / root) + (log1p(s) - log_series)
+    du1 = (3.0 - 15.0 * x) / 24.0
+    du2 = (162.0 + x * (-1848.0 + x * 2310.0)) / 1152.0
+    du3 = (91125.0 + x * (-1848015.0 + x * (5360355.0 - x * 3828825.0))) / 414720.0
+    ds_dt = inverse * (du1 + t * inverse * (du2 + t * inverse * du3))
+    return value, per_kappa * kappa * (1.0 / (1.0 + st) - x * inverse * (0.5 + t * ds_dt / (1.0 + s)))
+
+
+@triton.jit
+def label_factor(scale, label_scale, y, present, REAL: tl.constexpr):
+    """What multiplies the label's own logit: beta_y kappa_y."""
+    beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
+    return beta_y * gather(label_scale, y, has(present, LABEL_SCALE), 1.0, REAL)
 
 
 @triton.jit
@@ -159,11 +193,16 @@ def adjusted(
 
 
 @triton.jit
+def origin(top):
+    """What exponentials are relative to: the maximum, and 0 where all is -inf so far, which makes them 0 and not NaN."""
+    return tl.where(top == -float("inf"), 0.0, top)
+
+
+@triton.jit
 def online(top, others, a, counts):
-    """Folds a tile into (maximum, sum of 2^(a - maximum)); also the tile's exponentials, relative to the new maximum.
-    Where all is -inf so far 0 is the reference: it makes the exponentials 0 and not NaN."""
+    """Folds a tile into (maximum, sum of 2^(a - maximum)); also the tile's exponentials, relative to the new maximum."""
     new = tl.maximum(top, tl.max(a, 1))
-    reference = tl.where(new == -float("inf"), 0.0, new)
+    reference = origin(new)
     e = tl.where(counts, exp2(a - reference[:, None]), 0.0)
     return new, others * tl.exp2(top - reference) + tl.sum(e, 1), e
 
@@ -177,7 +216,7 @@ def smoothing_sums(a, counts, weight, col, inside, present, R: tl.constexpr, ALI
 
 @triton.jit
 def finish(top, others, smooth_a, total_weight, label_a, alpha, share, gamma, smoothing, classes, SMOOTH: tl.constexpr):
-    """From a row's sums to its loss and to what its gradient needs: (loss, highest, k, c, g) with
+    """From a row's sums to its loss, times `share`, and to what its gradient needs: (loss, highest, k, c, g) with
     dL/da_j = k 2^(a_j - highest) - c weight_j and g the label's own dL/da, minus the sum of the others: P_y - 1 cancels
     to 0 on confident rows."""
     highest = tl.maximum(top, label_a)

@@ -20,7 +20,10 @@ from ._configs import FP_FUSION, Specialisation
 from ._kernels import MAX_PARTS, VECTOR
 
 _NONE, _MEAN, _BATCH_MEAN = 0, 1, 2
-_BITS = (_row.SHIFT, _row.SCALE, _row.MARGIN, _row.ROW_SCALE, _row.WEIGHT, _row.ROW_COEF, _row.TABLE)
+_BITS = (
+    _row.SHIFT, _row.SCALE, _row.MARGIN, _row.ROW_SCALE, _row.WEIGHT, _row.ROW_COEF, _row.TABLE, _row.SAMPLE_WEIGHT,
+    _row.SMOOTHING, _row.LABEL_SCALE,
+)  # fmt: skip
 _BITS = tuple(bit.value for bit in _BITS)
 _BYTES = 16  # of an access
 
@@ -60,38 +63,32 @@ def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
     return stand_in if tensor is None else tensor
 
 
-def _denominator(
-    real: Tensor,
-    target: Tensor,
-    target_b: Tensor | None,
-    lam: Tensor | None,
-    weight: Tensor | None,
-    classes: int,
-    ignore_index: int,
-    reduction: int,
-) -> tuple[Tensor, int]:
+def _denominator(real: Tensor, call: Call, classes: int) -> tuple[Tensor, int]:
     """Sums of row weights, one a program, and how many of them make the denominator; 0 where the reduction has none."""
-    if reduction not in (_MEAN, _BATCH_MEAN):
+    if call.reduction not in (_MEAN, _BATCH_MEAN):
         return real, 0
-    rows = len(target)
+    rows = len(call.target)
     blocks = max(1, -(-rows // _configs.DENOMINATOR_BLOCK))
     steps = -(-blocks // MAX_PARTS.value)
     count = -(-blocks // steps)
     parts = torch.empty(count, dtype=real.dtype, device=real.device)
-    weighted = reduction == _MEAN and weight is not None
+    weight, own = (call.weight, call.sample_weight) if call.reduction == _MEAN else (None, None)
+    present = _row.WEIGHT.value if weight is not None else 0
+    present |= _row.SAMPLE_WEIGHT.value if own is not None else 0
     _launch(
         _configs.denominator(real.dtype),
         (count,),
         parts,
-        target,
-        _or(target_b, target),
-        _or(lam, real),
+        call.target,
+        _or(call.target_b, call.target),
+        _or(call.lam, real),
         _or(weight, real),
+        _or(own, real),
         rows,
         classes,
-        ignore_index,
-        int(target_b is not None),
-        int(weighted),
+        call.ignore_index,
+        int(call.target_b is not None),
+        present,
         steps,
     )
     return parts, count
@@ -122,24 +119,27 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
         if grad is not None:
             grad.copy_(wide)
         return
-    parts, count = _denominator(real, target, target_b, lam, weight, classes, ignore_index, reduction)
+    parts, count = _denominator(real, call, classes)
     row_loss = loss if reduction == _NONE else torch.empty(rows, dtype=loss.dtype, device=loss.device)
     if rows:
         tables = tuple(_or(each, real) for each in (shift, scale, margin, row_scale, weight, row_coef))
-        present = _present(shift, scale, margin, row_scale, weight, row_coef, table)
+        own, smoothing, label_scale = (_or(each, real) for each in call.beside())
+        present = _present(shift, scale, margin, row_scale, weight, row_coef, table, *call.beside())
         if row_coef is not None and row_coef.stride(0) == 0:
             present |= _row.ONE_COEF.value
         aligned = _aligned(classes, logits, grad, shift, scale, weight, table)
-        mixed, smooth, streamed = target_b is not None, label_smoothing != 0.0, shift is not None or scale is not None
+        mixed, smooth, streamed = target_b is not None, call.smooth(), shift is not None or scale is not None
         held = None
         if grad is not None and form == 0 and not mixed and not smooth:
-            held = _configs.rows(logits.dtype, classes, streamed, aligned)
+            inputs = call.sample_weight is not None or call.label_scale is not None
+            held = _configs.rows(logits.dtype, classes, streamed, aligned, inputs)
         first = (logits, logits.stride(0), _or(grad, logits), 0 if grad is None else grad.stride(0), row_loss)
         if held is not None:
-            numbers = (parts, count, target, *tables, rows, classes, ignore_index, present, focal_gamma)
+            pointers = (parts, count, target, *tables, own, label_scale)
+            numbers = (rows, classes, ignore_index, present, focal_gamma)
 
             def launch(chosen: Specialisation) -> None:
-                _launch(chosen, (-(-rows // chosen.rows),), *first, *numbers)
+                _launch(chosen, (-(-rows // chosen.rows),), *first, *pointers, *numbers)
 
             if _autotune.enabled():
                 held = _autotune.choose(held, logits.device, rows, grad.data_ptr() != logits.data_ptr(), launch)
@@ -156,6 +156,9 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out) -> None:
                 _or(lam, real),
                 *tables,
                 _or(table, real),
+                own,
+                smoothing,
+                label_scale,
                 _or(seed, target),
                 rows,
                 classes,

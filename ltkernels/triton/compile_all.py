@@ -4,8 +4,8 @@
 
 and fails where one does not compile, spills more than a few registers, needs more shared memory than a block can have, or is for
 aligned rows and does not write 16 bytes at a time. The list
-is what `_configs.every` and `every_linear` yield, for each of three compute capabilities; `--neighbours` is what autotuning may launch
-beside it, and `--sample` what the tests compile.
+is what `_configs.every` and `every_linear` yield, and `every` of the files that have a kernel and its launcher, for each of three compute
+capabilities; `--neighbours` is what autotuning may launch beside it, and `--sample` what the tests compile.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .._checks import real_dtype
-from . import _configs, row_logsumexp
+from . import _configs, experts, row_logsumexp, sigmoid, soft_targets
 from ._configs import FP_FUSION, Specialisation
 
 CAPABILITIES = (80, 90, 100)
+OF_THEIR_OWN = (soft_targets, experts, sigmoid, row_logsumexp)  # files that have a kernel, its launcher and its list
 # Bytes a block can have (CUDA programming guide, technical specifications by compute capability), the system's KiB off.
 _SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 # Bytes a thread may keep in memory. ptxas puts a few scalars there where that lets another block onto the multiprocessor; a
@@ -43,7 +44,9 @@ SPILL_BUDGET = 32
 LIMITED_SPILL_BUDGET = 64
 # Pointers by name, and *_f64; every other one is in the loss' dtype.
 _LOGITS = {"z", "grad", "features", "weight_matrix", "bias", "vectors"}
-_INT64 = {"target", "target_b", "seed", "own_begin", "own_end", "absent"}
+_OTHERS = {"target": "i64", "target_b": "i64", "seed": "i64", "hot8": "u8", "hot32": "fp32"}
+_OTHERS |= dict.fromkeys(("own_begin", "own_end", "absent"), "i64")
+_REAL_UNLESS = {"target_rows": "TEACHER"}  # in the logits' dtype where that constant says so
 
 
 class Usage(NamedTuple):
@@ -59,7 +62,7 @@ class Usage(NamedTuple):
 def _signature(specialisation: Specialisation) -> dict[str, str]:
     names = _configs._NAMES
     of_logits, real = names[specialisation.dtype], names[real_dtype(specialisation.dtype)]
-    signature = {}
+    signature, constants = {}, dict(specialisation.constants)
     for parameter in specialisation.kernel.params:
         name = parameter.name
         if parameter.is_constexpr:
@@ -67,8 +70,9 @@ def _signature(specialisation: Specialisation) -> dict[str, str]:
         elif parameter.annotation_type:
             signature[name] = parameter.annotation_type
         else:
-            kind = "i64" if name in _INT64 else "fp64" if name.endswith("_f64") else real
-            signature[name] = "*" + (of_logits if name in _LOGITS else kind)
+            narrow = name in _LOGITS or constants.get(_REAL_UNLESS.get(name))
+            wide = "fp64" if name.endswith("_f64") else real
+            signature[name] = "*" + (of_logits if narrow else _OTHERS.get(name, wide))
     return signature
 
 
@@ -108,7 +112,7 @@ def problem(usage: Usage, capability: int, limited: bool = False) -> str:
 def everything(neighbours: bool = False) -> tuple[Specialisation, ...]:
     if neighbours:
         return tuple(_configs.every_neighbour())
-    return tuple(chain(_configs.every(), _configs.every_linear(), row_logsumexp.every()))
+    return tuple(chain(_configs.every(), _configs.every_linear(), *(module.every() for module in OF_THEIR_OWN)))
 
 
 def sample() -> list[Specialisation]:

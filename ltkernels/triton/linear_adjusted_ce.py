@@ -92,12 +92,12 @@ def linear_adjusted_ce(
     grad_features = torch.zeros((rows, padded) if need_features else 0, dtype=real, device=device)
     grad_weight = torch.zeros((classes, padded) if by_class else 0, dtype=real, device=device)
     grad_bias = torch.zeros(classes if need_bias else 0, dtype=real, device=device)
-    by = _denominator(scalar, target, target_b, lam, class_weight, classes, ignore_index, reduction)
+    by = _denominator(scalar, call, classes)
 
     if rows:
         feature_norm = _norms(features, real) if normalize else scalar
         weight_norm = _norms(weight, real) if normalize else scalar
-        present = _present(shift, scale, margin, row_scale, class_weight, row_coef, None)
+        present = _present(shift, scale, margin, row_scale, class_weight, row_coef, None, *call.beside())
         present |= (_row.FEATURE_NORM.value | _row.WEIGHT_NORM.value) if normalize else 0
         present |= _row.BIAS.value if bias is not None else 0
         inputs = (
@@ -111,6 +111,7 @@ def linear_adjusted_ce(
         )
         labels = (target, _or(target_b, target), _or(lam, scalar))
         tables = tuple(_or(table, scalar) for table in (shift, scale, margin, row_scale, class_weight))
+        beside = tuple(_or(each, scalar) for each in call.beside())
         labels_count = 2 if mixed else 1
 
         parts, steps = _split(row_blocks, class_blocks)
@@ -142,6 +143,7 @@ def linear_adjusted_ce(
             parts,
             *labels,
             *tables,
+            *beside,
             rows,
             classes,
             ignore_index,

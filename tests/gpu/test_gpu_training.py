@@ -141,10 +141,53 @@ def test_every_loss_is_the_processors(backend: str, name: str) -> None:
     there = z.detach().cuda().requires_grad_()
     loss = loss.cuda()
     loss.backend = backend
+    try:
+        ltk.explain(loss, there, y.cuda())
+    except ValueError:
+        loss.backend = None  # which has no kernel for it: another back end's, or torch
     value = loss(there, y.cuda())
     value.backward(torch.tensor(0.4, device="cuda"))
     torch.testing.assert_close(value.cpu(), expected.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(there.grad.cpu(), z.grad, rtol=1e-4, atol=1e-8)
+
+
+def _experts(coupling: str):
+    return lambda z, other, y: ltk.functional.experts_cross_entropy([z, other, z + other], y, coupling=coupling)
+
+
+TRITONS = {
+    "probabilities": lambda z, other, y: ltk.functional.adjusted_cross_entropy(z, other.softmax(1)),
+    "distillation": lambda z, other, y: ltk.functional.distillation(z, other, 2.0),
+    "multi-label": lambda z, other, y: ltk.functional.sigmoid_cross_entropy(z, other > 1, focal_gamma=1.0),
+    "labels": lambda z, other, y: ltk.functional.sigmoid_cross_entropy(z, y, threshold=0.4, reduction="sum"),
+    **{coupling: _experts(coupling) for coupling in ("mean_kl", "mutual_kl", "sum")},
+}
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("classes", [100, 365, 5000])
+@pytest.mark.parametrize("name", TRITONS)
+def test_what_has_no_cuda_kernel(backend: str, name: str, classes: int, dtype: torch.dtype) -> None:
+    """Whatever back end serves the rest: values and gradients of the CPU's kernels, and no wait for the device."""
+    generator = torch.Generator().manual_seed(0)
+    z, other = (torch.randn(ROWS, classes, generator=generator).to(dtype) for _ in range(2))
+    y = torch.randint(0, classes, (ROWS,), generator=generator)
+    found = []
+    before = torch.cuda.get_sync_debug_mode()
+    for device in ("cpu", "cuda"):
+        given = [each.to(device) for each in (z, other, y)]
+        leaf = given[0].requires_grad_()
+        torch.cuda.set_sync_debug_mode("error" if device == "cuda" else before)
+        try:
+            value = TRITONS[name](leaf, *given[1:])
+            value.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        found.append((value.detach().cpu(), leaf.grad.cpu()))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=2e-5, atol=1e-6)
+    near = {torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=near, atol=near * float(found[0][1].abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
