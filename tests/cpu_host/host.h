@@ -177,7 +177,7 @@ inline Loss batch(int64_t rows, int64_t classes) {
     Loss loss{};
     loss.rows = rows;
     loss.classes = classes;
-    loss.logits = numbers(rows * classes, -6, 6);
+    loss.logits = numbers(rows * classes, -4, 4);
     loss.target = labels(rows, classes);
     loss.target[static_cast<size_t>(rows) / 2] = -100;
     return loss;

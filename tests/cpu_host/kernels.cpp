@@ -20,16 +20,18 @@ namespace {
 
 // ---- float32 and 16 bits against the same kernel's float64 ----
 
+// Of experts and teachers a gradient is the difference of two, either of which may be as large as any of the batch.
 template <class T, class Run>
-void against_double(const char* what, int64_t classes, double size, Run run) {
+void against_double(const char* what, double size, Run run) {
     const Numbers got = run(T{}), expected = run(double{});
-    compare_rows(what, kCode<T>, got, expected, classes, {size}, 8, kTolerances[kCode<T>]);
+    const int64_t all = static_cast<int64_t>(expected.size());
+    compare_rows(what, kCode<T>, got, expected, all, {size}, 8, kTolerances[kCode<T>]);
 }
 template <class Run>
-void each_type(const char* what, int64_t classes, double size, Run run) {
-    against_double<float>(what, classes, size, run);
-    against_double<bf16>(what, classes, size, run);
-    against_double<f16>(what, classes, size, run);
+void each_type(const char* what, double size, Run run) {
+    against_double<float>(what, size, run);
+    against_double<bf16>(what, size, run);
+    against_double<f16>(what, size, run);
 }
 
 // What 16 bits can hold exactly, so that every type is given the same numbers.
@@ -54,7 +56,7 @@ void check_closed_forms(int64_t classes) {
             {0.8, 2.0, std::log(1e-2)}, {0.7, 0, 0}, {std::cos(m), std::sin(m), 0}, {0, 0, 0}, {0, 0, 0}};
         for (int k = 0; k < 3; ++k) loss.form.options[k] = options[static_cast<int>(form) - 1][k];
         if (cosines) loss.row_scale = Numbers(static_cast<size_t>(classes), 16.0);
-        each_type("closed form", classes, 40, [&](auto t) { return by_kernel<decltype(t)>(loss, 1).grad; });
+        each_type("closed form", 40, [&](auto t) { return by_kernel<decltype(t)>(loss, 1).grad; });
     }
 }
 
@@ -64,13 +66,12 @@ void check_soft_targets(int64_t classes) {
     const Numbers shift = numbers(classes, -3, 0), scale = numbers(classes, 0.5, 2), weight = numbers(classes, 0.25, 3);
     Numbers q = exact(rows * classes, 0, 1);
     for (const bool teacher : {false, true}) {
-        each_type("soft targets", classes, 20, [&](auto t) {
+        each_type("soft targets", 20, [&](auto t) {
             using T = decltype(t);
             using Real = RealOf<T>;
             auto z = as<T>(logits), target = as<T>(teacher ? other : q);
             auto a = as<Real>(shift), b = as<Real>(scale), w = as<Real>(weight);
-            std::vector<T> grad(z.size());
-            std::vector<Real> row_loss(static_cast<size_t>(rows));
+            std::vector<Real> grad(z.size()), row_loss(static_cast<size_t>(rows));
             std::vector<double> scratch(static_cast<size_t>(adjusted_ce_scratch(classes)));
             SoftTargets job{};
             job.logits = z.data();
@@ -100,7 +101,7 @@ void check_sigmoid(int64_t classes) {
     const Numbers negative = numbers(classes, 0.2, 1), shift = numbers(classes, -2, 0);
     std::vector<uint8_t> hot;
     for (const int64_t y : labels(rows * classes, 3)) hot.push_back(y == 0);
-    each_type("sigmoid", classes, 20, [&](auto t) {
+    each_type("sigmoid", 20, [&](auto t) {
         using T = decltype(t);
         using Real = RealOf<T>;
         auto z = as<T>(logits);
@@ -122,7 +123,7 @@ void check_sigmoid(int64_t classes) {
         Real loss = 0;
         if (sigmoid_ce(job, kCode<T>, static_cast<int>(Reduction::mean), 1.0, &loss, 1) != -1) ++wrong;
         Numbers out = back(grad);
-        for (int64_t j = 0; j < classes; ++j) out.push_back(static_cast<double>(loss));
+        out.push_back(static_cast<double>(loss));
         return out;
     });
 }
@@ -133,7 +134,7 @@ void check_experts(int64_t classes) {
     const Numbers shift = numbers(classes, -3, 0), ones(static_cast<size_t>(classes), 1.0);
     const Labels target = labels(rows, classes);
     for (const Coupling coupling : {Coupling::mean_kl, Coupling::mutual_kl}) {
-        each_type("experts", classes, 20, [&](auto t) {
+        each_type("experts", 20, [&](auto t) {
             using T = decltype(t);
             using Real = RealOf<T>;
             std::vector<T> z[2] = {as<T>(first), as<T>(second)};
@@ -174,7 +175,7 @@ void check_two_phases(int64_t classes) {
     const Numbers shift = numbers(classes, -3, 0), scale = numbers(classes, 0.5, 2);
     Labels target = labels(rows, classes);
     target[0] = -1;  // elsewhere
-    each_type("two phases", classes, 25, [&](auto t) {
+    each_type("two phases", 25, [&](auto t) {
         using T = decltype(t);
         using Real = RealOf<T>;
         auto z = as<T>(logits);
@@ -194,7 +195,7 @@ void check_two_phases(int64_t classes) {
         for (size_t i = 0; i < static_cast<size_t>(rows); ++i) {
             const double* row = &found[i * kStatistics];
             const double total = std::log(row[1] + std::exp(row[2] - row[0])) + row[0];
-            for (int64_t j = 0; j < classes; ++j) sums.push_back(total);
+            sums.push_back(total);
             terms[i * kGradientTerms] = row[0];
             terms[i * kGradientTerms + 1] = 1.5 / static_cast<double>(rows) * std::exp(row[0] - total);
             terms[i * kGradientTerms + 3] = -0.25;
@@ -214,7 +215,7 @@ void check_contrast() {
     for (int64_t i = 0; i < rows; ++i) begin.push_back(3 * i), end.push_back(3 * i + 19);
     const Numbers ones(static_cast<size_t>(rows), 1.0);
     for (const bool coefficients : {false, true}) {
-        against_double<float>("contrast", coefficients ? columns : 1, 12, [&](auto t) {
+        against_double<float>("contrast", 12, [&](auto t) {
             using T = decltype(t);
             auto d = as<T>(dots);
             Numbers other(static_cast<size_t>(rows)), own(static_cast<size_t>(rows));
@@ -294,7 +295,7 @@ void check_selection() {
     const Numbers values = numbers(d * size, -1, 1), centre(static_cast<size_t>(d), 0.125);
     Numbers basis(static_cast<size_t>(d * d), 0.0);
     for (int64_t i = 0; i < d; ++i) basis[static_cast<size_t>(i * d + i)] = 0.5 + 0.125 * static_cast<double>(i);
-    against_double<float>("subset scores", 1, 10, [&](auto t) {
+    against_double<float>("subset scores", 10, [&](auto t) {
         using Real = decltype(t);
         constexpr int64_t lanes = kLanes<Real>;
         std::vector<Real> pool, b = as<Real>(basis), c = as<Real>(centre);
@@ -313,7 +314,7 @@ void check_selection() {
 
     const int64_t people = 24, classes = 7;
     const Numbers similar = numbers(people * classes, -1, 1), prior(static_cast<size_t>(classes), 1.0 / 7.0);
-    against_double<float>("sinkhorn", classes, 40, [&](auto t) {
+    against_double<float>("sinkhorn", 40, [&](auto t) {
         using Real = decltype(t);
         auto s = as<Real>(similar);
         std::vector<Real> out(s.size()), shift(static_cast<size_t>(classes));
@@ -344,8 +345,8 @@ int main() {
     }
     check_contrast();
     check_selection();
-    std::printf("%s: %lld numbers compared, %lld wrong\n", ltk::active_isa().name, static_cast<long long>(compared),
-                static_cast<long long>(wrong));
-    if (telling * 10 < compared * 9) return std::printf("the tolerances would accept zeros\n"), 1;
+    std::printf("%s: %lld numbers compared, %lld of them unlike 0, %lld wrong\n", ltk::active_isa().name,
+                static_cast<long long>(compared), static_cast<long long>(telling), static_cast<long long>(wrong));
+    if (telling * 3 < compared * 2) return std::printf("the tolerances would accept zeros\n"), 1;
     return wrong != 0;
 }
