@@ -19,15 +19,13 @@ using ltk::pointer;
 py::dict info() {
     int count = 0;
     const ltk::IsaRow* rows = ltk::isa_rows(&count);
-    const char* error = nullptr;
-    const ltk::IsaRow* active = ltk::choose_isa(&error);
     py::dict isas;
     for (int i = 0; i < count; ++i)
         isas[rows[i].name] = rows[i].kernels == nullptr ? "not built"
                              : rows[i].supported        ? "usable"
                                                         : "not supported here";
     py::dict out;
-    out["isa"] = active->name;
+    out["isa"] = ltk::active_isa().name;
     out["isas"] = isas;
     out["compiler"] = __VERSION__;
 #if defined(LTK_HAVE_CUDA)
@@ -42,7 +40,9 @@ py::dict info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+// Without py::mod_gil_not_used: a free-threaded Python turns its GIL on for a module that does not say that it needs
+// none, and that it needs none has not been tested (csrc/README.md).
+PYBIND11_MODULE(_C, m) {
     const char* error = nullptr;
     if (ltk::choose_isa(&error) == nullptr)
         throw py::import_error("ltkernels: LTKERNELS_ISA=" + std::string(std::getenv("LTKERNELS_ISA")) + ": " + error);

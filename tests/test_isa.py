@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import oracle
 import pytest
 import torch
 
@@ -46,6 +48,15 @@ def test_override(isa: str) -> None:
     assert result.stdout.split() == [isa], result.stderr
 
 
+def test_the_variable_is_read_at_import_alone() -> None:
+    code = (
+        "import os, ltkernels; isa = ltkernels._C.info()['isa']; os.environ['LTKERNELS_ISA'] = 'sse9'; "
+        "assert ltkernels._C.info()['isa'] == isa"
+    )
+    result = python("-c", code, isa="")
+    assert result.returncode == 0, result.stderr
+
+
 def test_unknown_isa_is_an_import_error() -> None:
     result = python("-c", "import ltkernels", isa="sse9")
     assert result.returncode != 0
@@ -68,3 +79,10 @@ def test_the_source_folder_says_that_it_is_not_built(tmp_path: Path) -> None:
     result = python("-c", code, isa="baseline")
     assert result.returncode != 0
     assert result.stderr.splitlines()[-1].startswith("ImportError: ltkernels has no compiled module")
+
+
+def test_the_emulated_kernels_have_the_tolerances_of_the_oracle() -> None:
+    header = (HERE / "cpu_host" / "host.h").read_text(encoding="utf-8")
+    table = header.split("kTolerances[kDTypes] = {")[1].split("};")[0]
+    rows = [tuple(float(x) for x in row.split(",")) for row in re.findall(r"\{(.+?)\}", table)]
+    assert rows == [oracle.TOLERANCES[d] for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)]

@@ -70,6 +70,18 @@ def test_quick_start_has_exactly_two_commands() -> None:
     assert len(re.findall(r"^python3 ", section, flags=re.M)) == 2
 
 
+def test_what_the_index_shows_has_no_relative_links() -> None:
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    ((pattern, replacement),) = re.findall(
+        r"substitutions = \[\{ pattern = '(.+)', replacement = '(.+)' \}\]", settings
+    )
+    shown = re.sub(pattern, replacement, README)
+    assert re.findall(r"\]\((?!https:)", README)
+    assert not re.findall(r"\]\((?!https:)", shown)
+    assert re.findall(r"^```.*?^```", shown, flags=re.S | re.M) == re.findall(r"^```.*?^```", README, flags=re.S | re.M)
+    assert "losses (`ltkernels/losses/README.md`)" in shown
+
+
 def test_every_room_has_a_guide() -> None:
     assert {f"{room}/README.md" for room in [*ROOMS, "benchmarks", "benchmarks/examples", "csrc"]} < set(GUIDES)
 

@@ -86,6 +86,10 @@ const IsaRow* choose_isa(const char** error) noexcept {
     return found;
 }
 
+const IsaRow& active_isa() noexcept {
+    return *active;
+}
+
 const Kernels& kernels() noexcept {
     return *active->kernels;
 }

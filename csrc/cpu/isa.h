@@ -17,7 +17,9 @@ const IsaRow* isa_rows(int* count) noexcept;
 // *error, when LTKERNELS_ISA names an unknown or unsupported one: falling back silently would time the wrong code.
 const IsaRow* choose_isa(const char** error) noexcept;
 
-// The active kernels; valid after choose_isa() has succeeded once (the module's import does that).
+// The active row and its kernels; valid after choose_isa() has succeeded. The module's import calls it, and nobody
+// later: kernels of other threads may be reading what it writes.
+const IsaRow& active_isa() noexcept;
 const Kernels& kernels() noexcept;
 
 }  // namespace ltk

@@ -22,7 +22,7 @@ __all__ = ["TailClass", "complete_tail", "derived_seed", "fdc_pool", "head_tail_
 
 def derived_seed(*parts: int) -> int:
     """A 63-bit seed from a run's seed and a purpose, independent between purposes."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1  # NumPy 1 cannot shift a uint64 by 1
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import os
 
-_OLDEST = (3, 2)
+_OLDEST = (3, 6)  # what torch 2.10 brings; older ones have not been tried
 
 
 @functools.cache

@@ -1,11 +1,12 @@
 """Compiles every specialisation that the launchers can ask for to machine code, without a GPU:
 
-    python -m ltkernels.triton.compile_all [--neighbours] [--sample] [--capability 90]... [--kernel NAME] [--jobs J]
+    python -m ltkernels.triton.compile_all [--neighbours] [--sample] [--capability 90]... [--kernel NAME] [--jobs J] [--report-spills]
 
 and fails where one does not compile, spills more than a few registers, needs more shared memory than a block can have, or is for
 aligned rows and does not write 16 bytes at a time. The list
 is what `_configs.every` and `every_linear` yield, and `every` of the files that have a kernel and its launcher, for each of three compute
-capabilities; `--neighbours` is what autotuning may launch beside it, and `--sample` what the tests compile.
+capabilities; `--neighbours` is what autotuning may launch beside it, and `--sample` what the tests compile. With `--report-spills` a
+spill is printed and is no failure: the tiles are made for Triton 3.9, of which older ones take more registers.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ def main() -> int:
     parser.add_argument("--sample", action="store_true", help="one of each kernel and dtype")
     parser.add_argument("--kernel", default="", help="only kernels with this in their name")
     parser.add_argument("--neighbours", action="store_true", help="what autotuning may launch beside the list")
+    parser.add_argument("--report-spills", action="store_true", help="a kernel that spills is printed and no failure")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--verbose", action="store_true", help="one line a kernel")
     arguments = parser.parse_args()
@@ -153,7 +155,7 @@ def main() -> int:
                 most = Usage(*map(max, most, usage))
             if wrong or arguments.verbose:
                 print(f"sm_{capability} {listed[index].name}: {usage} {wrong}", flush=True)
-            failures += bool(wrong)
+            failures += bool(wrong) and not (arguments.report_spills and wrong.startswith("spills"))
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         f"{len(jobs)} kernels, {failures} failures, {time.monotonic() - began:.0f} s ({spent.ru_utime + spent.ru_stime:.0f} s of "

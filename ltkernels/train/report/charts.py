@@ -160,7 +160,8 @@ def _square(
     figure, (axes,) = axes_of(max(size, 0.9), max(size, 0.9))
     axes.imshow(image, interpolation="none", aspect="auto")
     axes.grid(False)
-    axes.spines[:].set(visible=True, color=GRID)
+    axes.spines[:].set_visible(True)  # not set(visible=...), which matplotlib 3.7 has not for several spines
+    axes.spines[:].set_color(GRID)
     axes.set_title(fill(shorten(title, 90), max(24, int(9 * size))))
     if n <= _MOST_ROWS:
         # Of the columns the numbers: names at their head run into each other.
