@@ -306,8 +306,8 @@ void check_selection() {
         const int64_t start = 0, samples = size, group = 0;
         std::vector<double> out(static_cast<size_t>(lanes));
         std::vector<Real> scratch(static_cast<size_t>(subset_scores_scratch(d, size)));
-        subset_scores(SubsetScores<Real>{pool.data(), &start, &samples, &group, 1, d, b.data(), 0, true, nullptr,
-                                         c.data(), 0, 20.0, out.data(), nullptr},
+        subset_scores(SubsetScores<Real>{pool.data(), &start, &samples, &group, 1, d, b.data(), c.data(), 20.0,
+                                         out.data(), nullptr},
                       scratch.data(), 1);
         return Numbers(out.begin(), out.begin() + 8);
     });
