@@ -292,7 +292,7 @@ def test_kcl_draws_without_replacement() -> None:
 
 def test_the_recipe_of_sbcl() -> None:
     """The function in the guide, against pairs; a cluster that the queue does not hold has its own key alone."""
-    guide = (Path(ltk.__file__).parent / "contrastive" / "README.md").read_text()
+    guide = (Path(__file__).parent.parent / "ltkernels" / "contrastive" / "README.md").read_text()
     (recipe,) = re.findall(r"```python\n(def sbcl.*?)```", guide, flags=re.S)
     scope = {"torch": torch, "ltk": ltk}
     exec(recipe, scope)

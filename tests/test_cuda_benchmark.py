@@ -223,10 +223,10 @@ def test_the_gpu_tests_are_run(tmp_path, monkeypatch) -> None:
     gpu.run_tests(tmp_path, False, False, time.time() + 100, found)
     files = [Path(command[-1]).name for command, _ in commands]
     assert files == [
-        "test_gpu_kernels.py", "test_gpu_kernels.py", "test_gpu_selection.py", "test_gpu_training.py",
+        "test_gpu_contrast.py", "test_gpu_kernels.py", "test_gpu_kernels.py", "test_gpu_selection.py", "test_gpu_training.py",
     ]  # fmt: skip
-    assert commands[1][1] == {"CUDA_LAUNCH_BLOCKING": "1"}
-    assert "--last-failed" in commands[1][0]
+    assert commands[2][1] == {"CUDA_LAUNCH_BLOCKING": "1"}
+    assert "--last-failed" in commands[2][0]
     assert found.failed == [f"test_gpu_kernels{again}: 1, see test_gpu_kernels{again}.log" for again in ("", "-again")]
     monkeypatch.setattr(gpu, "CHECKOUT", tmp_path)
     gpu.run_tests(tmp_path, False, False, time.time() + 100, found)
