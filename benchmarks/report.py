@@ -107,14 +107,14 @@ def selection_table(result: dict[str, Any]) -> str:
     grouped: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for row in result["rows"]:
         if "ms_p50" in row:
-            mode = row["mode"] if row["op"] == "select step" else ""
+            mode = row["mode"] if row["op"] in ("select step", "k-means") else ""
             grouped[row["op"], mode, row["B"], row["C"], row["D"]].append(row)
     lines = ["| what | features | ours, ms | the others take |", "|---|---:|---:|---|"]
     for (op, mode, b, c, d), rows in grouped.items():
         what = {
             "select step": f"one greedy step, {b} subsets of {c}, {mode}",
             "k of n items": f"{c} of {b} items by log det",
-            "k-means": f"k-means, {b} rows, {c} clusters",
+            "k-means": f"k-means, {b} rows, {c} clusters of {mode}",
         }.get(op, op)
         ours = [row for row in rows if row["backend"].startswith("cpu-")]
         others = [row for row in rows if row not in ours]
