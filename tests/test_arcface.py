@@ -95,6 +95,21 @@ def test_small_angles_are_exact_in_float64(theta: float, backend: str) -> None:
     assert grad[0, 0].item() == pytest.approx(-S * share * math.sin(angle + M) / math.sin(angle), rel=1e-9)
 
 
+@pytest.mark.parametrize("below", [1e-7, 1e-9, 1e-12])
+def test_gradient_of_a_certain_row_keeps_its_digits(below: float) -> None:
+    """Near the cosine 1 a label is certain and the slope steep: p - 1, rounded, would keep seven digits of the gradient."""
+    mpmath = pytest.importorskip("mpmath")
+    z = torch.tensor([[1 - below, -0.5, -0.9, 0.1]], dtype=torch.float64, requires_grad=True)
+    ltk.nn.ArcFace(4, s=30.0)(z, torch.tensor([0])).backward()
+    with mpmath.workdps(50):
+        c, *others = [mpmath.mpf(value) for value in z[0].tolist()]
+        sine, margin = mpmath.sqrt(1 - c * c), mpmath.mpf(0.5)
+        rest = sum(mpmath.exp(30 * other) for other in others)
+        share = rest / (rest + mpmath.exp(30 * (c * mpmath.cos(margin) - sine * mpmath.sin(margin))))
+        expected = float(-30 * share * (mpmath.cos(margin) + c / sine * mpmath.sin(margin)))
+    assert float(z.grad[0, 0]) == pytest.approx(expected, rel=1e-13)
+
+
 def test_gradient_through_a_cosine_head() -> None:
     """Features on top of their class weight: the product with the derivative of the cosine stays finite."""
     head = ltk.nn.CosineLinear(4, 3)

@@ -61,6 +61,18 @@ def test_shapes(shape, labels, kind, reduction) -> None:
         assert torch.allclose(a, b)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("target", ["one", "mixed"])
+def test_ignored_rows_need_no_class(target, reduction) -> None:
+    z, y = torch.randn(3, 0, dtype=torch.float64, requires_grad=True), torch.zeros(3, dtype=torch.int64)
+    expected = F.cross_entropy(z, y, reduction=reduction, ignore_index=0)
+    for table in (None, torch.zeros(0, dtype=torch.float64)):
+        actual = CE(z, y if target == "one" else (y, y, 0.5), reduction=reduction, ignore_index=0, margin=table)
+        assert torch.equal(actual.nan_to_num(7), expected.nan_to_num(7))
+        actual.sum().backward()
+        assert z.grad.shape == (3, 0)
+
+
 def test_integer_dtypes_of_labels() -> None:
     z = torch.randn(4, 5)
     y = torch.tensor([0, 4, 2, 1])

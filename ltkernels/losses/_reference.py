@@ -34,6 +34,8 @@ def adjusted_cross_entropy(logits: Tensor, call: Call) -> Tensor:
 
     valid = target != call.ignore_index
     labels = torch.where(valid, target, 0)
+    if z.shape[1] == 0:  # there is no class to look up, and every label is ignored
+        return _reduce(z.sum(dim=1), z.new_zeros(()), valid.sum(), call.reduction)
     share = torch.ones_like(labels, dtype=z.dtype) if call.lam is None else call.lam
     term = _terms.of(call)
 

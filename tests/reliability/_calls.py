@@ -292,7 +292,8 @@ def spoil(draw: Draw, call: Call) -> tuple[Any, Any, dict[str, Any]] | None:
     if kind == "logits list":
         return None, target, common
     if kind == "no classes":
-        return z.new_empty(3, 0), torch.zeros(3, dtype=torch.int64), common
+        # An ignored row needs no class.
+        return z.new_empty(3, 0), torch.full((3,), int(common["ignore_index"] == 0)), common
     if kind == "smoothing":
         return z, target, {**common, "label_smoothing": draw.choice([-0.1, 1.5, NAN, INF, "0.1", None, True])}
     if kind == "reduction":

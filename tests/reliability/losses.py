@@ -217,8 +217,12 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
     wanted.backward(torch.ones_like(wanted))
     wanted, slopes = wanted.detach(), call.to_rows(leaf.grad)
     sigma = 1.0 if form.row_scale is None else float(form.row_scale.max())
-    # Seesaw adds (q + 1) times log-probabilities; ArcFace's slope reaches 1000 where the cosine is 1.
-    steep = {"seesaw": 8.0, "arcface": 1e3}.get(form.term.form, 1.0)
+    # Seesaw adds (q + 1) times log-probabilities; ArcFace's slope reaches 1000 where the cosine is 1, in float64 1 / sine: the plain
+    # reference's p - 1 is rounded to 1e-16 before that factor (ours keeps all digits: tests/test_arcface.py).
+    steep = torch.tensor({"seesaw": 8.0, "arcface": 1e3}.get(form.term.form, 1.0), dtype=torch.float64)
+    if form.term.form == "arcface" and real == torch.float64 and call.rows.numel():
+        sine2 = (1 - call.rows) * (1 + call.rows)
+        steep = steep.maximum(1 / sine2.clamp(min=1e-14).sqrt().nan_to_num(1.0).amin(dim=1))
     size = (
         call.rows.abs().nan_to_num(posinf=0.0).amax(dim=1) * sigma * steep
         if call.rows.numel()
@@ -234,6 +238,7 @@ def closed_form(call: Call, form: Any, common: dict[str, Any], run: Any) -> None
     if common["reduction"] != "none" and not bool(finite.all()):
         return
     near = factor * epsilon * (4 + size) + 4e-16 * steep
+    steep = steep[:, None] if steep.dim() else steep
     rows_ok = finite.reshape(wanted.shape) if common["reduction"] == "none" else torch.tensor(True)
     limit = (
         near.reshape(wanted.shape) if common["reduction"] == "none" else near.max() if len(near) else torch.tensor(0.0)
