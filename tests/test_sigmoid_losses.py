@@ -64,6 +64,12 @@ def test_eql_v2() -> None:
     close(loss.ratio, 2 / 1.731058, 0.8 / 1.311230, 3.40614)
 
 
+def test_eql_v2_refuses_a_map_that_falls() -> None:
+    for call in (lambda: ltk.nn.EQLv2(3, gamma=-0.5), lambda: ltk.adjustments.eql_v2(3, gamma=-0.5)):
+        with pytest.raises(ValueError, match=r"gamma .*-0\.5"):
+            call()
+
+
 def test_eql_v2_keeps_its_state() -> None:
     z, hot = drawn(20, 9)
     loss, plain = ltk.nn.EQLv2(9, reduction="batch_mean"), ltk.nn.EQLv2(9, reduction="batch_mean")

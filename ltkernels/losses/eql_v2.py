@@ -35,7 +35,7 @@ def eql_v2(
 
     Args:
         num_classes: C.
-        gamma: steepness of the map from a class' ratio to its factors.
+        gamma: steepness of the map from a class' ratio to its factors, at least 0: below, rich classes would be raised.
         mu: ratio at its middle.
         alpha: how much more a positive may count.
         table_dtype: torch.float32, or torch.float64 for a model in float64.
@@ -53,7 +53,7 @@ def eql_v2(
                 [1., 1.]])
     """
     ratio = torch.full((_checks.num_classes(num_classes),), _RATIO, dtype=torch.float64, device="cpu")
-    gamma, mu = _checks.number("gamma", gamma), _checks.number("mu", mu)
+    gamma, mu = _checks.number("gamma", gamma, low=0.0), _checks.number("mu", mu)
     table = _factors(ratio, gamma, mu, _checks.number("alpha", alpha, low=0.0))
     return rounded(ClosedForm(Term("sigmoid", table)), table_dtype)
 
@@ -76,7 +76,7 @@ class EQLv2(AdjustedCrossEntropy):
 
     Args:
         num_classes: C.
-        gamma: steepness of the map from a class' ratio to its factors.
+        gamma: steepness of the map from a class' ratio to its factors, at least 0: below, rich classes would be raised.
         mu: ratio at its middle.
         alpha: how much more a positive may count.
         process_group: adds the gradients over its ranks; "world" is the default group, None this process alone. Every rank must call.
