@@ -7,6 +7,7 @@ dispatch modes, tensor subclasses) is answered here, once.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
@@ -152,6 +153,21 @@ def _times(grad: Tensor, factor: Tensor, call: Any) -> Tensor:
         scale_kernel("triton")(grad, factor, None)
         return grad
     return grad.mul_(factor)
+
+
+def by_backend(
+    cpu: Callable[[Inputs, Any, Request], tuple[Sequence[Tensor], Sequence[Tensor | None]]], *, triton: str
+) -> Callable[[Inputs, Any, Request], tuple[Sequence[Tensor], Sequence[Tensor | None]]]:
+    """The kernel of a record that has a `backend`: `cpu`, or ``module.function`` of `ltkernels.triton`, imported when it serves."""
+    module, name = triton.split(".")
+
+    def kernel(inputs: Inputs, call: Any, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        if call.backend != "triton":
+            return cpu(inputs, call, request)
+        found = getattr(importlib.import_module(f"{__package__}.triton.{module}"), name)
+        return found(inputs, call, request)  # type: ignore[no-any-return]
+
+    return kernel
 
 
 def _on_cpu(inputs: Inputs) -> bool:

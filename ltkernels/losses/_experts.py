@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _backends
 from .._call import BATCH_MEAN, NONE, SUM, Call
 from .._checks import real_dtype
-from .._fused import Fused, Inputs, Request
+from .._fused import Fused, Inputs, Request, by_backend
 from .._native import _C
 from .._watch import address, wants_gradient
 from . import _reference
@@ -158,15 +158,6 @@ def needs_torch(logits: Tensor, call: Experts) -> str:
 
 
 def _kernel(inputs: Inputs, call: Experts, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    if call.backend == "triton":
-        from ..triton import experts
-
-        found: tuple[Sequence[Tensor], Sequence[Tensor | None]] = experts.experts(inputs, call, request)
-        return found
-    return _on_cpu(inputs, call, request)
-
-
-def _on_cpu(inputs: Inputs, call: Experts, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     logits = [z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous() for z in experts_of(inputs)]
     first = logits[0]
     rows, classes = first.shape
@@ -235,7 +226,7 @@ _OPERATOR = Fused(
     "Tensor logits, " + ", ".join(f"Tensor? logits{e}" for e in range(1, MOST)),
     Experts,
     1,
-    _kernel,
+    by_backend(_kernel, triton="experts.experts"),
     lambda inputs, call: [(len(experts_of(inputs)) + 1, call.target.shape[0]) if call.reduction == NONE else ()],
     reference,
     lambda inputs, call: call.backend != "torch",

@@ -19,7 +19,7 @@ from .._backends._shared import DTYPE_CODES, bad_label
 from .._call import NONE
 from .._checks import real_dtype
 from .._errors import ArgumentError, DTypeError
-from .._fused import Fused, Inputs, Outputs, Request
+from .._fused import Fused, Inputs, Outputs, Request, by_backend
 from .._native import _C
 from .._watch import address, direct, wants_gradient
 from ._sigmoid_reference import SigmoidCall, reference
@@ -33,15 +33,6 @@ _NOT_CUDA = "there is no CUDA kernel for multi-label targets and the general sig
 
 
 def _kernel(inputs: Inputs, call: SigmoidCall, request: Request) -> tuple[Outputs, list[Tensor | None]]:
-    if call.backend == "triton":
-        from ..triton import sigmoid
-
-        found: tuple[Outputs, list[Tensor | None]] = sigmoid.sigmoid_ce(inputs, call, request)
-        return found
-    return _on_cpu(inputs, call, request)
-
-
-def _on_cpu(inputs: Inputs, call: SigmoidCall, request: Request) -> tuple[Outputs, list[Tensor | None]]:
     logits, scale, shift, positive, negative, weight, own = inputs
     assert logits is not None
     z = logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
@@ -98,7 +89,7 @@ _FUSED = Fused(
     "Tensor logits, Tensor? scale, Tensor? shift, Tensor? positive, Tensor? negative, Tensor? weight, Tensor? sample_weight",
     SigmoidCall,
     1,
-    _kernel,
+    by_backend(_kernel, triton="sigmoid.sigmoid_ce"),
     _shapes,
     reference,
     lambda inputs, call: call.backend != "torch",

@@ -14,7 +14,7 @@ from .. import _backends
 from .._call import BATCH_MEAN, MEAN, NONE, SUM, Call
 from .._checks import real_dtype
 from .._errors import ArgumentError
-from .._fused import Fused, Inputs, Request
+from .._fused import Fused, Inputs, Request, by_backend
 from .._native import _C
 from .._watch import address, direct, wants_gradient
 
@@ -105,15 +105,6 @@ def _served(inputs: Inputs, call: SoftTargets) -> bool:
 
 
 def _kernel(inputs: Inputs, call: SoftTargets, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    if call.backend == "triton":
-        from ..triton import soft_targets as on_gpu
-
-        found: tuple[Sequence[Tensor], Sequence[Tensor | None]] = on_gpu.soft_targets(inputs, call, request)
-        return found
-    return _on_cpu(inputs, call, request)
-
-
-def _on_cpu(inputs: Inputs, call: SoftTargets, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     logits, target, shift, scale, weight, own = inputs
     assert logits is not None
     assert target is not None
@@ -192,7 +183,7 @@ _OPERATOR = Fused(
     "Tensor logits, Tensor target, Tensor? shift, Tensor? scale, Tensor? weight, Tensor? sample_weight",
     SoftTargets,
     1,
-    _kernel,
+    by_backend(_kernel, triton="soft_targets.soft_targets"),
     lambda inputs, call: [(inputs[0].shape[0],) if call.reduction == NONE else ()],  # type: ignore[union-attr]
     reference,
     _served,
