@@ -32,6 +32,8 @@ void bind_device(py::module_& m) {
         {"margin", &Call::margin},
         {"row_scale", &Call::row_scale},
         {"weight", &Call::weight},
+        {"smoothing", &Call::smoothing},
+        {"label_scale", &Call::label_scale},
         {"row_coef", &Call::row_coef},
         {"reduction", &Call::reduction},
         {"row_coef_stride", &Call::row_coef_stride},

@@ -8,6 +8,7 @@
 #include "scale.cuh"
 #include "sigmoid_bce.cuh"
 #include "two_phase.cuh"
+#include "vmf.cuh"
 
 namespace ltk {
 namespace cuda {
@@ -51,7 +52,7 @@ template <class T>
 RowsKernel held_kernel(const AdjustedCe& ce) {
     if (!keeps(ce)) return adjusted_ce_rows_terms<T>;
     if constexpr (sizeof(T) <= 4)  // float64 is not where time is spent: one kernel for all tables
-        if (ce.scale == nullptr && ce.row_scale == nullptr && ce.label_smoothing == 0.0)
+        if (ce.scale == nullptr && ce.row_scale == nullptr && ce.label_scale == nullptr && !smooths(ce))
             return ce.shift == nullptr ? adjusted_ce_rows<T, Tables::none> : adjusted_ce_rows<T, Tables::shift>;
     return adjusted_ce_rows<T, Tables::any>;
 }
@@ -75,7 +76,7 @@ double* lay_out_tables(RowsJob& job, int64_t granule, double* scratch) {
     const AdjustedCe& ce = job.ce;
     job.scale.source = ce.scale;
     job.shift.source = ce.closed.form == Form::sigmoid ? ce.closed.table : ce.shift;
-    job.weight.source = ce.label_smoothing == 0.0 ? nullptr : ce.weight;
+    job.weight.source = smooths(ce) ? ce.weight : nullptr;
     for (Table* table : {&job.scale, &job.shift, &job.weight}) {
         if (table->source == nullptr) continue;
         if (granule % kWidth == 0 && reinterpret_cast<uintptr_t>(table->source) % 16 == 0) continue;
@@ -91,10 +92,11 @@ template <class T>
 const char* launch_rows(RowsJob& job, Path path, double* scratch, Where where) {
     using Real = real_t<T>;
     const AdjustedCe& ce = job.ce;
-    const bool sigmoid = ce.closed.form == Form::sigmoid;
+    const bool sigmoid = ce.closed.form == Form::sigmoid, vmf = ce.closed.form == Form::vmf;
     const int64_t granule = granule_of_rows(ce, sizeof(T), kVec<T>);
-    job.plan = choose<T>(ce, sigmoid ? Path::memory : path, granule, where.device);
+    job.plan = choose<T>(ce, sigmoid || vmf ? Path::memory : path, granule, where.device);
     const RowsKernel kernel = sigmoid              ? sigmoid_bce_rows<T>
+                              : vmf                ? vmf_rows<T>
                               : job.plan.registers ? held_kernel<T>(ce)
                                                    : adjusted_ce_rows_memory<T>;
     const int64_t rows_per_block = job.plan.block / job.plan.threads;
@@ -188,6 +190,8 @@ const char* ltk_cuda_adjusted_ce(const LossCall* call) {
     ce.margin = pointer(call->margin);
     ce.row_scale = pointer(call->row_scale);
     ce.weight = pointer(call->weight);
+    ce.smoothing = pointer(call->smoothing);
+    ce.label_scale = pointer(call->label_scale);
     ce.row_coef = pointer(call->row_coef);
     ce.focal_gamma = call->focal_gamma;
     ce.label_smoothing = call->label_smoothing;

@@ -12,6 +12,7 @@ struct LossCall {
     int64_t logits, logits_stride, rows, classes;
     int64_t target, target_b, lam, ignore_index;
     int64_t shift, scale, margin, row_scale, weight;
+    int64_t smoothing, label_scale;     // smoothing: of each label, in place of label_smoothing
     int64_t row_coef, row_coef_stride;  // stride: 1, or 0 for one number
     double focal_gamma, label_smoothing;
     int64_t reduction, loss, grad, grad_stride;

@@ -88,6 +88,8 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out, *, path: str = "any") -> N
     job.target_b, job.lam = address(call.target_b, "target[1]"), address(call.lam, "lam")
     for name, table in zip(TABLES, call.tables(), strict=True):
         setattr(job, name, address(table, name))
+    job.smoothing = address(call.smoothing, "label_smoothing")
+    job.label_scale = address(call.label_scale, "label_scale")
     factor = call.factor(rows)
     if factor is not None:
         job.row_coef, job.row_coef_stride = address(factor, "grad_scale"), factor.stride(0)

@@ -277,14 +277,7 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
 
 def _not_cuda(call: Call) -> str:
     """Why the CUDA kernels cannot serve a call that Triton's can."""
-    if call.target.is_floating_point():
-        return "there is no CUDA kernel for class probabilities as target"
-    if call.form == _VMF:
-        return "there is no CUDA kernel for the von Mises-Fisher form"
-    for name, value in (("label_scale", call.label_scale), ("a table as label_smoothing", call.smoothing)):
-        if value is not None:
-            return f"there is no CUDA kernel for {name}"
-    return ""
+    return "there is no CUDA kernel for class probabilities as target" if call.target.is_floating_point() else ""
 
 
 def _checked_term(
