@@ -346,9 +346,11 @@ def test_mdcs_by_hand() -> None:
     y[0] = z[0][0].argmax()
     loss = NN.MDCS(COUNTS, factor=0.6, temperature=2.0)
     n = torch.tensor(COUNTS).double()
-    wanted = sum(F.cross_entropy(a + t * n.log(), y) for a, t in zip(z, (-0.5, 1.0, 2.5), strict=True))
-    torch.testing.assert_close(loss(z, y), wanted, rtol=1e-6, atol=0)
-    for a, b in zip(z, strong, strict=True):
+    weak, other = ([a + t * n.log() for a, t in zip(view, (-0.5, 1.0, 2.5), strict=True)] for view in (z, strong))
+    torch.testing.assert_close(loss(z, y), sum(F.cross_entropy(a, y) for a in weak), rtol=1e-6, atol=0)
+    wanted = sum(F.cross_entropy(a, y) for a in weak + other) / 2
+    assert any(((a.argmax(1) == y) != (b.argmax(1) == y)).any() for a, b in zip(weak, z)), "the prior decides a row"
+    for a, b in zip(weak, other, strict=True):
         right = a.argmax(1) == y
         if right.any():
             log_q, log_p = (a[right] / 2).log_softmax(1), (b[right] / 2).log_softmax(1)
@@ -356,6 +358,9 @@ def test_mdcs_by_hand() -> None:
     torch.testing.assert_close(loss(z, y, strong), wanted, rtol=1e-6, atol=0)
     nobody = torch.stack([each.argmin(1) for each in z])[0]
     assert loss([z[0]] * 3, nobody, strong).isfinite()
+    without = NN.MDCS([6, 3, 0], factor=0.6, temperature=2.0, empty="ignore")
+    two = NN.MDCS([6, 3], factor=0.6, temperature=2.0)([a[:, :2] for a in z], y % 2, [b[:, :2] for b in strong])
+    torch.testing.assert_close(without(z, y % 2, strong), two)
 
 
 def test_ride_with_a_base_loss_and_class_temperatures() -> None:
