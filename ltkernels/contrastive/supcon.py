@@ -55,7 +55,7 @@ class SupCon(Contrastive):
 
 
 class NTXent(Contrastive):
-    """NT-Xent, Chen et al. 2020 (arXiv:2002.05709), equation 1: the other views of a sample against all of the batch.
+    """NT-Xent, Chen et al. 2020 (arXiv:2002.05709): the other views of a sample against all of the batch.
 
     Args:
         tau: temperature, above 0.

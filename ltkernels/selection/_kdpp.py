@@ -16,7 +16,7 @@ Draw = Callable[[Tensor], int]
 
 
 def sample_k_dpp(features: Any, k: int, *, quality: Any = None, seed: int = 0) -> Tensor:
-    """Draws k samples of a k-DPP, Kulesza & Taskar 2011 (ICML; arXiv:1207.6083, section 5): a subset Y has the probability ``det(L_Y) /
+    """Draws k samples of a k-DPP, Kulesza & Taskar 2011 (ICML) and 2012 (arXiv:1207.6083): a subset Y has the probability ``det(L_Y) /
     e_k(eigenvalues of L)``, with ``L = diag(q) X X^T diag(q)``. Subsets that span more volume are more probable; `select_subsets` finds the
     most diverse instead.
 
