@@ -37,7 +37,7 @@ class MDCS(ExpertsLoss):
 
     Raises:
         TypeError: counts that are not integers by class id.
-        ValueError: counts below 0 or all 0, a class without samples unless ``empty="ignore"``, another number of experts.
+        ValueError: counts below 0 or all 0, a class without samples unless ``empty="ignore"``, no tau, another number of experts.
 
     Predict with: `predict`, the mean of the experts' logits.
 
@@ -72,6 +72,8 @@ class MDCS(ExpertsLoss):
     ) -> None:
         if reduction == "none":
             raise ArgumentError("reduction is 'none'; the consistency is a mean over other rows than the losses")
+        if not len(tau):
+            raise ArgumentError("tau is empty; it must have one number for each expert")
         taus = [_checks.number(f"tau[{e}]", value) for e, value in enumerate(tau)]
         counts = _checks.class_counts(class_counts, empty)
         rows = [each * counts.n.log() for each in taus]
