@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import io
 import math
 
 import pytest
@@ -495,6 +493,9 @@ BAD = ltk.losses.Adjustment(shift=torch.tensor([0.0, math.nan, 0, 0, 0]))
         (lambda: NN.RIDE(class_temperature=True), ValueError, "class_counts is None"),
         (lambda: NN.ResLT(COUNTS, reduction="none"), ValueError, "ResLT has its own denominators"),
         (lambda: NN.BalPoE(COUNTS, ()), ValueError, "tau is empty"),
+        (lambda: NN.MDCS(COUNTS, ()), ValueError, "tau is empty"),
+        (lambda: NN.ResLT(COUNTS, many=5), ValueError, r"few is 20; it must be at most many \(5\)"),
+        (lambda: NN.ResLT(COUNTS, few="a"), TypeError, "few is 'a'"),
         (lambda: ltk.inference.expert_weights(Z, Z[:1]), ValueError, r"second_view has shape \(1, 4, 5\)"),
         (lambda: ltk.inference.expert_weights(Z, Z, epochs=0), ValueError, "epochs is 0"),
     ],
@@ -502,14 +503,3 @@ BAD = ltk.losses.Adjustment(shift=torch.tensor([0.0, math.nan, 0, 0, 0]))
 def test_message(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-@pytest.mark.parametrize(
-    "documented", [EXPERTS, ltk.functional.distillation, NN.SADE, NN.BalPoE, NN.RIDE, NN.NCL, NN.ResLT, NN.MDCS]
-)
-def test_examples(documented) -> None:
-    tests = doctest.DocTestFinder(recurse=False).find(documented, globs={"ltk": ltk, "torch": torch})
-    assert any(test.examples for test in tests)
-    for test in tests:
-        out = io.StringIO()
-        assert doctest.DocTestRunner().run(test, out=out.write).failed == 0, out.getvalue()

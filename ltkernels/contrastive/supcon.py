@@ -75,7 +75,7 @@ class NTXent(Contrastive):
 
     Example:
         >>> loss = ltk.nn.NTXent(tau=0.5)
-        >>> round(loss(torch.eye(3)[[[0, 0], [1, 1]]]).item(), 4)
+        >>> round(loss(torch.eye(3)[torch.tensor([[0, 0], [1, 1]])]).item(), 4)
         0.2395
     """
 

@@ -130,7 +130,7 @@ class LADE(AdjustedCrossEntropy):
         >>> loss = ltk.nn.LADE([6, 3, 1], alpha=1.0, lam=0.1)
         >>> logits = torch.tensor([[1.0, 0.5, -0.5], [0.2, 0.8, 0.0]])
         >>> round(loss(logits, torch.tensor([2, 1])).item(), 4)
-        2.2427
+        2.4176
     """
 
     title = "LADE"
