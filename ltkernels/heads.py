@@ -338,7 +338,7 @@ def _explain(
 ) -> _backends.Explanation:
     """`ltkernels.explain` of the head."""
     path = _prepare(features, weight, target, bias, class_weight, chunk_rows, options)
-    kernel = _backends.explain(options.get("backend"), features.device, path.loss.needs_torch, path.loss.not_cuda)
+    kernel = _backends.explain(options.get("backend"), features.device, path.loss.needs_torch)
     call = path.loss.call
     how = {0: "logits held", TILES: "logits in tiles"}.get(path.chunk_rows, "logits in chunks")
     reason = f"{kernel.reason}; {how}: {path.reason}"

@@ -56,9 +56,9 @@ def test_what_no_cuda_kernel_serves(monkeypatch) -> None:
     """Refused, not computed without what it is made of."""
     library.emulate(monkeypatch)
     monkeypatch.setattr(_backends, "_cannot_serve", lambda backend, kind: "")
-    loss = ltk.nn.LogitAdjustedCrossEntropy(COUNTS, backend="cuda")
-    with pytest.raises(ValueError, match="there is no CUDA kernel for class probabilities as target"):
-        loss(torch.zeros(2, 5), torch.full((2, 5), 0.2))
+    y, term = torch.tensor([0, 1]), ltk.adjustments.vmf(torch.ones(5), 8).term
+    with pytest.raises(ValueError, match="the von Mises-Fisher form, whose kernels take plain labels"):
+        ltk.functional.adjusted_cross_entropy(torch.zeros(2, 5), (y, y.flip(0), 0.5), term=term, backend="cuda")
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

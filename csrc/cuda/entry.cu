@@ -7,6 +7,7 @@
 #include "row_logsumexp.cuh"
 #include "scale.cuh"
 #include "sigmoid_bce.cuh"
+#include "soft_targets.cuh"
 #include "two_phase.cuh"
 #include "vmf.cuh"
 
@@ -141,6 +142,16 @@ const char* launch_contrast(ContrastJob& job, Where where) {
                   job);
 }
 
+template <class T>
+const char* launch_soft(SoftJob& job, Where where) {
+    if (job.soft.classes > INT32_MAX / 2) return "there are more than 2^30 classes";
+    const Room room{kVec<T>, Traits<T>::kHeld, Traits<T>::kEnds, kMemoryBlock};
+    job.plan = plan_rows(room, job.soft.classes, 1, Path::memory, 1);
+    const int64_t rows_per_block = job.plan.block / job.plan.threads;
+    return launch(job.soft.teacher ? soft_rows<T, true> : soft_rows<T, false>,
+                  {(job.soft.rows + rows_per_block - 1) / rows_per_block, job.plan.block}, where, job);
+}
+
 PartJob part_job(int64_t logits, int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
                  int64_t scale, int64_t weight, int64_t row_scale) {
     PartJob job{};
@@ -267,6 +278,29 @@ const char* ltk_cuda_row_logsumexp(const ContrastCall* call) {
         if constexpr (std::is_floating_point_v<T>) return launch_contrast<T>(job, where);
         return "products are float32 or float64";
     });
+}
+
+const char* ltk_cuda_soft_targets(const SoftCall* call) {
+    SoftJob job{};
+    SoftTargets& soft = job.soft;
+    soft.logits = pointer(call->logits);
+    soft.logits_stride = call->logits_stride;
+    soft.target = pointer(call->target);
+    soft.target_stride = call->target_stride;
+    soft.teacher = call->teacher != 0;
+    soft.shift = pointer(call->shift);
+    soft.scale = pointer(call->scale);
+    soft.weight = pointer(call->weight);
+    soft.row_coef = pointer(call->row_coef);
+    soft.sigma = call->sigma;
+    soft.keep = call->keep;
+    soft.floor = call->floor;
+    soft.rows = call->rows;
+    soft.classes = call->classes;
+    soft.row_loss = pointer(call->row_loss);
+    soft.grad = pointer(call->grad);
+    return on_device(soft.rows, call->device, call->stream, call->dtype,
+                     [&](auto element, Where where) { return launch_soft<decltype(element)>(job, where); });
 }
 
 const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor,

@@ -73,8 +73,7 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
     Tables are rounded to the loss' dtype. A table that requires a gradient gets one, in the kernel's own pass on the CPU (`explain` says
     where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives, gradients with
     respect to lam, sample_weight, label_scale, label_smoothing and class probabilities, and those of tables beside class probabilities or
-    on a GPU are computed by the plain torch reference. There is no CUDA kernel for class probabilities: on a GPU Triton's computes them,
-    and without Triton the reference.
+    on a GPU are computed by the plain torch reference.
 
     Raises:
         ValueError: a label out of range (row and value), a class probability that is negative or not finite, a table entry or sample
@@ -93,7 +92,7 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
 
 def of_checked(checked: Checked) -> Tensor:
     """The loss of what the door let in."""
-    logits, call, inplace, shape, _, direct, _ = checked
+    logits, call, inplace, shape, _, direct = checked
     if call.backend == "torch":
         loss = _reference.adjusted_cross_entropy(logits, call)
     elif call.target.is_floating_point():
@@ -131,4 +130,4 @@ def _explain(op: object, logits: Tensor, target: Target, *_: object, **kwargs: A
     if term is not None and term.seed is None:  # a question draws no random number
         options["term"] = term._replace(seed=torch.zeros(1, dtype=torch.int64))
     found = checked(logits, target, **options)
-    return _backends.explain(options.get("backend"), logits.device, found.needs_torch, found.not_cuda)
+    return _backends.explain(options.get("backend"), logits.device, found.needs_torch)

@@ -57,8 +57,8 @@ class Options(Shared, total=False):
 
 class Checked(NamedTuple):
     """What `checked` makes of the arguments: logits (N, C), their call, whether the gradient may overwrite them, the shape that an
-    unreduced loss gets where it is not (N,), why the torch reference serves the call, empty where a kernel does, `_watch.direct` of its
-    tensors, and why the CUDA kernels do not serve it."""
+    unreduced loss gets where it is not (N,), why the torch reference serves the call, empty where a kernel does, and `_watch.direct` of its
+    tensors."""
 
     logits: Tensor
     call: Call
@@ -66,7 +66,6 @@ class Checked(NamedTuple):
     shape: tuple[int, ...] | None
     needs_torch: str
     direct: bool
-    not_cuda: str = ""
 
 
 def checked(
@@ -184,8 +183,7 @@ def checked(
         focal_gamma, label_smoothing, ignore_index, code, form, form_options,
     )  # fmt: skip
     needs_torch = _needs_torch(call, backend, logits)
-    not_cuda = _not_cuda(call)
-    served = _backends.choose(backend, device, needs_torch, not_cuda)
+    served = _backends.choose(backend, device, needs_torch)
     if inplace and (code == NONE or probabilities or served == "torch"):
         reason = (
             "the torch backend serves this call"
@@ -210,7 +208,7 @@ def checked(
     if served == "torch":
         refuse_dtensors(call)
         check_labels(call, classes)
-    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors())), not_cuda)
+    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors())))
 
 
 checked.__qualname__ = "adjusted_cross_entropy"  # as a wrong keyword is reported
@@ -273,11 +271,6 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
     if call.form == _VMF and lam is not None:
         return "the von Mises-Fisher form, whose kernels take plain labels"
     return ""
-
-
-def _not_cuda(call: Call) -> str:
-    """Why the CUDA kernels cannot serve a call that Triton's can."""
-    return "there is no CUDA kernel for class probabilities as target" if call.target.is_floating_point() else ""
 
 
 def _checked_term(

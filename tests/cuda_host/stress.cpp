@@ -141,6 +141,33 @@ void contrast(int64_t rows, int64_t columns) {
     ++calls;
 }
 
+// Probabilities, or a teacher's logits.
+void soft_targets(int64_t rows, int64_t classes, bool teacher) {
+    Buffer<float> logits(rows * classes), target(rows * classes), table(classes), coef(rows), loss(rows);
+    Buffer<float> grad(rows * classes);
+    for (int64_t i = 0; i < rows * classes; ++i) {
+        logits[i] = value(i);
+        target[i] = std::fabs(value(i + 1));
+    }
+    for (int64_t j = 0; j < classes; ++j) table[j] = 0.5f;
+    for (int64_t i = 0; i < rows; ++i) coef[i] = 2.0f;
+    SoftCall call{};
+    call.teacher = teacher;
+    call.logits = logits.address();
+    call.target = target.address();
+    call.logits_stride = call.target_stride = call.classes = classes;
+    call.rows = rows;
+    call.shift = call.scale = call.weight = table.address();
+    call.row_coef = coef.address();
+    call.row_loss = loss.address();
+    call.grad = grad.address();
+    call.sigma = call.keep = 0.5;
+    const char* error = ltk_cuda_soft_targets(&call);
+    if (error != nullptr) emulation::fail(error);
+    if (!(loss[0] > 0.0f)) emulation::fail("the loss of soft targets is not above 0");
+    ++calls;
+}
+
 template <class T>
 void logdet(int64_t dtype, int64_t batch, int64_t n) {
     Buffer<T> matrices(batch * n * n), out(batch);
@@ -188,6 +215,8 @@ int main(int count, char** arguments) {
     two_phases(3, 1100);
     contrast(5, 40);
     contrast(3, 1100);
+    soft_targets(5, 40, false);
+    soft_targets(3, 1100, true);
     logdet<double>(1, 9, 5);
     logdet<float>(0, 2, 33);
     scale(1003);
