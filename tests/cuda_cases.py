@@ -18,7 +18,8 @@ from ltkernels._backends import cuda as _cuda
 from ltkernels._backends import weighing_rows
 from ltkernels._call import Call, Out
 from ltkernels._checks import REDUCTIONS, real_dtype
-from ltkernels.losses import _reference, _terms
+from ltkernels._fused import Request
+from ltkernels.losses import _reference, _soft, _terms
 
 DTYPES = list(oracle.TOLERANCES)
 PATHS = ("registers", "cluster", "memory")
@@ -281,6 +282,30 @@ def check_vmf_layouts(device: str, dtype: torch.dtype) -> None:
             assert torch.equal(replaced.nan_to_num(nan=9.0), got.nan_to_num(nan=9.0))
             view.fill_(-7.0)
             assert (there == -7.0).all(), "something beside the rows was written"
+
+
+def check_soft_targets(device: str, dtype: torch.dtype, classes: int, temperature: float) -> None:
+    """Probabilities (temperature 0), or a teacher's logits, with rows that have upstream gradients of their own, against the reference."""
+    generator = torch.Generator().manual_seed(classes)
+    z, y = ((torch.randn(5, classes, generator=generator) * 3).to(dtype) for _ in range(2))
+    real = real_dtype(dtype)
+    own, upstream = torch.linspace(0.5, 2, 5, dtype=real), torch.linspace(2, 1, 5, dtype=real)
+    tables = tables_of(classes, dtype, "shift", "scale", "weight")
+    weight = None if temperature else tables["weight"]
+    target = y if temperature else y.to(real).abs()
+    inputs = (z, target, tables["shift"], tables["scale"], weight, own)
+    soft = _soft.SoftTargets(0.0 if temperature else 0.1, 1.5, temperature, REDUCTIONS.index("none"), "cuda")
+    exact = [None if each is None else each.double() for each in inputs]
+    exact[0].requires_grad_()
+    (wanted,) = _soft.reference(tuple(exact), soft)
+    wanted.backward(upstream.double())
+    there = tuple(None if each is None else each.to(device) for each in inputs)
+    request = Request((True, *(False,) * 5), (upstream.to(device),))
+    (loss,), (grad, *_) = _cuda.soft_targets(there, soft, request)
+    near = 1e-11 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(loss.cpu().double(), wanted.detach(), rtol=near, atol=near)
+    slopes = exact[0].grad
+    torch.testing.assert_close(grad.cpu().double(), slopes, rtol=near, atol=near * float(slopes.abs().max()))
 
 
 def check_special_rows(device: str, dtype: torch.dtype, classes: int, path: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import contract
+import cuda_cases
 import pytest
 import test_soft_targets
 import torch
@@ -42,6 +43,13 @@ def test_class_probabilities(kind, dtype) -> None:
 def test_distillation(dtype) -> None:
     for classes, temperature in ((1, 1.0), (17, 0.5), (100, 4.0), (1024, 1.0), (2100, 2.0)):
         test_soft_targets.test_distillation_is_torchs_kl_div(classes, temperature, dtype)
+
+
+@pytest.mark.parametrize("dtype", contract.DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_the_kernel(temperature, dtype) -> None:
+    for classes in (2, 45, 1203):
+        cuda_cases.check_soft_targets("cpu", dtype, classes, temperature)
 
 
 @pytest.mark.parametrize("reduction", contract.REDUCTIONS)

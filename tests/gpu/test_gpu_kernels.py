@@ -120,6 +120,13 @@ def test_von_mises_fisher(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_soft_targets(temperature: float, dtype: torch.dtype) -> None:
+    for classes in (2, 45, 1203, 9001):
+        cases.check_soft_targets("cuda", dtype, classes, temperature)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("path", ALL_PATHS)
 def test_memory_safety_of_layouts(path: str, dtype: torch.dtype) -> None:
     """Also what benchmarks.gpu runs under compute-sanitizer."""
