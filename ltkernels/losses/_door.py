@@ -378,11 +378,11 @@ def _as_rows(
     )
 
 
-def check_labels(call: Call, classes: int) -> None:
+def check_labels(call: Call, classes: int, probabilities: bool = True) -> None:
     """The kernel's check of labels, class probabilities, sample weights and smoothing for the reference. On the CPU only: reading them back
     would make each call wait for a GPU. Traced and transformed ones have no values to look at; torch's own gather raises IndexError for
-    labels."""
-    if call.target.is_floating_point():
+    labels. `probabilities`: those too, three bytes an entry."""
+    if probabilities and call.target.is_floating_point():
         _soft.check_target(call.target)
     if (
         torch.compiler.is_compiling()
