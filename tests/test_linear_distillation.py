@@ -276,7 +276,7 @@ def test_class_probabilities_in_chunks(dtype, normalize, given) -> None:
             )
 
         compare(call, student(dtype), wanted, dtype)
-        assert ltk.explain(HEAD, *student(dtype)[:2], p, chunk_rows=4).reason.endswith("logits in chunks: asked for")
+        assert "logits in chunks: asked for" in ltk.explain(HEAD, *student(dtype)[:2], p, chunk_rows=4).reason
 
 
 def test_derivatives_of_class_probabilities_in_chunks() -> None:
