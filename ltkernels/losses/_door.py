@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
 
 
-_SIGMOID, _VMF = map(_terms.FORMS.index, ("sigmoid", "vmf"))
+_SIGMOID, _CLOUD, _VMF = map(_terms.FORMS.index, ("sigmoid", "cloud", "vmf"))
 _REALS = {dtype: _checks.real_dtype(dtype) for dtype in _checks.FLOATING}
 
 
@@ -262,14 +262,6 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
             return "gradient with respect to a table of a closed form"
         if call.smooth() and wants_gradient((call.weight,)):
             return "gradient with respect to the class weight under label smoothing"
-    if not on_cpu and _terms.FORMS[call.form] in _terms.CPU_ALONE:
-        return f"the closed form {_terms.FORMS[call.form]!r}, which the CPU kernel alone computes"
-    if (
-        not on_cpu
-        and call.form == _SIGMOID
-        and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None))
-    ):
-        return "the general sigmoid loss of mixed targets and heads, which the CPU kernel alone computes"
     if call.form == _VMF and lam is not None:
         return "the von Mises-Fisher form, whose kernels take plain labels"
     return ""
@@ -281,6 +273,10 @@ def _not_cuda(call: Call) -> str:
         return "there is no CUDA kernel for class probabilities as target"
     if call.form == _VMF:
         return "there is no CUDA kernel for the von Mises-Fisher form"
+    if call.form == _CLOUD:
+        return "there is no CUDA kernel for the cloud of GCL"
+    if call.form == _SIGMOID and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None)):
+        return "there is no CUDA kernel for the sigmoid loss with a threshold, factors of positives, shift or scale"
     for name, value in (("label_scale", call.label_scale), ("a table as label_smoothing", call.smoothing)):
         if value is not None:
             return f"there is no CUDA kernel for {name}"
@@ -378,11 +374,11 @@ def _as_rows(
     )
 
 
-def check_labels(call: Call, classes: int) -> None:
+def check_labels(call: Call, classes: int, probabilities: bool = True) -> None:
     """The kernel's check of labels, class probabilities, sample weights and smoothing for the reference. On the CPU only: reading them back
     would make each call wait for a GPU. Traced and transformed ones have no values to look at; torch's own gather raises IndexError for
-    labels."""
-    if call.target.is_floating_point():
+    labels. `probabilities`: those too, three bytes an entry."""
+    if probabilities and call.target.is_floating_point():
         _soft.check_target(call.target)
     if (
         torch.compiler.is_compiling()

@@ -65,7 +65,7 @@ def distillation(
     return loss if shape is None else loss.reshape(shape)
 
 
-_NOT_CUDA = "there is no CUDA kernel for distillation"
+NOT_CUDA = "there is no CUDA kernel for distillation"
 _Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, None, Tensor | None]
 
 
@@ -109,7 +109,7 @@ def _checked(
     name = _soft.learned(inputs)
     needs_torch = f"gradient with respect to {'teacher_logits' if name == 'target' else name}" if name else ""
     needs_torch = needs_torch or ("" if classes else "there is no class")
-    backend = _backends.choose(None, device, needs_torch, _NOT_CUDA)
+    backend = _backends.choose(None, device, needs_torch, NOT_CUDA)
     soft = _soft.SoftTargets(0.0, temperature**2, temperature, code, backend)
     return inputs, soft, whole if code == NONE and len(size) != 2 else None, needs_torch
 
@@ -128,7 +128,7 @@ def _explain(
     *_, needs_torch = _checked(
         logits, teacher_logits, temperature, shift, scale, sample_weight, reduction, detach_teacher
     )
-    return _backends.explain(None, logits.device, needs_torch or transforms(), _NOT_CUDA)
+    return _backends.explain(None, logits.device, needs_torch or transforms(), NOT_CUDA)
 
 
 distillation.explain = _explain  # type: ignore[attr-defined]
