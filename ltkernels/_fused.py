@@ -31,10 +31,12 @@ class Request(NamedTuple):
 
     needs: which inputs' gradients. Nothing else may be computed for those that are not needed.
     upstream: the gradients with respect to the outputs; None means that there is one output, a number, and 1.
+    into: where the first input's gradient goes, which may be that input; None: memory of its own. `Fused` asks for nothing else.
     """
 
     needs: tuple[bool, ...]
     upstream: Outputs | None = None
+    into: Tensor | None = None
 
 
 class Fused(Generic[Record]):

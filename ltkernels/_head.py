@@ -4,6 +4,8 @@ Each chunk's logits are a vendor GEMM into one buffer, the fused kernel replaces
 that into the chunk's feature gradient and its addition to the weight gradient. So forward does all the work, and backward
 multiplies by the upstream gradient. Nothing is filtered and nothing is atomic: the same call gives the same bits.
 
+The kernel is that of the loss of labels or of class probabilities; `losses.linear_distillation` brings its own.
+
 Biases and the norms of the class weights cost no pass over logits or weights: ``x . w / |w| + b`` is ``scale = 1 / |w|`` and
 ``shift = b`` of the kernel, whose gradient is then the one with respect to ``x . w``. Closed forms have no scale and shift, and a label
 scale multiplies the bias too: they get the logits themselves.
@@ -30,7 +32,7 @@ from ._call import NONE, TENSORS, Call, denominator_of
 from ._errors import ArgumentError
 from ._fused import differentiable
 from ._watch import batched, direct, hooks_active, refuse_dtensors, transforms, wants_gradient
-from .losses import _reference
+from .losses import _reference, _soft
 from .losses._autograd import as_operands, give, own, run, run_inplace
 from .losses._door import check_labels
 
@@ -55,6 +57,13 @@ def product_dtype(dtype: torch.dtype, backend: str) -> torch.dtype:
     """Of the logits of a chunk and of the products around them."""
     narrow = backend in _backends.ON_DEVICE and dtype == torch.bfloat16
     return dtype if narrow else _checks.real_dtype(dtype)
+
+
+def product(rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """``rows @ weight.T`` in `out`, whose dtype is that of `rows`."""
+    for classes_at, w in _blocks(weight, rows.dtype, whole=True):
+        torch.mm(rows, w.t(), out=out[:, classes_at])
+    return out
 
 
 @functools.cache
@@ -112,6 +121,15 @@ def check_tables(call: Call) -> None:
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # loss; gradients of features, weight, bias, tables
+# (a chunk's logits, its call, which tables' gradients, number of its first row) -> row losses, gradients of tables. The gradient takes the
+# logits' place, unless the third is None: no gradient is needed.
+Rows = Callable[[Tensor, Call, Sequence[bool] | None, int], tuple[Tensor, Tensor | None]]
+
+
+def _rows(z: Tensor, call: Call, needs: Sequence[bool] | None, first: int) -> tuple[Tensor, Tensor | None]:
+    if call.target.is_floating_point():
+        return _soft.in_place(z, call, 0.0, needs is not None, first), None
+    return (run(z, call)[0], None) if needs is None else run_inplace(z, call, needs)
 
 
 def _kernel(features: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Outputs:
@@ -125,12 +143,26 @@ def _kernel(features: Tensor, weight: Tensor, bias: Tensor | None, *arguments: A
         found = tiled.linear_adjusted_ce(features, weight, bias, call, normalize, needs[:3])
         return *found, found[0].new_empty(0, weight.shape[0])
     # The kernel checks the labels of a chunk when it gets there; a caller expects to hear of row 1000 before row 0 is
-    # computed.
-    check_labels(call, weight.shape[0])
+    # computed. Class probabilities are as many as the logits, and wait for their chunk.
+    check_labels(call, weight.shape[0], False)
     check_tables(call)
+    return in_chunks(features, weight, bias, call, normalize, chunk_rows, needs)
+
+
+def in_chunks(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    call: Call,
+    normalize: bool,
+    chunk_rows: int,
+    needs: Sequence[bool],
+    rows: Rows = _rows,
+) -> Outputs:
+    """Loss and gradients of checked arguments; `needs` says which of features, weight, bias and the five tables."""
     # Under autocast a float32 GEMM would be cast down, and with it the weight gradient.
     with torch.autocast(features.device.type, enabled=False):
-        return _chunks(features, weight, bias, call, normalize, chunk_rows, needs)
+        return _chunks(features, weight, bias, call, normalize, chunk_rows, needs, rows)
 
 
 def _chunks(
@@ -141,6 +173,7 @@ def _chunks(
     normalize: bool,
     chunk_rows: int,
     needs: Sequence[bool],
+    of_rows: Rows,
 ) -> Outputs:
     need_features, need_weight, need_bias, *need_tables = needs
     learned, scale, shift = any(need_tables), call.scale, call.shift
@@ -192,9 +225,7 @@ def _chunks(
             x_norms = torch.linalg.vector_norm(x, dim=1)
             x = x * inverse_norms(x_norms)[:, None]
         factors = x.to(narrow)  # of the products
-        z = chunk[: len(x)]
-        for classes_at, w in _blocks(weight, narrow, whole=True):
-            torch.mm(factors, w.t(), out=z[:, classes_at])
+        z = product(factors, weight, chunk[: len(x)])
         if inverse is not None and whole:
             z.mul_(inverse)  # the cosines
         if stray is not None:
@@ -206,10 +237,9 @@ def _chunks(
             grad_scale=None if factor is None else factor[at],
             sample_weight=None if call.sample_weight is None else call.sample_weight[at],
         )
+        losses[at], shares = of_rows(z, part, of_kernel if need_grad else None, begin)
         if not need_grad:
-            losses[at] = run(z, part)[0]
             continue
-        losses[at], shares = run_inplace(z, part, of_kernel)
         if shares is not None:
             grad_tables.add_(shares)
         if need_bias:

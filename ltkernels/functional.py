@@ -17,6 +17,7 @@ from .losses.distillation import distillation
 from .losses.experts import experts_cross_entropy
 from .losses.isda import isda_head
 from .losses.lade import lader
+from .losses.linear_distillation import linear_distillation
 
 __all__ = [
     "RowStatistics",
@@ -28,6 +29,7 @@ __all__ = [
     "isda_head",
     "lader",
     "linear_adjusted_cross_entropy",
+    "linear_distillation",
     "linear_logsumexp",
     "row_statistics",
     "sigmoid_cross_entropy",

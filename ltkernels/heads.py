@@ -131,7 +131,7 @@ def linear_adjusted_cross_entropy(
 
     Under autocast, float32 inputs are cast as `torch.nn.functional.linear` does. Tables that require a gradient get one, from the
     chunks on the CPU; `explain` says where the plain torch reference computes it. That reference serves second derivatives too, and holds
-    the logits, as do class probabilities.
+    the logits.
 
     Raises:
         ValueError: a shape or device that does not fit, a label out of range (row and value), a table entry that is not
@@ -168,7 +168,7 @@ def _is_plain(features: Tensor, weight: Tensor, target: Target, bias: Tensor | N
         and len(of_weight) == 2
         and size[1] == of_weight[1]
         and of_weight[0] > 0
-        and _choose_chunk(*size, of_weight[0], "cpu")[0] == 0
+        and choose_chunk(*size, of_weight[0], "cpu")[0] == 0
         and weight.dtype is dtype
         and (bias is None or (bias.dtype is dtype and bias.shape == of_weight[:1]))
         and target.dtype is torch.int64
@@ -191,46 +191,13 @@ def _prepare(
     options: Shared,
 ) -> _Path:
     """Checks what the loss cannot check, flattens the batch, casts for autocast and chooses the path."""
-    for name, value in (("features", features), ("weight", weight), ("bias", bias)):
-        if value is None and name == "bias":
-            continue
-        if not isinstance(value, Tensor):
-            raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor")
-        if value.dtype not in _checks.FLOATING:
-            raise DTypeError(f"{name} has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
-        if value.device != features.device:
-            raise ArgumentError(
-                f"{name} is on {value.device}, features on {features.device}; both must be on one device"
-            )
-        if type(value) is not Tensor and is_dtensor(value):
-            raise DTypeError(
-                f"{name} is a DTensor; a classifier sharded by classes goes to "
-                "ltkernels.distributed.sharded_linear_adjusted_cross_entropy, others as plain tensors, such as their to_local()"
-            )
-    if features.dim() == 0:
-        raise ArgumentError("features has no dimensions; it must be (..., D)")
-    if weight.dim() != 2 or weight.shape[1] != features.shape[-1]:
-        raise ArgumentError(
-            f"weight has shape {tuple(weight.shape)}; features of shape {tuple(features.shape)} need a weight of shape "
-            f"(C, {features.shape[-1]})"
-        )
-    classes = weight.shape[0]
-    if classes == 0:
-        raise ArgumentError(f"weight has shape {tuple(weight.shape)}; there must be at least one class")
-    if bias is not None and bias.shape != (classes,):
-        raise ArgumentError(f"bias has shape {tuple(bias.shape)}; it must be ({classes},), one entry per class")
-    device = features.device
-    if torch.is_autocast_enabled(device.type):
-        lower = torch.get_autocast_dtype(device.type)
-        features, weight = (value if value.dtype == torch.float64 else value.to(lower) for value in (features, weight))
-        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(lower)
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and value.dtype != features.dtype:
-            raise DTypeError(f"{name} has dtype {value.dtype}, features {features.dtype}; both must have one dtype")
-    if chunk_rows is not None and (isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 0):
-        raise ArgumentError(f"chunk_rows is {chunk_rows!r}; it must be None or an integer of at least 0")
-
-    batch = features.shape[:-1]
+    sharded = (
+        "a classifier sharded by classes goes to ltkernels.distributed.sharded_linear_adjusted_cross_entropy, others as plain "
+        "tensors, such as their to_local()"
+    )
+    features, weight, bias = operands(features, weight, bias, ("features", "weight", "bias"), sharded)
+    check_chunk_rows(chunk_rows)
+    classes, device, batch = weight.shape[0], features.device, features.shape[:-1]
     target = _flatten_target(target, features, classes)
     if len(batch) != 1:
         features = features.reshape(-1, features.shape[-1])
@@ -249,12 +216,57 @@ def _prepare(
         return _Path(features, weight, bias, loss, batch, 0, held[0])
     reason = "asked for"
     if chunk_rows is None:
-        chunk_rows, reason = _choose_chunk(features.shape[0], features.shape[1], classes, call.backend)
+        chunk_rows, reason = choose_chunk(features.shape[0], features.shape[1], classes, call.backend)
         if backend == "triton" and (why := _no_tiles(loss)):
             reason = f"{reason}; no tiles: {why}"
         elif backend == "triton":
             chunk_rows, reason = TILES, "asked for"
     return _Path(features, weight, bias, loss, batch, chunk_rows, reason)
+
+
+def operands(
+    features: Tensor, weight: Tensor, bias: Tensor | None, names: tuple[str, str, str], instead: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands of a linear head, called `names`, checked and cast for autocast; `instead` says what to do with a DTensor."""
+    for name, value in zip(names, (features, weight, bias), strict=True):
+        if value is None and name == names[2]:
+            continue
+        if not isinstance(value, Tensor):
+            raise DTypeError(f"{name} is {type(value).__name__}; it must be a tensor")
+        if value.dtype not in _checks.FLOATING:
+            raise DTypeError(f"{name} has dtype {value.dtype}; it must be float32, float64, bfloat16 or float16")
+        if value.device != features.device:
+            raise ArgumentError(
+                f"{name} is on {value.device}, {names[0]} on {features.device}; both must be on one device"
+            )
+        if type(value) is not Tensor and is_dtensor(value):
+            raise DTypeError(f"{name} is a DTensor; {instead}")
+    if features.dim() == 0:
+        raise ArgumentError(f"{names[0]} has no dimensions; it must be (..., D)")
+    if weight.dim() != 2 or weight.shape[1] != features.shape[-1]:
+        raise ArgumentError(
+            f"{names[1]} has shape {tuple(weight.shape)}; {names[0]} of shape {tuple(features.shape)} need a weight of shape "
+            f"(C, {features.shape[-1]})"
+        )
+    classes = weight.shape[0]
+    if classes == 0:
+        raise ArgumentError(f"{names[1]} has shape {tuple(weight.shape)}; there must be at least one class")
+    if bias is not None and bias.shape != (classes,):
+        raise ArgumentError(f"{names[2]} has shape {tuple(bias.shape)}; it must be ({classes},), one entry per class")
+    device = features.device
+    if torch.is_autocast_enabled(device.type):
+        lower = torch.get_autocast_dtype(device.type)
+        features, weight = (value if value.dtype == torch.float64 else value.to(lower) for value in (features, weight))
+        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(lower)
+    for name, value in zip(names[1:], (weight, bias), strict=True):
+        if value is not None and value.dtype != features.dtype:
+            raise DTypeError(f"{name} has dtype {value.dtype}, {names[0]} {features.dtype}; both must have one dtype")
+    return features, weight, bias
+
+
+def check_chunk_rows(chunk_rows: int | None) -> None:
+    if chunk_rows is not None and (isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 0):
+        raise ArgumentError(f"chunk_rows is {chunk_rows!r}; it must be None or an integer of at least 0")
 
 
 def _holds_logits(loss: Checked, backend: str | None, device: torch.device) -> tuple[str, str] | None:
@@ -267,9 +279,6 @@ def _holds_logits(loss: Checked, backend: str | None, device: torch.device) -> t
         kind = "softmax equalization" if _terms.FORMS[call.form] == "equalization" else "the cloud"
         reason = f"{kind} counts its random numbers by row"
         return reason, reason
-    if call.target.is_floating_point():
-        reason = "class probabilities as target"
-        return reason, reason
     if wants_gradient((call.weight,)):
         reason = "the gradient of class_weight needs the loss of all rows"
         return reason, reason
@@ -278,6 +287,8 @@ def _holds_logits(loss: Checked, backend: str | None, device: torch.device) -> t
 
 def _no_tiles(loss: Checked) -> str:
     """Why Triton's tiles cannot serve a call; empty where they can."""
+    if loss.call.target.is_floating_point():
+        return "class probabilities as target need whole rows"
     if loss.call.form:
         return f"{_terms.FORMS[loss.call.form]} needs whole rows"
     if wants_gradient(loss.call.tables()):
@@ -285,7 +296,7 @@ def _no_tiles(loss: Checked) -> str:
     return ""
 
 
-def _choose_chunk(rows: int, width: int, classes: int, backend: str) -> tuple[int, str]:
+def choose_chunk(rows: int, width: int, classes: int, backend: str) -> tuple[int, str]:
     """(rows of a chunk, or 0 to hold all logits; why)."""
     if classes <= width:
         return 0, f"{classes} classes are no more than {width} features, so the logits are no larger than the features"
@@ -338,7 +349,7 @@ def _explain(
 ) -> _backends.Explanation:
     """`ltkernels.explain` of the head."""
     path = _prepare(features, weight, target, bias, class_weight, chunk_rows, options)
-    kernel = _backends.explain(options.get("backend"), features.device, path.loss.needs_torch)
+    kernel = _backends.explain(options.get("backend"), features.device, path.loss.needs_torch, path.loss.not_cuda)
     call = path.loss.call
     how = {0: "logits held", TILES: "logits in tiles"}.get(path.chunk_rows, "logits in chunks")
     reason = f"{kernel.reason}; {how}: {path.reason}"

@@ -19,6 +19,7 @@ Call = Callable[..., Tensor]  # (logits, target, **common) -> loss
 Reference = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 DTYPES = list(oracle.TOLERANCES)
+HALVES = (torch.bfloat16, torch.float16)
 REDUCTIONS = ["mean", "batch_mean", "sum", "none"]
 COUNTS = [900, 2, 310, 17, 55, 4, 120, 1200, 9, 33, 700, 26, 3, 81, 210, 14, 6, 450, 40, 11, 5]  # not sorted
 CLASSES = len(COUNTS)

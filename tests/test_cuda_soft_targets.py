@@ -8,6 +8,7 @@ import math
 import contract
 import cuda_cases
 import pytest
+import test_linear_distillation as of_heads
 import test_soft_targets
 import torch
 from cuda_host import library
@@ -50,6 +51,13 @@ def test_distillation(dtype) -> None:
 def test_the_kernel(temperature, dtype) -> None:
     for classes in (2, 45, 1203):
         cuda_cases.check_soft_targets("cpu", dtype, classes, temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_heads_of_both(dtype) -> None:
+    """The gradient takes the logits' place. Logits of 16 bits are rounded on a GPU, and their gradient has memory of its own."""
+    of_heads.test_values_and_gradients(dtype, False, "tables")
+    of_heads.test_class_probabilities_in_chunks(dtype, True, "plain")
 
 
 @pytest.mark.parametrize("reduction", contract.REDUCTIONS)

@@ -52,8 +52,21 @@ def without_waiting(monkeypatch) -> Callable[[Callable[[], object]], None]:
     return run
 
 
-def test_what_no_cuda_kernel_serves(monkeypatch) -> None:
-    """Refused, not computed without what it is made of."""
+# For their tables, threshold or noise.
+NOT_CUDA = {"acsl", "balanced_bce", "ecm", "gcl"}
+
+
+@pytest.mark.parametrize("name", sorted(NOT_CUDA))
+def test_losses_that_no_cuda_kernel_serves(name: str, monkeypatch) -> None:
+    """Refused, not computed without what they are made of."""
+    library.emulate(monkeypatch)
+    monkeypatch.setattr(_backends, "_cannot_serve", lambda backend, kind: "")
+    loss = ltk.LOSSES[name].make(COUNTS, backend="cuda")
+    with pytest.raises(ValueError, match="there is no CUDA kernel for "):
+        loss(torch.zeros(2, 5), torch.tensor([0, 1]))
+
+
+def test_mixed_targets_of_a_form_that_takes_none(monkeypatch) -> None:
     library.emulate(monkeypatch)
     monkeypatch.setattr(_backends, "_cannot_serve", lambda backend, kind: "")
     y, term = torch.tensor([0, 1]), ltk.adjustments.vmf(torch.ones(5), 8).term
@@ -63,7 +76,7 @@ def test_what_no_cuda_kernel_serves(monkeypatch) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 # EQLv2 in training is `sigmoid_cross_entropy`, which has no CUDA kernel.
-@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - {"eql_v2"}))
+@pytest.mark.parametrize("name", sorted(set(ltk.LOSSES) - NOT_CUDA - {"eql_v2"}))
 def test_losses(name: str, reduction: str, without_waiting) -> None:
     """A training step's part: forward, backward twice (the second recomputes), evaluation."""
     loss = ltk.LOSSES[name].make(COUNTS, reduction=reduction, backend="cuda")

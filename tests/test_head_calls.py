@@ -143,7 +143,7 @@ X, W, Y = torch.randn(4, 6), torch.randn(5, 6), torch.tensor([0, 1, 2, 3])
 def test_messages(call, error, message, chunked, normalize, monkeypatch) -> None:
     """The same on both paths."""
     if chunked:
-        monkeypatch.setattr(heads, "_choose_chunk", lambda *sizes: (2, ""))
+        monkeypatch.setattr(heads, "choose_chunk", lambda *sizes: (2, ""))
     function = HEAD
     monkeypatch.setitem(globals(), "HEAD", lambda *a, **k: function(*a, normalize=normalize, **k))
     with pytest.raises(error, match=message):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import pathlib
+import tempfile
 
 import oracle
 import pytest
@@ -380,36 +382,33 @@ def test_inputs_are_not_written() -> None:
     assert all(torch.equal(a, b) and a._version == 0 for a, b in zip(given, before))
 
 
+def peak(call) -> int:
+    """Largest number of bytes that were allocated at one time during the call, beyond those before it; as the profiler counts them, so the
+    number is the same on every run."""
+    call()  # caches fill
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    most = now = 0
+    for event in allocations(profile):
+        now += event
+        most = max(most, now)
+    return most
+
+
+def allocations(profile) -> list[int]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "trace.json")
+        profile.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text())
+    found = [event for event in trace["traceEvents"] if event["name"] == "[memory]"]
+    return [
+        event["args"]["Bytes"]
+        for event in sorted(found, key=lambda event: (event["ts"], event["args"].get("Ev Idx", 0)))
+    ]
+
+
 class TestMemory:
-    """Allocations as the profiler counts them, so the numbers are the same on every run."""
-
     ROWS, CLASSES, WIDTH, CHUNK = 512, 4099, 64, 128
-
-    def peak(self, call) -> int:
-        """Largest number of bytes that were allocated at one time during the call, beyond those before it."""
-        call()  # caches fill
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            call()
-        peak = now = 0
-        for event in self.events(profile):
-            now += event
-            peak = max(peak, now)
-        return peak
-
-    @staticmethod
-    def events(profile) -> list[int]:
-        import pathlib
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder, "trace.json")
-            profile.export_chrome_trace(str(path))
-            trace = json.loads(path.read_text())
-        found = [event for event in trace["traceEvents"] if event["name"] == "[memory]"]
-        return [
-            event["args"]["Bytes"]
-            for event in sorted(found, key=lambda event: (event["ts"], event["args"].get("Ev Idx", 0)))
-        ]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -431,20 +430,20 @@ class TestMemory:
             gradients += gradients // 2  # the float32 sums and their 16-bit results exist together
         # Vectors over classes and rows, a chunk's features twice, blocks of weights in the second-level cache.
         slack = 4 * (16 * (self.CLASSES + self.ROWS) + 2 * self.CHUNK * self.WIDTH) + 3 * 4 * _head._BLOCK
-        peak = self.peak(call)
-        assert peak <= chunk + gradients + slack
-        assert peak >= gradients  # the profiler saw the call
+        found = peak(call)
+        assert found <= chunk + gradients + slack
+        assert found >= gradients  # the profiler saw the call
         logits = 4 * self.ROWS * self.CLASSES
         if dtype == torch.float32:
-            assert self.peak(lambda: call(0)) >= 2 * logits
-        assert peak < 0.75 * logits + gradients
+            assert peak(lambda: call(0)) >= 2 * logits
+        assert found < 0.75 * logits + gradients
 
     def test_a_frozen_classifier_costs_one_chunk(self) -> None:
         features, weight, _ = inputs(torch.float32, self.ROWS, self.CLASSES, self.WIDTH)
         weight.requires_grad_(False)
         target = torch.arange(self.ROWS)
-        peak = self.peak(lambda: HEAD(features, weight, target, chunk_rows=self.CHUNK).backward())
-        assert peak <= 4 * (self.CHUNK * self.CLASSES + 4 * self.ROWS * self.WIDTH + 8 * self.CLASSES)
+        found = peak(lambda: HEAD(features, weight, target, chunk_rows=self.CHUNK).backward())
+        assert found <= 4 * (self.CHUNK * self.CLASSES + 4 * self.ROWS * self.WIDTH + 8 * self.CLASSES)
 
 
 @pytest.fixture

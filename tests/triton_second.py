@@ -1,5 +1,5 @@
-"""Promise: soft targets, distillation, experts, the general sigmoid and ProCo on Triton pass the tests of the CPU's kernels. Run by
-test_triton.py under TRITON_INTERPRET=1, in a process of its own; `triton_interpreted` puts the interpreter right."""
+"""Promise: soft targets, distillation and their heads, experts, the general sigmoid, the cloud and ProCo on Triton are those of the CPU.
+Run by test_triton.py under TRITON_INTERPRET=1, in a process of its own; `triton_interpreted` puts the interpreter right."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import contract
 import pytest
 import test_experts
+import test_linear_distillation
 import test_multi_label
 import test_proco
 import test_soft_targets
@@ -16,6 +17,7 @@ from triton_interpreted import only_listed_kernels  # noqa: F401  a fixture
 
 import ltkernels as ltk
 from ltkernels import _backends
+from ltkernels.losses import _terms
 from ltkernels.triton import _configs, compile_all, experts, sigmoid, soft_targets
 from ltkernels.triton._configs import Tile
 
@@ -50,7 +52,7 @@ def tiles(request, monkeypatch):
         (sigmoid, "_DOUBLE", Tile(2, 16, 1)),
         (experts, "_TILES", (Tile(4, 16, 1), Tile(8, 16, 1))),
         (experts, "_DOUBLE", (Tile(4, 16, 1), Tile(8, 16, 1))),
-        (_configs, "_VMF_F64", Tile(1, 32, 1)),
+        (_configs, "_DENSE_F64", Tile(1, 32, 1)),
         (_configs, "_SHORT", Tile(1, 32, 1)),
         (_configs, "_LONG_F64", Tile(1, 32, 1)),
     ):
@@ -105,6 +107,20 @@ def test_whole_tiles_and_long_rows(classes) -> None:
 )
 def test_as_the_cpu(test) -> None:
     test()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_heads(monkeypatch, dtype) -> None:
+    """Chunks of logits between torch's products. Of bfloat16 they are rounded to it, as those of `torch.nn.functional.linear` are."""
+    if dtype == torch.bfloat16:
+        monkeypatch.setitem(test_linear_distillation.CLOSE, torch.bfloat16, 3e-2)
+        monkeypatch.setitem(test_linear_distillation.CLOSE, torch.float32, 5e-3)
+    test_linear_distillation.test_values_and_gradients(dtype, False, "tables")
+    test_linear_distillation.test_class_probabilities_in_chunks(dtype, True, "tables")
+
+
+def test_a_head_s_teacher_in_another_dtype() -> None:
+    test_linear_distillation.test_a_teacher_in_another_dtype(torch.float16, torch.float64)
 
 
 @pytest.mark.parametrize("reduction", contract.REDUCTIONS)
@@ -214,22 +230,106 @@ def test_sums_over_many_programs(monkeypatch) -> None:
     torch.testing.assert_close(sums.double(), exact, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["tables", "threshold", "focal"])
-def test_the_closed_form_with_tables_is_this_loss(name) -> None:
-    z, _ = test_multi_label.drawn(12, 37)
-    z, y = z.double(), torch.arange(12) * 5 % 37
-    y[3] = -100
-    options = test_multi_label.chosen(name, 37, torch.float64)
-    both = torch.stack([options.get(each, torch.ones(37).double()) for each in ("negative", "positive")])
-    term = ltk.losses.Term("sigmoid", both, None, (options.get("threshold", 0.0), 0, 0))
-    own = {each: options[each] for each in ("scale", "shift", "focal_gamma") if each in options}
-    for reduction in contract.REDUCTIONS:
-        ours, exact = (
-            contract.gradient(CE, z, y, term=term, reduction=reduction, backend=backend, **own)
-            for backend in ("triton", "torch")
+# ---- closed forms that CUDA has no kernel for -------------------------------------------------------------------------
+
+
+def check_closed_form(z, y, dtype, options) -> None:
+    """Loss and gradient, and those of mixed labels, against the reference in float64 of the same 16-bit logits."""
+    z = z.to(dtype)
+    wide = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    mixed = (y, (y + 1).clamp(min=0) % z.shape[1], torch.linspace(0.1, 0.9, len(y)))
+    close = 1e-11 if dtype == torch.float64 else 2e-5
+    for target, reduction in ((y, "mean"), (mixed, "none")):
+        upstream = torch.linspace(0.5, 2.0, len(y)) if reduction == "none" else 0.25
+        loss, grad = contract.gradient(CE, z, target, upstream, reduction=reduction, **options)
+        wanted, exact = contract.gradient(
+            CE, z.double(), target, upstream, reduction=reduction, backend="torch", **wide
         )
-        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-14)
-    assert ltk.explain(CE, z, y, term=term, backend="triton", **own).backend == "triton"
+        assert ltk.explain(CE, z, target, **options).backend == "triton"
+        assert grad.dtype == dtype
+        torch.testing.assert_close(loss.double(), wanted, rtol=close, atol=close)
+        rounding = test_soft_targets.CLOSE[dtype] if dtype in contract.HALVES else close
+        assert float((grad.double() - exact).norm()) <= rounding * float(exact.norm())
+        assert (grad[y == -100] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["tables", "threshold", "focal", "positive", "shift"])
+def test_the_closed_form_of_the_sigmoid_with_tables(monkeypatch, name, dtype) -> None:
+    for tile in ("_SHORT", "_LONG_F64"):
+        monkeypatch.setattr(_configs, tile, Tile(1, 32, 1))
+    classes = 37
+    z, _ = test_multi_label.drawn(12, classes)
+    y = torch.arange(12) * 5 % classes
+    y[3] = -100
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    alone = {"positive": "tables", "shift": "tables"}
+    options = test_multi_label.chosen(alone.get(name, name), classes, real)
+    options = {each: value for each, value in options.items() if name not in alone or each == name}
+    table = None
+    if "positive" in options or "negative" in options:
+        table = torch.stack([options.get(each, torch.ones(classes, dtype=real)) for each in ("negative", "positive")])
+    term = ltk.losses.Term("sigmoid", table, None, (options.get("threshold", 0.0), 0, 0))
+    own = {each: options[each] for each in ("scale", "shift", "focal_gamma") if each in options}
+    own["weight"] = torch.linspace(0.5, 2.0, classes, dtype=real)
+    check_closed_form(z, y, dtype, {"term": term, "sample_weight": torch.linspace(0.2, 3.0, 12, dtype=real), **own})
+
+
+def test_a_class_that_is_removed_from_the_sigmoid_costs_nothing() -> None:
+    z, y, shift = torch.randn(6, 40), torch.arange(6) + 10, torch.zeros(40)
+    shift[3] = -torch.inf
+    loss, grad = contract.gradient(CE, z, y, term=ltk.losses.Term("sigmoid"), shift=shift)
+    left = [j for j in range(40) if j != 3]
+    wanted, exact = contract.gradient(CE, z[:, left], y - 1, term=ltk.losses.Term("sigmoid"), shift=shift[left])
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(grad[:, left], exact)
+    assert (grad[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("how", ["plain", "all"])
+def test_the_cloud(tiles, how, dtype) -> None:
+    """The same noise as the reference's, of the label's logit too."""
+    classes = 45
+    z, y = contract.cosines(7, classes), contract.labels(7, classes)
+    made = ltk.adjustments.gcl(list(range(1, classes + 1)), s=4.0, noise=0.9, m=0.1, seed=2**40 + 12345)._asdict()
+    options = {name: value for name, value in made.items() if value is not None}
+    if how == "all":
+        options |= {
+            "weight": torch.linspace(0.5, 2, classes),
+            "label_smoothing": 0.1,
+            "sample_weight": torch.linspace(0.5, 2, 7),
+        }
+    check_closed_form(z, y, dtype, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_noise_is_the_cpus(dtype) -> None:
+    """Taken out of the gradient of a row whose logits are 0: of the others it is exp(-size) over the sum, whose logarithm is the loss."""
+    rows, classes, seed = 3, 3000, torch.tensor([987654321])
+    table = torch.ones(classes)
+    table[0] = 0.0
+    z, y = torch.zeros(rows, classes, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
+    loss, grad = contract.gradient(CE, z, y, term=ltk.losses.Term("cloud", table, seed), reduction="none")
+    found = -(grad[:, 1:].double().log() + loss.double()[:, None])
+    exact = _terms.cloud_sizes(seed, rows, classes)[:, 1:]
+    assert float((found - exact).abs().max()) < (1e-12 if dtype == torch.float64 else 3e-6)
+    assert exact.max() == 1.0  # some are clamped
+    assert exact.min() < 1e-3
+
+
+def test_heads_of_the_sigmoid_with_tables() -> None:
+    """In chunks, by the closed form; the bias goes into the logits."""
+    x, w, b = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((9, 4), (31, 4), (31,)))
+    y, prior = torch.arange(9) * 3, torch.linspace(-3, 0, 31)
+    term = ltk.losses.Term("sigmoid", torch.rand(2, 31), None, (0.2, 0, 0))
+    given = {"shift": prior, "scale": torch.linspace(0.5, 2, 31), "term": term}
+    head = ltk.functional.linear_adjusted_cross_entropy
+    assert "logits in chunks" in ltk.explain(head, x, w, y, bias=b, chunk_rows=4, **given).reason
+    found = torch.autograd.grad(head(x, w, y, bias=b, chunk_rows=4, **given), (x, w, b))
+    wanted = torch.autograd.grad(CE(torch.nn.functional.linear(x, w, b), y, backend="torch", **given), (x, w, b))
+    for ours, exact in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, exact)
 
 
 def test_an_entry_that_cannot_be_is_nan() -> None:

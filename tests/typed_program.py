@@ -59,6 +59,10 @@ def head(features: Tensor, target: Tensor) -> Tensor:
     variances = nn.ClassVariances(8, 3).update(features, target)
     wide, weights = isda_head(features, classifier.weight, target, variances.variance, lam=0.5)
     held = held + linear_adjusted_cross_entropy(wide, weights, target)
+    teacher, teacher_weight = torch.randn(len(target), 5), torch.randn(3, 5)
+    apart = ltk.functional.linear_distillation(features, classifier.weight, teacher, teacher_weight, 2.0, chunk_rows=4)
+    assert_type(apart, Tensor)
+    held = held + apart + ltk.functional.linear_distillation(features, classifier.weight, teacher @ teacher_weight.T)
     return held + linear_adjusted_cross_entropy(features, classifier.weight, target, normalize=True, chunk_rows=4)
 
 

@@ -92,7 +92,7 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
 
 def of_checked(checked: Checked) -> Tensor:
     """The loss of what the door let in."""
-    logits, call, inplace, shape, _, direct = checked
+    logits, call, inplace, shape, _, direct, _ = checked
     if call.backend == "torch":
         loss = _reference.adjusted_cross_entropy(logits, call)
     elif call.target.is_floating_point():
@@ -130,4 +130,4 @@ def _explain(op: object, logits: Tensor, target: Target, *_: object, **kwargs: A
     if term is not None and term.seed is None:  # a question draws no random number
         options["term"] = term._replace(seed=torch.zeros(1, dtype=torch.int64))
     found = checked(logits, target, **options)
-    return _backends.explain(options.get("backend"), logits.device, found.needs_torch)
+    return _backends.explain(options.get("backend"), logits.device, found.needs_torch, found.not_cuda)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Target = Tensor | tuple[Tensor, Tensor, Tensor | float]
 
 
-_SIGMOID, _VMF = map(_terms.FORMS.index, ("sigmoid", "vmf"))
+_SIGMOID, _CLOUD, _VMF = map(_terms.FORMS.index, ("sigmoid", "cloud", "vmf"))
 _REALS = {dtype: _checks.real_dtype(dtype) for dtype in _checks.FLOATING}
 
 
@@ -57,8 +57,8 @@ class Options(Shared, total=False):
 
 class Checked(NamedTuple):
     """What `checked` makes of the arguments: logits (N, C), their call, whether the gradient may overwrite them, the shape that an
-    unreduced loss gets where it is not (N,), why the torch reference serves the call, empty where a kernel does, and `_watch.direct` of its
-    tensors."""
+    unreduced loss gets where it is not (N,), why the torch reference serves the call, empty where a kernel does, `_watch.direct` of its
+    tensors, and why the CUDA kernels do not serve it."""
 
     logits: Tensor
     call: Call
@@ -66,6 +66,7 @@ class Checked(NamedTuple):
     shape: tuple[int, ...] | None
     needs_torch: str
     direct: bool
+    not_cuda: str = ""
 
 
 def checked(
@@ -183,7 +184,8 @@ def checked(
         focal_gamma, label_smoothing, ignore_index, code, form, form_options,
     )  # fmt: skip
     needs_torch = _needs_torch(call, backend, logits)
-    served = _backends.choose(backend, device, needs_torch)
+    not_cuda = _not_cuda(call)
+    served = _backends.choose(backend, device, needs_torch, not_cuda)
     if inplace and (code == NONE or probabilities or served == "torch"):
         reason = (
             "the torch backend serves this call"
@@ -208,7 +210,7 @@ def checked(
     if served == "torch":
         refuse_dtensors(call)
         check_labels(call, classes)
-    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors())))
+    return Checked(logits, call, inplace, shape, needs_torch, direct((logits, *call.tensors())), not_cuda)
 
 
 checked.__qualname__ = "adjusted_cross_entropy"  # as a wrong keyword is reported
@@ -260,16 +262,17 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
             return "gradient with respect to a table of a closed form"
         if call.smooth() and wants_gradient((call.weight,)):
             return "gradient with respect to the class weight under label smoothing"
-    if not on_cpu and _terms.FORMS[call.form] in _terms.CPU_ALONE:
-        return f"the closed form {_terms.FORMS[call.form]!r}, which the CPU kernel alone computes"
-    if (
-        not on_cpu
-        and call.form == _SIGMOID
-        and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None))
-    ):
-        return "the general sigmoid loss of mixed targets and heads, which the CPU kernel alone computes"
     if call.form == _VMF and lam is not None:
         return "the von Mises-Fisher form, whose kernels take plain labels"
+    return ""
+
+
+def _not_cuda(call: Call) -> str:
+    """Why the CUDA kernels cannot serve a call that Triton's can."""
+    if call.form == _CLOUD:
+        return "there is no CUDA kernel for the cloud of GCL"
+    if call.form == _SIGMOID and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None)):
+        return "there is no CUDA kernel for the sigmoid loss with a threshold, factors of positives, shift or scale"
     return ""
 
 
@@ -364,11 +367,11 @@ def _as_rows(
     )
 
 
-def check_labels(call: Call, classes: int) -> None:
+def check_labels(call: Call, classes: int, probabilities: bool = True) -> None:
     """The kernel's check of labels, class probabilities, sample weights and smoothing for the reference. On the CPU only: reading them back
     would make each call wait for a GPU. Traced and transformed ones have no values to look at; torch's own gather raises IndexError for
-    labels."""
-    if call.target.is_floating_point():
+    labels. `probabilities`: those too, three bytes an entry."""
+    if probabilities and call.target.is_floating_point():
         _soft.check_target(call.target)
     if (
         torch.compiler.is_compiling()

@@ -1,8 +1,8 @@
 """The general sigmoid loss: a binary cross-entropy a class with its own factors, for multi-label targets and for class indices.
 
 `sigmoid_cross_entropy` is its door, `_sigmoid_reference` its definition; csrc/cpu/sigmoid_ce.h and triton/sigmoid.py are the kernels. The
-closed form ``"sigmoid"`` of `adjusted_cross_entropy` is this loss of class indices, with mixed targets, heads and, without tables, GPU
-kernels; it hands on what it has none for (`serves`).
+closed form ``"sigmoid"`` of `adjusted_cross_entropy` is this loss of class indices, with mixed targets, heads and CUDA kernels; it hands on
+multi-label targets (`serves`).
 """
 
 from __future__ import annotations
@@ -351,17 +351,9 @@ sigmoid_cross_entropy.explain = explain_sigmoid  # type: ignore[attr-defined]  #
 
 
 def serves(logits: object, target: object, options: Mapping[str, Any]) -> bool:
-    """Whether a call of `adjusted_cross_entropy` is this loss: multi-label targets; and labels on a GPU, where the closed form has no
-    tables."""
+    """Whether a call of `adjusted_cross_entropy` is this loss: the sigmoid family of multi-label targets."""
     term = options.get("term")
-    if term is None or term.form != "sigmoid":
-        return False
-    if is_multi_label(logits, target):
-        return True
-    general = term.options[0] > 0.0 or (term.table is not None and term.table.dim() == 2)
-    general = general or not (options.get("shift") is options.get("scale") is None)
-    on_gpu = isinstance(logits, Tensor) and (not logits.is_cpu or options.get("backend") == "triton")
-    return general and on_gpu and isinstance(target, Tensor) and not target.is_floating_point()
+    return term is not None and term.form == "sigmoid" and is_multi_label(logits, target)
 
 
 _OF_BOTH = ("scale", "shift", "focal_gamma", "weight", "sample_weight", "ignore_index", "reduction", "backend")

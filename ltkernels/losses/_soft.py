@@ -30,6 +30,7 @@ class SoftTargets(NamedTuple):
         ``a = scale * logits + shift``. 0: it holds q, and a row's loss is ``-sum_j weight_j q'_j log softmax(a)_j`` with
         ``q' = (1 - label_smoothing) q + label_smoothing / C``.
     backend: whose kernel computes it, of `ltkernels._backends.BACKENDS`.
+    first_row: the number of the first row in messages: that of a chunk.
     """
 
     label_smoothing: float = 0.0
@@ -37,6 +38,7 @@ class SoftTargets(NamedTuple):
     temperature: float = 0.0
     reduction: int = MEAN
     backend: str = "cpu"
+    first_row: int = 0
 
 
 def loss(logits: Tensor, call: Call) -> Tensor:
@@ -57,6 +59,21 @@ def soft_targets(
 ) -> Tensor:
     """Of checked arguments; see `SoftTargets`."""
     return _OPERATOR((logits, target, shift, scale, weight, sample_weight), soft)[0]
+
+
+def in_place(logits: Tensor, call: Call, temperature: float, need_grad: bool, first_row: int) -> Tensor:
+    """Row losses (N,) of a chunk of logits, consecutive, whose gradient times `Call.grad_scale` takes their place where it is needed; the
+    call's target holds a teacher's logits unless the temperature is 0. Not differentiable."""
+    soft = SoftTargets(
+        call.label_smoothing, temperature**2 if temperature else 1.0, temperature, NONE, call.backend, first_row
+    )
+    inputs = (logits, call.target, call.shift, call.scale, call.weight, call.sample_weight)
+    own = logits if logits.dtype == real_dtype(logits.dtype) else None  # else the gradient does not fit in
+    upstream = None if call.grad_scale is None else (call.grad_scale,)
+    (rows,), (grad, *_) = _OPERATOR.kernel(inputs, soft, Request((need_grad, *[False] * 5), upstream, own))
+    if grad is not None and own is None:
+        logits.copy_(grad)
+    return rows
 
 
 def learned(inputs: Inputs) -> str:
@@ -134,14 +151,18 @@ def _kernel(inputs: Inputs, call: SoftTargets, request: Request) -> tuple[Sequen
     threads = torch.get_num_threads()
     scratch = logits.new_empty(threads * _scratch(classes) + rows, dtype=real)
     loss = logits.new_empty(rows if call.reduction == NONE else (), dtype=real)
-    grad = logits.new_empty((rows, classes), dtype=real) if request.needs[0] else None
+    grad = request.into
+    if not request.needs[0]:
+        grad = None
+    elif grad is None:
+        grad = logits.new_empty((rows, classes), dtype=real)
     row_loss = loss if call.reduction == NONE else scratch[threads * _scratch(classes) :]
     status = job.run(
         call.reduction, row_loss.data_ptr(), loss.data_ptr(), 0 if grad is None else grad.data_ptr(), scratch.data_ptr(), threads
     )  # fmt: skip
     if status != -1:
         if status >= 0:
-            raise bad_target(target[status], status)
+            raise bad_target(target[status], call.first_row + status)
         said = Call(target, shift=shift, scale=scale, weight=weight, sample_weight=own)
         raise _backends.bad_table(-2 - status, said)
     return (loss,), (grad, None, None, None, None, None)

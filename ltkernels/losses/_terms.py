@@ -25,7 +25,6 @@ FORMS = (
     "vmf",
 )  # the index is the code of csrc/cpu/adjusted_ce.h
 DRAWING = ("equalization", "cloud")  # random numbers that are counted by row
-CPU_ALONE = ("cloud",)  # forms that no other kernel has
 # The tables that a form takes, beside the class weight.
 TAKES = {
     "seesaw": (),

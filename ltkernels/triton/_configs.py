@@ -19,7 +19,7 @@ import triton.language as tl
 from .._checks import FLOATING, real_dtype
 from . import _kernels, _linear_kernels, _long_rows
 
-_CLOUD, _VMF = 5, 6  # csrc/cpu/adjusted_ce.h: enum Form
+_SIGMOID, _CLOUD, _VMF = 4, 5, 6  # csrc/cpu/adjusted_ce.h: enum Form
 _NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _TL = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # Products and sums may fuse: it drops a rounding. Triton's default has changed between versions, so it is always said.
@@ -91,7 +91,7 @@ _LONG = Tile(1, 4096, 16)
 _SHORT = Tile(1, 1024, 4)
 # Two registers a logit, and more for its exp: 4 logits a thread.
 _LONG_F64 = Tile(1, 2048, 16)
-_VMF_F64 = Tile(1, 512, 4)  # a closed form of some fifty operations a logit
+_DENSE_F64 = Tile(1, 512, 4)  # closed forms of some fifty operations a logit
 # Tiles of the head: rows, classes, and features at a time. Of 128 x 128 logits, which would halve what the products read, a thread spills
 # 0.4 to 1.2 KB with 8 warps and 0.2 to 0.7 KB with 16 (Triton 3.9, sm_90): the exponentials and their gradient live beside the
 # accumulators; 128 x 64 spill too.
@@ -145,13 +145,13 @@ def long_rows(dtype: torch.dtype, classes: int, form: int, smooth: bool, mixed: 
     closed forms and float64 have neither 16-byte accesses nor tiles by length."""
     rare = form != 0 or mixed
     plain = dtype != torch.float64 and form == 0
-    long = _VMF_F64 if form == _VMF else _LONG_F64
+    long = _DENSE_F64 if form in (_CLOUD, _VMF) else _LONG_F64
     tile = long if dtype == torch.float64 else _SHORT if rare or smooth or classes <= _SHORT.columns else _LONG
     # Two of the forms cannot be smoothed (losses/_terms.py).
     constants = {
         "FORM": form,
-        "TABLES": form == 0,
-        "SMOOTH": form in (1, 3, 6) or (form == 0 and (mixed or smooth or not plain)),
+        "TABLES": form in (0, _SIGMOID),
+        "SMOOTH": form in (1, 3, _CLOUD, _VMF) or (form == 0 and (mixed or smooth or not plain)),
     }
     constants |= {"MIXED": mixed, "ALIGNED": aligned and plain and not mixed, "C": tile.columns}
     return _make(_long_rows.long_rows, dtype, tile, **constants)
@@ -248,7 +248,7 @@ def every() -> Iterator[Specialisation]:
     for dtype, classes, aligned in itertools.product(FLOATING, widths, _SWITCH):
         found += [rows(dtype, classes, tables, aligned) for tables in _SWITCH]
         for form, mixed, smooth in itertools.product(range(7), _SWITCH, _SWITCH):
-            if form == _CLOUD or (form == _VMF and mixed):
+            if form == _VMF and mixed:
                 continue  # there is none
             if form == 0 or not mixed or real_dtype(dtype) == dtype:  # else computed in float32
                 found.append(long_rows(dtype, classes, form, smooth, mixed, aligned))

@@ -11,8 +11,10 @@ import triton.language as tl
 
 from ._kernels import VECTOR, gradient_tile, labels, load_tile, store_loss, store_tile, upstream_of, weight_of
 from ._row import (
+    CLOUD,
     LN_2,
     LOG2_E,
+    SCALE,
     SEESAW,
     SHIFT,
     SIGMOID,
@@ -21,6 +23,7 @@ from ._row import (
     VMF,
     WEIGHT,
     adjusted,
+    cloud_size,
     exp2,
     finish,
     gather,
@@ -32,6 +35,7 @@ from ._row import (
     smoothing_sums,
     softplus,
     stream,
+    true,
     vmf,
 )
 
@@ -44,9 +48,9 @@ def tile_gradient(
 ):  # fmt: skip
     """Gradient of one label's loss in a tile, from the row's statistics."""
     if FORM == SIGMOID:
-        _, slope = softplus(z, gamma, REAL)
+        _, slope = softplus(x, gamma, REAL)
         negative = stream(table, col, inside[None, :] & has(present, TABLE), 1.0, R, ALIGNED, REAL)
-        g = (upstream * k)[:, None] * negative * slope
+        g = (upstream * k)[:, None] * tl.where(x < o0, 0.0, negative) * slope * beta
         return tl.where(col[None, :] == y[:, None], (upstream * own_gradient)[:, None], g)
     a, counts = adjusted(z, x, y, sigma2, reference, row, col, inside, table, seed, o0, o1, FORM, R, ALIGNED, REAL)
     e = tl.where(counts, exp2(a - highest[:, None]), 0.0)
@@ -86,6 +90,8 @@ def softmax_statistics(
         log_series = gather(table + 2 * classes, y, y >= 0, 0.0, REAL)
         root = gather(table + classes, y, y >= 0, 1.0, REAL)
         value, own_slope = vmf(own, gather(table, y, y >= 0, 0.0, REAL), root, log_series, o0, o1)
+    if FORM == CLOUD:
+        value -= gather(table, y, y >= 0, 0.0, REAL) * cloud_size(seed, row, y, REAL)
     delta_y = gather(shift, y, has(present, SHIFT), 0.0, REAL)
     sigma, sigma2, label_a, slope, alpha = label_data(
         value, y, margin, row_scale, weight, beta_y, delta_y, present, o0, o1, o2, o3, FORM, REAL
@@ -113,19 +119,24 @@ def softmax_statistics(
 
 @triton.jit
 def sigmoid_statistics(
-    start, own, y, share, valid, weight, table, classes, present, gamma,
+    start, own, y, share, valid, shift, scale, weight, table, classes, present, gamma, least, both,
     ALIGNED: tl.constexpr, C: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """The same of the sigmoid family, whose gradient needs the factor k alone."""
+    """The same of the sigmoid family, whose gradient needs the factor k alone. Negatives count from the logit `least` on; `both`: the
+    table has a second row, of the positives."""
     alpha = gather(weight, y, has(present, WEIGHT), 1.0, REAL) * share
-    own_loss, own_slope = softplus(-own, gamma, REAL)
+    beta_y = gather(scale, y, has(present, SCALE), 1.0, REAL)
+    positive = gather(table + classes, y, true(both != 0.0), 1.0, REAL)
+    own_loss, own_slope = softplus(-(beta_y * own + gather(shift, y, has(present, SHIFT), 0.0, REAL)), gamma, REAL)
+    own_loss, own_slope = positive * own_loss, positive * beta_y * own_slope
     others = tl.zeros_like(own)
     for first in range(0, classes, C):
         col = first + tl.arange(0, C)
         inside = col < classes
-        z, _beta, _x = load_tile(start, col, inside, valid, table, table, present, False, 1, ALIGNED, REAL)
-        each, _slope = softplus(z, gamma, REAL)
-        each *= stream(table, col, inside[None, :] & has(present, TABLE), 1.0, 1, ALIGNED, REAL)
+        _z, _beta, x = load_tile(start, col, inside, valid, shift, scale, present, True, 1, ALIGNED, REAL)
+        each, _slope = softplus(x, gamma, REAL)
+        negative = stream(table, col, inside[None, :] & has(present, TABLE), 1.0, 1, ALIGNED, REAL)
+        each = tl.where(x < least, 0.0, each * negative)
         others += tl.sum(tl.where(inside[None, :] & (col[None, :] != y[:, None]), each, 0.0), 1)
     nothing = tl.zeros_like(own)
     return alpha * (own_loss + others), nothing, alpha, nothing, -alpha * own_slope, nothing
@@ -139,7 +150,9 @@ def statistics(
     REAL: tl.constexpr,
 ):  # fmt: skip
     if FORM == SIGMOID:
-        return sigmoid_statistics(start, own, y, share, valid, weight, table, classes, present, gamma, ALIGNED, C, REAL)
+        return sigmoid_statistics(
+            start, own, y, share, valid, shift, scale, weight, table, classes, present, gamma, o0, o1, ALIGNED, C, REAL
+        )
     return softmax_statistics(
         start, own, y, share, row, valid, reference, shift, scale, margin, row_scale, weight, smoothing, label_scale,
         table, seed, classes, present, gamma, eps, o0, o1, o2, o3, FORM, TABLES, SMOOTH, ALIGNED, C, REAL,

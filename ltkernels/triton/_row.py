@@ -42,6 +42,7 @@ SEESAW = tl.constexpr(1)
 EQUALIZATION = tl.constexpr(2)
 ARCFACE = tl.constexpr(3)
 SIGMOID = tl.constexpr(4)
+CLOUD = tl.constexpr(5)
 VMF = tl.constexpr(6)
 
 
@@ -105,13 +106,35 @@ def mix32(x):
 
 
 @triton.jit
-def equalization_mask(seed, row, col, probability24, REAL: tl.constexpr):
-    """Which classes softmax equalization draws: a function of (seed, row, class), 24 bits of it; losses/_terms.py has
-    its twin."""
+def draws(seed, row, col):
+    """32 random bits, a function of (seed, row, class); losses/_terms.py has its twin."""
     state = tl.load(seed)
     key = mix32(mix32(mix32(state.to(tl.uint32)) ^ (state >> 32).to(tl.uint32)) ^ row.to(tl.uint32))
-    draw = mix32(mix32(col.to(tl.uint32) + 0x9E3779B9)[None, :] ^ key[:, None])
-    return (draw >> 8).to(tl.int32).to(REAL) < probability24
+    return mix32(mix32(col.to(tl.uint32) + 0x9E3779B9) ^ key)
+
+
+@triton.jit
+def equalization_mask(seed, row, col, probability24, REAL: tl.constexpr):
+    """Which classes softmax equalization draws, by 24 bits."""
+    return (draws(seed, row[:, None], col[None, :]) >> 8).to(tl.int32).to(REAL) < probability24
+
+
+@triton.jit
+def cloud_size(seed, row, col, REAL: tl.constexpr):
+    """Size of a class' noise of Gaussian clouded logits, |normal number| / 3, at most 1; `losses._terms.cloud_sizes` says how it comes of
+    the draw. The sine is its series, which needs no reduction of the angle and no memory."""
+    first = draws(seed, row, col)
+    second = mix32(first + 0x9E3779B9)
+    u = ((first >> 8) + 1).to(tl.int32).to(REAL) * 5.9604644775390625e-08  # 2^-24
+    v = (second >> 8).to(tl.int32).to(REAL) * (5.9604644775390625e-08 * 1.5707963267948966)
+    w = v * v
+    tail = tl.zeros_like(w)
+    if u.dtype == tl.float64:  # to x^21; float32 has enough at x^11
+        tail = 1.6059043836821613e-10 + w * (-7.647163731819816e-13 + w * 2.8114572543455206e-15)
+        tail += w * w * w * (-8.22063524662433e-18 + w * 1.9572941063391263e-20)
+    q = -1.6666666666666666e-01 + w * (8.333333333333333e-03 + w * -1.984126984126984e-04)
+    q += w * w * w * (2.7557319223985893e-06 + w * (-2.505210838544172e-08 + w * tail))
+    return tl.minimum(tl.sqrt((-2.0 / 9.0) * tl.log(u)) * (v + v * (w * q)), 1.0)
 
 
 @triton.jit
@@ -189,6 +212,10 @@ def adjusted(
     if FORM == EQUALIZATION:
         tail = stream(table, col, inside[None, :], 0.0, R, ALIGNED, REAL) != 0.0
         x = tl.where(equalization_mask(seed, row, col, o0, REAL) & tail, -float("inf"), x)
+    if FORM == CLOUD:
+        x -= stream(table, col, inside[None, :], 0.0, R, ALIGNED, REAL) * cloud_size(
+            seed, row[:, None], col[None, :], REAL
+        )
     return tl.where(counts, x * sigma2[:, None], -float("inf")), counts
 
 

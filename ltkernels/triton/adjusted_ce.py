@@ -49,6 +49,8 @@ def _options(call: Call) -> tuple[float, float, float, float]:
     o3 = 0.0
     if call.form == _row.EQUALIZATION.value:
         o0 = float(round(o0 * 2**24))
+    elif call.form == _row.SIGMOID.value:
+        o0 = math.log(o0 / (1.0 - o0)) if o0 > 0.0 else -math.inf
     elif call.form == _row.ARCFACE.value:
         o3 = math.atan2(o1, o0) * o1
     return o0, o1, o2, o3

@@ -369,7 +369,12 @@ def proco(draw: Draw) -> None:
 
 
 def functions(seed: int, cases: int) -> Tally:
-    elsewhere = {"linear_adjusted_cross_entropy", "distillation", "experts_cross_entropy"}  # soft_targets.py
+    elsewhere = {
+        "linear_adjusted_cross_entropy",
+        "linear_distillation",
+        "distillation",
+        "experts_cross_entropy",
+    }  # soft_targets.py
     elsewhere |= contrast.FUNCTIONS | beside.FUNCTIONS
     missing(set(F.__all__), {"adjusted_cross_entropy", "sigmoid_cross_entropy", *elsewhere})
     names = ["adjusted_cross_entropy", *BY_CLASS]

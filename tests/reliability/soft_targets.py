@@ -1,5 +1,5 @@
-"""Fuzzing of soft targets, distillation and coupled experts: the kernels against the plain torch references in float64; spoiled calls must
-be refused."""
+"""Fuzzing of soft targets, distillation, both with their heads, and coupled experts: the kernels against the plain torch references in
+float64; spoiled calls must be refused."""
 
 from __future__ import annotations
 
@@ -135,6 +135,85 @@ def soft(seed: int, cases: int) -> Tally:
     return loop(seed, cases, one)
 
 
+def heads(seed: int, cases: int) -> Tally:
+    """Distillation of a head, and class probabilities of one, in chunks of any size, against the logits' in float64."""
+
+    def one(draw: Draw) -> None:
+        dtype = draw.say("dtype", draw.choice(DTYPES))
+        real = torch.float64 if dtype == torch.float64 else torch.float32
+        rows, classes = shape_of(draw)
+        normalize = draw.say("normalize", draw.chance(0.3))
+        # The cosine of two numbers is a sign, whose gradient is nothing but rounding.
+        width = draw.say("D", draw.size(20) + normalize)
+        options = options_of(draw, rows, classes, real)
+        leaves = [draw.normal(rows, width).to(dtype), draw.normal(classes, width).to(dtype)]
+        if draw.say("bias", draw.chance(0.5)):
+            leaves.append(draw.normal(classes).to(dtype))
+        chunk_rows = draw.say("chunk_rows", draw.choice([None, 0, 1, 2, 5]))
+
+        def logits(given: list[Tensor]) -> Tensor:
+            x, w = (torch.nn.functional.normalize(each, dim=1) if normalize else each for each in given[:2])
+            return torch.nn.functional.linear(x, w, given[2] if len(given) > 2 else None)
+
+        def operands(given: list[Tensor]) -> dict[str, Any]:
+            bias = given[2] if len(given) > 2 else None
+            return {"features": given[0], "weight": given[1], "bias": bias, "normalize": normalize}
+
+        if draw.say("teacher", draw.chance(0.6)):
+            kind = draw.choice([dtype, torch.float32])
+            t, v = draw.normal(rows, 3).to(kind), draw.normal(classes, 3).to(kind)
+            teacher_bias = draw.normal(classes).to(kind) if draw.chance(0.5) else None
+            exact_t = torch.nn.functional.linear(t.double(), v.double())
+            exact_t = exact_t if teacher_bias is None else exact_t + teacher_bias.double()
+            given: dict[str, Any] = {
+                "teacher": draw.layout(t),
+                "teacher_weight": draw.layout(v),
+                "teacher_bias": teacher_bias,
+            }
+            if draw.say("teacher's logits", draw.chance(0.2)):
+                t = exact_t.to(kind)
+                given, exact_t = {"teacher": draw.layout(t)}, t.double()
+            temperature = draw.say("T", draw.choice([0.5, 1, 2.0, 8.0]))
+            if draw.chance(0.15):
+                run = lambda **other: F.linear_distillation(**{**operands(leaves), **given, **other})  # noqa: E731
+                refused(lambda: run(temperature=draw.choice([0.0, -1.0, math.nan])))
+                refused(lambda: run(teacher=torch.zeros(rows + 1, 3)))
+                refused(lambda: run(chunk_rows=-1))
+                refused(lambda: run(shift=torch.full((classes + 1,), 0.0)))
+                return
+
+            def distill(given_leaves: list[Tensor], exact: bool) -> Tensor:
+                if exact:
+                    teacher = exact_t.clone().requires_grad_()  # whose gradient the reference computes
+                    z = logits(given_leaves)
+                    return F.distillation(z, teacher, temperature, detach_teacher=False, **doubled(options))
+                own = operands(given_leaves)
+                return F.linear_distillation(**own, **given, temperature=temperature, chunk_rows=chunk_rows, **options)
+
+            rounding = 2 * torch.finfo(real).eps * temperature**2 * 8 * math.log(max(classes, 2)) * max(rows, 1)
+            compare(draw, distill, leaves, dtype, rounding)
+            return
+        q = draw.uniform(rows, classes)
+        q[draw.uniform(rows, classes) < 0.5] = 0.0
+        q = q.to(draw.choice([dtype, torch.float32]))
+        if rows and draw.chance(0.2):
+            bad = q.clone()
+            bad[draw.randrange(rows), draw.randrange(classes)] = draw.choice([-1e-3, math.nan, math.inf])
+            refused(lambda: F.linear_adjusted_cross_entropy(**operands(leaves), target=bad, chunk_rows=chunk_rows))
+            return
+        probabilities = draw.layout(q)
+
+        def soft_head(given_leaves: list[Tensor], exact: bool) -> Tensor:
+            if exact:
+                return F.adjusted_cross_entropy(logits(given_leaves), q.double(), backend="torch", **doubled(options))
+            own = operands(given_leaves)
+            return F.linear_adjusted_cross_entropy(**own, target=probabilities, chunk_rows=chunk_rows, **options)
+
+        compare(draw, soft_head, leaves, dtype)
+
+    return loop(seed, cases, one)
+
+
 def experts(seed: int, cases: int) -> Tally:
     def one(draw: Draw) -> None:
         dtype = draw.say("dtype", draw.choice(DTYPES))
@@ -230,6 +309,7 @@ PARTS = (
         400,
         soft,
     ),
+    Part("soft heads", "both of a classifier in chunks, the same", 300, heads),
     Part("experts", "coupled experts, the same", 300, experts),
     Part("expert modules", "the Modules of experts, for finite answers and refusals", 120, expert_modules),
 )
