@@ -32,6 +32,8 @@ void bind_device(py::module_& m) {
         {"margin", &Call::margin},
         {"row_scale", &Call::row_scale},
         {"weight", &Call::weight},
+        {"smoothing", &Call::smoothing},
+        {"label_scale", &Call::label_scale},
         {"row_coef", &Call::row_coef},
         {"reduction", &Call::reduction},
         {"row_coef_stride", &Call::row_coef_stride},
@@ -80,6 +82,24 @@ void bind_device(py::module_& m) {
         {"coefficients", &Contrast::coefficients},
     };
     for (const auto& [name, member] : fields) contrast.def_readwrite(name, member);
+    using Soft = ltk::cuda::SoftCall;
+    py::class_<Soft> soft(m, "CudaSoftCall", "One call with soft targets on a device (csrc/cuda/entry.h).");
+    soft.def(py::init([] { return Soft{}; }));
+    const std::pair<const char*, int64_t Soft::*> rows[] = {
+        {"device", &Soft::device},     {"stream", &Soft::stream},
+        {"dtype", &Soft::dtype},       {"teacher", &Soft::teacher},
+        {"logits", &Soft::logits},     {"logits_stride", &Soft::logits_stride},
+        {"target", &Soft::target},     {"target_stride", &Soft::target_stride},
+        {"rows", &Soft::rows},         {"classes", &Soft::classes},
+        {"shift", &Soft::shift},       {"scale", &Soft::scale},
+        {"weight", &Soft::weight},     {"row_coef", &Soft::row_coef},
+        {"row_loss", &Soft::row_loss}, {"grad", &Soft::grad},
+    };
+    for (const auto& [name, member] : rows) soft.def_readwrite(name, member);
+    const std::pair<const char*, double Soft::*> shares[] = {
+        {"sigma", &Soft::sigma}, {"keep", &Soft::keep}, {"floor", &Soft::floor}};
+    for (const auto& [name, member] : shares) soft.def_readwrite(name, member);
+    m.def("cuda_soft_targets", &ltk_cuda_soft_targets, released, "Rows with soft targets.");
     m.def("cuda_row_logsumexp", &ltk_cuda_row_logsumexp, released, "Rows of products of contrast.");
     m.def("cuda_adjusted_ce", &ltk_cuda_adjusted_ce, released, "Loss and gradient.");
     m.def("cuda_row_statistics", &ltk_cuda_row_statistics, released, "Statistics of rows of a part of the classes.");

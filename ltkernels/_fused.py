@@ -158,15 +158,20 @@ def _times(grad: Tensor, factor: Tensor, call: Any) -> Tensor:
 
 
 def by_backend(
-    cpu: Callable[[Inputs, Any, Request], tuple[Sequence[Tensor], Sequence[Tensor | None]]], *, triton: str
+    cpu: Callable[[Inputs, Any, Request], tuple[Sequence[Tensor], Sequence[Tensor | None]]],
+    *,
+    triton: str,
+    cuda: str = "",
 ) -> Callable[[Inputs, Any, Request], tuple[Sequence[Tensor], Sequence[Tensor | None]]]:
-    """The kernel of a record that has a `backend`: `cpu`, or ``module.function`` of `ltkernels.triton`, imported when it serves."""
-    module, name = triton.split(".")
+    """The kernel of a record that has a `backend`: `cpu`, or ``module.function`` of `ltkernels.triton`, and of `ltkernels._backends`
+    for CUDA where there is one, imported when it serves."""
+    paths = {"triton": f"triton.{triton}", "cuda": f"_backends.{cuda}"}
 
     def kernel(inputs: Inputs, call: Any, request: Request) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-        if call.backend != "triton":
+        if call.backend not in paths:
             return cpu(inputs, call, request)
-        found = getattr(importlib.import_module(f"{__package__}.triton.{module}"), name)
+        module, _, name = paths[call.backend].rpartition(".")
+        found = getattr(importlib.import_module(f"{__package__}.{module}"), name)
         return found(inputs, call, request)  # type: ignore[no-any-return]
 
     return kernel

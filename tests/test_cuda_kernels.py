@@ -122,13 +122,39 @@ def test_mixed_labels(path: str, dtype: torch.dtype) -> None:
         cases.check("cpu", z, (first, second, lam), path=path, cond=2.0, label_smoothing=0.2, **tables)
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("path", cases.PATHS)
+@pytest.mark.parametrize("names", cases.BY_LABEL.values(), ids=cases.BY_LABEL)
+def test_label_scale_and_smoothing_by_label(names: tuple[str, ...], path: str, dtype: torch.dtype) -> None:
+    for classes, reduction in ((19, "mean"), (150, "none"), (90, "batch_mean"), (1203, "sum")):
+        cases.check_by_label("cpu", dtype, names, path, reduction, classes)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("path", cases.PATHS)
+def test_smoothing_of_masked_classes(path: str, dtype: torch.dtype) -> None:
+    cases.check_smoothing_of_masked_classes("cpu", dtype, path)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_von_mises_fisher(dtype: torch.dtype) -> None:
+    """Whatever path is asked for: this form has one kernel, which reads a row twice."""
+    for path, classes in zip((*cases.PATHS, "any", "any"), (1, 21, 45, 150, 2100)):
+        cases.check_vmf("cpu", dtype, path, classes)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_von_mises_fisher_rows_and_layouts(dtype: torch.dtype) -> None:
+    cases.check_vmf_layouts("cpu", dtype)
+
+
 def seesaw_logits(rows: int, classes: int, dtype: torch.dtype) -> torch.Tensor:
     return (torch.randn(rows, classes, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 3).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("path", cases.PATHS)
-@pytest.mark.parametrize("form", _terms.FORMS[1:5])  # the CPU alone has the von Mises-Fisher form
+@pytest.mark.parametrize("form", _terms.FORMS[1:5])  # the von Mises-Fisher form takes no mixed labels
 def test_closed_forms(form: str, path: str, dtype: torch.dtype) -> None:
     for classes in (5, 21, 150):
         rows = 7
@@ -161,7 +187,10 @@ def test_closed_forms(form: str, path: str, dtype: torch.dtype) -> None:
         if form == "sigmoid":
             cases.check_term("cpu", z, y, term._replace(table=None), path=path)
         elif form != "equalization":
-            cases.check_term("cpu", z, y, term, path=path, label_smoothing=0.1, **options)
+            by_label = cases.tables_of(classes, dtype, "label_smoothing")["label_smoothing"]
+            for eps in (0.1, by_label):
+                cases.check_term("cpu", z, y, term, path=path, label_smoothing=eps, **options)
+            cases.check_term("cpu", z, (y, second, lam), term, path=path, label_smoothing=by_label, **options, **weight)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)

@@ -53,7 +53,7 @@ def without_waiting(monkeypatch) -> Callable[[Callable[[], object]], None]:
 
 
 # For their tables, threshold or noise.
-NOT_CUDA = {"acsl", "ala", "balanced_bce", "ecm", "gcl", "label_aware_smoothing"}
+NOT_CUDA = {"acsl", "balanced_bce", "ecm", "gcl"}
 
 
 @pytest.mark.parametrize("name", sorted(NOT_CUDA))
@@ -64,6 +64,14 @@ def test_losses_that_no_cuda_kernel_serves(name: str, monkeypatch) -> None:
     loss = ltk.LOSSES[name].make(COUNTS, backend="cuda")
     with pytest.raises(ValueError, match="there is no CUDA kernel for "):
         loss(torch.zeros(2, 5), torch.tensor([0, 1]))
+
+
+def test_mixed_targets_of_a_form_that_takes_none(monkeypatch) -> None:
+    library.emulate(monkeypatch)
+    monkeypatch.setattr(_backends, "_cannot_serve", lambda backend, kind: "")
+    y, term = torch.tensor([0, 1]), ltk.adjustments.vmf(torch.ones(5), 8).term
+    with pytest.raises(ValueError, match="the von Mises-Fisher form, whose kernels take plain labels"):
+        ltk.functional.adjusted_cross_entropy(torch.zeros(2, 5), (y, y.flip(0), 0.5), term=term, backend="cuda")
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -98,6 +106,31 @@ def test_mixed_labels_and_smoothing(without_waiting) -> None:
     without_waiting(lambda: loss(logits, (target, target.flip(0).abs() % 5, 0.3)).backward())
     without_waiting(lambda: loss(logits, (target, target, torch.rand(6))).backward())
     assert logits.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_von_mises_fisher(head: bool, without_waiting) -> None:
+    """ProCo's form, of cosines and in its head: the CPU's loss and gradient, without a wait."""
+    term = ltk.adjustments.vmf(torch.tensor([300.0, 40.0, 0.0, 7.0, 90.0]), 8).term
+    shift, target, found = torch.linspace(0, -2, 5), torch.tensor([0, 1, 2, 3, 4, -100]), []
+    features, directions = torch.randn(6, 8), torch.randn(5, 8)
+    for backend in ("cuda", "cpu"):
+        leaf = (features if head else torch.tanh(features[:, :5])).clone().requires_grad_()
+
+        def step(leaf=leaf, backend=backend) -> None:
+            options = {"term": term, "shift": shift, "backend": backend}
+            if head:
+                loss = ltk.functional.linear_adjusted_cross_entropy(leaf, directions, target, normalize=True, **options)
+            else:
+                loss = ltk.functional.adjusted_cross_entropy(leaf, target, **options)
+            loss.backward()
+            found.append(loss.detach())
+
+        without_waiting(step) if backend == "cuda" else step()
+        found.append(leaf.grad)
+    for ours, theirs in zip(found[:2], found[2:]):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "batch_mean", "sum", "none"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import cuda_cases
 import pytest
 import torch
 from cuda_host import library
@@ -48,6 +51,30 @@ def test_label_smoothing(weighted: bool) -> None:
     if weighted:
         options["weight"] = torch.rand(21) + 0.1
     check(z, y, [4, 15], label_smoothing=0.1, cond=2.0, **options)
+
+
+@pytest.mark.usefixtures("_phases")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("names", cuda_cases.BY_LABEL.values(), ids=cuda_cases.BY_LABEL)
+def test_label_scale_and_smoothing_by_label(names: tuple[str, ...], dtype: torch.dtype) -> None:
+    """Of the label, so that `finish` has them and the kernels of the parts need not."""
+    for classes, cuts in ((21, [4, 15]), (1203, [5, 401])):
+        z, y = hostile_logits(9, classes, dtype), labels_of(9, classes)
+        smooth = "label_smoothing" in names
+        if smooth:
+            z[2, 1] = -1.0
+        check(z, y, cuts, cond=2.0 if smooth else 1.0, **cuda_cases.tables_of(classes, dtype, *names))
+
+
+@pytest.mark.usefixtures("_phases")
+def test_smoothing_by_label_of_masked_classes() -> None:
+    """As in the fused kernel: infinite where the label is smoothed, and as if there were no smoothing where it is not."""
+    z, y, eps = torch.zeros(2, 6), torch.tensor([0, 1]), torch.tensor([0.0, 0.5, 0, 0, 0, 0])
+    z[:, 4] = -torch.inf
+    loss, grad = in_parts(z, y, [3], 1.0, label_smoothing=eps)
+    assert loss[0].item() == pytest.approx(math.log(5))
+    torch.testing.assert_close(grad[0], torch.tensor([-0.8, 0.2, 0.2, 0.2, 0.0, 0.2]))
+    assert loss[1] == torch.inf
 
 
 @pytest.mark.usefixtures("_phases")

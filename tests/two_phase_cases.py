@@ -7,6 +7,7 @@ import itertools
 import oracle
 import torch
 
+from ltkernels._checks import smooths
 from ltkernels.losses import _two_phase
 
 
@@ -26,11 +27,14 @@ def in_parts(z: torch.Tensor, y: torch.Tensor, cuts: list[int], upstream: float,
             for name in ("shift", "scale", "weight")
         }
         parts.append((z[:, begin:end], _two_phase.local_labels(y, -100, begin, end - begin), mine))
-    smooth = options.get("label_smoothing", 0.0) != 0.0
+    smooth = smooths(options.get("label_smoothing", 0.0))
     rows = torch.stack(
         [_two_phase.statistics(part, label, sigma, smooth=smooth, **mine) for part, label, mine in parts]
     )
-    whole = {name: tables[name] for name in ("scale", "margin", "row_scale", "weight")}
+    whole = {name: tables[name] for name in ("shift", "scale", "margin", "row_scale", "weight")}
+    options = {
+        name: value.to(z.device) if isinstance(value, torch.Tensor) else value for name, value in options.items()
+    }
     loss, terms, valid = _two_phase.finish(_two_phase.merge(rows), y, classes=classes, **whole, **options)
     assert valid.tolist() == (y != -100).tolist()
     terms[:, 1:] *= upstream

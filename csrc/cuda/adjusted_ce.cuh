@@ -40,9 +40,6 @@ struct ClosedTerm {
     }
 };
 
-// The tables that are read along with the logits, as template argument: what is not there costs nothing.
-enum class Tables : int { none, shift, any };
-
 // a_j = sigma (beta_j z_j + delta_j), for a vector of columns or a single one.
 template <class T, class Index, Tables kTables>
 struct Adjust {
@@ -89,32 +86,6 @@ struct Adjust {
     const Real sigma;
 };
 
-// Label smoothing's weights along a row.
-template <class T, class Index>
-struct Smoothing {
-    using Real = real_t<T>;
-    template <class Array>
-    __device__ __forceinline__ void weights(Index j, Array& w) const {
-#pragma unroll
-        for (int k = 0; k < kExtent<Array>; ++k) w[k] = Real(1);
-        if (weight != nullptr) Row<T, Index>::read(weight, j, w);
-    }
-    // Sums of w gap and of w, but the label's.
-    template <class Array>
-    __device__ __forceinline__ void add(Index j, Index label, const Array& gap, Real& below, Real& sum) const {
-        constexpr int kN = kExtent<Array>;
-        Real w[kN];
-        weights(j, w);
-#pragma unroll
-        for (int k = 0; k < kN; ++k) {
-            if (j + k == label) continue;
-            below += w[k] * gap[k];
-            sum += w[k];
-        }
-    }
-    const Real* const weight;  // null: 1
-};
-
 // The sweeps have no test in them: what a thread holds beyond the row, and the label, is minus infinity from the start,
 // and the label's owner overwrites its gradient after the vector is stored.
 template <class T, Tables kTables>
@@ -158,7 +129,7 @@ __device__ __forceinline__ void adjusted_ce_held(const RowsJob& job) {
     const bool normal = labels.state == RowState::normal;
     const int label = static_cast<int>(labels.label[0]);
     Term<Real, int> term{};
-    if (group.leading()) term = make_term(job, view, labels.label[0], Real(1), normal);
+    if (group.leading()) term = make_term<kTables>(job, view, labels.label[0], Real(1), normal);
     if (job.copied != 0) wait_for_first_launch();
 
     const Adjust<T, int, kTables> adjust(job, view,
@@ -203,7 +174,7 @@ __device__ __forceinline__ void adjusted_ce_held(const RowsJob& job) {
         for (int i = 0; i < kN; ++i) top = larger(top, x[k][i]);
     });
     each_end([&](int, const Real(&a)[1], int) { top = larger(top, a[0]); });
-    const bool smooth = kTables == Tables::any && ce.label_smoothing != 0.0;
+    const bool smooth = kTables == Tables::any && smooths(ce);
     const Smoothing<T, int> smoothing{view.copy(job.weight)};
     const Real origin = origin_of(top);
     constexpr int kSums = kTables == Tables::any ? 4 : 2;  // the last two are of smoothing
@@ -228,7 +199,11 @@ __device__ __forceinline__ void adjusted_ce_held(const RowsJob& job) {
     Real told[4] = {}, loss = Real(0);  // factor of exponentials relative to the top, which that is, soft, the label's
     if (group.leading()) {
         const Real upstream = upstream_of<Real>(job, inside ? row : 0);
-        const Outcome<Real> out = finish(ce, term, found[0], found[1], found[kSums - 2], found[kSums - 1], upstream);
+        // Without Tables::any there is no smoothing by label.
+        const Real epsilon =
+            kTables == Tables::any ? smoothing_of<Real>(ce, label) : static_cast<Real>(ce.label_smoothing);
+        const Outcome<Real> out =
+            finish(ce, term, epsilon, found[0], found[1], found[kSums - 2], found[kSums - 1], upstream);
         loss = labels.state == RowState::ignored ? Real(0) : labels.state == RowState::bad ? Real(NAN) : out.loss;
         out.tell(told, found[0]);
     }
@@ -237,6 +212,9 @@ __device__ __forceinline__ void adjusted_ce_held(const RowsJob& job) {
 
     if (ce.grad != nullptr) {
         if (normal) {
+            // Formed again: pointers that waited for the sum would be spilled.
+            const Adjust<T, int, kTables> scaled(job, view, Real(1));
+            const Smoothing<T, int> smoothed{view.copy(job.weight)};
             const Real factor = told[0] * exp_for<T>(origin - told[1]);
             const auto gradient = [&](int j, auto& g) {
                 constexpr int kCount = kExtent<decltype(g)>;
@@ -244,11 +222,11 @@ __device__ __forceinline__ void adjusted_ce_held(const RowsJob& job) {
                 for (int i = 0; i < kCount; ++i) g[i] *= factor;
                 if (smooth) {
                     Real w[kCount];
-                    smoothing.weights(j, w);
+                    smoothed.weights(j, w);
 #pragma unroll
                     for (int i = 0; i < kCount; ++i) g[i] -= told[2] * w[i];
                 }
-                adjust.chain(j, g);
+                scaled.chain(j, g);
                 view.store(j, g);
             };
             vectors([&](int k) {
@@ -296,7 +274,7 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
     for (int t = 0; t < 2; ++t) {
         if (t >= terms || !normal) break;
         own[t] = view.element(labels.label[t]);
-        if (group.leading()) term[t] = make_term(job, view, labels.label[t], labels.share[t], normal);
+        if (group.leading()) term[t] = make_term<Tables::any>(job, view, labels.label[t], labels.share[t], normal);
     }
     wait_for_first_launch();
 
@@ -335,29 +313,6 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
             });
         }
     };
-    // Adds to a running maximum and sum; leaves the differences to the reference, and returns by how much that rose.
-    const auto accumulate = [&](auto& a, Index j, Index label, Real& top, Real& sum) {
-        constexpr int kCount = kExtent<decltype(a)>;
-        if (label >= j && label < j + kCount) {
-#pragma unroll
-            for (int k = 0; k < kCount; ++k)
-                if (j + k == label) a[k] = minus_infinity;
-        }
-        Real highest = top;
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) highest = larger(highest, a[k]);
-        const Real before = origin_of(top), reference = origin_of(highest);
-        if (sum != Real(0)) sum *= exp_for<T>(top - reference);
-        Real e[kCount];
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) {
-            a[k] -= reference;
-            e[k] = exp_for<T>(a[k]);
-        }
-        sum += total_of(e);
-        top = highest;
-        return before - reference;
-    };
     Real floor[1] = {Real(0)};
     if (ce.closed.form == Form::seesaw) {  // looks at the row's softmax first
         Real found[2] = {minus_infinity, Real(0)};
@@ -365,7 +320,7 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
             Real a[kExtent<decltype(z)>];
 #pragma unroll
             for (int k = 0; k < kExtent<decltype(z)>; ++k) a[k] = z[k];
-            accumulate(a, j, kNowhere, found[0], found[1]);
+            accumulate<T>(a, j, Index(kNowhere), found[0], found[1]);
         });
         group.template reduce<MaxSum<T>>(found);
         floor[0] = static_cast<Real>(static_cast<double>(found[0]) + static_cast<double>(log_real(found[1])) +
@@ -373,7 +328,7 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
         group.answer(floor);
     }
     const bool closed = ce.closed.form == Form::seesaw || ce.closed.form == Form::equalization;
-    const bool smooth = ce.label_smoothing != 0.0;
+    const bool smooth = smooths(ce);
     const Smoothing<T, Index> smoothing{view.copy(job.weight)};
 
     Real told[2][4], sigma[2];  // factor of exponentials, what they are relative to, soft, the label's
@@ -392,7 +347,7 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
                 Real a[kCount];
 #pragma unroll
                 for (int k = 0; k < kCount; ++k) a[k] = sigma[t] * (closed ? b[k] + d(b[k], j + k) : b[k]);
-                const Real rise = accumulate(a, j, column[t], found[0], found[1]);
+                const Real rise = accumulate<T>(a, j, column[t], found[0], found[1]);
                 if (smooth) {
                     found[2] += rise * found[3];
                     smoothing.add(j, column[t], a, found[2], found[3]);
@@ -403,8 +358,9 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) told[t][i] = Real(0);
         if (group.leading()) {
+            const Real epsilon = smoothing_of<Real>(ce, labels.label[t]);
             const Outcome<Real> out =
-                finish(ce, term[t], found[0], found[1], found[2], found[3], upstream_of<Real>(job, at_row));
+                finish(ce, term[t], epsilon, found[0], found[1], found[2], found[3], upstream_of<Real>(job, at_row));
             out.tell(told[t], found[0]);
             loss += out.loss;
         }
@@ -416,12 +372,13 @@ __device__ __forceinline__ void adjusted_ce_swept(const RowsJob& job) {
     const unsigned ticket = announce_loss(job, group, loss);
 
     if (ce.grad != nullptr && normal) {
+        const Smoothing<T, Index> smoothed{view.copy(job.weight)};  // formed again, as above
         sweep([&](Index j, auto& held) {
             constexpr int kCount = kExtent<decltype(held)>;
             Real y[kCount], w[kCount];
 #pragma unroll
             for (int k = 0; k < kCount; ++k) y[k] = Real(0);
-            if (smooth) smoothing.weights(j, w);
+            if (smooth) smoothed.weights(j, w);
 #pragma unroll
             for (int t = 0; t < 2; ++t) {
                 if (t >= terms) break;

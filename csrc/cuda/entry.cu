@@ -7,7 +7,9 @@
 #include "row_logsumexp.cuh"
 #include "scale.cuh"
 #include "sigmoid_bce.cuh"
+#include "soft_targets.cuh"
 #include "two_phase.cuh"
+#include "vmf.cuh"
 
 namespace ltk {
 namespace cuda {
@@ -51,7 +53,7 @@ template <class T>
 RowsKernel held_kernel(const AdjustedCe& ce) {
     if (!keeps(ce)) return adjusted_ce_rows_terms<T>;
     if constexpr (sizeof(T) <= 4)  // float64 is not where time is spent: one kernel for all tables
-        if (ce.scale == nullptr && ce.row_scale == nullptr && ce.label_smoothing == 0.0)
+        if (ce.scale == nullptr && ce.row_scale == nullptr && ce.label_scale == nullptr && !smooths(ce))
             return ce.shift == nullptr ? adjusted_ce_rows<T, Tables::none> : adjusted_ce_rows<T, Tables::shift>;
     return adjusted_ce_rows<T, Tables::any>;
 }
@@ -75,7 +77,7 @@ double* lay_out_tables(RowsJob& job, int64_t granule, double* scratch) {
     const AdjustedCe& ce = job.ce;
     job.scale.source = ce.scale;
     job.shift.source = ce.closed.form == Form::sigmoid ? ce.closed.table : ce.shift;
-    job.weight.source = ce.label_smoothing == 0.0 ? nullptr : ce.weight;
+    job.weight.source = smooths(ce) ? ce.weight : nullptr;
     for (Table* table : {&job.scale, &job.shift, &job.weight}) {
         if (table->source == nullptr) continue;
         if (granule % kWidth == 0 && reinterpret_cast<uintptr_t>(table->source) % 16 == 0) continue;
@@ -91,10 +93,11 @@ template <class T>
 const char* launch_rows(RowsJob& job, Path path, double* scratch, Where where) {
     using Real = real_t<T>;
     const AdjustedCe& ce = job.ce;
-    const bool sigmoid = ce.closed.form == Form::sigmoid;
+    const bool sigmoid = ce.closed.form == Form::sigmoid, vmf = ce.closed.form == Form::vmf;
     const int64_t granule = granule_of_rows(ce, sizeof(T), kVec<T>);
-    job.plan = choose<T>(ce, sigmoid ? Path::memory : path, granule, where.device);
+    job.plan = choose<T>(ce, sigmoid || vmf ? Path::memory : path, granule, where.device);
     const RowsKernel kernel = sigmoid              ? sigmoid_bce_rows<T>
+                              : vmf                ? vmf_rows<T>
                               : job.plan.registers ? held_kernel<T>(ce)
                                                    : adjusted_ce_rows_memory<T>;
     const int64_t rows_per_block = job.plan.block / job.plan.threads;
@@ -137,6 +140,16 @@ const char* launch_contrast(ContrastJob& job, Where where) {
     const int64_t rows_per_block = job.plan.block / job.plan.threads;
     return launch(contrast_rows<T>, {(job.rows.rows + rows_per_block - 1) / rows_per_block, job.plan.block}, where,
                   job);
+}
+
+template <class T>
+const char* launch_soft(SoftJob& job, Where where) {
+    if (job.soft.classes > INT32_MAX / 2) return "there are more than 2^30 classes";
+    const Room room{kVec<T>, Traits<T>::kHeld, Traits<T>::kEnds, kMemoryBlock};
+    job.plan = plan_rows(room, job.soft.classes, 1, Path::memory, 1);
+    const int64_t rows_per_block = job.plan.block / job.plan.threads;
+    return launch(job.soft.teacher ? soft_rows<T, true> : soft_rows<T, false>,
+                  {(job.soft.rows + rows_per_block - 1) / rows_per_block, job.plan.block}, where, job);
 }
 
 PartJob part_job(int64_t logits, int64_t logits_stride, int64_t rows, int64_t classes, int64_t target, int64_t shift,
@@ -188,6 +201,8 @@ const char* ltk_cuda_adjusted_ce(const LossCall* call) {
     ce.margin = pointer(call->margin);
     ce.row_scale = pointer(call->row_scale);
     ce.weight = pointer(call->weight);
+    ce.smoothing = pointer(call->smoothing);
+    ce.label_scale = pointer(call->label_scale);
     ce.row_coef = pointer(call->row_coef);
     ce.focal_gamma = call->focal_gamma;
     ce.label_smoothing = call->label_smoothing;
@@ -263,6 +278,29 @@ const char* ltk_cuda_row_logsumexp(const ContrastCall* call) {
         if constexpr (std::is_floating_point_v<T>) return launch_contrast<T>(job, where);
         return "products are float32 or float64";
     });
+}
+
+const char* ltk_cuda_soft_targets(const SoftCall* call) {
+    SoftJob job{};
+    SoftTargets& soft = job.soft;
+    soft.logits = pointer(call->logits);
+    soft.logits_stride = call->logits_stride;
+    soft.target = pointer(call->target);
+    soft.target_stride = call->target_stride;
+    soft.teacher = call->teacher != 0;
+    soft.shift = pointer(call->shift);
+    soft.scale = pointer(call->scale);
+    soft.weight = pointer(call->weight);
+    soft.row_coef = pointer(call->row_coef);
+    soft.sigma = call->sigma;
+    soft.keep = call->keep;
+    soft.floor = call->floor;
+    soft.rows = call->rows;
+    soft.classes = call->classes;
+    soft.row_loss = pointer(call->row_loss);
+    soft.grad = pointer(call->grad);
+    return on_device(soft.rows, call->device, call->stream, call->dtype,
+                     [&](auto element, Where where) { return launch_soft<decltype(element)>(job, where); });
 }
 
 const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor,

@@ -12,6 +12,7 @@ struct LossCall {
     int64_t logits, logits_stride, rows, classes;
     int64_t target, target_b, lam, ignore_index;
     int64_t shift, scale, margin, row_scale, weight;
+    int64_t smoothing, label_scale;     // smoothing: of each label, in place of label_smoothing
     int64_t row_coef, row_coef_stride;  // stride: 1, or 0 for one number
     double focal_gamma, label_smoothing;
     int64_t reduction, loss, grad, grad_stride;
@@ -29,6 +30,15 @@ struct ContrastCall {
     int64_t loss, weight, base, bonus, minus_own, grad_base;
     int64_t other, own, grad_other, grad_own;
     int64_t coefficients;
+};
+
+// One call with soft targets, by name as in cpu/soft_targets.h; 0 where there is nothing.
+struct SoftCall {
+    int64_t device, stream, dtype, teacher;  // target: in the logits' type with `teacher`, else real
+    int64_t logits, logits_stride, target, target_stride, rows, classes;
+    int64_t shift, scale, weight, row_coef;
+    int64_t row_loss, grad;
+    double sigma, keep, floor;
 };
 
 }  // namespace cuda
@@ -50,6 +60,9 @@ const char* ltk_cuda_gradient_from_statistics(int64_t device, int64_t stream, in
 
 // Contrast: log-sum-exps or losses of rows of products, and coefficients in the products' place.
 const char* ltk_cuda_row_logsumexp(const ltk::cuda::ContrastCall* call);
+
+// Rows over the classes, or a teacher's logits, as targets: row losses, and the gradients of their sum over `row_coef`.
+const char* ltk_cuda_soft_targets(const ltk::cuda::SoftCall* call);
 
 // x *= *factor / *expected (1 where null) over n contiguous elements; nothing is read or written where they are equal.
 const char* ltk_cuda_scale(int64_t device, int64_t stream, int64_t dtype, int64_t x, int64_t n, int64_t factor,

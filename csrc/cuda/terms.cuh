@@ -14,6 +14,9 @@ namespace cuda {
 
 enum class RowState : int { normal, ignored, bad };
 
+// The tables that are read along with the logits, as template argument: what is not there costs nothing.
+enum class Tables : int { none, shift, any };
+
 template <class Real>
 __device__ __forceinline__ Real at(const void* table, int64_t i, Real neutral) {
     return table == nullptr ? neutral : __ldg(static_cast<const Real*>(table) + i);
@@ -64,7 +67,18 @@ struct Term {
 };
 constexpr int kNowhere = -64;
 
-template <class T, class Index>
+// Whether labels are smoothed, by one number or each by its own; and a label's smoothing, which is read where it is
+// used: a register that held it from the start would be spilled.
+__host__ __device__ __forceinline__ bool smooths(const AdjustedCe& ce) {
+    return ce.smoothing != nullptr || ce.label_smoothing != 0.0;
+}
+template <class Real>
+__device__ __forceinline__ Real smoothing_of(const AdjustedCe& ce, int64_t label) {
+    return at(ce.smoothing, label, static_cast<Real>(ce.label_smoothing));
+}
+
+// Without Tables::any there is no label scale.
+template <Tables kTables, class T, class Index>
 __device__ __forceinline__ Term<real_t<T>, Index> make_term(const RowsJob& job, const Row<T, Index>& row, int64_t label,
                                                             real_t<T> share, bool normal) {
     using Real = real_t<T>;
@@ -74,15 +88,20 @@ __device__ __forceinline__ Term<real_t<T>, Index> make_term(const RowsJob& job, 
     term.sigma = at(ce.row_scale, label, Real(1));
     term.weight = at(ce.weight, label, Real(1));
     term.column = static_cast<Index>(label);
-    const double own = get_element(row.z + label);
-    term.slope = at(ce.scale, label, Real(1));
+    double own = get_element(row.z + label);
+    if constexpr (kTables == Tables::any) {
+        term.slope = at(ce.label_scale, label, Real(1));
+        own *= static_cast<double>(term.slope);
+    }
     double value = own, slope = 1.0;
     if (ce.closed.form == Form::arcface) {
         arcface<Real>(ce.closed, own, &value, &slope);
         term.slope = static_cast<Real>(slope);
     } else {
-        value = static_cast<double>(term.slope) * own + static_cast<double>(at(ce.shift, label, Real(0))) -
+        const Real scale = at(ce.scale, label, Real(1));
+        value = static_cast<double>(scale) * own + static_cast<double>(at(ce.shift, label, Real(0))) -
                 static_cast<double>(at(ce.margin, label, Real(0)));
+        term.slope *= scale;
     }
     term.target = static_cast<double>(term.sigma) * value;
     return term;
@@ -103,10 +122,10 @@ struct Outcome {
 
 // `top` and `sum`: maximum of the adjusted logits but the label's, and the sum of their exponentials relative to it.
 // `below` and `weights`: with smoothing, sum of weight_j (a_j - top), and of weight_j, but the label's. The factor is
-// that of exponentials relative to `top`.
+// that of exponentials relative to `top`. `epsilon`: the label's smoothing.
 template <class Real, class Index>
-__device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term<Real, Index>& term, Real top, Real sum,
-                                                Real below, Real weights, Real upstream) {
+__device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term<Real, Index>& term, Real epsilon,
+                                                Real top, Real sum, Real below, Real weights, Real upstream) {
     Outcome<Real> out;
     const double gap = static_cast<double>(top) - term.target;
     double highest = static_cast<double>(top);
@@ -126,7 +145,6 @@ __device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term
     const Real nll = label_below > Real(-1) ? log1p_real(others / label_e) : log_real(total) - label_below;
     Real phi, slope;
     focal(static_cast<Real>(ce.focal_gamma), nll, &phi, &slope);
-    const Real epsilon = static_cast<Real>(ce.label_smoothing);
     const bool smooth = epsilon != Real(0);
     const Real hard = (Real(1) - epsilon) * term.weight * term.share;
     const Real soft = smooth ? epsilon / static_cast<Real>(ce.classes) * term.share : Real(0);
@@ -145,6 +163,59 @@ __device__ __forceinline__ Outcome<Real> finish(const AdjustedCe& ce, const Term
     if (smooth) out.label_grad -= soft * term.weight;
     out.label_grad *= outer * term.slope;
     return out;
+}
+
+// Label smoothing's weights along a row.
+template <class T, class Index>
+struct Smoothing {
+    using Real = real_t<T>;
+    template <class Array>
+    __device__ __forceinline__ void weights(Index j, Array& w) const {
+#pragma unroll
+        for (int k = 0; k < kExtent<Array>; ++k) w[k] = Real(1);
+        if (weight != nullptr) Row<T, Index>::read(weight, j, w);
+    }
+    // Sums of w gap and of w, but the label's.
+    template <class Array>
+    __device__ __forceinline__ void add(Index j, Index label, const Array& gap, Real& below, Real& sum) const {
+        constexpr int kN = kExtent<Array>;
+        Real w[kN];
+        weights(j, w);
+#pragma unroll
+        for (int k = 0; k < kN; ++k) {
+            if (j + k == label) continue;
+            below += w[k] * gap[k];
+            sum += w[k];
+        }
+    }
+    const Real* const weight;  // null: 1
+};
+
+// Adds to a running maximum and sum beside logits of type T, without the label's column; leaves the differences to the
+// reference, and returns by how much that rose.
+template <class T, class Index, class Array>
+__device__ __forceinline__ real_t<T> accumulate(Array& a, Index j, Index label, real_t<T>& top, real_t<T>& sum) {
+    using Real = real_t<T>;
+    constexpr int kCount = kExtent<Array>;
+    if (label >= j && label < j + kCount) {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k)
+            if (j + k == label) a[k] = -Real(INFINITY);
+    }
+    Real highest = top;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) highest = larger(highest, a[k]);
+    const Real before = origin_of(top), reference = origin_of(highest);
+    if (sum != Real(0)) sum *= exp_for<T>(top - reference);
+    Real e[kCount];
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+        a[k] -= reference;
+        e[k] = exp_for<T>(a[k]);
+    }
+    sum += total_of(e);
+    top = highest;
+    return before - reference;
 }
 
 // The denominator of the reduction, for a whole warp. The partial sums lie in a fixed order.

@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .._call import TABLES, Call, Out
-from .._checks import REDUCTIONS, real_dtype
+from .._call import BATCH_MEAN, MEAN, NONE, SUM, TABLES, Call, Out
+from .._checks import real_dtype
 from .._native import _C
 from .._watch import address
 from ._shared import DTYPE_CODES, LARGEST_LOG_DET, ClassPart, find_bad_label, find_bad_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .._fused import Inputs, Request
     from ..contrastive._rows import Part
+    from ..losses._soft import SoftTargets
 
 library = _C  # has cuda_* functions where the module was built with LTKERNELS_CUDA=ON
 
 PATHS = ("any", "registers", "cluster", "memory")  # enum Path of csrc/cuda/job.h
-_NONE, _SUM = REDUCTIONS.index("none"), REDUCTIONS.index("sum")
 
 
 class Plan(NamedTuple):
@@ -69,14 +72,14 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out, *, path: str = "any") -> N
             raise problem
     loss, grad = out.loss, out.grad
     if rows == 0:
-        if call.reduction != _NONE:
-            loss.fill_(0.0 if call.reduction == _SUM else torch.nan)
+        if call.reduction != NONE:
+            loss.fill_(0.0 if call.reduction == SUM else torch.nan)
         return
     streamed = (
         address(call.shift, "shift"), address(call.scale, "scale"), address(call.weight, "weight"), address(call.table, "the loss' table"),
     )  # fmt: skip
     scratch = None
-    if call.reduction != _NONE or any(streamed):
+    if call.reduction != NONE or any(streamed):
         doubles = library.cuda_scratch(rows, classes, *streamed)
         scratch = torch.empty(doubles, dtype=torch.float64, device=logits.device)
     job = library.CudaLossCall()  # what is not said is 0
@@ -88,6 +91,8 @@ def adjusted_ce(logits: Tensor, call: Call, out: Out, *, path: str = "any") -> N
     job.target_b, job.lam = address(call.target_b, "target[1]"), address(call.lam, "lam")
     for name, table in zip(TABLES, call.tables(), strict=True):
         setattr(job, name, address(table, name))
+    job.smoothing = address(call.smoothing, "label_smoothing")
+    job.label_scale = address(call.label_scale, "label_scale")
     factor = call.factor(rows)
     if factor is not None:
         job.row_coef, job.row_coef_stride = address(factor, "grad_scale"), factor.stride(0)
@@ -113,6 +118,50 @@ def gradient_from_statistics(part: ClassPart, terms: Tensor, grad: Tensor) -> No
     """Fills `grad`, which may be the logits, in one read and one write."""
     to = (terms.data_ptr(), grad.data_ptr(), grad.stride(0))
     _raise(library.cuda_gradient_from_statistics(*current_stream(part.logits.device), *part.addresses(), *to))
+
+
+def soft_targets(
+    inputs: Inputs, call: SoftTargets, request: Request
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """The kernel of `ltkernels.losses._soft`, in the signature of `ltkernels._fused`; one launch, and some of torch for N numbers. Entries
+    of the target are not looked at: what is not finite makes its row NaN."""
+    logits, target, shift, scale, weight, own = inputs
+    assert logits is not None
+    assert target is not None
+    rows, classes = logits.shape
+    real, teacher = real_dtype(logits.dtype), call.temperature != 0
+    if teacher and target.dtype != logits.dtype:  # rare: float32 holds both
+        logits = logits.to(real)
+    target = target.to(logits.dtype if teacher else real)
+    logits, target = (x if x.stride(1) == 1 or classes == 1 else x.contiguous() for x in (logits, target))
+    shift, scale, weight, own = (x if x is None else x.to(real).contiguous() for x in (shift, scale, weight, own))
+    # The factor of each row's loss, and of its gradient.
+    if call.reduction == MEAN and own is not None:
+        factor = own * (call.factor / own.sum())
+    else:
+        divides = call.reduction in (MEAN, BATCH_MEAN) and rows > 0
+        factor = torch.full((rows,), call.factor / (rows if divides else 1), dtype=real, device=logits.device)
+        factor = factor if own is None else factor * own
+    loss = torch.empty(rows, dtype=real, device=logits.device)
+    grad = request.into if request.needs[0] else None
+    if request.needs[0] and grad is None:
+        grad = torch.empty(rows, classes, dtype=real, device=logits.device)
+    coef = factor if request.upstream is None else factor * request.upstream[0].to(real)
+    job = library.CudaSoftCall()  # what is not said is 0
+    job.device, job.stream = current_stream(logits.device)
+    job.dtype, job.teacher = DTYPE_CODES[logits.dtype], int(teacher)
+    job.logits, job.logits_stride = address(logits, "logits"), logits.stride(0)
+    job.target, job.target_stride = address(target, "target"), target.stride(0)
+    job.rows, job.classes = rows, classes
+    job.shift, job.scale, job.weight = address(shift, "shift"), address(scale, "scale"), address(weight, "weight")
+    job.row_coef, job.row_loss, job.grad = coef.data_ptr(), loss.data_ptr(), 0 if grad is None else grad.data_ptr()
+    job.sigma = 1 / call.temperature if teacher else 1.0
+    job.keep, job.floor = 1 - call.label_smoothing, call.label_smoothing / classes
+    _raise(library.cuda_soft_targets(job))
+    loss *= factor
+    if call.reduction != NONE:
+        loss = loss.double().sum().to(real) if rows or call.reduction == SUM else loss.new_full((), torch.nan)
+    return (loss,), (grad, None, None, None, None, None)
 
 
 def row_logsumexp(products: Tensor, part: Part) -> None:

@@ -73,8 +73,7 @@ def adjusted_cross_entropy(logits: Tensor, target: Target, **options: Unpack[Opt
     Tables are rounded to the loss' dtype. A table that requires a gradient gets one, in the kernel's own pass on the CPU (`explain` says
     where not); a temperature learned for all classes at once is ``scale=temperature.expand(C)``. Second derivatives, gradients with
     respect to lam, sample_weight, label_scale, label_smoothing and class probabilities, and those of tables beside class probabilities or
-    on a GPU are computed by the plain torch reference. There are no CUDA kernels for label_scale, label_smoothing as a table and class
-    probabilities: on a GPU Triton's compute them, and without Triton the reference.
+    on a GPU are computed by the plain torch reference.
 
     Raises:
         ValueError: a label out of range (row and value), a class probability that is negative or not finite, a table entry or sample

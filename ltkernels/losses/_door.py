@@ -269,17 +269,10 @@ def _needs_torch(call: Call, backend: str | None, logits: Tensor) -> str:
 
 def _not_cuda(call: Call) -> str:
     """Why the CUDA kernels cannot serve a call that Triton's can."""
-    if call.target.is_floating_point():
-        return "there is no CUDA kernel for class probabilities as target"
-    if call.form == _VMF:
-        return "there is no CUDA kernel for the von Mises-Fisher form"
     if call.form == _CLOUD:
         return "there is no CUDA kernel for the cloud of GCL"
     if call.form == _SIGMOID and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None)):
         return "there is no CUDA kernel for the sigmoid loss with a threshold, factors of positives, shift or scale"
-    for name, value in (("label_scale", call.label_scale), ("a table as label_smoothing", call.smoothing)):
-        if value is not None:
-            return f"there is no CUDA kernel for {name}"
     return ""
 
 

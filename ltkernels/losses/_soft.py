@@ -29,7 +29,7 @@ class SoftTargets(NamedTuple):
     temperature: T above 0: the target holds a teacher's logits, and a row's loss is ``KL(softmax(target / T) || softmax(a / T))`` with
         ``a = scale * logits + shift``. 0: it holds q, and a row's loss is ``-sum_j weight_j q'_j log softmax(a)_j`` with
         ``q' = (1 - label_smoothing) q + label_smoothing / C``.
-    backend: whose kernel computes it, of `ltkernels._backends.BACKENDS`; there is none for CUDA.
+    backend: whose kernel computes it, of `ltkernels._backends.BACKENDS`.
     first_row: the number of the first row in messages: that of a chunk.
     """
 
@@ -204,7 +204,7 @@ _OPERATOR = Fused(
     "Tensor logits, Tensor target, Tensor? shift, Tensor? scale, Tensor? weight, Tensor? sample_weight",
     SoftTargets,
     1,
-    by_backend(_kernel, triton="soft_targets.soft_targets"),
+    by_backend(_kernel, triton="soft_targets.soft_targets", cuda="cuda.soft_targets"),
     lambda inputs, call: [(inputs[0].shape[0],) if call.reduction == NONE else ()],  # type: ignore[union-attr]
     reference,
     _served,

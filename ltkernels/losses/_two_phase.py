@@ -128,7 +128,10 @@ def finish(
     label_grad = -hard * slope * (others / total)
     if smooth:
         weights = float(classes) if weight is None else weight.double().sum()
-        loss = loss + soft * ((torch.log(total) + base) * weights - (smooth_a + alpha * label_a))
+        smoothed = soft * ((torch.log(total) + base) * weights - (smooth_a + alpha * label_a))
+        if isinstance(eps, Tensor):  # a class that is removed has a = -inf
+            smoothed = torch.where(eps != 0, smoothed, 0.0)
+        loss = loss + smoothed
         g = g + soft * weights
         label_grad = label_grad + soft * weights * (own / total) - soft * alpha
     label_grad = label_grad * sigma * of_label(scale, 1.0) * kappa

@@ -46,8 +46,8 @@ def distillation(
     Returns:
         The loss, float64 for float64 logits and float32 for all others.
 
-    A row of nothing but -inf, in either, gives NaN. On a GPU Triton's kernel computes it, in the same one pass; without Triton, and
-    gradients with respect to shift, scale and sample_weight, the plain torch reference; `ltkernels.explain` says so.
+    A row of nothing but -inf, in either, gives NaN. On a GPU it is the CUDA kernel's or Triton's, as the losses are; gradients with
+    respect to shift, scale and sample_weight are the plain torch reference's, and `ltkernels.explain` says so.
 
     Raises:
         ValueError: shapes or devices that do not fit, a temperature that is not above 0, a table or weight that is not finite.
@@ -65,7 +65,6 @@ def distillation(
     return loss if shape is None else loss.reshape(shape)
 
 
-NOT_CUDA = "there is no CUDA kernel for distillation"
 _Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, None, Tensor | None]
 
 
@@ -109,7 +108,7 @@ def _checked(
     name = _soft.learned(inputs)
     needs_torch = f"gradient with respect to {'teacher_logits' if name == 'target' else name}" if name else ""
     needs_torch = needs_torch or ("" if classes else "there is no class")
-    backend = _backends.choose(None, device, needs_torch, NOT_CUDA)
+    backend = _backends.choose(None, device, needs_torch)
     soft = _soft.SoftTargets(0.0, temperature**2, temperature, code, backend)
     return inputs, soft, whole if code == NONE and len(size) != 2 else None, needs_torch
 
@@ -128,7 +127,7 @@ def _explain(
     *_, needs_torch = _checked(
         logits, teacher_logits, temperature, shift, scale, sample_weight, reduction, detach_teacher
     )
-    return _backends.explain(None, logits.device, needs_torch or transforms(), NOT_CUDA)
+    return _backends.explain(None, logits.device, needs_torch or transforms())
 
 
 distillation.explain = _explain  # type: ignore[attr-defined]

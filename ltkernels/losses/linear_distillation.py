@@ -16,7 +16,6 @@ from .._watch import is_dtensor, transforms, wants_gradient
 from ..heads import check_chunk_rows, choose_chunk, operands
 from . import _soft
 from ._door import check_labels
-from .distillation import NOT_CUDA
 
 _PLAIN = "give plain tensors, such as its to_local()"
 
@@ -73,8 +72,8 @@ def linear_distillation(
         that dtype, whatever the teacher's; on a GPU as `torch.nn.functional.linear` forms them. Gradients are rounded once.
 
     Under autocast, float32 inputs are cast as `torch.nn.functional.linear` does. The plain torch reference, which holds the logits,
-    computes second derivatives and gradients with respect to shift, scale and sample_weight; on a GPU Triton's kernel serves the chunks,
-    and without Triton the reference.
+    computes second derivatives and gradients with respect to shift, scale and sample_weight; on a GPU the CUDA kernel or Triton's
+    serves the chunks.
 
     Raises:
         ValueError: shapes or devices that do not fit, a temperature that is not above 0, a table or weight that is not finite.
@@ -147,7 +146,7 @@ def _checked(
     inputs = (features, weight, bias, teacher, teacher_weight, teacher_bias, shift, scale, sample_weight)
     name = _learned(inputs)
     needs_torch = f"gradient with respect to {name}" if name else ""
-    backend = _backends.choose(None, device, needs_torch, NOT_CUDA)
+    backend = _backends.choose(None, device, needs_torch)
     if backend == "torch":
         chunk_rows, reason = 0, "the torch backend has no chunks"
     elif chunk_rows is None:
@@ -263,7 +262,7 @@ def _explain(
         features, weight, teacher, teacher_weight, temperature, bias, teacher_bias, normalize, shift, scale, sample_weight,
         reduction, chunk_rows,
     )  # fmt: skip
-    kernel = _backends.explain(None, features.device, needs_torch or transforms(), NOT_CUDA)
+    kernel = _backends.explain(None, features.device, needs_torch or transforms())
     held = "logits in chunks" if call.chunk_rows else "logits held"
     return kernel._replace(reason=f"{kernel.reason}; {held}: {how}")
 

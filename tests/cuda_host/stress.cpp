@@ -29,7 +29,7 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
     // Offset by one element: no row but the last of eight starts at a multiple of 16 bytes.
     Buffer<T> logits(rows * classes + 1), grad(rows * classes + 1);
     Buffer<int64_t> a(rows), b(rows), seed(1);
-    Buffer<float> lam(rows), table(classes), out(rows), again(rows);
+    Buffer<float> lam(rows), table(classes), curves(3 * classes), out(rows), again(rows);
     Buffer<double> scratch(adjusted_ce_cuda_scratch(rows, classes, 4));
     for (int64_t i = 0; i < rows * classes; ++i) put(&logits[i + 1], value(i));
     for (int64_t i = 0; i < rows; ++i) {
@@ -38,7 +38,11 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
         lam[i] = 0.25f;
         out[i] = again[i] = 0.0f;
     }
-    for (int64_t j = 0; j < classes; ++j) table[j] = 0.5f + value(j) * 0.05f;
+    for (int64_t j = 0; j < classes; ++j) {
+        table[j] = curves[j] = 0.5f + value(j) * 0.05f;
+        curves[classes + j] = 1.0f;
+        curves[2 * classes + j] = 0.0f;
+    }
     seed[0] = 12345;
     for (int pass = 0; pass < 2; ++pass) {
         const int64_t in = logits.address() + static_cast<int64_t>(sizeof(T));
@@ -55,7 +59,10 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
             call.lam = lam.address();
         }
         call.ignore_index = -100;
-        if (form == Form::none) call.shift = call.scale = call.margin = call.row_scale = table.address();
+        if (form == Form::none) {
+            call.shift = call.scale = call.margin = call.row_scale = table.address();
+            call.label_scale = call.smoothing = table.address();
+        }
         call.weight = table.address();
         call.focal_gamma = 1.5;
         call.label_smoothing = form == Form::sigmoid || form == Form::equalization ? 0.0 : 0.1;
@@ -64,10 +71,14 @@ void loss(int64_t dtype, int64_t rows, int64_t classes, Path path, bool mixed, F
         call.grad = to;
         call.scratch = scratch.address();
         call.form = static_cast<int64_t>(form);
-        call.form_table = table.address();
+        call.form_table = form == Form::vmf ? curves.address() : table.address();
         call.form_seed = seed.address();
         call.option0 = call.option1 = 0.5;
         call.option2 = -4.0;
+        if (form == Form::vmf) {
+            call.option0 = 64.0;
+            call.shift = table.address();
+        }
         const char* error = ltk_cuda_adjusted_ce(&call);
         if (error != nullptr) emulation::fail(error);
         ++calls;
@@ -130,6 +141,33 @@ void contrast(int64_t rows, int64_t columns) {
     ++calls;
 }
 
+// Probabilities, or a teacher's logits.
+void soft_targets(int64_t rows, int64_t classes, bool teacher) {
+    Buffer<float> logits(rows * classes), target(rows * classes), table(classes), coef(rows), loss(rows);
+    Buffer<float> grad(rows * classes);
+    for (int64_t i = 0; i < rows * classes; ++i) {
+        logits[i] = value(i);
+        target[i] = std::fabs(value(i + 1));
+    }
+    for (int64_t j = 0; j < classes; ++j) table[j] = 0.5f;
+    for (int64_t i = 0; i < rows; ++i) coef[i] = 2.0f;
+    SoftCall call{};
+    call.teacher = teacher;
+    call.logits = logits.address();
+    call.target = target.address();
+    call.logits_stride = call.target_stride = call.classes = classes;
+    call.rows = rows;
+    call.shift = call.scale = call.weight = table.address();
+    call.row_coef = coef.address();
+    call.row_loss = loss.address();
+    call.grad = grad.address();
+    call.sigma = call.keep = 0.5;
+    const char* error = ltk_cuda_soft_targets(&call);
+    if (error != nullptr) emulation::fail(error);
+    if (!(loss[0] > 0.0f)) emulation::fail("the loss of soft targets is not above 0");
+    ++calls;
+}
+
 template <class T>
 void logdet(int64_t dtype, int64_t batch, int64_t n) {
     Buffer<T> matrices(batch * n * n), out(batch);
@@ -161,12 +199,14 @@ int main(int count, char** arguments) {
     for (const Path path : {Path::registers, Path::cluster, Path::memory})
         for (const int64_t classes : {3, 40, 1100})
             for (const bool mixed : {false, true})
-                for (const Form form : {Form::none, Form::seesaw, Form::equalization, Form::sigmoid}) {
+                for (const Form form : {Form::none, Form::seesaw, Form::equalization, Form::sigmoid, Form::vmf}) {
+                    // One kernel, whatever the path.
+                    const bool streams = form == Form::sigmoid || form == Form::vmf;
+                    if (form == Form::vmf && mixed) continue;
                     if (!all && (classes == 3 || form == Form::equalization)) continue;
                     if (!all && (path == Path::cluster || mixed) && (classes == 1100) != (form == Form::none)) continue;
-                    const bool sigmoid = form == Form::sigmoid;
                     if (few &&
-                        (sigmoid ? path != Path::memory || mixed || classes == 40 : mixed == (form == Form::none)))
+                        (streams ? path != Path::memory || mixed || classes == 40 : mixed == (form == Form::none)))
                         continue;
                     loss<float>(0, 2, classes, path, mixed, form, Reduction::mean);
                     if (all) loss<bf16>(2, 3, classes, path, mixed, form, Reduction::none);
@@ -175,6 +215,8 @@ int main(int count, char** arguments) {
     two_phases(3, 1100);
     contrast(5, 40);
     contrast(3, 1100);
+    soft_targets(5, 40, false);
+    soft_targets(3, 1100, true);
     logdet<double>(1, 9, 5);
     logdet<float>(0, 2, 33);
     scale(1003);

@@ -105,6 +105,29 @@ def test_closed_forms(path: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("path", ALL_PATHS)
+def test_label_scale_and_smoothing_by_label(path: str, dtype: torch.dtype) -> None:
+    for names in cases.BY_LABEL.values():
+        for classes, reduction in ((21, "mean"), (1203, "none")):
+            cases.check_by_label("cuda", dtype, names, path, reduction, classes)
+    cases.check_smoothing_of_masked_classes("cuda", dtype, path)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_von_mises_fisher(dtype: torch.dtype) -> None:
+    for classes in (1, 21, 45, 1203, 8142):
+        cases.check_vmf("cuda", dtype, "any", classes)
+    cases.check_vmf_layouts("cuda", dtype)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_soft_targets(temperature: float, dtype: torch.dtype) -> None:
+    for classes in (2, 45, 1203, 9001):
+        cases.check_soft_targets("cuda", dtype, classes, temperature)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("path", ALL_PATHS)
 def test_memory_safety_of_layouts(path: str, dtype: torch.dtype) -> None:
     """Also what benchmarks.gpu runs under compute-sanitizer."""
     cases.check_layouts("cuda", dtype, path, rows=3, classes=45)
