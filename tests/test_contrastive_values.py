@@ -281,8 +281,8 @@ def test_exponentials_that_are_kept_for_the_gradient(dtype: torch.dtype, held: i
 
 
 @pytest.mark.parametrize("reduction", ["mean", "batch_mean", "sum"])
-def test_the_batch_against_itself_and_against_columns_agree(reduction: str) -> None:
-    """The symmetric way and the one of columns that are given: weights, ignored rows, gradients of all inputs."""
+def test_the_batch_against_itself_and_against_columns_agree(reduction: str, monkeypatch) -> None:
+    """The symmetric way, the one of columns that are given, and the definition: weights, ignored rows, gradients of all inputs."""
     features, labels = FIXED
     generator = torch.Generator().manual_seed(3)
     logits, weight = (torch.rand(23, k, dtype=F64, generator=generator) for k in (5, 1))
@@ -300,7 +300,10 @@ def test_the_batch_against_itself_and_against_columns_agree(reduction: str) -> N
         loss = contrastive(leaves[0], labels, "gpaco", **said, **options)
         return [loss, *torch.autograd.grad(loss, leaves)]
 
-    torch.testing.assert_close(run(None), run("torch"), rtol=1e-10, atol=1e-12)
+    ours = run(None)
+    torch.testing.assert_close(ours, run("torch"), rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(_symmetric.CONTRAST_SELF, "served", lambda *_: False)
+    torch.testing.assert_close(ours, run(None), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("length", [0.0, 1e-13, 1.0])

@@ -164,7 +164,7 @@ def _reference(inputs: Inputs, call: SelfContrast) -> Outputs:
     own_column = torch.arange(n)
     valid = labels != call.ignore_index
     positive = (labels[:, None] == labels) & (own_column[:, None] != own_column)
-    share = call.beta + call.alpha * positive.sum(dim=1)
+    share = call.beta + call.alpha * positive.sum(dim=1).to(z.dtype)
     with torch.autocast("cpu", enabled=False):
         mean = call.alpha * inverse_tau * (z @ z.t()).masked_fill(~positive, 0).sum(dim=1)
     if linear is not None:
@@ -175,7 +175,7 @@ def _reference(inputs: Inputs, call: SelfContrast) -> Outputs:
     if call.reduction in (MEAN, BATCH_MEAN):
         size = weight.sum() if call.reduction == MEAN else valid.sum().to(torch.float64)
         weight = weight / torch.where(size > 0, size, 1.0)
-    mean = mean / torch.where(share > 0, share, 1).to(z.dtype)
+    mean = mean / torch.where(share > 0, share, 1)
     made = Rows(None, None, None, own_column, weight, None, True, False, -1, call.reduction, call.chunk_rows, "cpu")
     return loss_reference((z, z, base, mean, inverse_tau.expand(n), shift), made)
 
