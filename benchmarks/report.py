@@ -252,6 +252,28 @@ def training_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def two_views_table(result: dict[str, Any]) -> str:
+    """Accuracy of every arm of `benchmarks.two_views`, and the paired difference from the first, balanced softmax."""
+    found = result["summary"]
+    measured = next(iter(found.values()))
+    lines = [f"| arm | {' | '.join(measured)} |", "|---|" + "---:|" * len(measured)]
+    for arm, values in found.items():
+        cells = []
+        for value in values.values():
+            gain = value.get("over balanced softmax")
+            over = f" ({gain['mean']:+.2f} ± {gain['half']:.2f})" if gain else ""
+            cells.append(f"{value['accuracy']:.2f}{over}")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    settings, machine = result["settings"], result["machine"]
+    lines += [
+        "",
+        f"Per cent, {len({row['seed'] for row in result['rows']})} seeds; in brackets over balanced softmax, 95 %, paired by seed. "
+        f"{settings['epochs']} epochs, batches of {settings['batch']}, imbalance {settings['imbalance']:g}. "
+        f"torch {machine['torch']}, commit {machine['commit']}, {machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 _ARMS = {
     "clusters-max": "greedy, largest FDG",
     "fdg": "FDG target alone",
@@ -317,6 +339,7 @@ def main(argv: list[str] | None = None) -> None:
         "neighbors": neighbors_table,
         "training": training_table,
         "experiment": experiment_table,
+        "two-views": two_views_table,
     }
     text = tables[kind](result)
     if options.readme:

@@ -11,7 +11,8 @@ temperatures were fixed before anything was trained.
     + null             as + bcl, with the batch's labels permuted: what a contrast that knows nothing does
     full               balanced softmax, as many steps on the whole balanced training set: what cannot be beaten
 
-Accuracy of the last epoch on the balanced test set, in per cent: the mean over classes, and that of the three smallest classes. An
+Accuracy of the last epoch on the balanced test set, in per cent: the mean over classes, and that of the three smallest classes. `probe` is
+what the features are good for: the accuracy of a linear classifier fitted, on the frozen features, to the whole balanced training set. An
 interval is paired over seeds, 95 %. A file that exists is completed: finished trainings are kept.
 """
 
@@ -26,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,6 +41,7 @@ from . import harness
 
 WIDTH, PROJECTED = 128, 64
 BCL_FACTOR, PROCO_FACTOR, TAU = 0.35, 1.0, 0.1
+MEASURED = ("balanced", "tail", "probe")
 ARMS = ("balanced softmax", "+ bcl", "+ proco", "+ null", "full")
 
 
@@ -95,7 +100,8 @@ def loss_of(
 def train(arm: str, seed: int, epochs: int, batch: int, imbalance: float) -> dict[str, Any]:
     thin = data.load("fashion-mnist-lt", data.DataRequest(imbalance=imbalance))
     steps = epochs * (len(thin.y_train) // batch)
-    used = data.load("fashion-mnist-lt", data.DataRequest(imbalance=1.0)) if arm == "full" else thin
+    whole = data.load("fashion-mnist-lt", data.DataRequest(imbalance=1.0))
+    used = whole if arm == "full" else thin
     torch.manual_seed(seed)
     network = Network(used.num_classes)
     loss, keeps = loss_of(arm, used.class_counts, network)
@@ -118,10 +124,18 @@ def train(arm: str, seed: int, epochs: int, batch: int, imbalance: float) -> dic
             keeps.next_epoch()
     network.eval()
     with torch.no_grad():
-        found = torch.cat([network.head(network.body(x)).argmax(1) for x in thin.x_test.split(1000)])
-    recall = torch.stack([(found[thin.y_test == c] == c).double().mean() for c in range(thin.num_classes)])
+        seen, unseen = (torch.cat([network.body(x) for x in of.split(1000)]) for of in (whole.x_train, thin.x_test))
+        found = network.head(unseen).argmax(1)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-3, max_iter=1000)).fit(
+        seen.numpy(), whole.y_train.numpy()
+    )
+    recall, probed = (
+        torch.stack([(each[thin.y_test == c] == c).double().mean() for c in range(thin.num_classes)])
+        for each in (found, torch.from_numpy(probe.predict(unseen.numpy())))
+    )
     tail = torch.tensor(thin.class_counts).argsort()[:3]
-    return {"balanced": 100 * recall.mean().item(), "tail": 100 * recall[tail].mean().item()}
+    means = {"balanced": recall.mean(), "tail": recall[tail].mean(), "probe": probed.mean()}
+    return {name: 100 * mean.item() for name, mean in means.items()}
 
 
 def summary(rows: list[dict[str, Any]], seeds: range) -> dict[str, Any]:
@@ -131,7 +145,7 @@ def summary(rows: list[dict[str, Any]], seeds: range) -> dict[str, Any]:
     for arm, found in by_arm.items():
         if set(seeds) <= set(found):
             out[arm] = {}
-            for name in ("balanced", "tail"):
+            for name in MEASURED:
                 values = [found[seed][name] for seed in seeds]
                 out[arm][name] = {"accuracy": sum(values) / len(values)}
                 if arm != ARMS[0] and set(seeds) <= set(by_arm[ARMS[0]]):
@@ -159,7 +173,10 @@ def main(arguments: list[str] | None = None) -> int:
         for arm in ARMS:
             if not any(row["seed"] == seed and row["arm"] == arm for row in rows):
                 rows.append({"arm": arm, "seed": seed, **train(arm, seed, **settings)})
-                print(f"seed {seed} {arm:<17} {rows[-1]['balanced']:.2f} {rows[-1]['tail']:.2f}", flush=True)
+                print(
+                    f"seed {seed} {arm:<17} {rows[-1]['balanced']:.2f} {rows[-1]['tail']:.2f} {rows[-1]['probe']:.2f}",
+                    flush=True,
+                )
                 found = {"kind": "two-views", "machine": harness.machine(), "settings": settings, "rows": rows}
                 found["summary"] = summary(rows, range(options.seeds))
                 options.out.write_text(json.dumps(found, indent=1) + "\n")

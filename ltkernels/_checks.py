@@ -36,8 +36,8 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def class_counts(counts: ClassCounts, empty: str = "error") -> Counts:
-    """Checks integer class counts; see `Counts`. `empty` is ``"error"`` or ``"ignore"``."""
+def class_counts(counts: ClassCounts, empty: str = "error", *, option: bool = True) -> Counts:
+    """Checks integer class counts; see `Counts`. `empty` is ``"error"`` or ``"ignore"``; `option` says whether the user may choose."""
     if empty not in ("error", "ignore"):
         raise ValueError(f"empty is {empty!r}; it must be 'error' or 'ignore'")
     values = count_list(counts)
@@ -46,7 +46,8 @@ def class_counts(counts: ClassCounts, empty: str = "error") -> Counts:
         raise ValueError("class_counts holds zeros only; at least one class must have samples")
     if zeros and empty == "error":
         shown = ", ".join(map(str, zeros[:10])) + (", ..." if len(zeros) > 10 else "")
-        raise ValueError(f"class_counts is 0 for class {shown}; pass empty='ignore' to give such classes probability 0")
+        advice = "pass empty='ignore' to give such classes probability 0" if option else "every class must have samples"
+        raise ValueError(f"class_counts is 0 for class {shown}; {advice}")
     rarest = min(value for value in values if value > 0)
     # On the CPU whatever torch's default device is: on "meta" there would be nothing to compute with.
     n = torch.tensor([value if value > 0 else rarest for value in values], dtype=torch.float64, device="cpu")

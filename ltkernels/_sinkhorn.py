@@ -64,8 +64,8 @@ def sinkhorn(
     Example:
         >>> found = ltk.functional.sinkhorn(torch.tensor([[0.9, 0.2], [0.6, 0.5]]), [0.5, 0.5], epsilon=0.5)
         >>> found.labels
-        tensor([[0.5744, 0.4256],
-                [0.4256, 0.5744]])
+        tensor([[0.6457, 0.3543],
+                [0.3543, 0.6457]])
     """
     if not isinstance(similarities, Tensor) or similarities.dtype not in _checks.FLOATING:
         found = similarities.dtype if isinstance(similarities, Tensor) else type(similarities).__name__

@@ -118,6 +118,12 @@ def expert_weights(
     Raises:
         ValueError: views that are not alike, no samples, options out of range.
         TypeError: logits that are not floating-point.
+
+    Example:
+        >>> steady = torch.eye(3).repeat(200, 1) * 5  # one expert says the same of both views, the other does not
+        >>> weights = ltk.inference.expert_weights([steady, steady], [steady, steady.flip(1)])
+        >>> bool(weights[0] > weights[1])
+        True
     """
     views = []
     for name, view in (("first_view", first_view), ("second_view", second_view)):

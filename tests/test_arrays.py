@@ -8,8 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from small_data import one_line, vectors
 
-from ltkernels import diversity, selection
+from ltkernels import diversity, selection, train
+from ltkernels.cli import main
 
 X = np.random.default_rng(0).normal(size=(40, 6)).astype("f4")
 LABELS = np.repeat([0, 1], 20)
@@ -126,3 +128,105 @@ def test_a_large_seed_gives_starts_of_its_own() -> None:
 def test_counts_beyond_the_library_s_integers_are_refused_by_name(name) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at most 2147483647, got 2147483648"):
         selection.kmeans_subsets(X, 4, **{name: 2**31})
+
+
+# Python calls on arrays of other layouts
+
+
+@pytest.mark.parametrize(
+    "turn", [lambda a: a.astype(">f4"), lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.astype(">f8")]
+)
+def test_diversity_and_selection_read_arrays_for_their_values(turn):
+    x = np.random.default_rng(0).normal(size=(24, 5)).astype("f4")
+    odd, plain = turn(x), np.ascontiguousarray(turn(x)).astype(turn(x).dtype.newbyteorder("="))
+    labels, offsets = np.repeat([0, 1], 12), np.arange(0, 25, 4)
+    calls = (
+        lambda a: diversity.feature_diversity(a),
+        lambda a: diversity.feature_diversity_gain(a, a[:10] * 2),
+        lambda a: selection.subset_gains(a, a, offsets.astype(">i8")),
+        lambda a: selection.kmeans_subsets(a, 2).centroids,
+        lambda a: selection.select_subsets(a, a, offsets.astype(">i8"), m=2).fdg,
+        lambda a: selection.match_pool(a[:8], a, 4).indices,
+        lambda a: _classes(diversity, a, labels.astype(">i8")),
+    )
+    for call in calls:
+        assert torch.equal(torch.as_tensor(call(odd)), torch.as_tensor(call(plain)))
+
+
+def _classes(diversity, x, y):
+    statistics = diversity.ClassStatistics(x.shape[1], 2)
+    statistics.update(x, y)
+    return statistics.diversity()
+
+
+# Files of features
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"),
+    [(">i8", "f4"), ("i8", ">f4"), ("i8", ">f8"), ("f8", "f4"), ("S3", "f4"), ("U3", "f4"), ("from one", "f4")],
+)  # fmt: skip
+def test_select_audit_and_statistics_read_the_same_values(tmp_path, capsys, labels, dtype):
+    x, y = vectors((30, 12, 6), features=6)
+    given = {
+        "S3": np.array(["c0", "c1", "c2"])[y].astype("S"),
+        "U3": np.array(["c0", "c1", "c2"])[y],
+        "from one": y + 1,
+    }
+    np.savez(tmp_path / "plain.npz", features=x.astype("f4"), labels=y)
+    np.savez(
+        tmp_path / "odd.npz",
+        features=x.astype("f4").astype(dtype),
+        labels=given[labels] if labels in given else y.astype(labels),
+    )
+    shown = []
+    for name in ("plain", "odd"):
+        path = tmp_path / f"{name}.npz"
+        assert main(["statistics", str(path)]) == 0
+        rows = [line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]]
+        assert main(["audit", str(path), "--out", str(tmp_path / f"{name}.html")]) == 0
+        capsys.readouterr()
+        result = train.select_features(path, train.Config(head_ratio=0.6, random_repeats=1), out=tmp_path / name)
+        shown.append((rows, result["class_counts"], result["fdg_tail"]))
+    assert shown[0][:2] == shown[1][:2]
+    assert shown[0][2] == pytest.approx(shown[1][2], rel=1e-5)
+
+
+def test_class_names_as_bytes_are_the_same_names(tmp_path, capsys):
+    x, y = vectors((30, 30))
+    for name, names in (("f", np.array([b"ant", b"bee"])), ("g", np.array(["ant", "bee"]))):
+        np.savez(tmp_path / f"{name}.npz", features=x, labels=y, class_names=names)
+        assert main(["statistics", str(tmp_path / f"{name}.npz"), "--out", str(tmp_path / f"{name}s.npz")]) == 0
+    capsys.readouterr()
+    assert main(["statistics", "--merge", str(tmp_path / "fs.npz"), str(tmp_path / "gs.npz")]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["ant", "60"], ["bee", "60"]]
+
+
+def test_select_leaves_classes_of_one_sample_out_and_names_the_file(tmp_path, capsys):
+    x, y = vectors((40, 8, 1), features=6)
+    path = tmp_path / "f.npz"
+    np.savez(path, features=x, labels=y)
+    flags = ["--random-repeats", "1", "--head-ratio", "0.6", "--out", str(tmp_path / "s")]
+    assert main(["select", str(path), *flags]) == 0
+    assert "note: not completed, with one sample: class 2\n" in capsys.readouterr().out
+    with np.load(tmp_path / "s" / "selection.npz") as found:
+        assert set(found["labels"]) == {1}
+    flags[-1] = str(tmp_path / "t")
+    for labels, more, word in (
+        (y, ["--classes", "2"], "f.npz: class 2 has one sample"), (2 * y, [], "f.npz: labels have no sample of class 1"),
+        (np.minimum(np.arange(49) // 48, 1), [], "f.npz: every tail class has one sample"),
+    ):  # fmt: skip
+        np.savez(path, features=x, labels=labels)
+        assert word in one_line(capsys, "select", path, *flags, *more)
+    np.savez(path, features=x, labels=y, class_names=["a", "b", "a"])
+    for command in ("audit", "statistics"):
+        assert "f.npz: class_names holds 'a' twice" in one_line(
+            capsys, command, path, *(flags[-2:] if command != "statistics" else [])
+        )
+
+
+def test_labels_of_a_file_that_mean_nothing_are_named(tmp_path, capsys):
+    x, y = vectors((30, 30))
+    np.savez(tmp_path / "half.npz", features=x, labels=y + 0.5)
+    assert "half.npz: labels must hold integers" in one_line(capsys, "statistics", tmp_path / "half.npz")

@@ -57,7 +57,11 @@ LSE = linear_logsumexp
         ),
         (lambda: contrastive(X, Y, "gml", **QUEUE), ValueError, "class_counts is missing; kind 'gml' needs it"),
         (lambda: contrastive(X, Y, "gml", **QUEUE, class_counts=[3]), ValueError, "labels is 1 in row 2"),
-        (lambda: contrastive(X, Y, "gml", **QUEUE, class_counts=[3, 0]), ValueError, "class_counts is 0 for class 1"),
+        (
+            lambda: contrastive(X, Y, "gml", **QUEUE, class_counts=[3, 0]),
+            ValueError,
+            "class_counts is 0 for class 1; every class must",
+        ),
         (lambda: contrastive(X, Y * 0, "gml", **QUEUE, class_counts=[3]), ValueError, "queue_labels is 1 in row 1"),
         (lambda: contrastive(X, Y, "kcl", keys=X[:2], **QUEUE), ValueError, "keys has 2 rows, features 4"),
         (lambda: contrastive(X, Y, "kcl", keys=X, **QUEUE, positives=-1), ValueError, "positives is -1"),
@@ -98,7 +102,7 @@ LSE = linear_logsumexp
             r"own_index is 4 in row 3; it must lie in \[-1, 4\)",
         ),
         (lambda: ltk.nn.MoCo(2, 3)(X, X), ValueError, "the queue has 2 slots; a batch has 4 keys"),
-        (lambda: ltk.nn.GML([3, 0], 8, 3), ValueError, "class_counts is 0 for class 1"),
+        (lambda: ltk.nn.GML([3, 0], 8, 3), ValueError, "class_counts is 0 for class 1; every class must"),
         (
             lambda: ltk.nn.NTXent(class_weight=torch.ones(2)),
             ValueError,

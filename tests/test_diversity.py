@@ -38,6 +38,9 @@ def test_hand_values() -> None:
     z = torch.tensor([[-1.0], [1.0]])
     assert float(ltk.diversity.feature_diversity(z)) == pytest.approx(0.5, abs=1e-15)
     assert float(ltk.diversity.feature_diversity(z, alpha=3.0)) == pytest.approx(1.0, abs=1e-15)
+    # Four points on the axes at distance 1: variance 1/2 each way, V = 2/2 log2(1 + d/2) with alpha the width d = 2.
+    cross = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    assert float(ltk.diversity.feature_diversity(cross, alpha=2.0)) == pytest.approx(1.0, abs=1e-15)
     # Two more at the mean: variance 1/2, log2(1.5) / log2(2) - 1.
     got = float(ltk.diversity.feature_diversity_gain(z, torch.zeros(2, 1)))
     assert got == pytest.approx(-0.4150374992788438, abs=1e-14)

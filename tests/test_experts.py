@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import io
 import math
 
 import pytest
@@ -376,9 +374,11 @@ def test_mdcs_by_hand() -> None:
     y[0] = z[0][0].argmax()
     loss = NN.MDCS(COUNTS, factor=0.6, temperature=2.0)
     n = torch.tensor(COUNTS).double()
-    wanted = sum(F.cross_entropy(a + t * n.log(), y) for a, t in zip(z, (-0.5, 1.0, 2.5), strict=True))
-    torch.testing.assert_close(loss(z, y), wanted, rtol=1e-6, atol=0)
-    for a, b in zip(z, strong, strict=True):
+    weak, other = ([a + t * n.log() for a, t in zip(view, (-0.5, 1.0, 2.5), strict=True)] for view in (z, strong))
+    torch.testing.assert_close(loss(z, y), sum(F.cross_entropy(a, y) for a in weak), rtol=1e-6, atol=0)
+    wanted = sum(F.cross_entropy(a, y) for a in weak + other) / 2
+    assert any(((a.argmax(1) == y) != (b.argmax(1) == y)).any() for a, b in zip(weak, z)), "the prior decides a row"
+    for a, b in zip(weak, other, strict=True):
         right = a.argmax(1) == y
         if right.any():
             log_q, log_p = (a[right] / 2).log_softmax(1), (b[right] / 2).log_softmax(1)
@@ -386,6 +386,9 @@ def test_mdcs_by_hand() -> None:
     torch.testing.assert_close(loss(z, y, strong), wanted, rtol=1e-6, atol=0)
     nobody = torch.stack([each.argmin(1) for each in z])[0]
     assert loss([z[0]] * 3, nobody, strong).isfinite()
+    without = NN.MDCS([6, 3, 0], factor=0.6, temperature=2.0, empty="ignore")
+    two = NN.MDCS([6, 3], factor=0.6, temperature=2.0)([a[:, :2] for a in z], y % 2, [b[:, :2] for b in strong])
+    torch.testing.assert_close(without(z, y % 2, strong), two)
 
 
 def test_ride_with_a_base_loss_and_class_temperatures() -> None:
@@ -520,6 +523,9 @@ BAD = ltk.losses.Adjustment(shift=torch.tensor([0.0, math.nan, 0, 0, 0]))
         (lambda: NN.RIDE(class_temperature=True), ValueError, "class_counts is None"),
         (lambda: NN.ResLT(COUNTS, reduction="none"), ValueError, "ResLT has its own denominators"),
         (lambda: NN.BalPoE(COUNTS, ()), ValueError, "tau is empty"),
+        (lambda: NN.MDCS(COUNTS, ()), ValueError, "tau is empty"),
+        (lambda: NN.ResLT(COUNTS, many=5), ValueError, r"few is 20; it must be at most many \(5\)"),
+        (lambda: NN.ResLT(COUNTS, few="a"), TypeError, "few is 'a'"),
         (lambda: ltk.inference.expert_weights(Z, Z[:1]), ValueError, r"second_view has shape \(1, 4, 5\)"),
         (lambda: ltk.inference.expert_weights(Z, Z, epochs=0), ValueError, "epochs is 0"),
     ],
@@ -527,14 +533,3 @@ BAD = ltk.losses.Adjustment(shift=torch.tensor([0.0, math.nan, 0, 0, 0]))
 def test_message(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-@pytest.mark.parametrize(
-    "documented", [EXPERTS, ltk.functional.distillation, NN.SADE, NN.BalPoE, NN.RIDE, NN.NCL, NN.ResLT, NN.MDCS]
-)
-def test_examples(documented) -> None:
-    tests = doctest.DocTestFinder(recurse=False).find(documented, globs={"ltk": ltk, "torch": torch})
-    assert any(test.examples for test in tests)
-    for test in tests:
-        out = io.StringIO()
-        assert doctest.DocTestRunner().run(test, out=out.write).failed == 0, out.getvalue()

@@ -80,7 +80,14 @@ def test_all_items_and_duplicates() -> None:
     x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     assert sample_k_dpp(torch.eye(4), 4).tolist() == [0, 1, 2, 3]
     assert {tuple(sample_k_dpp(x, 2, seed=s).tolist()) for s in range(50)} == {(0, 2), (1, 2)}, "never both of a pair"
-    assert k_dpp_log_probability(x, [0, 1]) < -30
+    assert k_dpp_log_probability(x, [0, 1]) == -math.inf
+    # Rows that span no volume but for rounding, zeros, and short rows that do.
+    y = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y[4], y[5], y[6] = 3.7 * y[0] - y[1], 0, 1e-12 * y[2]
+    for chosen in ([0, 1, 4], [4, 3, 1, 0], [0, 5], [2, 6]):
+        assert k_dpp_log_probability(y, chosen) == -math.inf
+    found = k_dpp_log_probability(y, [0, 6])
+    assert found == pytest.approx(k_dpp_log_probability(y, [0, 2]) + 2 * math.log(1e-12), abs=1e-9)
     assert {int(sample_k_dpp(x, 1, quality=[0, 1, 0], seed=s)) for s in range(20)} == {1}
 
 

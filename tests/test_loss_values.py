@@ -57,6 +57,17 @@ def check(z: torch.Tensor, y, upstream: float = 1.0, cond: float = 1.0, **option
     oracle.assert_gradient(leaf.grad, expected, size, y if isinstance(y, torch.Tensor) else None, cond)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_numbers_of_the_specification(backend: str) -> None:
+    """F1: the gradient of cross-entropy is the softmax less the label."""
+    z, y = torch.tensor([[1, 0.5, -0.5]], dtype=torch.float64, requires_grad=True), torch.tensor([2])
+    loss = ltk.functional.adjusted_cross_entropy(z, y, backend=backend)
+    assert loss.item() == pytest.approx(2.104131, abs=1e-6)
+    (slope,) = torch.autograd.grad(loss, z)
+    assert slope[0].tolist() == pytest.approx([0.546549, 0.331499, 0.121952 - 1], abs=1e-6)
+    assert ltk.nn.BalancedSoftmax([6, 3, 1], backend=backend)(z, y).item() == pytest.approx(3.584768, abs=1e-6)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", FIVE_VECTOR)

@@ -74,6 +74,19 @@ def test_against_exact_bessel_functions(p, error) -> None:
                 ), (kappa, cosine, tau)
 
 
+def test_slope_and_limit() -> None:
+    """d g / d cos = kappa A(kt) / (tau kt), A the ratio of Bessel functions; of a class in one point, g is cos / tau."""
+    for kappa, cosine in ((0.5, 0.2), (50.0, 0.5), (2000.0, -0.6)):
+        at = torch.tensor([[cosine]], dtype=torch.float64, requires_grad=True)
+        logits_of(at, torch.tensor([kappa], dtype=torch.float64), 128, 0.1).backward()
+        kt = math.sqrt(kappa**2 + 100 + 20 * kappa * cosine)
+        ratio = kt * math.exp(log_bessel(64, kt) - log_bessel(63, kt))
+        assert at.grad is not None
+        assert at.grad.item() == pytest.approx(kappa * ratio / (0.1 * kt), rel=1e-8), (kappa, cosine)
+    far = logits_of(COSINES, torch.full((3,), 1e12, dtype=torch.float64), 128, 0.1)
+    assert far[0].tolist() == pytest.approx([8, 3, -2], abs=1e-6)
+
+
 @pytest.mark.parametrize("p", [16, 128, 1024])
 def test_the_kernel_is_as_good_as_its_floats(p) -> None:
     """float32 logits from the kernel against the formula in float64; both small and large kappa and temperatures."""

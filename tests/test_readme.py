@@ -3,9 +3,11 @@ commands parse; every loss has a section; the files that GitHub reads are well-f
 
 from __future__ import annotations
 
+import doctest
 import functools
 import importlib.metadata
 import inspect
+import io
 import re
 import shlex
 from pathlib import Path
@@ -51,6 +53,8 @@ def blocks(guide: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", GUIDES[guide], flags=re.S | re.M)
 
 
+# Public rooms whose docstrings have examples.
+PUBLIC = [ltk.nn, ltk.functional, ltk.adjustments, ltk.inference, ltk.neighbors, ltk.selection]
 SNIPPETS = [(guide, i, text) for guide in GUIDES for i, text in enumerate(blocks(guide, "python"))]
 
 
@@ -119,6 +123,18 @@ def test_every_link_leads_somewhere(guide: str) -> None:
 def test_snippet_runs(guide: str, i: int, snippet: str) -> None:
     with torch.random.fork_rng():
         exec(compile(snippet, f"{guide}, snippet {i}", "exec"), {})
+
+
+@pytest.mark.parametrize("room", PUBLIC, ids=lambda room: room.__name__)
+def test_the_examples_of_docstrings_run(room) -> None:
+    finder, found = doctest.DocTestFinder(), 0
+    for name in room.__all__:
+        for test in finder.find(getattr(room, name), name, globs={"ltk": ltk, "torch": torch}):
+            out = io.StringIO()
+            torch.manual_seed(0)
+            assert doctest.DocTestRunner().run(test, out=out.write).failed == 0, out.getvalue()
+            found += len(test.examples)
+    assert found
 
 
 def test_a_loss_in_one_file() -> None:

@@ -404,6 +404,10 @@ def test_shapes_of_label_aware_smoothing() -> None:
     assert built(shape="exp", power=3.0) == pytest.approx([0.4, 0.1 + 0.3 * 0.064, 0.1])
     balanced = ltk.adjustments.label_aware_smoothing([5, 5, 5]).label_smoothing
     assert torch.allclose(balanced, torch.full((3,), 0.4)), "no division by 0"
+    # eps / (C - 1) on the others alone is eps C / (C - 1) on all.
+    eps = 1.5 * ltk.adjustments.label_aware_smoothing(COUNTS, table_dtype=torch.float64).label_smoothing
+    others = CE(LOGITS.expand(3, 3), torch.arange(3), label_smoothing=eps, reduction="none")
+    assert others.tolist() == pytest.approx([1.004131, 1.173214, 1.979131], abs=1e-6)
     with pytest.raises(ValueError, match="shape is 'round'; it must be one of 'concave', 'linear'"):
         built(shape="round")
     for name in ("head", "tail"):

@@ -6,39 +6,14 @@ import types
 import numpy as np
 import pytest
 import torch
+from small_data import SIZES, vectors
 
 from ltkernels import train
 from ltkernels._arrays import class_indices
-from ltkernels.cli import main
 from ltkernels.train import data
 from ltkernels.train.data import DataRequest, Dataset, make_long_tailed
 from ltkernels.train.data._objects import _stored
 from ltkernels.train.jobs import vector_defaults
-
-SIZES = (30, 14, 6)
-
-
-def _vectors(sizes, seed=0, features=4):
-    y = np.repeat(np.arange(len(sizes)), sizes)
-    return np.random.default_rng(seed).normal(size=(len(y), features)) + y[:, None], y
-
-
-def _npz(path, sizes=SIZES, **change):
-    x, y = _vectors(sizes)
-    x_test, y_test = _vectors([4] * len(sizes), 1)
-    np.savez(path, **{"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test, **change})
-    return f"npz:{path}"
-
-
-def _one_line(capsys, *arguments):
-    try:
-        code = main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    assert (code, captured.err.count("\n")) == (2, 1), captured.err
-    return captured.err
-
 
 # Labels
 
@@ -82,7 +57,7 @@ def test_labels_of_several_arrays_share_one_numbering():
 
 
 def test_arrays_of_any_layout_give_the_same_data():
-    x, y = _vectors(SIZES)
+    x, y = vectors(SIZES)
     expected = Dataset.from_arrays(x, y, x, y)
     back = np.ascontiguousarray(x[::-1])
     for given in (x.astype(">f8"), back[::-1], np.asfortranarray(x), x.astype(np.longdouble), torch.from_numpy(x)):
@@ -102,7 +77,7 @@ def test_arrays_of_any_layout_give_the_same_data():
 
 @pytest.mark.parametrize("offset", [0, 1e6, 1e7, 1e9])
 def test_large_offsets_lose_nothing(offset):
-    x, y = _vectors((30, 30), features=8)
+    x, y = vectors((30, 30), features=8)
     x += offset
     loaded = Dataset.from_arrays(x, y, x, y)
     assert np.abs(loaded.x_train.numpy() - (x - x.mean(0)) / x.std(0, ddof=1)).max() < 1e-6
@@ -110,7 +85,7 @@ def test_large_offsets_lose_nothing(offset):
 
 
 def test_columns_that_are_strange_are_named():
-    x, y = _vectors(SIZES, features=4)
+    x, y = vectors(SIZES, features=4)
     x[:, 1] = 0.1
     x[:, 2] *= 1e4
     loaded = Dataset.from_arrays(x, y, x, y)
@@ -239,7 +214,7 @@ def test_csv_of_pictures_and_of_numbers(tmp_path):
         [2, 2],
         ("img/0 2.png", "img/1 2.png"),
     )
-    x, y = _vectors((20, 10, 5), features=3)
+    x, y = vectors((20, 10, 5), features=3)
     lines = [f"{a!r};{b!r};cow{c};{d!r}\n" for (a, b, d), c in zip(x.tolist(), y)]
     (tmp_path / "t.csv").write_text("\ufeffone;two;Class;three\n" + "".join(lines))
     loaded = data.load(f"csv:{tmp_path / 't.csv'}")
@@ -268,7 +243,7 @@ def test_bad_tables_are_named(tmp_path, text, message):
 
 
 def test_npz_under_either_naming_and_without_a_test_set(tmp_path):
-    x, y = _vectors(SIZES)
+    x, y = vectors(SIZES)
     np.savez(tmp_path / "f.npz", features=x, labels=np.array(["a", "b", "c"])[y], files=[f"{i}.png" for i in range(50)])
     loaded = data.load(f"npz:{tmp_path / 'f.npz'}")
     assert (loaded.class_counts, torch.bincount(loaded.y_test).tolist()) == ([24, 11, 5], [6, 3, 1])
@@ -383,7 +358,7 @@ def test_hugging_face_pictures_outside_of_the_folder_are_refused(tmp_path):
 
 def test_hugging_face_tables(tmp_path):
     datasets = pytest.importorskip("datasets")
-    x, y = _vectors(SIZES)
+    x, y = vectors(SIZES)
     columns = {f"c{j}": (1000.0 if j else 1.0) * x[:, j] for j in range(4)}
     table = datasets.Dataset.from_dict({**columns, "label": [("a", "b", "c")[c] for c in y]})
     loaded = data.from_huggingface(table)
@@ -393,269 +368,3 @@ def test_hugging_face_tables(tmp_path):
     assert torch.equal(data.from_huggingface(listed).x_train, data.Dataset.from_arrays(x, y).x_train)
     with pytest.raises(ValueError, match="column c0 holds no numbers"):
         data.from_huggingface(datasets.Dataset.from_dict({"c0": ["x", "y"], "label": [0, 1]}))
-
-
-# Folds
-
-
-def test_folds_test_every_sample_once_and_every_class_in_each():
-    x, y = _vectors((20, 7, 2, 1))
-    names = [f"{i}" for i in range(30)]
-    whole = Dataset.from_arrays(x, y, x, y, class_names=["a", "b", "c", "d"], train_files=tuple(names))
-    parts = list(data.k_fold(whole, 5, seed=1))
-    assert len(parts) == 5
-    assert parts[0].notes[-2:] == (
-        "left out, with one sample: d",
-        "tested more than once, with fewer samples than 5 folds: c",
-    )
-    tested = sorted(int(name) for part in parts for name in part.test_files)
-    assert sorted(set(tested)) == list(range(29))
-    assert [tested.count(i) for i in range(27)] == [1] * 27
-    for part in parts:
-        assert part.class_names == ("a", "b", "c")
-        assert not set(part.train_files) & set(part.test_files)
-        assert torch.bincount(part.y_test).min() >= 1
-        assert part.class_counts[2] == 1
-        # By what it trains on, and back to the raw samples.
-        rows = [int(name) for name in part.train_files]
-        expected = (x[rows] - x[rows].mean(0)) / x[rows].std(0, ddof=1)
-        assert np.allclose(part.x_train.numpy(), expected, atol=1e-5)
-        held = [int(name) for name in part.test_files]
-        assert np.allclose(part.x_test.double().numpy() * part.std.numpy() + part.mean.numpy(), x[held], atol=1e-5)
-    for folds, message in ((1, "at least 2"), (21, "has 20 samples"), (True, "got True")):
-        with pytest.raises(ValueError, match=message):
-            next(data.k_fold(whole, folds))
-
-
-def test_cross_validation_leaves_the_test_set_alone(tmp_path):
-    x, y = _vectors((40, 20, 10))
-    whole = Dataset.from_arrays(x, y, x[:0:-1][:3], [0, 1, 2])
-    config = train.Config(epochs=3, threads=1)
-    summary = train.cross_validate(config, whole, folds=3, out=tmp_path / "cv")
-    assert (summary["folds"], len(summary["runs"])) == (3, 3)
-    confusion = np.array(summary["variants"][0]["confusion"])
-    assert confusion.sum(1).tolist() == [40, 20, 10]
-    accuracies = [run["variants"][0]["balanced_accuracy"] for run in summary["runs"]]
-    assert summary["balanced_accuracy"] == pytest.approx(np.mean(accuracies))
-    assert summary["std"]["balanced_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
-    assert sum(summary["variants"][0]["reliability"]["samples"]) == 70
-    again = train.cross_validate(config, whole, folds=3, out=tmp_path / "cv", resume="auto")
-    assert again["runs"] == summary["runs"]
-    assert train.load(tmp_path / "cv" / "fold-2").class_names == ("0", "1", "2")
-
-
-# Validation
-
-
-def test_with_a_validation_set_the_test_set_is_read_once(tmp_path):
-    name = _npz(tmp_path / "d.npz", (40, 20, 1))
-    config = train.Config(data=name, epochs=3, threads=1, val_split=0.25, loss="ce")
-    said = []
-    summary = train.train(config, out=tmp_path / "run", on_notes=said.extend)
-    assert (
-        said[-2:]
-        == summary["notes"][-2:]
-        == [
-            "validated on 15 of 61 training samples, 0.25 of every class, at least one of each",
-            "not among them, with one sample: 2",
-        ]
-    )
-    from ltkernels.train.rundir import read_metrics
-
-    records = read_metrics(tmp_path / "run")
-    assert all("val_balanced_accuracy" in r and "test_balanced_accuracy" not in r for r in records)
-    assert summary["best_balanced_accuracy"] is None
-    # 10 and 5 are held out; the single sample stays in training.
-    assert train.load(tmp_path / "run").class_counts == [30, 15, 1]
-    # The numbers of the last epoch do not depend on what is looked at along the way.
-    x, y = _vectors((40, 20, 1))
-    data_set = data.load(name)
-    val = Dataset.from_arrays(x, y, data_set.x_test, data_set.y_test, x_val=x[:5], y_val=y[:5])
-    with_val, without = (
-        train.train(train.Config(epochs=2, threads=1, loss="ce"), d)
-        for d in (val, Dataset.from_arrays(x, y, data_set.x_test, data_set.y_test))
-    )
-    assert with_val["variants"][0]["confusion"] == without["variants"][0]["confusion"]
-    assert with_val["best_balanced_accuracy"] is None
-    assert without["best_balanced_accuracy"] is not None
-
-
-# Refusals come before the first step
-
-
-@pytest.mark.parametrize(
-    ("sizes", "arguments", "words"),
-    [
-        ((30, 10), ("train", "--warmup", "99"), "warmup 99 is not below the number of epochs, 80"),
-        ((30, 1), ("train", "--relative"), "relative"),
-        ((30, 10), ("train", "--crop", "2"), "crop and flip need images"),
-    ],
-)
-def test_counts_and_settings_are_refused_before_training(tmp_path, capsys, monkeypatch, sizes, arguments, words):
-    from ltkernels.train import engine
-
-    monkeypatch.setattr(engine.Training, "fit", lambda *_: pytest.fail("it trained"))
-    name = _npz(tmp_path / "d.npz", sizes)
-    line = _one_line(capsys, *arguments, "--data", name, "--epochs", 80, "--out", tmp_path / "run")
-    assert words in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_log_without_its_package_leaves_no_folder(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert "pip install tensorboard" in _one_line(
-        capsys, "train", "--log", "tensorboard", "--epochs", 1, "--out", tmp_path / "r"
-    )
-    assert not (tmp_path / "r").exists()
-    (tmp_path / "file").write_text("x")
-    assert "file is a file, not a folder" in _one_line(capsys, "train", "--epochs", 1, "--out", tmp_path / "file" / "x")
-
-
-def test_a_class_of_one_sample_is_left_out_of_the_selection(tmp_path):
-    name = _npz(tmp_path / "d.npz", (60, 20, 8, 1))
-    summary = train.run(
-        train.Config(data=name, epochs=2, retrain_epochs=1, random_repeats=1, head_ratio=0.5, threads=1)
-    )
-    assert [entry["label"] for entry in summary["tail"]["classes"]] == [1, 2]
-    assert any("with one sample: 3" in note for note in summary["notes"])
-
-
-@pytest.mark.parametrize(("sizes", "ratio"), [((60,), 0.9), ((40, 20), 1.0), ((40, 1), 0.9)])
-def test_without_a_tail_class_to_complete_a_run_ends_well(tmp_path, sizes, ratio):
-    name = _npz(tmp_path / "d.npz", sizes)
-    config = train.Config(data=name, epochs=1, retrain_epochs=1, random_repeats=3, head_ratio=ratio, threads=1)
-    summary = train.run(config, out=tmp_path / "run")
-    assert summary["tail"]["classes"] == []
-    assert (tmp_path / "run" / "report.html").is_file()
-
-
-def test_what_was_trained_stays_when_a_later_phase_fails(tmp_path, capsys):
-    name = _npz(tmp_path / "d.npz")
-    out = tmp_path / "run"
-    line = _one_line(
-        capsys,
-        "run",
-        "--data",
-        name,
-        "--epochs",
-        2,
-        "--quiet",
-        "--retrain-lr",
-        1e30,
-        "--head-ratio",
-        0.5,
-        "--random-repeats",
-        1,
-        "--out",
-        out,
-    )
-    assert f"what was trained is kept: {out / 'checkpoints'}, ce.pt, logit_adjusted.pt" in line
-    for variant in ("ce", "logit_adjusted"):
-        assert train.load(out / "checkpoints" / f"{variant}.pt").class_counts == list(SIZES)
-    # A training that failed by itself leaves nothing, as before.
-    _one_line(capsys, "train", "--data", name, "--epochs", 2, "--lr", 1e30, "--quiet", "--out", tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
-# Python calls on arrays of other layouts
-
-
-@pytest.mark.parametrize(
-    "turn", [lambda a: a.astype(">f4"), lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.astype(">f8")]
-)
-def test_diversity_and_selection_read_arrays_for_their_values(turn):
-    from ltkernels import diversity, selection
-
-    x = np.random.default_rng(0).normal(size=(24, 5)).astype("f4")
-    odd, plain = turn(x), np.ascontiguousarray(turn(x)).astype(turn(x).dtype.newbyteorder("="))
-    labels, offsets = np.repeat([0, 1], 12), np.arange(0, 25, 4)
-    calls = (
-        lambda a: diversity.feature_diversity(a),
-        lambda a: diversity.feature_diversity_gain(a, a[:10] * 2),
-        lambda a: selection.subset_gains(a, a, offsets.astype(">i8")),
-        lambda a: selection.kmeans_subsets(a, 2).centroids,
-        lambda a: selection.select_subsets(a, a, offsets.astype(">i8"), m=2).fdg,
-        lambda a: selection.match_pool(a[:8], a, 4).indices,
-        lambda a: _classes(diversity, a, labels.astype(">i8")),
-    )
-    for call in calls:
-        assert torch.equal(torch.as_tensor(call(odd)), torch.as_tensor(call(plain)))
-
-
-def _classes(diversity, x, y):
-    statistics = diversity.ClassStatistics(x.shape[1], 2)
-    statistics.update(x, y)
-    return statistics.diversity()
-
-
-# Files of features
-
-
-@pytest.mark.parametrize(
-    ("labels", "dtype"),
-    [(">i8", "f4"), ("i8", ">f4"), ("i8", ">f8"), ("f8", "f4"), ("S3", "f4"), ("U3", "f4"), ("from one", "f4")],
-)  # fmt: skip
-def test_select_audit_and_statistics_read_the_same_values(tmp_path, capsys, labels, dtype):
-    x, y = _vectors((30, 12, 6), features=6)
-    given = {
-        "S3": np.array(["c0", "c1", "c2"])[y].astype("S"),
-        "U3": np.array(["c0", "c1", "c2"])[y],
-        "from one": y + 1,
-    }
-    np.savez(tmp_path / "plain.npz", features=x.astype("f4"), labels=y)
-    np.savez(
-        tmp_path / "odd.npz",
-        features=x.astype("f4").astype(dtype),
-        labels=given[labels] if labels in given else y.astype(labels),
-    )
-    shown = []
-    for name in ("plain", "odd"):
-        path = tmp_path / f"{name}.npz"
-        assert main(["statistics", str(path)]) == 0
-        rows = [line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]]
-        assert main(["audit", str(path), "--out", str(tmp_path / f"{name}.html")]) == 0
-        capsys.readouterr()
-        result = train.select_features(path, train.Config(head_ratio=0.6, random_repeats=1), out=tmp_path / name)
-        shown.append((rows, result["class_counts"], result["fdg_tail"]))
-    assert shown[0][:2] == shown[1][:2]
-    assert shown[0][2] == pytest.approx(shown[1][2], rel=1e-5)
-
-
-def test_class_names_as_bytes_are_the_same_names(tmp_path, capsys):
-    x, y = _vectors((30, 30))
-    for name, names in (("f", np.array([b"ant", b"bee"])), ("g", np.array(["ant", "bee"]))):
-        np.savez(tmp_path / f"{name}.npz", features=x, labels=y, class_names=names)
-        assert main(["statistics", str(tmp_path / f"{name}.npz"), "--out", str(tmp_path / f"{name}s.npz")]) == 0
-    capsys.readouterr()
-    assert main(["statistics", "--merge", str(tmp_path / "fs.npz"), str(tmp_path / "gs.npz")]) == 0
-    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert rows == [["ant", "60"], ["bee", "60"]]
-
-
-def test_select_leaves_classes_of_one_sample_out_and_names_the_file(tmp_path, capsys):
-    x, y = _vectors((40, 8, 1), features=6)
-    path = tmp_path / "f.npz"
-    np.savez(path, features=x, labels=y)
-    flags = ["--random-repeats", "1", "--head-ratio", "0.6", "--out", str(tmp_path / "s")]
-    assert main(["select", str(path), *flags]) == 0
-    assert "note: not completed, with one sample: class 2\n" in capsys.readouterr().out
-    with np.load(tmp_path / "s" / "selection.npz") as found:
-        assert set(found["labels"]) == {1}
-    flags[-1] = str(tmp_path / "t")
-    for labels, more, word in (
-        (y, ["--classes", "2"], "f.npz: class 2 has one sample"), (2 * y, [], "f.npz: labels have no sample of class 1"),
-        (np.minimum(np.arange(49) // 48, 1), [], "f.npz: every tail class has one sample"),
-    ):  # fmt: skip
-        np.savez(path, features=x, labels=labels)
-        assert word in _one_line(capsys, "select", path, *flags, *more)
-    np.savez(path, features=x, labels=y, class_names=["a", "b", "a"])
-    for command in ("audit", "statistics"):
-        assert "f.npz: class_names holds 'a' twice" in _one_line(
-            capsys, command, path, *(flags[-2:] if command != "statistics" else [])
-        )
-
-
-def test_labels_of_a_file_that_mean_nothing_are_named(tmp_path, capsys):
-    x, y = _vectors((30, 30))
-    np.savez(tmp_path / "half.npz", features=x, labels=y + 0.5)
-    assert "half.npz: labels must hold integers" in _one_line(capsys, "statistics", tmp_path / "half.npz")

@@ -141,7 +141,7 @@ def contrastive(
         if kind == "prototypes" and classes < 2:
             raise ArgumentError(f"centres has {classes} rows; kind 'prototypes' needs at least 2 classes")
     if class_counts is not None:
-        counts = _checks.class_counts(class_counts)
+        counts = _checks.class_counts(class_counts, option=False)
         classes = len(counts.n)
         given["log_prior"] = torch.log(counts.n / counts.total).to(device, real)
     if logits is not None:

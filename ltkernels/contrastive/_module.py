@@ -74,7 +74,7 @@ class Contrastive(torch.nn.Module):
 
     def _count(self, class_counts: _checks.ClassCounts) -> None:
         """Keeps the counts, (C,) above 0, in the buffer `class_counts`."""
-        _checks.class_counts(class_counts)
+        _checks.class_counts(class_counts, option=False)
         self.register_buffer("class_counts", torch.tensor(_checks.count_list(class_counts)))
 
     def _options(self) -> dict[str, Any]:

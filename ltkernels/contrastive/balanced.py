@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class BalancedContrastive(Contrastive):
-    """Balanced contrastive loss (BCL), Zhu et al. 2022 (arXiv:2207.09052), equation 7: every class counts by the mean of its columns, and
+    """Balanced contrastive loss (BCL), Zhu et al. 2022 (arXiv:2207.09052): every class counts by the mean of its columns, and
     every class has a column, its centre.
 
     Centres given with the call, such as the classifier's weights through a projection as in the paper, get a gradient. Without any the

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PaCo(Queued):
-    """Parametric contrastive learning (PaCo), Cui et al. 2021 (arXiv:2107.12028), equation 4, with logit-adjusted classes and its queue.
+    """Parametric contrastive learning (PaCo), Cui et al. 2021 (arXiv:2107.12028), with logit-adjusted classes and its queue.
 
     One softmax over the classes and over the samples of batch, keys and queue. The positives are the label, with weight `beta`, and
     every other sample of the class, with weight `alpha`. A call in training appends the keys after the loss.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MoCo(Queued):
-    """The loss of momentum contrast, He et al. 2020 (arXiv:1911.05722), equation 1, with its queue; InfoNCE.
+    """The loss of momentum contrast, He et al. 2020 (arXiv:1911.05722), with its queue; InfoNCE.
 
     A call in training appends the keys after the loss. The momentum encoder is the caller's.
 
@@ -59,8 +59,8 @@ class MoCo(Queued):
 
 
 class KCL(Queued):
-    """K-positive contrastive loss, Kang et al. 2021 (ICLR, "Exploring balanced feature spaces"), equation 5: the own key and k keys of the
-    row's class, drawn from the queue without replacement, so that head classes have no more positives than tail classes.
+    """K-positive contrastive loss, Kang et al. 2021 (ICLR, "Exploring balanced feature spaces for representation learning"): the own key
+    and k keys of the row's class, drawn from the queue without replacement, so that head classes have no more positives than tail classes.
 
     Args:
         queue_size: K, at least the batch (of all ranks).

@@ -55,7 +55,7 @@ class SupCon(Contrastive):
 
 
 class NTXent(Contrastive):
-    """NT-Xent, Chen et al. 2020 (arXiv:2002.05709), equation 1: the other views of a sample against all of the batch.
+    """NT-Xent, Chen et al. 2020 (arXiv:2002.05709): the other views of a sample against all of the batch.
 
     Args:
         tau: temperature, above 0.
@@ -75,7 +75,7 @@ class NTXent(Contrastive):
 
     Example:
         >>> loss = ltk.nn.NTXent(tau=0.5)
-        >>> round(loss(torch.eye(3)[[[0, 0], [1, 1]]]).item(), 4)
+        >>> round(loss(torch.eye(3)[torch.tensor([[0, 0], [1, 1]])]).item(), 4)
         0.2395
     """
 

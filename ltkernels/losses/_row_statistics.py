@@ -40,7 +40,7 @@ def row_statistics(
     """Loss, margin, correctness and strongest other class of every row, in one read of the logits; no gradient flows through it.
 
     With ``a_j = scale_j z_j + shift_j``: what training dynamics need of a step (area under the margin, Pleiss et al. 2020,
-    arXiv:2001.10528, equation 1; forgetting events), for the loss the network is trained on or, without tables, for its prediction.
+    arXiv:2001.10528; forgetting events), for the loss the network is trained on or, without tables, for its prediction.
 
     Args:
         logits: (N, C); float32, float64, bfloat16 or float16.

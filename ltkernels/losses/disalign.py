@@ -26,7 +26,10 @@ class DisAlign(nn.Module):
         confidence: (D,) Parameter v.
 
     Shape:
-        logits (N, C), features (N, D); output (N, C) in the logits' dtype.
+        logits (N, C), features (N, D); output (N, C).
+
+    Dtype:
+        logits and features float32, float64, bfloat16 or float16; output in the logits' dtype, computed in float32 or float64.
 
     Raises:
         TypeError: logits or features that are not floating-point.

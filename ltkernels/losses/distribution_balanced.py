@@ -52,7 +52,7 @@ class DistributionBalanced(KeepsTables):
     Example:
         >>> loss = ltk.nn.DistributionBalanced([60, 30, 10], 70)
         >>> round(loss(torch.tensor([[1.0, 0.5, -0.5]]), torch.tensor([[True, False, True]])).item(), 4)
-        1.9067
+        1.7843
     """
 
     if TYPE_CHECKING:  # torch declares that a Module takes and returns anything
@@ -79,7 +79,7 @@ class DistributionBalanced(KeepsTables):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        n = _checks.class_counts(class_counts).n
+        n = _checks.class_counts(class_counts, option=False).n
         total = _checks.integer("num_samples", num_samples)
         if (n >= total).any():
             at = int((n >= total).nonzero()[0])

@@ -32,8 +32,8 @@ def gcl(
     reference make it again and nothing of the size of the logits is kept; see `ltkernels.losses._terms.cloud_sizes`. The logits are
     cosines (`ltkernels.nn.CosineLinear`). For balanced counts A is 0.
 
-    The authors train the network with s 30 and noise 0.5 on mixed samples, then the classifier alone, on balanced samples, with s 20 and m
-    0.1.
+    The authors train the network with s 30 and noise 0.5 on mixed samples, then the classifier alone, on balanced samples, with s 20, m
+    0.1 and a focal factor of gamma 1 that is held constant.
 
     Args:
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.

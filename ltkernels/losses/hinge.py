@@ -14,11 +14,12 @@ from .margins import ldam
 
 
 class LDAMHinge(torch.nn.Module):
-    """LDAM-HG, Cao et al. 2019 (arXiv:1906.07413), equation 11: the hinge loss ``max(0, max_{j != y} z_j - z_y + Delta_y)`` with the
+    """LDAM-HG, Cao et al. 2019 (arXiv:1906.07413), equation 10: the hinge loss ``max(0, max_{j != y} z_j - z_y + Delta_y)`` with the
     margins of `LDAM`, ``Delta = max_margin * (n_min / n)^(1/4)``.
 
     The largest other logit and its class come from one read of the logits, `ltkernels.functional.row_statistics`. The gradient is -1 at
-    the label and +1 at that class, the lowest of equal ones. It has no name on the command line.
+    the label and +1 at that class, the lowest of equal ones. The paper gives it cosines (`ltkernels.nn.CosineLinear`), in whose units the
+    margins are. It has no name on the command line.
 
     Args:
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.

@@ -40,6 +40,12 @@ def isda_head(features: Tensor, weight: Tensor, target: Tensor, variance: Tensor
         ValueError: shapes that do not fit, a lam out of range.
 
     Predict with: the logits of features and weight as they are.
+
+    Example:
+        >>> features, weight = torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]])
+        >>> wide, weights = ltk.functional.isda_head(features, weight, torch.tensor([0]), torch.tensor([0.2, 0.4]), 0.5)
+        >>> round(ltk.functional.linear_adjusted_cross_entropy(wide, weights, torch.tensor([0])).item(), 4)
+        0.6961
     """
     for name, value in (("features", features), ("weight", weight), ("variance", variance)):
         if not isinstance(value, Tensor) or value.dtype not in _checks.FLOATING:
@@ -78,6 +84,10 @@ class ClassVariances(torch.nn.Module):
 
     Attributes:
         count, mean, scatter: (C,), (C, D) and (C, D) float64: samples, their mean, sums of squares about it.
+        variance: (C, D) float64, what `isda_head` takes.
+
+    Raises:
+        TypeError, ValueError: sizes that are no integers above 0; later features and labels as `update`.
 
     Source: the merge of Chan, Golub & LeVeque (1979); ISDA's own running estimate is the same.
 

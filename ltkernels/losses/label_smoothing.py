@@ -31,8 +31,8 @@ def label_aware_smoothing(
     `head` for the commonest.
 
     With ``x = (n - n_min) / (n_max - n_min)`` it is ``tail + (head - tail) f(x)``, f being ``sin(pi x / 2)`` (concave), ``x`` (linear),
-    ``1 - cos(pi x / 2)`` (convex) or ``x^power`` (exp). The smoothing puts ``eps / C`` on every class, as the authors' code does; the
-    paper's equation puts ``eps / (C - 1)`` on the others. Balanced counts have `head`.
+    ``1 - cos(pi x / 2)`` (convex) or ``x^power`` (exp). The smoothing puts ``eps / C`` on every class, as the authors' code does; where
+    ``eps / (C - 1)`` is meant on the others alone, give ``eps C / (C - 1)``. Balanced counts have `head`.
 
     Args:
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.

@@ -33,8 +33,9 @@ def lader(
     lam h_c^2)``, h_c being an estimate of ``log E exp(z_c)`` under equal classes. It is the bound of Donsker and Varadhan: at its best z is
     the log density ratio, free of the training prior.
 
-    Two estimates are in use. ``"sample"`` is the paper's: the log of the mean over all rows of ``exp(z_ic) / (C prior_{y_i})``. ``"class"``
-    is that of the authors' code, ``exp(z_ic) / (C prior_c)``: a constant of the column, whose gradient is that without weights but for lam.
+    There are two estimates. ``"sample"`` weighs each row by the importance of its label: the log of the mean over all rows of ``exp(z_ic) /
+    (C prior_{y_i})``. ``"class"`` is that of the authors' code, ``exp(z_ic) / (C prior_c)``: a constant of the column, whose gradient is
+    that without weights but for lam.
 
     A class without rows in the batch has no first term. One with prior 0, or with -inf in all rows, has none at all. In plain torch: it
     reads a column at a time, and takes about as long as the loss beside it.
@@ -108,7 +109,7 @@ class LADE(AdjustedCrossEntropy):
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.
         alpha: factor of the regulariser, at least 0.
         lam: factor of its square, at least 0; see `ltkernels.functional.lader` for the authors' values.
-        importance: ``"class"``, as in the authors' code, or ``"sample"``, as in the paper.
+        importance: ``"class"``, as in the authors' code, or ``"sample"``, the importance of each row's own label.
         empty: ``"error"`` raises for a class without samples; ``"ignore"`` gives it probability 0.
         **common: weight, label_smoothing, ignore_index, reduction, inplace, backend, learnable and table_dtype of `AdjustedCrossEntropy`;
             inplace must be False.
@@ -129,7 +130,7 @@ class LADE(AdjustedCrossEntropy):
         >>> loss = ltk.nn.LADE([6, 3, 1], alpha=1.0, lam=0.1)
         >>> logits = torch.tensor([[1.0, 0.5, -0.5], [0.2, 0.8, 0.0]])
         >>> round(loss(logits, torch.tensor([2, 1])).item(), 4)
-        2.2427
+        2.4176
     """
 
     title = "LADE"

@@ -149,7 +149,8 @@ class BalancedSoftmax(AdjustedCrossEntropy):
 def logit_adjusted_adaptive_margin(
     class_counts: _checks.ClassCounts, *, empty: str = "error", table_dtype: torch.dtype = torch.float32
 ) -> Adjustment:
-    """Logit adjustment with an adaptive margin: shift ``log(n / N)``, margin ``(n / N)^(-1/4)``.
+    """Logit adjustment with an adaptive margin, Menon et al. 2021 (arXiv:2007.07314), section 6.2: shift ``log(n / N)``, margin ``(n /
+    N)^(-1/4)``.
 
     Args:
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.
@@ -173,8 +174,8 @@ def logit_adjusted_adaptive_margin(
 
 
 class LogitAdjustedAdaptiveMargin(AdjustedCrossEntropy):
-    """Logit adjustment, Menon et al. 2021 (arXiv:2007.07314), with a margin that grows with rarity as LDAM's, Cao et al. 2019
-    (arXiv:1906.07413): shift ``log(n / N)``, margin ``(n / N)^(-1/4)``.
+    """Logit adjustment with a margin that grows with rarity as LDAM's, Menon et al. 2021 (arXiv:2007.07314), section 6.2: shift ``log(n /
+    N)``, margin ``(n / N)^(-1/4)``.
 
     Args:
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.

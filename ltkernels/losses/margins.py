@@ -55,7 +55,8 @@ def ldam(
 
 
 class LDAM(AdjustedCrossEntropy):
-    """LDAM, Cao et al. 2019 (arXiv:1906.07413), equation 13: the label's cosine less ``max_margin * (n_min / n)^(1/4)``, all times ``s``.
+    """LDAM, Cao et al. 2019 (arXiv:1906.07413), equations 12 and 13: the label's cosine less ``max_margin * (n_min / n)^(1/4)``, all
+    times ``s``.
 
     Args:
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.

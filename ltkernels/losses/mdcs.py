@@ -16,9 +16,10 @@ from .expert_losses import ExpertsLoss, Logits, shifts
 
 class MDCS(ExpertsLoss):
     """More diverse experts with consistency self-distillation, Zhao et al. 2023 (arXiv:2308.09922): the sum of the experts'
-    ``CE(z_e + tau_e log n)``, and where a second, strongly augmented view is given, for every expert
+    ``CE(z_e + tau_e log n)``. Where a second, strongly augmented view is given, this is the mean over both views, and every expert adds
     ``factor * T^2 KL(weak view || strong view)`` on the rows that its weak view classifies correctly, the weak view being a constant
-    for autograd. The mean of the divergence is over the rows that count.
+    for autograd. The mean of the divergence is over the rows that count. Divergence and correctness are those of the expert's logits
+    with its ``tau_e log n``, as in the authors' code.
 
     Args:
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.
@@ -36,7 +37,7 @@ class MDCS(ExpertsLoss):
 
     Raises:
         TypeError: counts that are not integers by class id.
-        ValueError: counts below 0 or all 0, a class without samples unless ``empty="ignore"``, another number of experts.
+        ValueError: counts below 0 or all 0, a class without samples unless ``empty="ignore"``, no tau, another number of experts.
 
     Predict with: `predict`, the mean of the experts' logits.
 
@@ -71,6 +72,8 @@ class MDCS(ExpertsLoss):
     ) -> None:
         if reduction == "none":
             raise ArgumentError("reduction is 'none'; the consistency is a mean over other rows than the losses")
+        if not len(tau):
+            raise ArgumentError("tau is empty; it must have one number for each expert")
         taus = [_checks.number(f"tau[{e}]", value) for e, value in enumerate(tau)]
         counts = _checks.class_counts(class_counts, empty)
         rows = [each * counts.n.log() for each in taus]
@@ -88,16 +91,21 @@ class MDCS(ExpertsLoss):
         *,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """The experts' losses on `logits`, and the consistency of `strong_logits` with them."""
+        """The experts' losses on `logits`, or on both views, and the consistency of `strong_logits` with `logits`."""
         loss = super().forward(logits, target, sample_weight=sample_weight)
         if strong_logits is None:
             return loss
         if len(strong_logits) != len(logits):
             raise ArgumentError(f"strong_logits are of {len(strong_logits)} experts, logits of {len(logits)}")
-        for weak, strong in zip(logits, strong_logits, strict=True):
-            right = ((weak.argmax(1) == target) & (target != self.ignore_index)).to(loss.dtype)
+        loss = loss + super().forward(strong_logits, target, sample_weight=sample_weight)
+        loss = loss if self.reduction == "sum" else loss / 2
+        assert self.shift is not None
+        for weak, strong, row in zip(logits, strong_logits, self.shift, strict=True):
+            shift = row.to(loss.dtype)  # the tables stay float32, for float64 logits too
+            teacher = weak.detach() + shift
+            right = ((teacher.argmax(1) == target) & (target != self.ignore_index)).to(loss.dtype)
             own = right if sample_weight is None else torch.where(right > 0, sample_weight.to(loss), 0)
-            apart = distillation(strong, weak, self.temperature, sample_weight=own, reduction="sum")
+            apart = distillation(strong, teacher, self.temperature, shift=shift, sample_weight=own, reduction="sum")
             denominator = 1.0 if self.reduction == "sum" else own.sum().clamp_min(torch.finfo(own.dtype).tiny)
             loss = loss + self.factor * apart / denominator
         return loss

@@ -50,7 +50,7 @@ def vmf(kappa: Tensor, features: int, tau: float = 0.1) -> ClosedForm:
         >>> form = ltk.adjustments.vmf(torch.tensor([200.0, 50.0, 10.0]), 128)
         >>> cosines = torch.tensor([[0.8, 0.3, -0.2]])
         >>> round(ltk.functional.adjusted_cross_entropy(cosines, torch.tensor([1]), term=form.term).item(), 4)
-        4.594
+        4.5939
     """
     if not isinstance(kappa, Tensor) or not kappa.is_floating_point() or kappa.dim() != 1:
         shape = tuple(kappa.shape) if isinstance(kappa, Tensor) else type(kappa).__name__

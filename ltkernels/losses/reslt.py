@@ -24,7 +24,7 @@ class ResLT(ExpertsLoss):
         class_counts: (C,) training samples per class, integers: a sequence, a tensor, or a mapping from every class id to its count.
         beta: share of the heads' own losses, in [0, 1].
         many: a class with more samples is many-shot: the second head does not see it.
-        few: a class with fewer samples is few-shot: the third head's own.
+        few: a class with fewer samples is few-shot: the third head's own; at most `many`.
         label_smoothing, ignore_index, reduction: as in `ExpertsLoss`; ``"mean"`` alone.
 
     Shape:
@@ -35,7 +35,8 @@ class ResLT(ExpertsLoss):
 
     Raises:
         TypeError: counts that are not integers by class id.
-        ValueError: counts below 0, beta outside [0, 1], another number of experts than 3, another reduction than ``"mean"``.
+        ValueError: counts below 0, beta outside [0, 1], few above many, another number of experts than 3, another reduction than
+            ``"mean"``.
 
     Predict with: `predict`, the sum of the heads' logits.
 
@@ -58,6 +59,11 @@ class ResLT(ExpertsLoss):
     ) -> None:
         if reduction != "mean":
             raise ArgumentError(f"reduction is {reduction!r}; ResLT has its own denominators, and 'mean' alone")
+        many, few = _checks.integer("many", many), _checks.integer("few", few)
+        if few > many:
+            raise ArgumentError(
+                f"few is {few}; it must be at most many ({many}): few-shot classes are not many-shot ones"
+            )
         n = torch.tensor(_checks.count_list(class_counts), dtype=torch.float64, device="cpu")
         weight = torch.stack([torch.ones_like(n), (n <= many).double(), (n < few).double()])
         super().__init__(None, weight, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)

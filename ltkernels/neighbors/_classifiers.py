@@ -121,6 +121,11 @@ class NearestClassMean:
         TypeError, ValueError: options out of range, and later features and labels as `KNeighborsClassifier`.
 
     Source: Mensink et al. 2013 (doi:10.1109/TPAMI.2013.83); as a classifier for long tails Kang et al. 2020 (arXiv:1910.09217).
+
+    Example:
+        >>> ncm = ltk.neighbors.NearestClassMean(1, 2).update([[0.0], [1.0], [2.0], [10.0]], [0, 0, 1, 1])
+        >>> ncm.means.tolist(), ncm.predict([[1.2], [5.0]])
+        ([[0.5], [6.0]], tensor([0, 1]))
     """
 
     def __init__(self, width: int, num_classes: int, *, metric: str = "euclidean", device: Any = None) -> None:

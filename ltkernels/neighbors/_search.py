@@ -258,6 +258,11 @@ def nearest_neighbors(
         TypeError: features that are not floating-point, a k or own that is not of integers.
         ValueError: NaN or infinity (first row named), a row of zeros under the cosine, different widths or devices, a k out of
             range, an own outside [-1, M).
+
+    Example:
+        >>> found = ltk.neighbors.nearest_neighbors([[1.2]], [[0.0], [1.0], [2.0], [10.0]], 2, metric="euclidean")
+        >>> found.indices, found.similarity
+        (tensor([[1, 2]]), tensor([[-0.0400, -0.6400]], dtype=torch.float64))
     """
     found = References(references, metric)
     x = found.check_queries(queries)

@@ -43,7 +43,7 @@ def knn_shapley(
         average: ``"class"``: over each class' validation samples first, then over the classes that have any, so that classes with many
             validation samples do not decide alone; ``"sample"``: over all of them, as in the paper.
         tolerance: largest error of a value. 0 sorts all M samples for each validation sample; above 0 only the ``max(k, 1 / tolerance)``
-            nearest count, and farther ones get 0 (theorem 2 of the paper).
+            nearest count, and farther ones get 0.
 
     Returns:
         (M,) float64 on the features' device. Memory is O(M) beside the features: a block of validation samples at a time, each added in

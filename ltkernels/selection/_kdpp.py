@@ -16,7 +16,7 @@ Draw = Callable[[Tensor], int]
 
 
 def sample_k_dpp(features: Any, k: int, *, quality: Any = None, seed: int = 0) -> Tensor:
-    """Draws k samples of a k-DPP, Kulesza & Taskar 2011 (ICML; arXiv:1207.6083, section 5): a subset Y has the probability ``det(L_Y) /
+    """Draws k samples of a k-DPP, Kulesza & Taskar 2011 (ICML) and 2012 (arXiv:1207.6083): a subset Y has the probability ``det(L_Y) /
     e_k(eigenvalues of L)``, with ``L = diag(q) X X^T diag(q)``. Subsets that span more volume are more probable; `select_subsets` finds the
     most diverse instead.
 
@@ -35,6 +35,11 @@ def sample_k_dpp(features: Any, k: int, *, quality: Any = None, seed: int = 0) -
     Raises:
         TypeError: features or quality that are not floating-point, k or seed that are no integers.
         ValueError: NaN or infinity (first row named), a k above M or above the rank: every such subset has probability 0.
+
+    Example:
+        >>> features = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]  # two samples that are the same never come together
+        >>> 2 in ltk.selection.sample_k_dpp(features, 2)
+        True
     """
     generator = torch.Generator().manual_seed(check_seed(seed))
 
@@ -56,8 +61,16 @@ def k_dpp_log_probability(features: Any, indices: Any, *, quality: Any = None) -
         features, quality: as in `sample_k_dpp`.
         indices: (k,) integers, distinct rows of the features in any order.
 
+    Returns:
+        A float, at most 0.
+
     Raises:
         TypeError, ValueError: as `sample_k_dpp`; indices out of range or twice the same.
+
+    Example:
+        >>> features = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+        >>> [round(ltk.selection.k_dpp_log_probability(features, pair), 4) for pair in ([0, 1], [0, 2])]
+        [-inf, -0.6931]
     """
     x = _rows(features, quality)
     at = as_tensor(indices, "indices")
@@ -70,7 +83,14 @@ def k_dpp_log_probability(features: Any, indices: Any, *, quality: Any = None) -
         raise ValueError(f"indices holds {int(at[bad][0])}; features has {len(x)} rows")
     values, _ = _spectrum(x, len(at))
     chosen = x[at.to(x.device)]
-    log_det = 2 * torch.linalg.qr(chosen.T, mode="r").R.diagonal().abs().log().sum()
+    length = torch.linalg.vector_norm(chosen, dim=1, keepdim=True)
+    if not bool(length.all()):
+        return -math.inf
+    # What the rows before it leave of each unit row: rounding alone, where they span it.
+    left = torch.linalg.qr((chosen / length).T, mode="r").R.diagonal().abs()
+    if float(left.min()) <= max(chosen.shape) * torch.finfo(torch.float64).eps:
+        return -math.inf
+    log_det = 2 * (left.log().sum() + length.log().sum())
     return float(log_det) - float(log_polynomials(values.log(), len(at))[len(at), -1])
 
 

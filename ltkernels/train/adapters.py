@@ -13,7 +13,7 @@ _LORA_TARGETS = (("q_proj", "v_proj"), ("query", "value"), ("qkv",))
 
 
 class AdaptFormer(nn.Module):
-    """A block's MLP and a bottleneck beside it (Chen et al. 2022, equation 3): mlp(x) + scale * up(relu(down(x))).
+    """A block's MLP and a bottleneck beside it (AdaptFormer, Chen et al. 2022): mlp(x) + scale * up(relu(down(x))).
 
     `up` starts at 0, so that the block starts as it was; the scale is learned from 1, as in LIFT (Shi et al. 2024).
     """
