@@ -9,6 +9,7 @@
 #include "cpu/isa.h"
 #include "cpu/row_logsumexp.h"
 #include "cpu/row_statistics.h"
+#include "cpu/self_contrast.h"
 #include "cpu/sigmoid_ce.h"
 #include "cpu/sinkhorn.h"
 #include "cpu/soft_targets.h"
@@ -39,6 +40,12 @@ struct SigmoidCall {
     ltk::SigmoidCe job{};
     int dtype = 0;
 };
+
+// `order` is followed by both ends of every row's range: 3 x rows numbers.
+ltk::SelfRows self_rows(int64_t kept, int64_t all, int64_t width, Address unit, Address inverse, Address order) {
+    int64_t* at = pointer<int64_t>(order);
+    return {kept, width, pointer(unit), pointer<double>(inverse), at, at + all, at + 2 * all};
+}
 
 }  // namespace
 
@@ -370,15 +377,67 @@ void bind_losses(py::module_& m) {
             },
             py::call_guard<py::gil_scoped_release>());
     m.def(
-        "symmetric_rows",
-        [](int dtype, Address dots, int64_t stride, int64_t rows, int64_t columns, double scale, double reference,
-           Address factor, Address weight, int threads) {
-            const ltk::SymmetricRows job{pointer(dots), stride,          rows,           columns, scale,
-                                         reference,     pointer(factor), pointer(weight)};
+        "self_contrast_start",
+        [](int dtype, Address features, int64_t stride, int64_t all, int64_t width, Address labels,
+           int64_t ignore_index, double eps, Address unit, Address inverse, Address order, Address positive,
+           Address scratch, int threads) {
+            ltk::SelfStart job{self_rows(all, all, width, unit, inverse, order), pointer(features), stride, eps,
+                               pointer<double>(positive)};
             py::gil_scoped_release release;
-            ltk::symmetric_rows(job, dtype, threads);
+            ltk::self_contrast_start(job, pointer<const int64_t>(labels), all, ignore_index, dtype, pointer(scratch),
+                                     threads);
+            return job.rows.kept;
         },
-        "Exponentials, or gradient factors, of the upper part of a symmetric matrix of products.");
+        "Unit rows in the order of their labels, and the sums of their products with their positives.");
+    m.def(
+        "self_contrast_products",
+        [](int dtype, Address products, int64_t stride, int64_t rows, int64_t columns, double scale, Address total,
+           Address factor, bool kept, int threads) {
+            const ltk::SelfProducts job{pointer(products),      stride,          rows, columns, scale,
+                                        pointer<double>(total), pointer(factor), kept};
+            py::gil_scoped_release release;
+            ltk::self_contrast_products(job, dtype, threads);
+        },
+        "Exponentials of products, or the factors of the gradient's product.");
+    m.def(
+        "self_contrast_losses",
+        [](int dtype, int64_t kept, int64_t all, Address order, double scale, double alpha, double beta, double gamma,
+           Address positive, Address total, Address weight, Address upstream, Address base, Address linear,
+           Address loss, Address of_base, Address of_linear, Address factor, Address slope, int reduction) {
+            const ltk::SelfLosses job{self_rows(kept, all, 0, 0, 0, order),
+                                      all,
+                                      scale,
+                                      alpha,
+                                      beta,
+                                      gamma,
+                                      pointer<const double>(positive),
+                                      pointer<const double>(total),
+                                      pointer<const double>(weight),
+                                      pointer<const double>(upstream),
+                                      pointer<const double>(base),
+                                      pointer<const double>(linear),
+                                      pointer<double>(loss),
+                                      pointer<double>(of_base),
+                                      pointer<double>(of_linear),
+                                      pointer(factor),
+                                      pointer<double>(slope)};
+            return ltk::self_contrast_losses(job, static_cast<ltk::Reduction>(reduction), dtype);
+        },
+        "The losses of the rows, their sum, and the factors of the gradient.");
+    m.def(
+        "self_contrast_gradient",
+        [](int dtype, int64_t kept, int64_t all, int64_t width, Address unit, Address inverse, Address order,
+           double scale, Address slope, Address products, Address along, Address out, Address scratch, int threads) {
+            const ltk::SelfGradient job{self_rows(kept, all, width, unit, inverse, order),
+                                        scale,
+                                        pointer<const double>(slope),
+                                        pointer(products),
+                                        pointer<double>(along),
+                                        pointer(out)};
+            py::gil_scoped_release release;
+            return ltk::self_contrast_gradient(job, all, dtype, pointer(scratch), threads);
+        },
+        "The gradient of the rows before they were made unit ones; returns that of the scale.");
 }
 
 }  // namespace ltk

@@ -117,7 +117,8 @@ def number(
     name: str, value: float, *, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> float:
     """A finite real number within [low, high], or strictly above `above`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    # An abstract class takes a microsecond to ask.
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise DTypeError(f"{name} is {value!r}; it must be a number")
     result = float(value)
     if not -math.inf < result < math.inf:  # math.isfinite would break a torch.compile graph

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ltkernels as ltk
-from ltkernels.contrastive import _kinds, _rows
+from ltkernels.contrastive import _kinds, _rows, _symmetric
 
 contrastive = ltk.functional.contrastive
 F64 = torch.float64
@@ -251,7 +251,8 @@ def test_the_definition_in_torch_and_the_torch_chunks_agree(kind: str, monkeypat
 
     ours = run()
     chunks = run("torch")
-    monkeypatch.setattr(_rows.CONTRAST, "served", lambda *_: False)
+    for operator in (_rows.CONTRAST, _symmetric.CONTRAST_SELF):
+        monkeypatch.setattr(operator, "served", lambda *_: False)
     for found in (chunks, run()):
         torch.testing.assert_close(found, ours, rtol=1e-10, atol=1e-12)
 
@@ -268,6 +269,55 @@ def test_chunks_of_a_batch_without_ignored_rows(kind: str, chunk_rows: int) -> N
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
     pairs = torch.autograd.grad(loss, ours)[0], torch.autograd.grad(expected, exact)[0]
     torch.testing.assert_close(*pairs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("held", [0, 200, 1 << 22])
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+def test_exponentials_that_are_kept_for_the_gradient(dtype: torch.dtype, held: int, monkeypatch) -> None:
+    """None of the chunks, the first two, or all: the others are computed again."""
+    monkeypatch.setattr(_symmetric, "_ROWS", 4)
+    monkeypatch.setattr(_symmetric, "_HELD", held)
+    against_pairs("supcon", dtype, 0.1, "none")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batch_mean", "sum"])
+def test_the_batch_against_itself_and_against_columns_agree(reduction: str, monkeypatch) -> None:
+    """The symmetric way, the one of columns that are given, and the definition: weights, ignored rows, gradients of all inputs."""
+    features, labels = FIXED
+    generator = torch.Generator().manual_seed(3)
+    logits, weight = (torch.rand(23, k, dtype=F64, generator=generator) for k in (5, 1))
+    counts = [9, 7, 5, 3, 2]
+
+    def run(backend: str | None) -> list[Tensor]:
+        leaves = [
+            features.clone().requires_grad_(),
+            logits.clone().requires_grad_(),
+            torch.tensor(0.2, dtype=F64, requires_grad=True),
+        ]
+        said = {"logits": leaves[1], "class_counts": counts, "tau": leaves[2], "alpha": 0.3, "beta": 1.2, "gamma": 0.7}
+        table = torch.tensor(counts, dtype=F64)
+        options = {"reduction": reduction, "sample_weight": weight[:, 0], "class_weight": table, "backend": backend}
+        loss = contrastive(leaves[0], labels, "gpaco", **said, **options)
+        return [loss, *torch.autograd.grad(loss, leaves)]
+
+    ours = run(None)
+    torch.testing.assert_close(ours, run("torch"), rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(_symmetric.CONTRAST_SELF, "served", lambda *_: False)
+    torch.testing.assert_close(ours, run(None), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-13, 1.0])
+def test_a_row_of_no_length(length: float) -> None:
+    """As torch.nn.functional.normalize has it: below 1e-12 a row keeps its length, and has a gradient along it."""
+    features = FIXED[0].clone()
+    at = int((FIXED[1] >= 0).nonzero()[0])
+    features[at] *= length / features[at].norm()
+    ours, exact = features.clone().requires_grad_(), features.clone().requires_grad_()
+    loss, z = contrastive(ours, FIXED[1]), torch.nn.functional.normalize(exact)
+    torch.testing.assert_close(loss, contrastive(z, FIXED[1], normalize=False))
+    pairs = torch.autograd.grad(loss, ours)[0], torch.autograd.grad(contrastive(z, FIXED[1], normalize=False), exact)[0]
+    torch.testing.assert_close(*pairs, rtol=1e-9, atol=1e-12)
+    assert pairs[0][at].abs().max() > 0
 
 
 def test_kcl_draws_without_replacement() -> None:

@@ -152,6 +152,36 @@ def test_values(coupling, shape, dtype) -> None:
     assert torch.equal(torch.autograd.grad(same, stacked)[0], torch.stack(found))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 33), (3, 5, 100), (3, 4, 2100)], ids=str)
+@pytest.mark.parametrize("coupling", ["mean_kl", "mutual_kl"])
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_one_set_of_exponentials_for_losses_and_coupling(adjusted, coupling, shape, dtype) -> None:
+    """Where both see the same logits; a label that towers over all others, and one far below them."""
+    experts, rows, classes = shape
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    z, y = [each.to(dtype) for each in logits(*shape)], labels(rows, classes)
+    z[0][0, y[0]], z[1][1, y[1]] = 900, -50
+    tables = [None] * experts
+    if adjusted:
+        tables = [None if t is None else t._replace(row_scale=None) for t in adjustments(experts, classes, real)]
+    said = {"factor": 0.3, "label_smoothing": 0.1, "adjusted": adjusted}
+    x, exact = [each.clone().requires_grad_() for each in z], [each.double().requires_grad_() for each in z]
+    loss = EXPERTS(x, y, tables, coupling=coupling, **said)
+    doubled = [
+        t if t is None else t._replace(**{n: v.double() for n, v in t._asdict().items() if isinstance(v, Tensor)})
+        for t in tables
+    ]
+    wanted = plain(exact, y, doubled, coupling, **said)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5 if real == torch.float32 else 1e-12)
+    for ours, each in zip(torch.autograd.grad(loss, x), torch.autograd.grad(wanted, exact), strict=True):
+        for row, (found, right) in enumerate(zip(ours.double(), each, strict=True)):
+            rounding = torch.finfo(real).eps * max(
+                float(one[row].detach().abs().max()) for one in exact
+            )  # of a log-probability
+            assert float((found - right).norm()) <= CLOSE[dtype] * float(right.norm()) + rounding
+
+
 def test_temperature_of_each_class() -> None:
     z, y, t = logits(3, 4, 9), labels(4, 9), torch.linspace(0.5, 2, 9, dtype=torch.float64)
     x = [each.requires_grad_() for each in z]

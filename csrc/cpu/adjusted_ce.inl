@@ -2,6 +2,7 @@
 // near the row's maximum, wait in scratch for the row's sum, and a last pass scales them into the gradient.
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "vector_gradients.h"
 
@@ -203,12 +204,14 @@ LTK_INLINE RowSums<V> row_sums(const T* z, int64_t classes, const Table* scale, 
     return row;
 }
 
-// Loss of one label of one row; its gradient, plus `add` where that is not null, goes to `grad` (null: loss only). With
-// Tables its shares of the tables' gradients go to `sums`, and `grad` is not null.
+// Loss of one label of one row, whose first pass left `row`, `e` and `block_reference`; its gradient, plus `add` where
+// that is not null, goes to `grad` (null: loss only). With Tables its shares of the tables' gradients go to `sums`, and
+// `grad` is not null.
 template <class V, bool Scale, bool Shift, bool Tables = false, class T, class G>
-static inline double row_term(const AdjustedCe& job, const T* z, const Term<typename V::Real>& term, double upstream,
-                              typename V::Real* e, typename V::Real* block_reference, const typename V::Real* add,
-                              G* grad, const TableSums<typename V::Real>* sums = nullptr) noexcept {
+LTK_INLINE double term_of_sums(const AdjustedCe& job, const T* z, const Term<typename V::Real>& term,
+                               const RowSums<V>& row, double upstream, const typename V::Real* e,
+                               const typename V::Real* block_reference, const typename V::Real* add, G* grad,
+                               const TableSums<typename V::Real>* sums = nullptr) noexcept {
     using Real = typename V::Real;
     using Reg = typename V::Reg;
     const Real* scale = static_cast<const Real*>(job.scale);
@@ -216,8 +219,6 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
     const Real* weight = static_cast<const Real*>(job.weight);
     const int64_t classes = job.classes;
     const bool smooth = term.smoothing != 0.0;
-    const RowSums<V> row = row_sums<V, Scale, Shift>(z, classes, scale, shift, term.label, term.sigma, smooth, weight,
-                                                     grad == nullptr ? nullptr : e, block_reference);
     const double row_reference = static_cast<double>(row.reference);
     const double smooth_a = row.smooth_a;
 
@@ -324,6 +325,19 @@ static inline double row_term(const AdjustedCe& job, const T* z, const Term<type
         sums->terms[2] = static_cast<Real>(upstream * term.share * phi);
     }
     return loss;
+}
+
+// The same from the first pass on.
+template <class V, bool Scale, bool Shift, bool Tables = false, class T, class G>
+static inline double row_term(const AdjustedCe& job, const T* z, const Term<typename V::Real>& term, double upstream,
+                              typename V::Real* e, typename V::Real* block_reference, const typename V::Real* add,
+                              G* grad, const TableSums<typename V::Real>* sums = nullptr) noexcept {
+    using Real = typename V::Real;
+    const RowSums<V> row =
+        row_sums<V, Scale, Shift>(z, job.classes, static_cast<const Real*>(job.scale),
+                                  static_cast<const Real*>(job.shift), term.label, term.sigma, term.smoothing != 0.0,
+                                  static_cast<const Real*>(job.weight), grad == nullptr ? nullptr : e, block_reference);
+    return term_of_sums<V, Scale, Shift, Tables>(job, z, term, row, upstream, e, block_reference, add, grad, sums);
 }
 
 template <class V>

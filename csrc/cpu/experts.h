@@ -32,7 +32,8 @@ struct Experts {
 
 // Reals of scratch one thread needs.
 constexpr int64_t experts_scratch(int experts, int64_t classes) noexcept {
-    return (2 * experts + 3) * adjusted_ce_row(classes) + adjusted_ce_row((classes + kBlock - 1) / kBlock);
+    return (3 * experts + 3) * adjusted_ce_row(classes) +
+           (experts + 1) * adjusted_ce_row((classes + kBlock - 1) / kBlock);
 }
 
 using ExpertRows = void (*)(const Experts& job, int64_t begin, int64_t end, void* scratch) noexcept;

@@ -8,6 +8,7 @@
 #include "nearest.h"
 #include "row_logsumexp.h"
 #include "row_statistics.h"
+#include "self_contrast.h"
 #include "sigmoid_ce.h"
 #include "sinkhorn.h"
 #include "soft_targets.h"
@@ -42,7 +43,7 @@ struct Kernels {
     SinkhornRow<double> sinkhorn_row_f64;
     SigmoidCeRows sigmoid_ce[kDTypes];
     RowLogsumexpRows row_logsumexp[2];  // f32, f64
-    SymmetricRowsRows symmetric_rows[2];
+    SelfContrastKernels self_contrast[2];
 };
 
 }  // namespace ltk

@@ -16,8 +16,9 @@
 #include "soft_targets.inl"
 #include "subset_scores.inl"
 
-// On the steps of soft_targets.inl.
+// On the steps of soft_targets.inl, and of row_logsumexp.inl.
 #include "experts.inl"
+#include "self_contrast.inl"
 
 namespace ltk {
 namespace LTK_NAMESPACE {
@@ -48,7 +49,8 @@ const Kernels kernels = {
     sinkhorn_row_f64,
     {sigmoid_ce_f32, sigmoid_ce_f64, sigmoid_ce_bf16, sigmoid_ce_f16},
     {row_logsumexp_f32, row_logsumexp_f64},
-    {symmetric_rows_f32, symmetric_rows_f64},
+    {{self_unit<F32>, self_positives<F32>, self_products<F32>, self_gradient<F32>},
+     {self_unit<F64>, self_positives<F64>, self_products<F64>, self_gradient<F64>}},
 };
 
 }  // namespace LTK_NAMESPACE

@@ -11,10 +11,4 @@ void row_logsumexp(const RowLogsumexp& job, int dtype, int threads) noexcept {
                   [&](int64_t begin, int64_t end, int) { rows(job, begin, end); });
 }
 
-void symmetric_rows(const SymmetricRows& job, int dtype, int threads) noexcept {
-    const SymmetricRowsRows rows = kernels().symmetric_rows[dtype];
-    parallel_rows(job.rows, rows_a_block(job.columns), threads,
-                  [&](int64_t begin, int64_t end, int) { rows(job, begin, end); });
-}
-
 }  // namespace ltk

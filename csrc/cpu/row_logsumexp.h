@@ -36,26 +36,9 @@ struct RowLogsumexp {
     bool coefficients;  // whether gradients with respect to s_ij are to take the place of the dots
 };
 
-// Rows against themselves: the products of rows [first, first + rows) with the columns from `first` on, the upper part
-// of a symmetric matrix; its diagonal counts nowhere. exp(scale dot - reference) takes the place of the products, times
-// factor_i weight_j + factor_j weight_i where there are factors: what row i and row j give to each other.
-struct SymmetricRows {
-    void* dots;  // rows x columns in the working type, unit column stride
-    int64_t stride;
-    int64_t rows;
-    int64_t columns;
-    double scale;
-    double reference;
-    const void* factor;  // (columns,) in the working type, or null; its first entries are the rows'
-    const void* weight;  // (columns,), or null: 1
-};
-
-using SymmetricRowsRows = void (*)(const SymmetricRows& job, int64_t begin, int64_t end) noexcept;
-
 using RowLogsumexpRows = void (*)(const RowLogsumexp& job, int64_t begin, int64_t end) noexcept;
 
 // `dtype` is f32 or f64 of kernels.h: the working type.
 void row_logsumexp(const RowLogsumexp& job, int dtype, int threads) noexcept;
-void symmetric_rows(const SymmetricRows& job, int dtype, int threads) noexcept;
 
 }  // namespace ltk

@@ -161,47 +161,11 @@ static void logsumexp_rows(const RowLogsumexp& job, int64_t begin, int64_t end) 
     }
 }
 
-template <class V, bool Factor, bool Weight>
-static void symmetric_of(const SymmetricRows& job, int64_t begin, int64_t end) noexcept {
-    using Real = typename V::Real;
-    const Real* factor = static_cast<const Real*>(job.factor);
-    const Real* weight = static_cast<const Real*>(job.weight);
-    const typename V::Reg sigma = V::set(static_cast<Real>(job.scale));
-    const typename V::Reg minus = V::set(static_cast<Real>(-job.reference));
-    for (int64_t i = begin; i < end; ++i) {
-        Real* x = static_cast<Real*>(job.dots) + i * job.stride;
-        const typename V::Reg own = V::set(Factor ? factor[i] : Real(0));
-        const typename V::Reg counts = V::set(Factor && Weight ? weight[i] : Real(1));
-        // What is left of the diagonal within these rows is the transpose of what is right of it.
-        each_vector<V>(0, job.columns, [&](int64_t j, auto mask) LTK_INLINE_LAMBDA {
-            typename V::Reg y = V::exp(V::fma(V::load(x + j, mask), sigma, minus));
-            if (Factor) {
-                const typename V::Reg of_other = V::load(factor + j, mask);
-                const typename V::Reg both =
-                    Weight ? V::fma(own, V::load(weight + j, mask), V::mul(of_other, counts)) : V::add(own, of_other);
-                y = V::mul(y, both);
-            }
-            V::store(x + j, y, mask);
-        });
-        x[i] = 0;
-    }
-}
-
-template <class V>
-static void symmetric(const SymmetricRows& job, int64_t begin, int64_t end) noexcept {
-    if (job.factor == nullptr) return symmetric_of<V, false, false>(job, begin, end);
-    if (job.weight == nullptr) return symmetric_of<V, true, false>(job, begin, end);
-    symmetric_of<V, true, true>(job, begin, end);
-}
-
 // Named by type, and by ISA through the namespace: a profile reads without the source.
-#define LTK_ROW_LOGSUMEXP(name, V)                                                                     \
-    static void symmetric_rows_##name(const SymmetricRows& job, int64_t begin, int64_t end) noexcept { \
-        symmetric<V>(job, begin, end);                                                                 \
-    }                                                                                                  \
-    static void row_logsumexp_##name(const RowLogsumexp& job, int64_t begin, int64_t end) noexcept {   \
-        if (job.shift != nullptr) return logsumexp_rows<V, true>(job, begin, end);                     \
-        logsumexp_rows<V, false>(job, begin, end);                                                     \
+#define LTK_ROW_LOGSUMEXP(name, V)                                                                   \
+    static void row_logsumexp_##name(const RowLogsumexp& job, int64_t begin, int64_t end) noexcept { \
+        if (job.shift != nullptr) return logsumexp_rows<V, true>(job, begin, end);                   \
+        logsumexp_rows<V, false>(job, begin, end);                                                   \
     }
 LTK_ROW_LOGSUMEXP(f32, F32)
 LTK_ROW_LOGSUMEXP(f64, F64)

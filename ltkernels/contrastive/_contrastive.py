@@ -14,6 +14,7 @@ from .._ranks import Ranks
 from .._watch import is_dtensor
 from ._kinds import KINDS, Batch
 from ._logsumexp import chunk, explained, indices, matrix, readable, unit, within
+from ._symmetric import serves
 
 
 def contrastive(
@@ -85,7 +86,8 @@ def contrastive(
         group: a process group (or ``"world"``): the batch's columns are gathered over its ranks, the mean is that of all ranks' rows, and
             every rank returns the same loss. The gradient is scaled for `DistributedDataParallel`, which averages over the ranks. A queue
             must be the same on all ranks. Batches must have one size.
-        chunk_rows: rows of a chunk of similarities; by default 2^19 similarities (2^23 on a GPU), at least 128 rows.
+        chunk_rows: rows of a chunk of similarities; by default 2^19 similarities (2^23 on a GPU), at least 128 rows, and of a batch
+            against itself up to 2^22 exponentials are kept for its gradient.
         backend: None, ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"torch"``, of the kernel between the products; see `ltkernels.explain`.
 
     Returns:
@@ -130,7 +132,6 @@ def contrastive(
     labels = _labels(labels, kind, features, plan.labels, 0 if ranks is None else ranks.rank)
     if labels is not None and views > 1:
         labels = labels.repeat_interleave(views)
-    z = unit(rows) if normalize else rows.to(real)
 
     classes = 0
     if centres is not None:
@@ -169,8 +170,7 @@ def contrastive(
     elif queue is not None and labels is not None and plan.labels:
         raise ArgumentError(f"queue_labels is missing; kind {kind!r} needs it beside queue")
 
-    valid = torch.ones(n, dtype=torch.bool, device=device) if labels is None else labels != ignore_index
-    weight = torch.ones(n, dtype=torch.float64, device=device)
+    weight = None
     if sample_weight is not None:
         own = _checks.rows("sample_weight", sample_weight, (n // views,), device, torch.float64).detach()
         own = own.repeat_interleave(views)
@@ -179,13 +179,14 @@ def contrastive(
             raise ArgumentError(
                 f"sample_weight is {own[at].item()} in row {at // views}; it must be finite and at least 0"
             )
-        weight = weight * own
+        weight = own
     if class_weight is not None:
         if labels is None:
             raise ArgumentError(f"class_weight is given, but kind {kind!r} was given no labels")
         table = _class_weight(class_weight, classes, device)
         within("labels", labels, 0, len(table), ignore_index)
-        weight = weight * table[torch.where(valid, labels, 0)]
+        of_label = table[torch.where(labels == ignore_index, 0, labels)]
+        weight = of_label if weight is None else weight * of_label
     said = {name: given[name] for name in plan.takes if name in given}
     if kind == "kcl":
         if _checks.integer("positives", positives) < 0:
@@ -195,12 +196,13 @@ def contrastive(
         said["alpha"] = _checks.number("alpha", alpha, low=0.0)
         said["beta"] = _checks.number("beta", beta, above=0.0)
         said["gamma"] = _checks.number("gamma", gamma, above=0.0)
+    inverse_tau = _inverse_temperature(tau, device, real)
+    alone = served == "cpu" and normalize and ranks is None and (not isinstance(tau, Tensor) or readable(tau))
     batch = Batch(
-        z,
+        rows,
         labels,
-        _inverse_temperature(tau, device, real),
+        inverse_tau,
         weight,
-        valid,
         ignore_index,
         bool(normalize),
         reduction,
@@ -208,6 +210,7 @@ def contrastive(
         served,
         ranks,
         readable(labels, queue_labels),
+        alone and serves(1.0 / float(tau.detach() if isinstance(tau, Tensor) else tau)),
     )
     loss = plan.function(batch, **said)
     return loss.reshape(features.shape[:-1]) if reduction == "none" else loss

@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 from .._call import NONE
+from .._checks import REDUCTION_CODES, real_dtype
 from .._ranks import Ranks
 from ._gathered import gather_columns, of_all, total
-from ._logsumexp import SUM, grouped, place_of
+from ._logsumexp import SUM, grouped, place_of, unit
 from ._rows import CONTRAST, Rows
-from ._symmetric import CONTRAST_SELF
+from ._symmetric import CONTRAST_SELF, SelfContrast
 
 MINUS_INFINITY = -float("inf")
 
 
 class Batch(NamedTuple):
-    """What every kind starts from. Vectors are in the working dtype, of unit length where `bounded`."""
+    """What every kind starts from. Vectors beside the features are in the working dtype, of unit length where `bounded`."""
 
-    z: Tensor  # (N, D) anchors
+    features: Tensor  # (N, D) anchors, as they came
     labels: Tensor | None  # (N,) int64
     inverse_tau: Tensor  # () in the working dtype
-    weight: Tensor  # (N,) float64: sample times class weight, 0 for ignored rows
-    valid: Tensor  # (N,) bool: not ignored
+    weight: Tensor | None  # (N,) float64: sample times class weight; None is 1
     ignore_index: int
     bounded: bool
     reduction: str
@@ -38,12 +38,23 @@ class Batch(NamedTuple):
     backend: str
     ranks: Ranks | None
     looks: bool  # whether numbers in the tensors may be looked at
+    symmetric: bool  # whether `CONTRAST_SELF` serves the batch against itself
 
     def real(self) -> torch.dtype:
-        return self.z.dtype
+        return real_dtype(self.features.dtype)
 
     def sigma(self) -> Tensor:
-        return self.inverse_tau.expand(len(self.z))
+        return self.inverse_tau.expand(len(self.features))
+
+    def rows(self) -> Tensor:
+        """(N, D) the anchors as vectors."""
+        return unit(self.features) if self.bounded else self.features.to(self.real())
+
+    def valid(self) -> Tensor:
+        """(N,) bool: not ignored."""
+        if self.labels is None:
+            return torch.ones(len(self.features), dtype=torch.bool, device=self.features.device)
+        return self.labels != self.ignore_index
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
@@ -64,9 +75,10 @@ def _add(shift: Tensor | None, more: Tensor) -> Tensor:
 
 def finish(
     batch: Batch,
+    z: Tensor,
     columns: Tensor,
     linear: Tensor | None,
-    counted: Tensor,
+    counted: Tensor | None = None,
     *,
     base: Tensor | None = None,
     shift: Tensor | None = None,
@@ -77,10 +89,12 @@ def finish(
     minus_own: bool = False,
     live: int = -1,
 ) -> Tensor:
-    """The loss of a batch, over the rows that are `counted` (N,) bool."""
-    weight = torch.where(counted & batch.valid, batch.weight, 0.0)
+    """The loss of the rows z (N, D) of a batch, over those that are `counted` (N,) bool; None: all."""
+    valid = batch.valid()
+    weight = torch.ones(len(z), dtype=torch.float64, device=z.device) if batch.weight is None else batch.weight
+    weight = torch.where(valid if counted is None else counted & valid, weight, 0.0)
     if batch.reduction in ("mean", "batch_mean"):
-        size = weight.sum() if batch.reduction == "mean" else batch.valid.sum().to(torch.float64)
+        size = weight.sum() if batch.reduction == "mean" else valid.sum().to(torch.float64)
         size = total(size, batch.ranks)
         # A batch without a row that counts has the loss 0: it must not stop a training run.
         weight = weight / torch.where(size > 0, size, 1.0)
@@ -99,22 +113,34 @@ def finish(
         batch.chunk_rows,
         batch.backend,
     )
-    if columns is batch.z and own is None:
-        # `absent` is each row's own column; its kernel takes advantage of the symmetry.
-        (loss,) = CONTRAST_SELF((batch.z, base, linear, batch.inverse_tau, shift), call)
-        return loss if kept else of_all(loss, batch.ranks)
-    (loss,) = CONTRAST((batch.z, columns, base, linear, batch.sigma(), shift), call)
+    (loss,) = CONTRAST((z, columns, base, linear, batch.sigma(), shift), call)
     return loss if kept else of_all(loss, batch.ranks)
 
 
-def _batch_columns(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _against_itself(
+    batch: Batch,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    gamma: float = 1.0,
+    base: Tensor | None = None,
+    linear: Tensor | None = None,
+) -> Tensor:
+    """The loss of a batch whose columns are its own rows; see `SelfContrast`."""
+    assert batch.labels is not None
+    reduction = REDUCTION_CODES[batch.reduction]
+    labels, weight = batch.labels.contiguous(), None if batch.weight is None else batch.weight.contiguous()
+    call = SelfContrast(labels, weight, batch.ignore_index, alpha, beta, gamma, reduction, batch.chunk_rows)
+    return CONTRAST_SELF((batch.features, base, linear, batch.inverse_tau), call)[0]
+
+
+def _batch_columns(batch: Batch, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The batch as columns, of all ranks; their labels; each row's own column, and its number."""
     assert batch.labels is not None
-    columns, labels, own, start, n = batch.z, batch.labels, batch.z, 0, len(batch.z)
+    columns, labels, own, start, n = z, batch.labels, z, 0, len(z)
     if batch.ranks is not None:
-        columns, labels, start = gather_columns(batch.z, batch.labels, batch.ranks)
+        columns, labels, start = gather_columns(z, batch.labels, batch.ranks)
         own = columns[start : start + n]
-    return columns, labels, own, torch.arange(start, start + n, device=batch.z.device)
+    return columns, labels, own, torch.arange(start, start + n, device=z.device)
 
 
 def _group_sums(columns: Tensor, held: Tensor, groups: Tensor, begin: Tensor) -> Tensor:
@@ -126,7 +152,10 @@ def _group_sums(columns: Tensor, held: Tensor, groups: Tensor, begin: Tensor) ->
 def supcon(batch: Batch, inside: bool = False) -> Tensor:
     """All other columns of the batch, less the mean positive; or, with `inside`, less the log-mean-exp of the positives."""
     assert batch.labels is not None
-    columns, labels, own, own_column = _batch_columns(batch)
+    if batch.symmetric and not inside:
+        return _against_itself(batch)
+    z = batch.rows()
+    columns, labels, own, own_column = _batch_columns(batch, z)
     order, held, begin, end = grouped(labels, batch.labels)
     positives = end - begin - 1
     shift = _ignored_shift(batch, labels)
@@ -134,6 +163,7 @@ def supcon(batch: Batch, inside: bool = False) -> Tensor:
     if inside:
         return finish(
             batch,
+            z,
             columns,
             -torch.log(many),
             positives > 0,
@@ -143,14 +173,15 @@ def supcon(batch: Batch, inside: bool = False) -> Tensor:
             absent=place_of(order, own_column),
             minus_own=True,
         )
-    mean = batch.sigma() * _dots(batch.z, _group_sums(columns, held, labels, begin) - own) / many
-    return finish(batch, columns, mean, positives > 0, shift=shift, absent=own_column)
+    mean = batch.sigma() * _dots(z, _group_sums(columns, held, labels, begin) - own) / many
+    return finish(batch, z, columns, mean, positives > 0, shift=shift, absent=own_column)
 
 
 def balanced(batch: Batch, centres: Tensor) -> Tensor:
     """BCL: batch and class centres, each column less the log of its class' number of columns; the positives' mean is unshifted."""
     assert batch.labels is not None
-    columns, labels, own, own_column = _batch_columns(batch)
+    z = batch.rows()
+    columns, labels, own, own_column = _batch_columns(batch, z)
     columns = torch.cat([columns, centres])
     labels = torch.cat([labels, torch.arange(len(centres), device=labels.device)])
     order, held, begin, end = grouped(labels, batch.labels)
@@ -158,9 +189,10 @@ def balanced(batch: Batch, centres: Tensor) -> Tensor:
     size = torch.searchsorted(held, labels, right=True) - torch.searchsorted(held, labels)
     shift = _add(_ignored_shift(batch, labels), -torch.log(size.to(batch.real())))
     positives = (many - 1).clamp_min(1)
-    mean = batch.sigma() * _dots(batch.z, _group_sums(columns, held, labels, begin) - own) / positives
+    mean = batch.sigma() * _dots(z, _group_sums(columns, held, labels, begin) - own) / positives
     return finish(
         batch,
+        z,
         columns,
         mean,
         many > 1,
@@ -179,13 +211,16 @@ def gml(batch: Batch, queue: Tensor, queue_labels: Tensor, log_prior: Tensor) ->
     size = torch.searchsorted(held, queue_labels, right=True) - torch.searchsorted(held, queue_labels)
     prior = log_prior[queue_labels.clamp(0, len(log_prior) - 1)] - torch.log(size.to(batch.real()))
     shift = torch.where(queue_labels < 0, MINUS_INFINITY, prior).to(batch.real())
-    return finish(batch, queue, None, end > begin, shift=shift, order=order, own=(begin, end), minus_own=True)
+    return finish(
+        batch, batch.rows(), queue, None, end > begin, shift=shift, order=order, own=(begin, end), minus_own=True
+    )
 
 
 def moco(batch: Batch, keys: Tensor, queue: Tensor, queue_labels: Tensor | None) -> Tensor:
     """Own key and queue, less the own key."""
-    own_key = batch.sigma() * _dots(batch.z, keys)
-    return finish(batch, queue, own_key, torch.ones_like(batch.valid), base=own_key, shift=_empty(batch, queue_labels))
+    z = batch.rows()
+    own_key = batch.sigma() * _dots(z, keys)
+    return finish(batch, z, queue, own_key, base=own_key, shift=_empty(batch, queue_labels))
 
 
 def kcl(
@@ -198,15 +233,16 @@ def kcl(
 ) -> Tensor:
     """Own key and queue, less the mean of the own key and up to k of the queue's columns of the class, drawn without replacement."""
     assert batch.labels is not None
-    own_key = batch.sigma() * _dots(batch.z, keys)
+    z = batch.rows()
+    own_key = batch.sigma() * _dots(z, keys)
     order, _, begin, end = grouped(queue_labels, batch.labels)
     drawn = sample_ranges(end - begin, positives, generator)  # (N, k), -1 where the class has no more
     there = drawn >= 0
     place = (begin[:, None] + drawn).clamp(0, max(len(order) - 1, 0))
     chosen = queue[order[place]] if len(order) else queue.new_zeros(*drawn.shape, queue.shape[1])
-    sums = (batch.sigma()[:, None] * torch.where(there, (batch.z[:, None] * chosen).sum(dim=-1), 0)).sum(dim=1)
+    sums = (batch.sigma()[:, None] * torch.where(there, (z[:, None] * chosen).sum(dim=-1), 0)).sum(dim=1)
     mean = (own_key + sums) / (1 + there.sum(dim=1))
-    return finish(batch, queue, mean, torch.ones_like(batch.valid), base=own_key, shift=_empty(batch, queue_labels))
+    return finish(batch, z, queue, mean, base=own_key, shift=_empty(batch, queue_labels))
 
 
 def _empty(batch: Batch, queue_labels: Tensor | None) -> Tensor | None:
@@ -243,7 +279,14 @@ def paco(
 ) -> Tensor:
     """One softmax over the classifier's logits + log prior and the samples; a weighted mean of the label's logit and the positives."""
     assert batch.labels is not None
-    columns, labels, own, own_column = _batch_columns(batch)
+    a = logits.to(batch.real()) + log_prior
+    label = torch.where(batch.valid(), batch.labels, 0)
+    of_label = a.gather(1, label[:, None])[:, 0]
+    base = torch.logsumexp(a, dim=1)
+    if batch.symmetric and keys is queue is None:
+        return _against_itself(batch, alpha, beta, gamma, base, of_label)
+    z = batch.rows()
+    columns, labels, own, own_column = _batch_columns(batch, z)
     live = len(columns)
     if keys is not None:
         key_labels = batch.labels
@@ -258,24 +301,18 @@ def paco(
     shift = _ignored_shift(batch, labels)
     if gamma != 1.0:
         shift = _add(shift, torch.full_like(columns[:, 0], gamma).log())
-    a = logits.to(batch.real()) + log_prior
-    label = torch.where(batch.valid, batch.labels, 0)
-    of_label = a.gather(1, label[:, None])[:, 0]
-    sums = batch.sigma() * _dots(batch.z, _group_sums(columns, held, labels, begin) - own)
+    sums = batch.sigma() * _dots(z, _group_sums(columns, held, labels, begin) - own)
     mean = (beta * of_label + alpha * sums) / (beta + alpha * positives)
-    base = torch.logsumexp(a, dim=1)
-    return finish(
-        batch, columns, mean, torch.ones_like(batch.valid), base=base, shift=shift, absent=own_column, live=live
-    )
+    return finish(batch, z, columns, mean, base=base, shift=shift, absent=own_column, live=live)
 
 
 def prototypes(batch: Batch, centres: Tensor) -> Tensor:
     """The other classes' prototypes, less the own one."""
     assert batch.labels is not None
-    label = torch.where(batch.valid, batch.labels, 0)
-    own = batch.sigma() * _dots(batch.z, centres[label])
-    out = torch.full_like(batch.weight, MINUS_INFINITY)
-    return finish(batch, centres, own, torch.ones_like(batch.valid), own=(label, label + 1), bonus=out)
+    z, label = batch.rows(), torch.where(batch.valid(), batch.labels, 0)
+    own = batch.sigma() * _dots(z, centres[label])
+    out = torch.full((len(z),), MINUS_INFINITY, dtype=torch.float64, device=z.device)
+    return finish(batch, z, centres, own, own=(label, label + 1), bonus=out)
 
 
 class Kind(NamedTuple):

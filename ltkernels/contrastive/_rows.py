@@ -28,7 +28,7 @@ _CHUNK, _LEAST_ROWS = 1 << 19, 128
 # On a GPU 32 MiB, which its second-level cache holds, and a few launches for it.
 _DEVICE_CHUNK = 1 << 23
 # exp(-86) is the least normal float32; products of unit vectors lie within [-1, 1].
-_RANGE = 86.0
+RANGE = 86.0
 _NOWHERE = -float("inf")
 
 
@@ -99,7 +99,7 @@ def fixed_reference(call: Rows, sigma: Tensor, shift: Tensor | None) -> Tensor |
         if len(finite):
             high = float(finite.max())
             spread = high - float(finite.min())
-    fits = 2 * float(size.max()) + spread <= _RANGE
+    fits = 2 * float(size.max()) + spread <= RANGE
     return size + high if fits else None
 
 
@@ -115,7 +115,7 @@ def device_reference(call: Rows, sigma: Tensor, shift: Tensor | None) -> Tensor 
         low = torch.where(finite, shift, torch.inf).amin()
         highest = size + torch.where(high == _NOWHERE, 0, high)
         least = 2 * size + (high - low)
-    return torch.where(least <= _RANGE, highest, torch.inf)
+    return torch.where(least <= RANGE, highest, torch.inf)
 
 
 class _Step:

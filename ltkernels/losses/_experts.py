@@ -178,18 +178,20 @@ def _kernel(inputs: Inputs, call: Experts, request: Request) -> tuple[Sequence[T
         coef = list(upstream.expand(len(coef), rows).contiguous().unbind(0))
     own = None if call.sample_weight is None else call.sample_weight.to(real).contiguous()
     held: list[Any] = []  # tables that the jobs point at
+    given = any(table is not None for table in call.tables())
 
     def job(e: int, z: Tensor | None, grad: Tensor | None) -> Any:
         where = (0, 0) if z is None else (address(z, f"logits[{e}]"), z.stride(0))
         made = _C.AdjustedCe(dtype, *where, rows, classes, address(call.target, "target"), call.ignore_index)
-        tables: list[Tensor | None] = [None] * len(TABLES)
+        label_scale = 0
         if z is not None or call.coupling == SUMMED:
-            tables = [None if t is None else t[e].to(real).contiguous() for t in call.tables()]
-            tables[:2] = both(tables[0], tables[1], classes, real)
             made.options(call.focal_gamma[e], call.label_smoothing)
-        held.append(tables)
-        *five, label_scale = (address(t, name) for t, name in zip(tables, TABLES, strict=True))
-        made.tables(*five)
+            if given:
+                tables = [None if t is None else t[e].to(real).contiguous() for t in call.tables()]
+                tables[:2] = both(tables[0], tables[1], classes, real)
+                held.append(tables)
+                *five, label_scale = (address(t, name) for t, name in zip(tables, TABLES, strict=True))
+                made.tables(*five)
         made.inputs(address(own, "sample_weight"), 0, label_scale)
         to = (0, 0) if grad is None else (address(grad, "gradient"), classes)
         made.gradient(*to, address(coef[e], "the upstream gradient"))

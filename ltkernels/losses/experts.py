@@ -167,6 +167,10 @@ def _checked(
         own = sample_weight
         if own is not None:
             own = _checks.rows("sample_weight", own, target.shape, first.device, real).contiguous()
+        for whose, each in zip(names, every, strict=False):
+            for name in each:
+                if name not in (*TABLES, "focal_gamma"):
+                    raise ArgumentError(f"{whose} has {name}, which coupled experts do not take")
         tables = [_stack(name, every, names, first, real) for name in TABLES]
         gammas = [_checks.number("focal_gamma", each.get("focal_gamma", 0.0), low=0.0) for each in every]
         fused = _experts.Experts._make(
@@ -245,10 +249,6 @@ def _stack(
     name: str, every: Sequence[Mapping[str, Any]], names: Sequence[str], like: Tensor, real: torch.dtype
 ) -> Tensor | None:
     """(E, C) of one table of all experts, None where none has it."""
-    for whose, each in zip(names, every, strict=False):
-        for given in each:
-            if given not in (*TABLES, "focal_gamma"):
-                raise ArgumentError(f"{whose} has {given}, which coupled experts do not take")
     if not any(name in each for each in every):
         return None
     classes = like.shape[1]

@@ -56,8 +56,21 @@ EXTENTS: dict[str, Callable[[tuple[Any, ...]], Extents]] = {
     "exp_f32": lambda a: {0: (4 * a[2], False), 1: (4 * a[2], True)},
     "row_statistics": lambda a: _part(a) | {11: (32 * a[3], True)},
     "row_maxima": lambda a: _part(a) | {10: (32 * a[3], True), 11: (8 * a[3], True)},
-    "symmetric_rows": lambda a: {
-        1: (_rows(a[3], a[2], a[4], _REAL[a[0]]), True), 7: (_REAL[a[0]] * a[4], False), 8: (_REAL[a[0]] * a[4], False)
+    "self_contrast_start": lambda a: {
+        1: (_rows(a[3], a[2], a[4], _REAL[a[0]]), False), 5: (8 * a[3], False), 8: (_REAL[a[0]] * a[3] * a[4], True),
+        9: (8 * a[3], True), 10: (24 * a[3], True), 11: (8 * a[3], True), 12: (2 * _REAL[a[0]] * a[13] * a[4], True),
+    },
+    "self_contrast_products": lambda a: {
+        1: (_rows(a[3], a[2], a[4], _REAL[a[0]]), True), 6: (8 * a[3], True), 7: (_REAL[a[0]] * a[4], False),
+    },
+    "self_contrast_losses": lambda a: {
+        3: (24 * a[2], False), 8: (8 * a[1], False), 9: (8 * a[1], False), 17: (_REAL[a[0]] * a[1], True), 18: (8 * a[1], True),
+        **dict.fromkeys((10, 11, 12, 13), (8 * a[2], False)), **dict.fromkeys((14, 15, 16), (8 * a[2], True)),
+    },
+    "self_contrast_gradient": lambda a: {
+        4: (_REAL[a[0]] * a[1] * a[3], False), 5: (8 * a[1], False), 6: (24 * a[2], False), 8: (8 * a[1], False),
+        9: (_REAL[a[0]] * a[1] * a[3], True), 10: (8 * a[1], True), 11: (_REAL[a[0]] * a[2] * a[3], True),
+        12: (2 * _REAL[a[0]] * a[13] * a[3], True),
     },
     "gradient_from_statistics": lambda a: _part(a) | {10: (32 * a[3], False), 11: (_rows(a[3], a[12], a[4], _ITEM[a[0]]), True)},
     "logdet_batch": lambda a: {
