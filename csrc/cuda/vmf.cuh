@@ -1,6 +1,6 @@
-// ProCo's von Mises-Fisher form: cpu/closed_forms.inl says what it is, and why nothing large cancels. A look at a cosine
-// costs hundreds of instructions, three logarithms and seven divisions among them, so that reading a row twice does not
-// count: no registers hold it, and the logits are computed again for the gradient.
+// ProCo's von Mises-Fisher form: cpu/closed_forms.inl says what it is, and why nothing large cancels. A look at a
+// cosine costs hundreds of instructions, three logarithms and seven divisions among them, so that reading a row twice
+// does not count: no registers hold it, and the logits are computed again for the gradient.
 #pragma once
 #include "terms.cuh"
 
