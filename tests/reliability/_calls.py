@@ -93,7 +93,7 @@ def logits_of(draw: Draw, rows: int, classes: int, dtype: torch.dtype, kind: str
         z *= torch.finfo(dtype).tiny / 16
     elif kind == "huge":
         # Powers of two: their differences are exact in every precision, or far beyond where exp is 0.
-        top = 2.0 ** draw.randint(6, int(math.log2(torch.finfo(dtype).max)))
+        top = 2.0 ** draw.randint(6, math.frexp(torch.finfo(dtype).max)[1] - 1)  # the logarithm of float64's rounds up
         z = top * draw.integers(-1, 2, rows, classes).double() * 0.5
     elif kind in ("nan", "inf", "-inf"):
         z[draw.uniform(rows, classes) < 0.5 / classes] = {"nan": NAN, "inf": INF, "-inf": -INF}[kind]
