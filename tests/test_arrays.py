@@ -226,6 +226,29 @@ def test_select_leaves_classes_of_one_sample_out_and_names_the_file(tmp_path, ca
         )
 
 
+def test_select_names_a_class_whose_gain_is_undefined(tmp_path, capsys):
+    for name, of, spoil, words in (
+        ("equal", 1, lambda x: x[:1], "class 1: all 8 samples of original are equal"),
+        ("huge", 0, lambda x: x * 1e37, "class 1: the log-determinants are not finite; scale the features down"),
+    ):
+        x, y = vectors((40, 8), features=6)
+        x[y == of] = spoil(x[y == of])
+        np.savez(tmp_path / f"{name}.npz", features=x.astype("f4"), labels=y)
+        line = one_line(
+            capsys,
+            "select",
+            tmp_path / f"{name}.npz",
+            "--head-ratio",
+            0.6,
+            "--random-repeats",
+            1,
+            "--out",
+            tmp_path / "s",
+        )
+        assert f"{name}.npz: {words}" in line
+        assert not (tmp_path / "s").exists()
+
+
 def test_labels_of_a_file_that_mean_nothing_are_named(tmp_path, capsys):
     x, y = vectors((30, 30))
     np.savez(tmp_path / "half.npz", features=x, labels=y + 0.5)

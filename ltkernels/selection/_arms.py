@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._features import check_features
+from .._features import check_features, original_diversity
 from ..diversity import FdgTarget, NoHeadClass, fdg_target, standardized_offset
 from ._greedy import Selection, select_subsets
 from ._kmeans import Subsets, kmeans_subsets
@@ -277,6 +277,9 @@ def complete_class(
             for number in range(n_random):
                 if (name := arm_name(which, number)) not in arms:
                     arms[name] = draw(which, number)[1]
+        if z.shape[0] > 1 and any(math.isnan(fdg) for arm in arms.values() for _, fdg in arm.path):
+            original_diversity(z, centering, alpha)  # says why, where it is the originals
+            raise ValueError("the log-determinants are not finite; scale the features down")
         if clusters and n_sets:
             steps = min(int(torch.searchsorted(sizes.cumsum(0), need)) + 1 if m is None else m, len(sizes))
             pool = x[clusters.order.to(x.device)]

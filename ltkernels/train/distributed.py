@@ -5,6 +5,8 @@ step divides by (the sum of its weights), without communication. Gradients are s
 normalisation uses the statistics of the whole step. The numbers are those of one process, up to rounding.
 """
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +89,9 @@ def joined(device: str) -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(torch.device(device))
     dist.init_process_group("nccl" if cuda else "gloo")
+    # DistributedDataParallel holds the group in cycles. Its threads must end before the interpreter does: one that asks for the
+    # interpreter's lock later aborts the process.
+    atexit.register(gc.collect)
     try:
         yield World()
     finally:

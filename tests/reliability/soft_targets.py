@@ -49,8 +49,11 @@ def close(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str, extra: f
     )
 
 
-def compare(draw: Draw, call: Any, leaves: list[Tensor], dtype: torch.dtype, extra: float = 0.0) -> None:
-    """`call` of the leaves as they are, and of the leaves in float64, with a random upstream gradient."""
+def compare(
+    draw: Draw, call: Any, leaves: list[Tensor], dtype: torch.dtype, extra: float = 0.0, slope: float = 1.0
+) -> None:
+    """`call` of the leaves as they are, and of the leaves in float64, with a random upstream gradient. A gradient is a difference of
+    probabilities, which may cancel: `slope` is the factor that multiplies it, whose rounding is allowed for."""
     x = [draw.layout(leaf).requires_grad_() for leaf in leaves]
     exact = [leaf.double().requires_grad_() for leaf in leaves]
     loss, wanted = call(x, False), call(exact, True)
@@ -58,10 +61,11 @@ def compare(draw: Draw, call: Any, leaves: list[Tensor], dtype: torch.dtype, ext
     assert loss.shape == wanted.shape
     close(loss, wanted, torch.float32 if dtype != torch.float64 else dtype, "loss", extra)
     upstream = draw.normal(*loss.shape) + 1.5
+    slope *= 8 * torch.finfo(loss.dtype).eps * float(upstream.abs().max()) if upstream.numel() else 0.0
     found = torch.autograd.grad(loss, x, upstream.to(loss.dtype))
     for a, b in zip(found, torch.autograd.grad(wanted, exact, upstream.to(loss.dtype).double()), strict=True):
         assert a.dtype == dtype
-        close(a, b, dtype, "gradient")
+        close(a, b, dtype, "gradient", slope)
 
 
 def doubled(options: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +81,12 @@ def options_of(draw: Draw, rows: int, classes: int, real: torch.dtype) -> dict[s
     if rows and draw.chance(0.4):
         out["sample_weight"] = table(draw, rows, 0.1, 2.0, real)
     return out
+
+
+def largest(options: dict[str, Any]) -> float:
+    """The largest factor of a gradient among them."""
+    tables = [options.get(name) for name in ("scale", "sample_weight", "weight")]
+    return math.prod(float(each.max()) for each in tables if each is not None and each.numel())
 
 
 def soft(seed: int, cases: int) -> Tally:
@@ -107,7 +117,7 @@ def soft(seed: int, cases: int) -> Tally:
 
             # A divergence is the difference of two sums, each of up to log C, that the temperature's square multiplies.
             rounding = 2 * torch.finfo(real).eps * temperature**2 * math.log(max(classes, 2)) * max(rows, 1)
-            compare(draw, call, [z], dtype, rounding)
+            compare(draw, call, [z], dtype, rounding, temperature * largest(options))
             return
         q = draw.uniform(rows, classes, high=draw.choice([1.0, 1.0 / classes]))
         q[draw.uniform(rows, classes) < draw.choice([0.0, 0.5, 0.95])] = 0.0
@@ -130,7 +140,7 @@ def soft(seed: int, cases: int) -> Tally:
             said = {**doubled(options), "backend": "torch"} if exact else options
             return F.adjusted_cross_entropy(leaves[0], q.double() if exact else given, **said)
 
-        compare(draw, with_q, [z], dtype)
+        compare(draw, with_q, [z], dtype, slope=largest(options) * float(q.sum(1).max()) if rows else 0.0)
 
     return loop(seed, cases, one)
 
@@ -150,6 +160,7 @@ def heads(seed: int, cases: int) -> Tally:
         if draw.say("bias", draw.chance(0.5)):
             leaves.append(draw.normal(classes).to(dtype))
         chunk_rows = draw.say("chunk_rows", draw.choice([None, 0, 1, 2, 5]))
+        most = max([float(leaf.abs().max()) for leaf in leaves if leaf.numel()], default=1.0)
 
         def logits(given: list[Tensor]) -> Tensor:
             x, w = (torch.nn.functional.normalize(each, dim=1) if normalize else each for each in given[:2])
@@ -191,7 +202,7 @@ def heads(seed: int, cases: int) -> Tally:
                 return F.linear_distillation(**own, **given, temperature=temperature, chunk_rows=chunk_rows, **options)
 
             rounding = 2 * torch.finfo(real).eps * temperature**2 * 8 * math.log(max(classes, 2)) * max(rows, 1)
-            compare(draw, distill, leaves, dtype, rounding)
+            compare(draw, distill, leaves, dtype, rounding, temperature * largest(options) * most)
             return
         q = draw.uniform(rows, classes)
         q[draw.uniform(rows, classes) < 0.5] = 0.0
@@ -209,7 +220,7 @@ def heads(seed: int, cases: int) -> Tally:
             own = operands(given_leaves)
             return F.linear_adjusted_cross_entropy(**own, target=probabilities, chunk_rows=chunk_rows, **options)
 
-        compare(draw, soft_head, leaves, dtype)
+        compare(draw, soft_head, leaves, dtype, slope=largest(options) * most * float(q.sum(1).max()) if rows else 0.0)
 
     return loop(seed, cases, one)
 
@@ -271,7 +282,9 @@ def experts(seed: int, cases: int) -> Tally:
             )
             return ltk.losses._experts.reference(tuple(leaves), made.fused)[0]
 
-        compare(draw, call, z, dtype)
+        # A divergence is a difference of logits, whatever they have in common.
+        most = max([float(each.abs().max()) for each in z if each.numel()], default=0.0)
+        compare(draw, call, z, dtype, 8 * torch.finfo(real).eps * most * many, 2.0 * many)
 
     return loop(seed, cases, one)
 
