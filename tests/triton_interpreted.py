@@ -529,7 +529,7 @@ def test_spills_and_shared_memory_are_reported() -> None:
 
 def test_the_list_is_short_enough_for_ci() -> None:
     """1 848 of them were compiled by nobody."""
-    assert len([*_configs.every(), *_configs.every_linear()]) <= 170
+    assert len([*_configs.every(), *_configs.every_linear()]) <= 180
 
 
 # ---- autotuning ------------------------------------------------------------------------------------------------------

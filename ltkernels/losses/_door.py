@@ -271,7 +271,8 @@ def _not_cuda(call: Call) -> str:
     """Why the CUDA kernels cannot serve a call that Triton's can."""
     if call.form == _CLOUD:
         return "there is no CUDA kernel for the cloud of GCL"
-    if call.form == _SIGMOID and (any(call.form_options[:2]) or (call.shift, call.scale) != (None, None)):
+    general = any(call.form_options[:2]) or call.shift is not None or call.scale is not None
+    if call.form == _SIGMOID and general:
         return "there is no CUDA kernel for the sigmoid loss with a threshold, factors of positives, shift or scale"
     return ""
 

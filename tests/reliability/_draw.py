@@ -27,6 +27,9 @@ _PACKAGE = str(Path(ltkernels.__file__).parent)
 class Draw(random.Random):
     """Draws of one case, and `said`, what it has drawn, for the report of a failure."""
 
+    def __new__(cls, seed: int, case: int) -> Draw:
+        return super().__new__(cls)  # Python 3.10's takes one argument at most
+
     def __init__(self, seed: int, case: int) -> None:
         super().__init__(f"{seed} {case}")
         self.case = case
