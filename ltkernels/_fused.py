@@ -38,6 +38,12 @@ class Request(NamedTuple):
     upstream: Outputs | None = None
     into: Tensor | None = None
 
+    def gradient(self, like: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Memory for the first input's gradient, of the shape of `like`; None where it is not needed."""
+        if not self.needs[0]:
+            return None
+        return like.new_empty(like.shape, dtype=dtype) if self.into is None else self.into
+
 
 class Fused(Generic[Record]):
     """A differentiable function ``(inputs, call) -> outputs`` with a kernel of its own.

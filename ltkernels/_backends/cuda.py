@@ -143,9 +143,7 @@ def soft_targets(
         factor = torch.full((rows,), call.factor / (rows if divides else 1), dtype=real, device=logits.device)
         factor = factor if own is None else factor * own
     loss = torch.empty(rows, dtype=real, device=logits.device)
-    grad = request.into if request.needs[0] else None
-    if request.needs[0] and grad is None:
-        grad = torch.empty(rows, classes, dtype=real, device=logits.device)
+    grad = request.gradient(logits, real)
     coef = factor if request.upstream is None else factor * request.upstream[0].to(real)
     job = library.CudaSoftCall()  # what is not said is 0
     job.device, job.stream = current_stream(logits.device)

@@ -151,11 +151,7 @@ def _kernel(inputs: Inputs, call: SoftTargets, request: Request) -> tuple[Sequen
     threads = torch.get_num_threads()
     scratch = logits.new_empty(threads * _scratch(classes) + rows, dtype=real)
     loss = logits.new_empty(rows if call.reduction == NONE else (), dtype=real)
-    grad = request.into
-    if not request.needs[0]:
-        grad = None
-    elif grad is None:
-        grad = logits.new_empty((rows, classes), dtype=real)
+    grad = request.gradient(logits, real)
     row_loss = loss if call.reduction == NONE else scratch[threads * _scratch(classes) :]
     status = job.run(
         call.reduction, row_loss.data_ptr(), loss.data_ptr(), 0 if grad is None else grad.data_ptr(), scratch.data_ptr(), threads

@@ -190,11 +190,7 @@ def soft_targets(
     factor = call.factor / (rows if not weighted and call.reduction in (MEAN, BATCH_MEAN) and rows else 1)
     coef, one = _second.upstream(request, real)
     row_loss = torch.empty(rows, dtype=real, device=logits.device)
-    grad = request.into
-    if not request.needs[0]:
-        grad = None
-    elif grad is None:
-        grad = torch.empty((rows, classes), dtype=real, device=logits.device)
+    grad = request.gradient(logits, real)
     if rows:
         aligned = _aligned(classes, logits, target, grad, shift, scale, weight)
         chosen = specialisation(logits.dtype, classes, teacher, aligned)
