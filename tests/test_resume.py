@@ -321,7 +321,10 @@ def test_a_signal_is_one_line_an_exit_code_and_a_state(tmp_path, signum, code):
     assert rundir.is_unfinished(out)
     assert not (out / ".lock").exists()
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))
+    # How far it came when the signal arrived, nobody knows: the epochs of each phase it entered, from 1, none twice.
+    for phase in {record["phase"] for record in records}:
+        epochs = [record["epoch"] for record in records if record["phase"] == phase]
+        assert epochs == list(range(1, len(epochs) + 1)), phase
 
 
 def test_two_runs_on_one_folder_are_refused(tmp_path):
