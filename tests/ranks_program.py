@@ -286,4 +286,5 @@ if rank:
         FeatureStatistics(2).all_reduce(outsider)
 assert FeatureStatistics(1).update(torch.ones(rank, 1)).all_reduce("world").count == world * (world - 1) // 2
 dist.barrier()
+dist.destroy_process_group()
 print("passed", passed)

@@ -319,4 +319,5 @@ for frozen in ("features", "weight"):
     distributed.sharded_linear_adjusted_cross_entropy(x, shard, y, class_start=start, num_classes=CLASSES).backward()
     assert (shard if frozen == "features" else x).grad.abs().max() > 0
 dist.barrier()
+dist.destroy_process_group()
 print("passed", len(cases))

@@ -5,8 +5,8 @@ step divides by (the sum of its weights), without communication. Gradients are s
 normalisation uses the statistics of the whole step. The numbers are those of one process, up to rounding.
 """
 
-import atexit
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,14 +88,15 @@ def joined(device: str) -> Iterator[World]:
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(torch.device(device))
+    # Its functions take the group of the moment of their import as a default. DistributedDataParallel would import them later, and
+    # they would keep the group, whose threads abort the process if they ask for the interpreter's lock while it is torn down.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("nccl" if cuda else "gloo")
-    # DistributedDataParallel holds the group in cycles. Its threads must end before the interpreter does: one that asks for the
-    # interpreter's lock later aborts the process.
-    atexit.register(gc.collect)
     try:
         yield World()
     finally:
         dist.destroy_process_group()
+        gc.collect()  # DistributedDataParallel holds it in cycles
 
 
 class _Sum(torch.autograd.Function):
