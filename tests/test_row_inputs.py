@@ -61,7 +61,7 @@ def chosen(names: tuple[str, ...], rows: int, classes: int, real: torch.dtype = 
 def test_values(names, dtype, mixed) -> None:
     """Loss and gradient against the float64 oracle, every reduction, in lanes, in rows and over blocks."""
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    rows = 19
+    rows = 15  # of 2100 classes: below the size from which torch itself takes threads, whose turns the tests would wait for
     for classes in SIZES:
         generator = torch.Generator().manual_seed(1)
         z = (torch.randn(rows, classes, generator=generator) * 3).to(dtype)
