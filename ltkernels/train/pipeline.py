@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -31,7 +32,7 @@ from ltkernels.train.metrics import (
     summarize,
 )
 from ltkernels.train.models import Classifier, HeadSpec, Shifted
-from ltkernels.train.recipe import Own, Recipe
+from ltkernels.train.recipe import Own, Recipe, parse_lr_schedule
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
 from ltkernels.train.trained import Trained, load_saved, logit_scale, options_of, prior_power
 from ltkernels.train.weights import read_matrix
@@ -53,6 +54,14 @@ class Job:
         # Two jobs of one run share its journal; the prefix keeps their phases apart.
         self.journal, self.prefix = journal or Journal(), prefix
         self.notes: list[str] = []
+        late = [
+            epoch for epoch, _ in parse_lr_schedule(config.lr_schedule) or () if epoch >= (config.epochs or math.inf)
+        ]
+        if late:
+            self.notes.append(
+                f"lr_schedule: {'epochs' if len(late) > 1 else 'epoch'} {', '.join(map(str, late))} of {config.lr_schedule} will not come: "
+                f"the run has {config.epochs}"
+            )
         # Channels last: a third less time for the convolutions, on the CPU too.
         self._layout = torch.channels_last if config.channels_last else torch.preserve_format
         kept, held = self._split()
@@ -427,6 +436,11 @@ class Job:
             held_out=held_out,
             compared=compared,
         )
+        if not tail:
+            self.notes.append(
+                f"no class was completed: none beyond the head (head_ratio {self.config.head_ratio:g}) has two samples and fewer than "
+                "the largest"
+            )
         for entry in tail:
             if not entry.sets.reached or entry.sets.note:
                 said = entry.sets.note or f"{self.config.select} was not reached; this is the nearest set found"
