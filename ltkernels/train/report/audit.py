@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltkernels._features import check_seed
 from ltkernels.diversity import FeatureStatistics, feature_diversity
+from ltkernels.train.features import derived_seed
 from ltkernels.train.metrics import feature_drift
 from ltkernels.train.report.charts import points
 from ltkernels.train.report.page import by_frequency, page, percent, table
@@ -46,6 +48,9 @@ def out_of_sample_probabilities(features: Tensor, labels: Tensor, num_classes: i
         raise ValueError("every class needs 2 samples: one to learn from, one to look at")
     x, y = features.double().cpu().numpy(), labels.cpu().numpy()
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    seed = check_seed(seed)
+    if seed >= 2**32:  # more than scikit-learn takes
+        seed = derived_seed(seed) % 2**32
     folds = StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)
     return torch.from_numpy(cross_val_predict(model, x, y, cv=folds, method="predict_proba"))
 
@@ -104,6 +109,7 @@ def audit(
         raise ValueError(
             f"probabilities has shape {tuple(probabilities.shape)}; it must be ({len(labels)}, {num_classes})"
         )
+    check_seed(seed)
     drift = None
     if other is not None:
         _check("other", *other)
