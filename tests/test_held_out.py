@@ -186,6 +186,21 @@ def test_a_step_that_never_comes_is_said(tmp_path, capsys):
     assert capsys.readouterr().out.count(words) == 1
 
 
+def test_a_model_that_may_end_in_logits_is_asked_about(tmp_path, capsys, monkeypatch):
+    (tmp_path / "own_models.py").write_text(
+        "from torch import nn\n"
+        "def logits(input_shape): return nn.Linear(input_shape[0], 3)\n"
+        "def features(input_shape): return nn.Linear(input_shape[0], 8)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = npz(tmp_path / "d.npz", (60, 20, 8))
+    for model, times in (("logits", 1), ("features", 0)):
+        flags = ["--model", f"own_models:{model}", "--epochs", "1", "--threads", "1", "--out", str(tmp_path / model)]
+        assert main(["train", "--data", name, *flags]) == 0
+        words = f"note: own_models:{model} gives as many features as there are classes, 3: if they are logits"
+        assert capsys.readouterr().out.count(words) == times
+
+
 def test_a_class_too_small_for_a_profile_is_named(tmp_path, capsys):
     name = npz(tmp_path / "d.npz", (60, 20, 1))
     line = one_line(capsys, "train", "--data", name, "--relative", "--epochs", 1, "--out", tmp_path / "r")

@@ -160,9 +160,16 @@ class Job:
         weights = "random" if config.init else config.weights
         seed = derived_seed(config.seed, 1)
         backbone, width = build_backbone(named, data.input_shape, seed, weights, data.num_classes, pixels)
+        notes = []
         if side := getattr(backbone, "side", None):
-            note = f"pictures of {data.input_shape[2]} x {data.input_shape[1]} are brought to {side} x {side} for {config.model}"
-            self.notes += [] if note in self.notes else [note]
+            notes.append(
+                f"pictures of {data.input_shape[2]} x {data.input_shape[1]} are brought to {side} x {side} for {config.model}"
+            )
+        if ":" in (config.model or "") and width == data.num_classes:
+            notes.append(
+                f"{config.model} gives as many features as there are classes, {width}: if they are logits, leave its last layer out"
+            )
+        self.notes += [note for note in notes if note not in self.notes]
         return self._placed(Classifier(backbone, self.head(spec, width)))
 
     def _placed(self, model: Classifier) -> Classifier:
