@@ -307,3 +307,8 @@ def test_two_processes_write_the_statistics_of_one(tmp_path, monkeypatch) -> Non
     two = merge_statistics([tmp_path / "two.npz"])
     assert (two["names"], two["counts"]) == (one["names"], one["counts"])
     np.testing.assert_allclose(two["diversity"], one["diversity"], rtol=1e-12)
+
+
+def test_numbers_and_names_of_numpy_are_numbers_and_names() -> None:
+    assert ClassStatistics(3, np.int64(2)).names == ["0", "1"]
+    assert ClassStatistics(3, np.array([b"ant", b"bee"])).names == ["ant", "bee"]
