@@ -81,7 +81,7 @@ def class_indices(
     1: they become 0..C-1, with "1", "2", ... for names where `class_names` gives none. Names None: the caller numbers them.
     Raises TypeError or ValueError naming the array.
     """
-    names = None if class_names is None else _each_once(class_names)
+    names = None if class_names is None else each_once(class_names)
     arrays = {argument: np.asarray(labels) for argument, labels in given.items()}
     kinds = {labels.dtype.kind in "SU" for labels in arrays.values()}
     if kinds == {True}:
@@ -104,7 +104,7 @@ def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     given = found.get("class_names")
     if given is not None and given.dtype != object:
         try:
-            found["class_names"] = np.array(_each_once(given.ravel()), np.str_)
+            found["class_names"] = np.array(each_once(given.ravel()), np.str_)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     labels: dict[str, np.ndarray] = {name: found[name] for name in ("labels", "pool_labels") if name in found}
@@ -121,7 +121,7 @@ def readable(path: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     return {**found, **numbers, **({"class_names": np.array(names)} if names else {})}
 
 
-def _each_once(class_names: Iterable[Any]) -> tuple[str, ...]:
+def each_once(class_names: Iterable[Any]) -> tuple[str, ...]:
     """The names as text; ValueError for one that two classes have."""
     names = tuple(text(name) for name in class_names)
     if len(set(names)) != len(names):

@@ -67,7 +67,9 @@ def count_list(counts: ClassCounts) -> list[int]:
         values = [int(value) for value in counts.tolist()]
     else:
         if isinstance(counts, str | numbers.Number) or not hasattr(counts, "__len__"):
-            raise TypeError(f"class_counts is {counts!r}; it must be a sequence of C integers, one count per class")
+            # Not the repr of a generator or an iterator, which is its address.
+            found = repr(counts) if isinstance(counts, str | numbers.Number) else f"a {type(counts).__name__}"
+            raise TypeError(f"class_counts is {found}; it must be a sequence of C integers, one count per class")
         if isinstance(counts, Set | ValuesView | bytes | bytearray):  # keys and items of a mapping are sets
             raise TypeError(
                 f"class_counts is a {type(counts).__name__}, whose order is not that of the class ids; it must be a sequence of C "
@@ -137,6 +139,15 @@ def integer(name: str, value: int) -> int:
         raise DTypeError(f"{name} is {value!r}; it must be an integer")
     if not -(2**63) <= value < 2**63:
         raise ArgumentError(f"{name} is {value}; it must be an integer of 64 bits")
+    return int(value)
+
+
+def seed(value: int) -> int:
+    """A seed as torch's generators take it: an integer of 64 bits, with or without a sign."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise DTypeError(f"seed is {value!r}; it must be an integer")
+    if not -(2**63) <= value < 2**64:
+        raise ArgumentError(f"seed is {value}; it must be an integer of 64 bits")
     return int(value)
 
 

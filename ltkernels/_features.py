@@ -27,6 +27,14 @@ def as_tensor(features: Any, name: str) -> Tensor:
         raise TypeError(f"{name} must be a tensor or an array of numbers, got {error}") from error
 
 
+def check_reals(values: Any, name: str) -> Tensor:
+    """`values`, a few real numbers, as a float64 tensor where they are: an imaginary part is refused, not dropped."""
+    x = as_tensor(values, name)
+    if x.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
+    return x.to(torch.float64)
+
+
 def check_features(features: Any, name: str) -> Tensor:
     """The (n, d) float64 tensor of `features` (a tensor or anything numpy-like), on the device it came from; n may be
     0."""
@@ -113,11 +121,20 @@ def check_alpha(alpha: float) -> float:
     return value
 
 
+def check_integers(values: Any, name: str) -> Tensor:
+    """`values` as an int64 tensor: torch compares and indexes by few of the integer types, and takes uint8 for a mask."""
+    x = as_tensor(values, name)
+    if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {x.dtype}")
+    found = x.to(torch.int64)
+    if x.dtype == torch.uint64 and bool((found < 0).any()):
+        raise ValueError(f"{name} holds {int(found[found < 0][0]) + 2**64}: more than 63 bits")
+    return found
+
+
 def check_labels(labels: Any, rows: int, classes: int | None, limit: str, name: str = "labels") -> tuple[Tensor, int]:
-    """`labels` as a tensor, and C: `classes`, or the largest label plus 1."""
-    y = as_tensor(labels, name)
-    if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers, got {y.dtype}")
+    """`labels` as an int64 tensor, and C: `classes`, or the largest label plus 1."""
+    y = check_integers(labels, name)
     if y.shape != (rows,):
         raise ValueError(f"{name} must have shape ({rows},), got {tuple(y.shape)}")
     largest = int(y.max()) if rows else -1
@@ -138,9 +155,7 @@ def check_offsets(offsets: Tensor | Sequence[int], rows: int) -> list[int]:
     """`offsets` as a list: 0 = offsets[0] < ... < offsets[K] = rows, so that every subset has a member."""
     if rows == 0:
         raise ValueError("candidates is empty: the pool must hold at least one subset")
-    x = as_tensor(offsets, "offsets")
-    if x.dtype.is_floating_point or x.dtype == torch.bool or x.dtype.is_complex:
-        raise TypeError(f"offsets must be integers, got {x.dtype}")
+    x = check_integers(offsets, "offsets")
     if x.ndim != 1 or x.shape[0] < 2:
         raise ValueError(f"offsets must have shape (subsets + 1,) with at least one subset, got {tuple(x.shape)}")
     values: list[int] = x.tolist()

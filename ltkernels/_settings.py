@@ -56,8 +56,10 @@ def check(settings: Any) -> None:
 def _checked(item: "Field[Any]", value: Any) -> Any:
     kind = _kind(item)
     number = kind is float and isinstance(value, int)
-    if isinstance(value, int) and abs(value) >= 1 << 63:
-        raise ValueError(f"{item.name} must have 64 bits at most, got an integer of {value.bit_length()}")
+    # Before anything shows the number: one of thousands of digits has no text.
+    bits = max(63, int(item.metadata.get("at_most", 0)).bit_length())
+    if isinstance(value, int) and value.bit_length() > bits:
+        raise ValueError(f"{item.name} must have {bits} bits at most, got an integer of {value.bit_length()}")
     if isinstance(value, bool) is not (kind is bool) or not (isinstance(value, kind) or number):
         raise TypeError(f"{item.name} must be {kind.__name__}, got {reprlib.repr(value)}")
     if isinstance(value, str) and len(value) > _MAX_TEXT:

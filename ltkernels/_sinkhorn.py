@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _checks
 from ._errors import ArgumentError, DTypeError
-from ._features import as_tensor
+from ._features import check_reals
 from ._native import _C
 from ._watch import address, direct, is_dtensor
 
@@ -80,7 +80,7 @@ def sinkhorn(
     if limit < 0:
         raise ArgumentError(f"max_iterations is {limit}; it must be at least 0")
     classes = similarities.shape[1]
-    share = as_tensor(prior, "prior").to(similarities.device, torch.float64)
+    share = check_reals(prior, "prior").to(similarities.device)
     if share.shape != (classes,):
         raise ArgumentError(
             f"prior has shape {tuple(share.shape)}; similarities of {classes} classes need ({classes},)"

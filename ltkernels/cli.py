@@ -117,9 +117,13 @@ def _job(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("runs") / f"{arguments.command}-{config.data.partition(':')[0]}-{config.loss}-{seeds}"
     quiet = arguments.quiet or not parts.is_first()
 
+    said: list[str] = []
+
     def on_notes(notes: Sequence[str]) -> None:
         for note in notes:
-            print(f"note: {_plain(note)}")
+            if note not in said:
+                print(f"note: {_plain(note)}")
+                said.append(note)
 
     job = train.run if arguments.command == "run" else train.train
     if arguments.seeds:
@@ -130,6 +134,7 @@ def _job(arguments: argparse.Namespace) -> None:
     with parts.Progress(quiet) as progress:
         summary = job(config, progress=progress, **given)
     if not quiet:
+        on_notes(summary.get("notes", ()))  # what turned up on the way too
         _print_variants(summary["variants"])
         print(f"\n{summary['seconds']:.1f} s; results in {out}, open {out / 'report.html'}")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._features import check_reals
 
 
 def logit_adjust(
@@ -56,7 +57,7 @@ def threshold_move(probs: Tensor, cost: Tensor | Sequence[float]) -> Tensor:
     real = _checks.real_dtype(probs.dtype)
     dim = 1 if probs.dim() > 1 else 0
     classes = probs.shape[dim]
-    cost = torch.as_tensor(cost, dtype=torch.float64).to(probs.device)
+    cost = check_reals(cost, "cost").to(probs.device)
     if cost.shape not in ((classes,), (classes, classes)):
         raise ValueError(f"cost has shape {tuple(cost.shape)}; it must be ({classes},) or ({classes}, {classes})")
     bad = ~(torch.isfinite(cost) & (cost >= 0))
@@ -150,7 +151,7 @@ def expert_weights(
     weight_decay = _checks.number("weight_decay", weight_decay, low=0.0)
     stop_below = _checks.number("stop_below", stop_below, low=0.0, high=1.0 / len(first))
     samples = first.shape[1]
-    order = torch.Generator().manual_seed(_checks.integer("seed", seed))
+    order = torch.Generator().manual_seed(_checks.seed(seed))
     with torch.enable_grad():
         w = torch.full((len(first),), 1 / len(first), dtype=torch.float64, requires_grad=True)
         sgd = torch.optim.SGD([w], lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)

@@ -10,11 +10,14 @@ import pytest
 import torch
 from small_data import one_line, vectors
 
-from ltkernels import diversity, selection, train
+import ltkernels as ltk
+from ltkernels import augment, diversity, neighbors, selection, train
 from ltkernels.cli import main
+from ltkernels.train.report.audit import out_of_sample_probabilities
 
 X = np.random.default_rng(0).normal(size=(40, 6)).astype("f4")
 LABELS = np.repeat([0, 1], 20)
+PRIOR = np.array([0.3, 0.2, 0.2, 0.1, 0.1, 0.1], "f4")
 
 
 def read_only(x: np.ndarray) -> np.ndarray:
@@ -43,7 +46,27 @@ def statistics(x, labels):
     return torch.stack([part.mean for part in found.classes])
 
 
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
 CALLS = {
+    "nearest_neighbors": lambda a, y: neighbors.nearest_neighbors(a(X), a(X[:5]), 4).similarity,
+    "nearest_neighbors, own": lambda a, y: (
+        neighbors.nearest_neighbors(a(X), a(X), 4, metric="euclidean", own=y(np.arange(40))).indices
+    ),
+    "KNeighborsClassifier": lambda a, y: neighbors.KNeighborsClassifier(a(X), y(LABELS), 3).scores(a(X[:5])),
+    "NearestClassMean": lambda a, y: neighbors.NearestClassMean(6, 2).update(a(X), y(LABELS)).logits(a(X[:5])),
+    "knn_shapley": lambda a, y: neighbors.knn_shapley(a(X), y(LABELS), a(X[:5]), y(LABELS[:5])),
+    "sample_k_dpp": lambda a, y: selection.sample_k_dpp(a(X), 3, quality=a(X[:, 0] ** 2), seed=1),
+    "k_dpp_log_probability": lambda a, y: torch.tensor(
+        selection.k_dpp_log_probability(a(X), y(np.array([7, 0, 39])), quality=a(X[:, 0] ** 2))
+    ),
+    "sinkhorn, prior": lambda a, y: ltk.functional.sinkhorn(torch.from_numpy(X), a(PRIOR)).labels,
+    "threshold_move, cost": lambda a, y: ltk.inference.threshold_move(torch.from_numpy(X).softmax(1), a(PRIOR)),
+    "fdc": lambda a, y: augment.fdc(a(X), y(LABELS), 1, 4, head_classes=[0], generator=generator()),
+    "smote": lambda a, y: augment.smote(a(X), y(LABELS), 1, 4, generator=generator()),
+    "most_similar_class": lambda a, y: torch.tensor(augment.most_similar_class(a(X), y(LABELS), 1, [0])),
     "feature_diversity": lambda a, y: diversity.feature_diversity(a(X)),
     "feature_diversity_gain": lambda a, y: diversity.feature_diversity_gain(a(X[:20]), a(X[20:])),
     "fdg_infimum": lambda a, y: torch.tensor(diversity.fdg_infimum(a(X), 5)),
@@ -75,6 +98,55 @@ def test_arrays_are_read_for_their_values(name, layout) -> None:
     assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
 
 
+# Of every width: torch compares and indexes by few of them, and takes uint8 for a mask.
+WIDTHS = ("i1", "i2", "i4", "u1", "u2", "u4", "u8", ">i2", ">u4", ">u8")
+OF_INTEGERS = (
+    "nearest_neighbors, own", "KNeighborsClassifier", "NearestClassMean", "knn_shapley", "k_dpp_log_probability", "fdc", "smote",
+    "class_diversities", "ClassStatistics", "select_subsets", "subset_gains", "uniform_fdg_sets",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", OF_INTEGERS)
+def test_integers_of_every_width_are_the_same_numbers(name, width) -> None:
+    expected, found = (CALLS[name](np.asarray, lambda y, kind=kind: y.astype(kind)) for kind in ("i8", width))
+    assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("width", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int16])
+def test_labels_of_every_width_in_what_gathers_features(width) -> None:
+    x, y = torch.from_numpy(X[:, :4]), torch.from_numpy(LABELS)
+    found = []
+    for labels in (y, y.to(width)):
+        torch.manual_seed(0)
+        contrast = ltk.nn.ProCo([30, 10], 4)
+        loss = contrast(x, labels)
+        found.append(
+            torch.cat(
+                [loss[None], contrast.sums.flatten(), ltk.nn.ClassVariances(4, 2).update(x, labels).scatter.flatten()]
+            )
+        )
+    assert torch.equal(*found)
+
+
+def test_an_integer_of_more_than_63_bits_is_named() -> None:
+    with pytest.raises(ValueError, match="labels holds 18446744073709551615: more than 63 bits"):
+        diversity.class_diversities(X, np.full(40, 2**64 - 1, np.uint64))
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: selection.sample_k_dpp(X, 2, quality=np.ones(40) * 1j), "quality"),
+        (lambda: ltk.functional.sinkhorn(torch.from_numpy(X), PRIOR + 1j), "prior"),
+        (lambda: ltk.inference.threshold_move(torch.from_numpy(X), PRIOR + 1j), "cost"),
+    ],
+)
+def test_an_imaginary_part_is_refused_by_name(call, name) -> None:
+    with pytest.raises(TypeError, match=f"{name} must hold real numbers, got torch.complex"):
+        call()
+
+
 def test_one_row_with_a_negative_stride() -> None:
     one = X[:1][::-1]
     assert one.strides[0] < 0
@@ -89,7 +161,18 @@ def test_what_is_no_array_of_numbers_is_refused_by_name(name, given) -> None:
         CALLS[name](lambda x: given, np.asarray)
 
 
+def labelled(**options) -> train.data.Dataset:
+    return train.data.Dataset.from_arrays(X, LABELS, **options)
+
+
 SEEDED = {
+    "sample_k_dpp": lambda seed: selection.sample_k_dpp(X, 3, seed=seed),
+    "Dataset": lambda seed: labelled(seed=seed).y_test,
+    "k_fold": lambda seed: next(train.data.k_fold(labelled(), 3, seed=seed)).x_test,
+    "with_counts": lambda seed: train.data.with_counts(labelled(), [16, 5], seed=seed).x_train,
+    "make_long_tailed": lambda seed: torch.from_numpy(train.data.make_long_tailed(LABELS, 4.0, seed=seed)),
+    "mix_categories": lambda seed: train.data.mix_categories(labelled(), 0, 1, 0.5, 0.5, seed=seed).x_train,
+    "audit": lambda seed: out_of_sample_probabilities(torch.from_numpy(X), torch.from_numpy(LABELS), 2, seed=seed),
     "kmeans_subsets": lambda seed: selection.kmeans_subsets(X, 4, seed=seed).order,
     "match_pool": lambda seed: selection.match_pool(X[:20], X[20:], 5, seed=seed).indices,
     "fdg_target": lambda seed: torch.tensor(diversity.fdg_target({0: X}, None, 5, added=5, seed=seed).value),
@@ -115,6 +198,37 @@ def test_seeds_of_up_to_64_bits(name, seed) -> None:
 def test_what_is_no_seed_is_refused_by_name(name, seed, error, message) -> None:
     with pytest.raises(error, match=message):
         SEEDED[name](seed)
+
+
+def test_seeds_of_losses_are_64_bits_with_or_without_a_sign() -> None:
+    z, y, views = torch.from_numpy(X), torch.from_numpy(LABELS), torch.randn(2, 300, 4).repeat(2, 1, 1, 1)
+    for loss in (ltk.nn.GCL, ltk.nn.SoftmaxEqualization):
+        (one, same, low, other) = (
+            loss([50, 20, 10, 5, 2, 1], seed=seed)(z, y) for seed in (2**64 - 1, -1, 2**32 - 1, np.uint64(2**63))
+        )
+        assert one == same
+        assert len({float(one), float(low), float(other)}) == 3
+    for seed in (2**63, 2**64 - 1, -1):
+        assert torch.isfinite(ltk.inference.expert_weights(*views, epochs=1, seed=seed)).all()
+    for seed in (2**64, -(2**63) - 1):
+        with pytest.raises(ValueError, match=f"seed is {seed}; it must be an integer of 64 bits"):
+            ltk.inference.expert_weights(*views, seed=seed)
+
+
+def test_seeds_of_64_bits_on_the_command_line(tmp_path, capsys) -> None:
+    x, y = vectors((40, 8), features=6)
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+    flags = ["--random-repeats", "1", "--head-ratio", "0.6", "--quiet"]
+    assert (
+        main(["select", str(tmp_path / "f.npz"), *flags, "--seed", str(2**64 - 1), "--out", str(tmp_path / "s")]) == 0
+    )
+    config = train.Config(model="mlp", epochs=1, threads=1, seed=2**64 - 1, data_seed=2**64 - 1)
+    assert train.train(config, out=tmp_path / "t")["seed"] == 2**64 - 1
+    assert train.config.from_mapping(train.config.read_toml(tmp_path / "t" / "config.toml"), "").seed == 2**64 - 1
+    line = one_line(capsys, "train", "--seed", 2**64, "--out", tmp_path / "u")
+    assert "seed must have 64 bits at most, got an integer of 65" in line
+    assert not (tmp_path / "u").exists()
+    assert "epochs must have 63 bits at most, got an integer of 64" in one_line(capsys, "train", "--epochs", 2**63)
 
 
 def test_a_large_seed_gives_starts_of_its_own() -> None:

@@ -105,9 +105,32 @@ def test_a_hundred_classes_fit():
 
 
 @pytest.mark.parametrize(
+    "turn",
+    [np.asarray, lambda a: a.astype(a.dtype.newbyteorder("S")), lambda a: a[::-1].copy()[::-1], np.asfortranarray],
+)
+def test_arrays_and_names_of_any_kind_are_the_same_data(turn):
+    x, y = (part.numpy() for part in _blobs())
+    p = np.eye(y.max() + 1)[y] * 0.9 + 0.1 / (y.max() + 1)
+    names = [f"c{c}" for c in range(y.max() + 1)]
+    expected = audit(
+        *map(torch.from_numpy, (x, y)), class_names=names, probabilities=torch.from_numpy(p),
+        other=(torch.from_numpy(x + 1), torch.from_numpy(y)),
+    )  # fmt: skip
+    found = audit(
+        turn(x),
+        turn(y.astype("u2")),
+        class_names=[n.encode() for n in names],
+        probabilities=turn(p),
+        other=(turn(x + 1), turn(y)),
+    )
+    assert render_audit(found) == render_audit(expected)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"class_names": ["a"]}, "class_names has 1"),
+        ({"class_names": ["a", "b", b"a"]}, "class_names holds 'a' twice"),
         ({"probabilities": torch.zeros(3, 3)}, "probabilities has shape"),
         ({"labels": torch.zeros(5).long()}, "labels must be"),
         ({"labels": torch.full((102,), 2)}, "no sample of class 0"),

@@ -308,3 +308,24 @@ def test_crop_flip_frequencies_and_off_switches():
     for change, message in (({"padding": -1}, "padding"), ({"fill": torch.zeros(2)}, "fill has shape")):
         with pytest.raises(ValueError, match=message):
             crop_flip(images, **change)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda x, y: ltk.augment.five_crops(x), "images"),
+        (lambda x, y: ltk.augment.class_activation_maps(x, torch.ones(2, 3), y), "maps"),
+        (lambda x, y: ltk.augment.class_activation_maps(torch.from_numpy(x), torch.ones(2, 3), y), "classes"),
+        (
+            lambda x, y: ltk.augment.class_activation_maps(torch.from_numpy(x), np.ones((2, 3)), torch.from_numpy(y)),
+            "weight",
+        ),
+        (lambda x, y: ltk.augment.confusing_classes(x[:, :2, 0, 0], y, 1, [0]), "logits"),
+        (lambda x, y: ltk.augment.confusing_classes(torch.from_numpy(x[:, :2, 0, 0]), y, 1, [0]), "labels"),
+        (lambda x, y: ltk.augment.mixup(x, y), "images"),
+        (lambda x, y: ltk.augment.cmo_pool(x, y, 1, 2), "images"),
+    ],
+)
+def test_what_takes_tensors_alone_says_so(call, name):
+    with pytest.raises(TypeError, match=f"{name} is ndarray; it must be a tensor"):
+        call(np.ones((4, 3, 8, 8), "f4"), np.array([0, 1, 0, 1]))

@@ -214,7 +214,11 @@ def test_select_on_own_features(tmp_path, capsys):
     ("arrays", "words"),
     [
         ({"features": np.zeros((3, 2))}, "labels"),
-        ({"features": np.full((3, 2), np.nan), "labels": np.arange(3)}, "finite"),
+        (
+            {"features": np.full((3, 2), np.nan), "labels": np.arange(3)},
+            "features holds NaN or infinity, first in row 0",
+        ),
+        ({"features": np.zeros((3, 2)), "labels": np.arange(-1, 2)}, "labels must not be negative, got -1"),
         ({"features": np.zeros((3, 2)), "labels": np.arange(4)}, "labels must hold 3"),
         ({"features": np.ones((4, 2)), "labels": np.array([0, 0, 2, 2])}, "class 1"),
     ],

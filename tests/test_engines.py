@@ -291,3 +291,12 @@ def test_random_cases_equal_brute_force(case: int) -> None:
         assert fdg == pytest.approx(value / base - 1.0, rel=1e-8, abs=1e-9)
         left.remove(want)
         added = np.vstack([added, x[offsets[want] : offsets[want + 1]]])
+
+
+def test_sets_that_no_budget_holds_are_refused_before_they_are_begun() -> None:
+    x, offsets = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), range(0, 41, 4)
+    for n_sets, budget in ((2**31, None), (2**63 - 1, None), (10**6, 2**20)):
+        with pytest.raises(
+            ValueError, match=f"n_sets = {n_sets} of 2 subsets take .* MiB, memory_budget is .*: ask for fewer"
+        ):
+            ltk.selection.uniform_fdg_sets(x[:9], x, list(offsets), m=2, n_sets=n_sets, memory_budget=budget)

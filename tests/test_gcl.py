@@ -215,7 +215,7 @@ def test_the_head_holds_the_logits() -> None:
         ({"noise": -0.1}, ValueError, "noise is -0.1"),
         ({"m": math.nan}, ValueError, "m is nan"),
         ({"seed": 0.5}, TypeError, "seed is 0.5"),
-        ({"seed": 2**63}, ValueError, "seed is 9223372036854775808"),
+        ({"seed": 2**64}, ValueError, "seed is 18446744073709551616; it must be an integer of 64 bits"),
     ],
 )
 def test_bad_input(options, error, message) -> None:

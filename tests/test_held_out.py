@@ -8,6 +8,7 @@ import torch
 from small_data import SIZES, npz, one_line, vectors
 
 from ltkernels import train
+from ltkernels.cli import main
 from ltkernels.train import data
 from ltkernels.train.data import Dataset
 
@@ -125,6 +126,86 @@ def test_a_log_without_its_package_leaves_no_folder(tmp_path, capsys, monkeypatc
     assert not (tmp_path / "r").exists()
     (tmp_path / "file").write_text("x")
     assert "file is a file, not a folder" in one_line(capsys, "train", "--epochs", 1, "--out", tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize("command", [("audit",), ("statistics",), ("statistics", "--merge")])
+def test_a_file_that_cannot_be_there_is_named_before_the_work(tmp_path, capsys, command):
+    (tmp_path / "file").write_text("x")
+    line = one_line(capsys, *command, tmp_path / "absent.npz", "--out", tmp_path / "file" / "x")
+    assert f"--out {tmp_path / 'file' / 'x'}: {tmp_path / 'file'} is a file, not a folder" in line
+
+
+@pytest.mark.parametrize(
+    ("sizes", "flags", "words"),
+    [
+        ((60, 20, 1), ["--head-ratio", "0.5"], "not completed, with one sample: 2: its diversity gain is undefined"),
+        ((60, 20), ["--head-ratio", "1.0"], "no class was completed: none beyond the head (head_ratio 1)"),
+        ((30, 30), ["--head-ratio", "0.4"], "no class was completed: none beyond the head (head_ratio 0.4)"),
+    ],
+)
+def test_what_a_run_leaves_out_is_said_on_the_screen(tmp_path, capsys, sizes, flags, words):
+    name = npz(tmp_path / "d.npz", sizes)
+    shared = [
+        "--model",
+        "mlp",
+        "--epochs",
+        "1",
+        "--threads",
+        "1",
+        "--random-repeats",
+        "1",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert main(["run", "--data", name, "--retrain-epochs", "1", *shared, *flags]) == 0
+    assert capsys.readouterr().out.count(f"note: {words}") == 1
+
+
+def test_a_selection_without_a_class_to_complete_says_so(tmp_path, capsys):
+    x, y = vectors((20, 20))
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+    assert main(["select", str(tmp_path / "f.npz"), "--head-ratio", "0.4", "--out", str(tmp_path / "s")]) == 0
+    assert "note: no class is completed: none beyond the head (head_ratio 0.4)" in capsys.readouterr().out
+
+
+def test_a_step_that_never_comes_is_said(tmp_path, capsys):
+    flags = [
+        "--model",
+        "mlp",
+        "--epochs",
+        "2",
+        "--threads",
+        "1",
+        "--lr-schedule",
+        "step:1=0.1,160=0.01",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(["train", *flags]) == 0
+    words = "note: lr_schedule: epoch 160 of step:1=0.1,160=0.01 will not come: the run has 2"
+    assert capsys.readouterr().out.count(words) == 1
+
+
+def test_a_model_that_may_end_in_logits_is_asked_about(tmp_path, capsys, monkeypatch):
+    (tmp_path / "own_models.py").write_text(
+        "from torch import nn\n"
+        "def logits(input_shape): return nn.Linear(input_shape[0], 3)\n"
+        "def features(input_shape): return nn.Linear(input_shape[0], 8)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = npz(tmp_path / "d.npz", (60, 20, 8))
+    for model, times in (("logits", 1), ("features", 0)):
+        flags = ["--model", f"own_models:{model}", "--epochs", "1", "--threads", "1", "--out", str(tmp_path / model)]
+        assert main(["train", "--data", name, *flags]) == 0
+        words = f"note: own_models:{model} gives as many features as there are classes, 3: if they are logits"
+        assert capsys.readouterr().out.count(words) == times
+
+
+def test_a_class_too_small_for_a_profile_is_named(tmp_path, capsys):
+    name = npz(tmp_path / "d.npz", (60, 20, 1))
+    line = one_line(capsys, "train", "--data", name, "--relative", "--epochs", 1, "--out", tmp_path / "r")
+    assert "class 2 has 1 sample: a profile begins at the smallest class, which needs at least 2" in line
+    assert "imbalance" not in line
 
 
 def test_a_class_of_one_sample_is_left_out_of_the_selection(tmp_path):

@@ -45,6 +45,47 @@ def test_huggingface_token_labels() -> None:
     torch.testing.assert_close(huggingface.compute_loss_func(loss)({"logits": z}, y, 6), loss(z.movedim(2, 1), y))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 5, 3), (2, 3, 3, 3), (2, 3, 2, 4, 3)], ids=str)
+def test_huggingface_outputs_of_segmentation(shape) -> None:
+    """Classes come second, also where another size is equal to theirs."""
+    loss = ltk.nn.LogitAdjustedCrossEntropy(COUNTS)
+    z, y = torch.randn(shape), torch.randint(0, 3, (shape[0], *shape[2:]))
+    y[0, 0] = -100
+    function = huggingface.compute_loss_func(loss)
+    torch.testing.assert_close(function({"logits": z}, y), loss(z, y))
+    rows = loss(z, y) * (y != -100).sum()
+    torch.testing.assert_close(function({"logits": z}, y, torch.tensor(40)), rows / 40)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (
+            (2, 3, 4, 4),
+            (2, 8, 8),
+            r"labels has shape \(2, 8, 8\); logits of shape \(2, 3, 4, 4\) need labels \(2, 4, 4\); bring the logits",
+        ),
+        ((2, 5, 3), (2, 3), r"labels has shape \(2, 3\); logits of shape \(2, 5, 3\) need labels \(2, 5\)$"),
+        ((4, 3), (4, 3), r"labels has shape \(4, 3\); logits of shape \(4, 3\) need labels \(4,\)$"),
+    ],
+)
+def test_huggingface_shapes_are_named_as_they_were_given(logits, labels, message) -> None:
+    function = huggingface.compute_loss_func(ltk.nn.LogitAdjustedCrossEntropy(COUNTS))
+    with pytest.raises(ValueError, match=message):
+        function((torch.randn(logits),), torch.zeros(labels, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"labels has shape .* and dtype torch.float32; they must be class indices"):
+        function((torch.randn(logits),), torch.zeros(labels))
+
+
+def test_a_loss_that_no_adapter_can_serve_is_named() -> None:
+    for loss in (ltk.nn.SADE(COUNTS), ltk.nn.DistributionBalanced(COUNTS, 100)):
+        for adapter in (huggingface.compute_loss_func, timm.Criterion):
+            with pytest.raises(
+                TypeError, match=f"loss is {type(loss).__name__}; it must be a loss of one output and one label a row"
+            ):
+                adapter(loss)
+
+
 def test_huggingface_bad_input() -> None:
     with pytest.raises(TypeError, match="CrossEntropyLoss"):
         huggingface.compute_loss_func(torch.nn.CrossEntropyLoss())

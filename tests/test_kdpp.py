@@ -129,7 +129,7 @@ def test_many_samples_of_many() -> None:
         (lambda: sample_k_dpp(torch.eye(3) * math.nan, 1), ValueError, "features holds NaN"),
         (lambda: k_dpp_log_probability(torch.eye(3), [0, 3]), ValueError, "indices holds 3"),
         (lambda: k_dpp_log_probability(torch.eye(3), [1, 1]), ValueError, "distinct rows"),
-        (lambda: k_dpp_log_probability(torch.eye(3), [0.5]), TypeError, "indices must hold integers"),
+        (lambda: k_dpp_log_probability(torch.eye(3), [0.5]), TypeError, "indices must be integers"),
     ],
 )
 def test_bad_input(call, error, message) -> None:

@@ -42,6 +42,20 @@ def test_estimates_of_the_partition() -> None:
             assert (other - one - rest).item() == pytest.approx(float(PI[c]) * 0.1 * (h + 1) ** 2, abs=1e-6)
 
 
+def test_fake_tensors_and_tracers_pass() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        z = mode.from_tensor(Z).requires_grad_()
+        lader(z, Y, PI).backward()
+        assert z.grad.shape == Z.shape
+    traced = make_fx(torch.func.grad(lambda z: lader(z, Y, PI)))(Z)
+    z = Z.clone().requires_grad_()
+    lader(z, Y, PI).backward()
+    torch.testing.assert_close(traced(Z), z.grad, rtol=1e-12, atol=0)
+
+
 def test_values() -> None:
     assert lader(Z, Y, PI, 0.1, "class").item() == pytest.approx(-0.505608, abs=1e-6)
     assert lader(Z, Y, PI, 0.1, "sample").item() == pytest.approx(-0.074917, abs=1e-6)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import ltkernels as ltk
-from ltkernels import adjustments, inference, nn, schedules
+from ltkernels import adjustments, augment, inference, nn, schedules, selection, train
 
 COUNTS = [500, 5, 50, 12]
 NAMES = sorted(ltk.LOSSES)
@@ -352,6 +352,39 @@ def test_mappings_are_read_by_class_id(name: str, counts) -> None:
     if name in COUNTED:
         for one, two in zip(ltk.LOSSES[name].build(counts), ltk.LOSSES[name].build(COUNTS)):
             assert not isinstance(one, torch.Tensor) or torch.equal(one, two)
+
+
+def test_mappings_in_what_splits_and_makes_up_classes() -> None:
+    x, y = torch.randn(40, 3), torch.arange(4).repeat_interleave(10)
+    data = train.data.Dataset.from_arrays(x, y, x, y)
+    for read in (
+        lambda n: augment.relative_heads(n, 1),
+        selection.head_tail_split,
+        lambda n: augment.foreground_indices(y, n, 20, generator=torch.Generator().manual_seed(0)).tolist(),
+        lambda n: train.data.with_counts(data, {3: 1, 0: 2, 2: 2, 1: 1} if isinstance(n, dict) else [2, 1, 2, 1]).class_counts,
+        lambda n: [e.rows.tolist() for c in selection.fdg_recipe(
+            {c: x[y == c] for c in range(4)}, lambda c, rows: x[:rows].repeat(60, 1)[:rows], n, n_sets=0, n_random=1, mode="random",
+        ).classes for e in c.arms.values()],
+    ):  # fmt: skip
+        assert read(MAPPINGS[1]) == read(COUNTS)
+    for read in (
+        lambda n: augment.relative_heads(n, 1),
+        selection.head_tail_split,
+        lambda n: train.data.with_counts(data, n),
+    ):
+        for counts, message in NO_COUNTS:
+            with pytest.raises(TypeError, match=message):
+                read(counts)
+
+
+def test_what_is_no_sequence_of_counts_is_named_without_its_address() -> None:
+    for given, kind in (
+        ((n for n in COUNTS), "a generator"),
+        (iter(COUNTS), "a list_iterator"),
+        (object(), "a object"),
+    ):
+        with pytest.raises(TypeError, match=f"class_counts is {kind}; it must be a sequence of C integers"):
+            nn.LDAM(given)
 
 
 def test_mappings_elsewhere() -> None:

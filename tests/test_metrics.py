@@ -169,6 +169,11 @@ def test_means_of_recalls_and_f1_by_hand():
     assert hopeless["macro_f1"] == pytest.approx((8 / 12) / 2)
 
 
+def test_a_class_without_a_test_sample_is_named():
+    with pytest.raises(ValueError, match="confusion has no sample of class 1: its recall is undefined"):
+        summarize(torch.tensor([[9, 1, 0], [0, 0, 0], [1, 0, 1]]), [500, 50, 60])
+
+
 def test_calibration_error_by_hand():
     # Confidence 0.9 twice (one right), 0.6 once (right): |1 - 1.8| + |1 - 0.6| over 3 samples.
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], dtype=torch.float64)

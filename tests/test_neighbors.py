@@ -355,7 +355,7 @@ def test_a_mislabelled_sample_is_worth_least() -> None:
         (lambda: nearest_neighbors(torch.tensor([[1.0], [math.nan]]), [[1.0]], 1), ValueError, "queries holds NaN .* row 1"),
         (lambda: nearest_neighbors(torch.full((2, 1), 1e30), torch.zeros(1, 1), 1, metric="euclidean"), ValueError, "too large in row 0"),
         (lambda: nearest_neighbors([[1.0]], [[1.0]], 1, own=[1]), ValueError, r"own\[0\] is 1"),
-        (lambda: nearest_neighbors([[1.0]], [[1.0], [2.0]], 1, own=[0.0]), TypeError, "own must hold integers"),
+        (lambda: nearest_neighbors([[1.0]], [[1.0], [2.0]], 1, own=[0.0]), TypeError, "own must be integers"),
         (lambda: KNeighborsClassifier(LINE, [0, 0, 1], 1, metric="euclidean"), ValueError, r"labels must have shape \(4,\)"),
         (lambda: KNeighborsClassifier(LINE[1:], [0, -1, 1], 1), ValueError, "labels must not be negative"),
         (lambda: KNeighborsClassifier(LINE[1:], [0, 2, 1], 1, num_classes=2), ValueError, "labels must be below num_classes"),

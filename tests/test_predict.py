@@ -12,6 +12,7 @@ import torch
 
 from ltkernels import train
 from ltkernels.cli import main
+from ltkernels.train import predictor
 from ltkernels.train.trained import FORMAT
 
 COUNTS = (40, 20, 8)
@@ -259,3 +260,44 @@ def test_features_of_a_run_go_into_select(run, tmp_path, capsys):
     with np.load(out) as archive:
         assert np.array_equal(archive["features"], train.load(place / "run").features(x_test).numpy())
         assert archive["files"].tolist() == [str(i) for i in range(27)]
+
+
+def test_what_is_wrong_with_a_file_of_samples_names_the_file(run, tmp_path, capsys):
+    place, _, x_test, _ = run
+    np.save(tmp_path / "narrow.npy", x_test[:, :4])
+    np.savez(tmp_path / "nan.npz", x=x_test * np.nan)
+    np.savez(tmp_path / "words.npz", x=x_test.astype("U"))
+    for name, words in (("narrow.npy", "samples have the shape (4,)"), ("nan.npz", "NaN"), ("words.npz", "numbers")):
+        for command, out in (("predict", "p.csv"), ("features", "f.npz")):
+            assert main([command, str(place / "run"), str(tmp_path / name), "--out", str(tmp_path / out)]) == 2
+            line = capsys.readouterr().err
+            assert f"{tmp_path / name}: " in line
+            assert words in line
+            assert not (tmp_path / out).exists()
+
+
+def test_a_place_that_is_none_and_a_package_that_is_not_there_are_named_before_the_work(
+    run, tmp_path, capsys, monkeypatch
+):
+    place = run[0]
+    (tmp_path / "file").write_text("x")
+    page = place / "run" / "report.html"
+    page.unlink()
+    assert main(["report", str(place / "run"), "--png", str(tmp_path / "file")]) == 2
+    assert f"--png {tmp_path / 'file'}: {tmp_path / 'file'} is a file, not a folder" in capsys.readouterr().err
+    assert not page.exists()
+    monkeypatch.setattr(predictor.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(predictor, "load", lambda *_: pytest.fail("it went to work"))
+    command = ["predict", str(place / "run"), str(place / "data.npz"), "--out", str(tmp_path / "p.parquet")]
+    assert main(command) == 2
+    assert "a .parquet file needs pyarrow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("turn", [lambda a: a.astype(">f8"), lambda a: a[::-1].copy()[::-1], np.asfortranarray, list])
+def test_samples_and_priors_are_read_for_their_values(run, turn):
+    model, x = train.load(run[0] / "run"), run[2]
+    prior = np.array([0.2, 0.3, 0.5])
+    given = turn(x) if turn is not list else x.tolist()
+    assert torch.equal(model.log_probabilities(given, turn(prior)), model.log_probabilities(x, prior.tolist()))
+    with pytest.raises(TypeError, match="prior must hold real numbers"):
+        model.predict(x, prior * 1j)

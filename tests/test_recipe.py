@@ -288,7 +288,11 @@ def test_an_interrupted_select_goes_on(tmp_path, monkeypatch, capsys) -> None:
         ({}, ["--sets", 1], "n_sets must be at least 2"),
         ({"pool": np.zeros((3, 2)), "pool_labels": np.full(3, 3)}, [], "pool has 2 features"),
         ({"pool": np.zeros((3, WIDTH))}, [], "pool_labels"),
-        ({"pool": np.full((3, WIDTH), math.inf), "pool_labels": np.full(3, 3)}, [], "pool must be a finite"),
+        (
+            {"pool": np.full((3, WIDTH), math.inf), "pool_labels": np.full(3, 3)},
+            [],
+            "pool holds NaN or infinity, first in row 0",
+        ),
         ({"pool": np.zeros((3, WIDTH)), "pool_labels": np.full(3, 3)}, [], "needs 54 samples, its pool has 3"),
         ({"pool": np.zeros((3, WIDTH)), "pool_labels": np.full(3, 1)}, [], "pool has no samples of class 3"),
         ({"features": np.array([{}], dtype=object)}, [], "f.npz"),

@@ -142,7 +142,7 @@ def test_module_draws_anew_and_compiles() -> None:
         ({"gamma": 1.5}, ValueError, "gamma is 1.5"),
         ({"tail_frequency": -0.1}, ValueError, "tail_frequency is -0.1"),
         ({"seed": 0.5}, TypeError, "seed is 0.5"),
-        ({"seed": 2**63}, ValueError, "seed is 9223372036854775808"),
+        ({"seed": 2**64}, ValueError, "seed is 18446744073709551616; it must be an integer of 64 bits"),
     ],
 )
 def test_bad_input(options, error, message) -> None:

@@ -275,7 +275,7 @@ def test_bad_calls_are_one_line(tmp_path, capsys) -> None:
         ([tmp_path / "f.npz", "--out", tmp_path, "--force"], "exists"),
         ([tmp_path / "no.npz", "--out", out, "--force"], "no.npz: no such file"),
         ([tmp_path / "few.npz", "--out", out, "--force"], "few.npz: labels must be below the number of classes = 1"),
-        ([tmp_path / "nan.npz", "--out", out, "--force"], "nan.npz: features must be a finite"),
+        ([tmp_path / "nan.npz", "--out", out, "--force"], "nan.npz: features holds NaN or infinity, first in row 0"),
         (["--merge", out, tmp_path / "narrow.npz"], "narrow.npz: has 2 features per sample, these statistics have 6"),
         (["--merge", tmp_path / "f.npz"], "f.npz: not a file of feature statistics: lacks version"),
         (["--merge", out, "--labels", out], "--labels is for an .npy file"),
@@ -307,3 +307,8 @@ def test_two_processes_write_the_statistics_of_one(tmp_path, monkeypatch) -> Non
     two = merge_statistics([tmp_path / "two.npz"])
     assert (two["names"], two["counts"]) == (one["names"], one["counts"])
     np.testing.assert_allclose(two["diversity"], one["diversity"], rtol=1e-12)
+
+
+def test_numbers_and_names_of_numpy_are_numbers_and_names() -> None:
+    assert ClassStatistics(3, np.int64(2)).names == ["0", "1"]
+    assert ClassStatistics(3, np.array([b"ant", b"bee"])).names == ["ant", "bee"]

@@ -74,11 +74,7 @@ def resized_crop(
     Returns:
         (n, channels, height, width). Raises TypeError or ValueError naming the argument.
     """
-    _draws.check_images(images)
-    if images.dim() != 4 or not images.is_floating_point():
-        raise ValueError(
-            f"images must be floating (n, channels, height, width), got {images.dtype} {tuple(images.shape)}"
-        )
+    _check_pictures(images)
     if not 0 < smallest <= 1 or not stretch >= 1:
         raise ValueError(f"smallest must be in (0, 1] and stretch at least 1, got {smallest} and {stretch}")
     area, shape, across, down = (_draws.uniform(len(images), generator) for _ in range(4))
@@ -95,11 +91,21 @@ def resized_crop(
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def _check_pictures(images: Tensor) -> None:
+    _draws.check_images(images)
+    if images.dim() != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating (n, channels, height, width), got {images.dtype} {tuple(images.shape)}"
+        )
+
+
 def five_crops(images: Tensor, *, enlarge: float = 248 / 224) -> list[Tensor]:
     """The four corners and the middle of (n, channels, height, width) `images` that were enlarged, each of the old size.
 
-    The test-time ensemble of LIFT (Shi et al. 2024): pictures of 248 pixels, crops of 224.
+    The test-time ensemble of LIFT (Shi et al. 2024): pictures of 248 pixels, crops of 224. Raises TypeError or ValueError naming the
+    argument.
     """
+    _check_pictures(images)
     height, width = images.shape[2:]
     size = (max(height + 1, round(height * enlarge)), max(width + 1, round(width * enlarge)))
     larger = F.interpolate(images, size=size, mode="bicubic", align_corners=False)

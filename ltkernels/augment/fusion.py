@@ -22,8 +22,10 @@ def class_activation_maps(maps: Tensor, weight: Tensor, classes: Tensor) -> Tens
 
     `maps` (n, c, h, w) are the last feature maps, `weight` (C, c) the rows of a linear classifier on their average,
     `classes` (n,) int64. ReLU of the weighted sum of channels, scaled by its own minimum and maximum: for such a
-    classifier, this is Grad-CAM. A constant map says nothing about place and gives 0 everywhere.
+    classifier, this is Grad-CAM. A constant map says nothing about place and gives 0 everywhere. Raises TypeError or ValueError naming
+    the argument.
     """
+    _check_maps(maps, classes, weight, "maps", "classes")
     cam = torch.einsum("nc,nchw->nhw", weight[classes].to(maps.dtype), maps).relu()
     low, high = cam.amin((1, 2), keepdim=True), cam.amax((1, 2), keepdim=True)
     return (cam - low) / torch.where(high > low, high - low, 1.0)
@@ -35,8 +37,10 @@ def confusing_classes(
     """The `k` head classes that get the highest mean probability on the samples of `tail_class`, highest first.
 
     `logits` (n, C) and `labels` (n,) of the same samples. Ties go to the class listed first; the tail class itself is
-    never chosen; fewer than k head classes give all of them. Raises ValueError naming the argument.
+    never chosen; fewer than k head classes give all of them. Raises TypeError or ValueError naming the argument.
     """
+    _draws.check_floating(logits, "logits")
+    _draws.check_labels(labels, len(logits), "labels")
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1")
     candidates = [c for c in head_classes if c != tail_class]
@@ -155,11 +159,12 @@ def ofa(
     return pooled(fused, kept, pool)
 
 
-def _check_maps(maps: Tensor, labels: Tensor, weight: Tensor, name: str) -> None:
+def _check_maps(maps: Tensor, labels: Tensor, weight: Tensor, name: str, labels_name: str = "") -> None:
     _draws.check_floating(maps, name)
     if maps.dim() != 4:
         raise ValueError(f"{name} has shape {tuple(maps.shape)}; it must be (n, channels, height, width)")
-    _draws.check_labels(labels, len(maps), f"{name.removesuffix('maps')}labels")
+    _draws.check_labels(labels, len(maps), labels_name or f"{name.removesuffix('maps')}labels")
+    _draws.check_floating(weight, "weight")
     if weight.dim() != 2 or weight.shape[1] != maps.shape[1]:
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; {name} with {maps.shape[1]} channels need (C, {maps.shape[1]})"

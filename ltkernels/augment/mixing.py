@@ -8,8 +8,6 @@ is ``lam * L(y_a) + (1 - lam) * L(y_b)``. No call waits for the device.
 the global one) gives the same draws wherever the images are.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -53,7 +51,7 @@ def mixup(
 def remix(
     images: Tensor,
     target: Tensor,
-    class_counts: Sequence[int] | Tensor,
+    class_counts: _checks.ClassCounts,
     *,
     alpha: float = 1.0,
     kappa: float = 3.0,
@@ -85,7 +83,7 @@ def remix(
     return mixed, (first, second, lam.masked_fill(to_partner, 0.0).masked_fill(to_row, 1.0))
 
 
-def _counts(class_counts: Sequence[int] | Tensor) -> Tensor:
+def _counts(class_counts: _checks.ClassCounts) -> Tensor:
     """(C,); a tensor stays where it is and is not read."""
     if not isinstance(class_counts, Tensor):
         return torch.tensor(_checks.count_list(class_counts))
@@ -215,7 +213,7 @@ def cmo(
 
 
 def foreground_indices(
-    labels: Tensor, class_counts: Sequence[int] | Tensor, n: int, *, power: float = 1.0, generator: Generator = None
+    labels: Tensor, class_counts: _checks.ClassCounts, n: int, *, power: float = 1.0, generator: Generator = None
 ) -> Tensor:
     """CMO's foreground: `n` indices into `labels`, drawn with replacement with weights (1 / n_y)^power.
 

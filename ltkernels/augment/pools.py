@@ -17,12 +17,13 @@ from ltkernels.augment._draws import Generator
 from ltkernels.augment.mixing import blend, paste
 
 
-def relative_heads(class_counts: Sequence[int], tail_class: int, kappa: float = 3.0) -> list[int]:
+def relative_heads(class_counts: _checks.ClassCounts, tail_class: int, kappa: float = 3.0) -> list[int]:
     """The classes with more than `kappa` times the samples of `tail_class`, in label order: Remix's condition."""
-    if not 0 <= tail_class < len(class_counts):
-        raise ValueError(f"tail_class is {tail_class}; there are {len(class_counts)} classes")
-    bound = _checks.number("kappa", kappa, low=1.0) * class_counts[tail_class]
-    return [label for label, count in enumerate(class_counts) if count > bound]
+    counts = _checks.count_list(class_counts)
+    if not 0 <= tail_class < len(counts):
+        raise ValueError(f"tail_class is {tail_class}; there are {len(counts)} classes")
+    bound = _checks.number("kappa", kappa, low=1.0) * counts[tail_class]
+    return [label for label, count in enumerate(counts) if count > bound]
 
 
 def _rows(

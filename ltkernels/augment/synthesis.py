@@ -5,11 +5,12 @@ FDC (Ma et al., IEEE TMM 2023) therefore keeps a tail class's mean and takes the
 class. No code of the authors is public; the choices that the text leaves open are named parameters here.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ltkernels._features import as_tensor, check_integers
 from ltkernels.augment import _draws
 
 SIMILARITIES = ("euclidean", "cosine")
@@ -17,14 +18,14 @@ CENTERS = ("class_mean", "sample")
 
 
 def most_similar_class(
-    features: Tensor, labels: Tensor, tail_class: int, head_classes: list[int], *, similarity: str = "euclidean"
+    features: Any, labels: Any, tail_class: int, head_classes: list[int], *, similarity: str = "euclidean"
 ) -> int:
     """The head class whose mean feature is nearest (`euclidean`) or best aligned (`cosine`) with the tail class's mean.
 
-    `features` (n, d) floating, `labels` (n,) integer. Ties go to the head class listed first. The tail class itself is
-    never chosen. Raises ValueError naming the argument.
+    `features` (n, d) floating, `labels` (n,) integer; tensors or NumPy arrays. Ties go to the head class listed first. The tail
+    class itself is never chosen. Raises TypeError or ValueError naming the argument.
     """
-    _check(features, labels)
+    features, labels = _checked(features, labels)
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
     candidates = [c for c in head_classes if c != tail_class]
@@ -59,8 +60,8 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    features: Tensor,
-    labels: Tensor,
+    features: Any,
+    labels: Any,
     tail_class: int,
     *,
     head_classes: list[int],
@@ -69,7 +70,7 @@ def calibrate(
     shrinkage: float = 0.1,
 ) -> Calibration:
     """The distribution that `fdc` draws from; arguments and errors are the same."""
-    _check(features, labels)
+    features, labels = _checked(features, labels)
     if center not in CENTERS:
         raise ValueError(f"center must be one of {', '.join(CENTERS)}, got {center!r}")
     if not 0 <= shrinkage <= 1:
@@ -90,8 +91,8 @@ def calibrate(
 
 
 def fdc(
-    features: Tensor,
-    labels: Tensor,
+    features: Any,
+    labels: Any,
     tail_class: int,
     n: int,
     *,
@@ -103,15 +104,16 @@ def fdc(
 ) -> Tensor:
     """`n` synthetic features (n, d) of `tail_class`: Gaussian with the tail's mean and a head class's covariance.
 
-    `features` (m, d) floating, `labels` (m,) integer, both of the real samples; the head class is
+    `features` (m, d) floating, `labels` (m,) integer, both of the real samples, tensors or NumPy arrays; the head class is
     `most_similar_class(...)`. `center="class_mean"` draws around the mean of the tail class, `"sample"` around a real
     tail sample picked at random for each draw. The head's covariance S becomes
     (1 - shrinkage) S + (shrinkage + 1e-6) (tr S / d) I: a class of 30 samples in 64 dimensions has a singular S, which
     Cholesky rejects, and would confine every synthetic sample to a 29-dimensional plane.
 
     Computed in float64 and returned in the dtype and on the device of `features`. `generator` is a CPU generator (the
-    draws are the same whatever the device); None takes torch's global one. Raises ValueError naming the argument.
+    draws are the same whatever the device); None takes torch's global one. Raises TypeError or ValueError naming the argument.
     """
+    features, labels = _checked(features, labels)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     calibration = calibrate(
@@ -127,8 +129,8 @@ def fdc(
 
 
 def smote(
-    features: Tensor,
-    labels: Tensor,
+    features: Any,
+    labels: Any,
     tail_class: int,
     n: int,
     *,
@@ -139,10 +141,11 @@ def smote(
 
     Each is x + u (y - x): x a real sample of the class (all are used equally often), y one of its `k` nearest neighbours
     in the class, never x itself, u uniform in [0, 1). A class with fewer than k + 1 samples has all others as neighbours.
-    `features` (m, d) floating, `labels` (m,) integer. Distances and sums in float64; the result has the dtype and device
-    of `features`. `generator` may be of any device. Raises ValueError naming the argument, and for a class of one sample.
+    `features` (m, d) floating, `labels` (m,) integer; tensors or NumPy arrays. Distances and sums in float64; the result has the
+    dtype and device of `features`. `generator` may be of any device. Raises TypeError or ValueError naming the argument, and for a
+    class of one sample.
     """
-    _check(features, labels)
+    features, labels = _checked(features, labels)
     if n < 1 or k < 1:
         raise ValueError(f"n and k must be at least 1, got {n} and {k}")
     own = _members(features, labels, tail_class)
@@ -157,13 +160,16 @@ def smote(
     return torch.lerp(own[rows], own[neighbours[rows, which]], share[:, None]).to(features.dtype)
 
 
-def _check(features: Tensor, labels: Tensor) -> None:
+def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Both as tensors, in the dtypes that they have."""
+    features, labels = as_tensor(features, "features"), check_integers(labels, "labels")
     if features.dim() != 2 or not features.is_floating_point():
         raise ValueError(f"features must be a floating (n, d) tensor, got {features.dtype} {tuple(features.shape)}")
     if labels.shape != features.shape[:1]:
         raise ValueError(f"labels must have shape ({len(features)},), got {tuple(labels.shape)}")
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features holds NaN or infinite values")
+    return features, labels
 
 
 def _members(features: Tensor, labels: Tensor, label: int) -> Tensor:

@@ -3,7 +3,7 @@
 Kim, Jeong and Shin 2020, "M2m: Imbalanced Classification via Major-to-minor Translation" (arXiv:2004.00431), section 3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ def m2m(
     samples: Tensor,
     labels: Tensor,
     targets: Tensor,
-    class_counts: Sequence[int],
+    class_counts: _checks.ClassCounts,
     *,
     translator: Model,
     classifier: Model | None = None,

@@ -11,6 +11,7 @@ from .. import _checks
 from .._backends import Explanation
 from .._errors import ArgumentError
 from .._ranks import Ranks
+from .._tables import MadeOfTables
 from ._contrastive import contrastive
 from ._contrastive import explain as explain_call
 
@@ -36,7 +37,7 @@ class Options(TypedDict, total=False):
     backend: str | None
 
 
-class Contrastive(torch.nn.Module):
+class Contrastive(MadeOfTables):
     """`ltkernels.functional.contrastive` of one kind, with its options. Every class of this folder is a subclass of it."""
 
     kind: ClassVar[str] = ""
@@ -63,9 +64,16 @@ class Contrastive(torch.nn.Module):
         if learnable_tau:
             self.log_tau = torch.nn.Parameter(log_tau)
         self.learnable_tau, self._tau = learnable_tau, float(tau)
-        self.register_buffer("class_weight", class_weight)
+        self._table("class_weight", class_weight, made=False)
         self.ignore_index, self.reduction, self.normalize = ignore_index, reduction, normalize
         self.group, self.chunk_rows, self.backend = group, chunk_rows, backend
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Puts the temperature and the tables that the loss was made with back in place; after ``to_empty`` they hold anything."""
+        super().reset_parameters()
+        if self.learnable_tau:
+            self.log_tau.copy_(torch.tensor(self._tau, dtype=self.log_tau.dtype, device="cpu").log())
 
     @property
     def tau(self) -> float | Tensor:
@@ -75,7 +83,7 @@ class Contrastive(torch.nn.Module):
     def _count(self, class_counts: _checks.ClassCounts) -> None:
         """Keeps the counts, (C,) above 0, in the buffer `class_counts`."""
         _checks.class_counts(class_counts, option=False)
-        self.register_buffer("class_counts", torch.tensor(_checks.count_list(class_counts)))
+        self._table("class_counts", torch.tensor(_checks.count_list(class_counts), device="cpu"))
 
     def _options(self) -> dict[str, Any]:
         names = ("class_weight", "ignore_index", "reduction", "normalize", "group", "chunk_rows", "backend")
@@ -147,6 +155,11 @@ class Queued(Contrastive):
         slots = (self.queue_next + torch.arange(len(keys), device=keys.device)) % size
         self.queue[slots], self.queue_labels[slots] = keys, labels
         self.queue_next.copy_((self.queue_next + len(keys)) % size)
+
+    def reset_parameters(self) -> None:
+        """As of every loss, and the queue is empty."""
+        super().reset_parameters()
+        self.reset_queue()
 
     def reset_queue(self) -> None:
         """Empties it."""

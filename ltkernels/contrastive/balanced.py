@@ -78,6 +78,13 @@ class BalancedContrastive(Contrastive):
             raise ArgumentError(f"embedding_dim is {embedding_dim}; it must be at least 1")
         self.register_buffer("centres", torch.zeros(num_classes, embedding_dim) if embedding_dim is not None else None)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As of every loss, and no class has been seen."""
+        super().reset_parameters()
+        if self.centres is not None:
+            self.centres.zero_()
+
     def forward(
         self,
         features: Tensor,
@@ -162,7 +169,8 @@ class PrototypeContrastive(Contrastive):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the prototypes uniformly on the sphere."""
+        """As of every loss, and draws the prototypes uniformly on the sphere."""
+        super().reset_parameters()
         torch.nn.init.normal_(self.prototypes)
 
     def forward(self, features: Tensor, labels: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:

@@ -59,10 +59,10 @@ def checked(sampling: NegativeSampling | None, label_smoothing: float | Tensor) 
     if not isinstance(sampling, NegativeSampling):
         raise TypeError(f"sampling is {sampling!r}; it must be a NegativeSampling or None")
     rate = _checks.number("sampling.rate", sampling.rate, above=0.0, high=1.0)
-    for name in ("step", "seed"):
+    for name, bits in (("step", 63), ("seed", 64)):
         value = getattr(sampling, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-            raise ValueError(f"sampling.{name} is {value!r}; it must be an integer in [0, 2^63)")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
+            raise ValueError(f"sampling.{name} is {value!r}; it must be an integer in [0, 2^{bits})")
     if not sampling.correct and _checks.smooths(label_smoothing):
         said = "a table" if isinstance(label_smoothing, Tensor) else label_smoothing
         raise ValueError(

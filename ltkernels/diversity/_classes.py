@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ class ClassStatistics:
     def __init__(self, width: int, names: Sequence[str] | int, *, device: Any = None) -> None:
         """Statistics of no samples of `width` features. `names`: of the classes, or their number (then they are "0",
         "1", ...)."""
-        names = [str(c) for c in range(names)] if isinstance(names, int) else [text(name) for name in names]
+        if isinstance(names, int | Integral):  # NumPy's are none of Python's
+            names = [str(c) for c in range(int(names))]
+        else:
+            names = [text(name) for name in names]
         if not names:
             raise ValueError("names is empty: there must be a class")
         check_names(names, "names")

@@ -182,10 +182,16 @@ def fdg_experiment(
         (out / rundir.ITEMS).mkdir(exist_ok=True)
         for name in data:
             for network in range(protocol.networks if protocol.space == "feature" else 0):
-                own = config.replace(data=name, seed=config.seed + network)
+                own = config.replace(data=name, seed=(config.seed + network) % 2**64)
                 jobs.train(own, loaded[name], out=_base_folder(out, own), resume="auto", progress=progress)
         work = [
-            (str(out), config.replace(data=name, seed=config.seed + index % protocol.networks), method, index, protocol)
+            (
+                str(out),
+                config.replace(data=name, seed=(config.seed + index % protocol.networks) % 2**64),
+                method,
+                index,
+                protocol,
+            )
             for index in range(protocol.sets)
             for name in data
             for method in methods

@@ -29,14 +29,19 @@ def compute_loss_func(loss: AdjustedCrossEntropy) -> Callable[..., Tensor]:
             ``ignore_index=-100``, which is what the Trainer counts by.
 
     Returns:
-        A function of outputs (with ``logits`` (N, C) or (N, T, C), as attribute, key or first entry), labels (N,) or (N, T) and
-        num_items_in_batch (a number, a 0-dim tensor or None).
+        A function of outputs (with ``logits``, as attribute, key or first entry), labels and num_items_in_batch (a number, a 0-dim
+        tensor or None). Logits are (N, C) with labels (N,), (N, T, C) with labels (N, T) as token classifiers give them, or (N, C, H,
+        W) with labels (N, H, W) as segmentation models do, and further dimensions likewise.
 
     Raises:
-        TypeError: `loss` is no such Module. ValueError: another reduction, a weighted mean, or another ignore_index.
+        TypeError: `loss` is no such Module. ValueError: another reduction, a weighted mean, or another ignore_index; later, labels that
+            are no class indices in one of these shapes.
     """
     if not isinstance(loss, AdjustedCrossEntropy):
-        raise TypeError(f"loss is {type(loss).__name__}; it must be a Module of ltkernels.nn")
+        raise TypeError(
+            f"loss is {type(loss).__name__}; it must be a loss of one output and one label a row, a subclass of "
+            "ltkernels.nn.AdjustedCrossEntropy"
+        )
     if loss.reduction not in ("mean", "batch_mean"):
         raise ValueError(f"loss.reduction is {loss.reduction!r}; it must be 'mean' or 'batch_mean'")
     _unweighted(loss)
@@ -47,8 +52,7 @@ def compute_loss_func(loss: AdjustedCrossEntropy) -> Callable[..., Tensor]:
         if labels is None:
             raise ValueError("labels is None; the batch must have labels")
         _unweighted(loss)  # a schedule may have brought weights since
-        logits = _logits(outputs)
-        logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+        logits, labels = _rows(_logits(outputs), labels)
         if any(buffer.device != logits.device for buffer in loss.buffers()):
             loss.to(logits.device)
         own = loss(logits, labels)
@@ -64,6 +68,25 @@ def compute_loss_func(loss: AdjustedCrossEntropy) -> Callable[..., Tensor]:
 def _unweighted(loss: AdjustedCrossEntropy) -> None:
     if loss.reduction == "mean" and loss.weight is not None:
         raise ValueError("loss has class weights and reduction='mean'; use reduction='batch_mean' with the Trainer")
+
+
+def _rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, C) and (rows,). Where the classes are is told by the number of dimensions, never by sizes that may be equal by chance."""
+    if labels.is_floating_point():
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; they must be class indices: what the Trainer counts and "
+            "divides by is labels"
+        )
+    dense = logits.dim() > 3
+    expected = (*logits.shape[:1], *logits.shape[2:]) if dense else tuple(logits.shape[:-1])
+    if labels.shape != expected:
+        hint = "; bring the logits to the labels' size" if dense and labels.dim() == len(expected) else ""
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} need labels {expected}{hint}"
+        )
+    if dense:
+        logits = logits.movedim(1, -1)
+    return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
 
 
 def _logits(outputs: Any) -> Tensor:

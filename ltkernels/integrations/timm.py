@@ -41,7 +41,10 @@ class Criterion(torch.nn.Module):
     def __init__(self, loss: AdjustedCrossEntropy, smoothing: float | None = None) -> None:
         super().__init__()
         if not isinstance(loss, AdjustedCrossEntropy):
-            raise TypeError(f"loss is {type(loss).__name__}; it must be a Module of ltkernels.nn")
+            raise TypeError(
+                f"loss is {type(loss).__name__}; it must be a loss of one output and one label a row, a subclass of "
+                "ltkernels.nn.AdjustedCrossEntropy"
+            )
         if smoothing is not None and _checks.number("smoothing", smoothing, low=0.0) >= 1.0:
             raise ValueError(f"smoothing is {smoothing!r}; it must be below 1")
         self.loss = loss

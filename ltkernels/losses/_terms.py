@@ -59,7 +59,10 @@ class Term(NamedTuple):
 
 def own_seed(seed: int | None) -> Tensor | None:
     """`Term.seed` of a builder's argument."""
-    return None if seed is None else torch.tensor([_checks.integer("seed", seed)], device="cpu")
+    if seed is None:
+        return None
+    word = _checks.seed(seed)
+    return torch.tensor([word - 2**64 if word >= 2**63 else word], device="cpu")  # the same 64 bits
 
 
 class ClosedForm(NamedTuple):

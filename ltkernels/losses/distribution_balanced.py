@@ -9,11 +9,12 @@ from torch import Tensor
 
 from .. import _checks
 from .._backends import Explanation
+from .._tables import MadeOfTables
 from ._module import KeepsTables
 from ._sigmoid import explain_sigmoid, sigmoid_cross_entropy
 
 
-class DistributionBalanced(KeepsTables):
+class DistributionBalanced(MadeOfTables, KeepsTables):
     """Distribution-balanced loss for multi-label targets, Wu et al. 2020 (DB, arXiv:2007.09654).
 
     With n_j the samples of class j among N, ``a_j = z_j + bias log(n_j / (N - n_j))`` and ``w_ij = base + sigmoid(steepness (r_ij -
@@ -91,10 +92,9 @@ class DistributionBalanced(KeepsTables):
         self.negative_scale = _checks.number("negative_scale", negative_scale, above=0.0)
         self.focal_gamma = _checks.number("focal_gamma", focal_gamma, low=0.0)
         self.ignore_index, self.reduction, self.backend = ignore_index, reduction, backend
-        device = torch.get_default_device()
-        self.register_buffer("shift", (named["bias"] * torch.log(n / (total - n))).float().to(device))
-        self.register_buffer("rebalance", (n.min() / n).float().to(device))
-        self.register_buffer("negative", torch.full((len(n),), 1 / self.negative_scale, dtype=torch.float32))
+        self._table("shift", (named["bias"] * torch.log(n / (total - n))).float())
+        self._table("rebalance", (n.min() / n).float())
+        self._table("negative", torch.full_like(n, 1 / self.negative_scale).float())
 
     def forward(self, logits: Tensor, target: Tensor, **said: Any) -> Tensor:
         """The loss; further keywords are those of `ltkernels.functional.sigmoid_cross_entropy`, and count for this call."""

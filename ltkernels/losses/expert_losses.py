@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._errors import ArgumentError
+from .._tables import MadeOfTables
 from ._adjustment import Adjustment
 from ._module import KeepsTables
 from .experts import experts_cross_entropy
@@ -17,7 +18,7 @@ from .experts import experts_cross_entropy
 Logits = Tensor | Sequence[Tensor]
 
 
-class ExpertsLoss(KeepsTables):
+class ExpertsLoss(MadeOfTables, KeepsTables):
     """What the losses of experts share: tables of each expert as buffers, which keep their dtype under ``.half()``, and options.
 
     Args:
@@ -56,7 +57,8 @@ class ExpertsLoss(KeepsTables):
     ) -> None:
         super().__init__()
         for name, table in (("shift", shift), ("weight", weight)):
-            self.register_buffer(name, None if table is None else table.to(torch.get_default_device(), torch.float32))
+            # Of this class itself they are the user's; its subclasses make them of counts.
+            self._table(name, None if table is None else table.float(), made=type(self) is not ExpertsLoss)
         _checks.reduction(reduction)
         self.label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.ignore_index, self.reduction = ignore_index, reduction

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from .. import _checks
 from .._errors import ArgumentError
+from .._tables import MadeOfTables
+from ._module import KeepsTables
 from ._row_statistics import row_statistics
 from .margins import ldam
 
 
-class LDAMHinge(torch.nn.Module):
+class LDAMHinge(MadeOfTables, KeepsTables):
     """LDAM-HG, Cao et al. 2019 (arXiv:1906.07413), equation 10: the hinge loss ``max(0, max_{j != y} z_j - z_y + Delta_y)`` with the
     margins of `LDAM`, ``Delta = max_margin * (n_min / n)^(1/4)``.
 
@@ -70,8 +72,8 @@ class LDAMHinge(torch.nn.Module):
         _checks.reduction(reduction)
         if weight is not None and len(weight) != len(margin):
             raise ArgumentError(f"weight has {len(weight)} entries; the loss has {len(margin)} classes")
-        self.register_buffer("margin", margin)
-        self.register_buffer("weight", weight)
+        self._table("margin", margin)
+        self._table("weight", weight, made=False)
         self.ignore_index, self.reduction = _checks.integer("ignore_index", ignore_index), reduction
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

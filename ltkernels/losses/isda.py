@@ -111,6 +111,12 @@ class ClassVariances(torch.nn.Module):
         for name in ("mean", "scatter"):
             self.register_buffer(name, torch.zeros(classes, width, dtype=torch.float64))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forgets all samples; after ``to_empty`` the buffers hold anything."""
+        for held in (self.count, self.mean, self.scatter):
+            held.zero_()
+
     @property
     def variance(self) -> Tensor:
         """(C, D) float64, divided by the number of samples; 0 for classes of fewer than two."""
@@ -129,8 +135,9 @@ class ClassVariances(torch.nn.Module):
             raise ArgumentError(f"features has shape {tuple(features.shape)}; it must be (n, {width})")
         if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != features.shape[:1]:
             raise ArgumentError(f"target must hold class indices ({len(features)},)")
-        valid = (target >= 0) & (target < classes)
-        labels = target.long().where(valid, 0)
+        labels = target.long()  # torch does not compare unsigned integers of more than 8 bits
+        valid = (labels >= 0) & (labels < classes)
+        labels = labels.where(valid, 0)
         x = features.to(self.mean).where(valid.unsqueeze(1), 0.0)
         if x.is_cpu and not bool(torch.isfinite(x).all()):
             row = int(torch.isfinite(x).all(dim=1).logical_not().nonzero()[0])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._errors import ArgumentError, DTypeError
+from .._watch import direct
 from ._door import Options, Target
 from ._module import AdjustedCrossEntropy, Common
 from .logit_adjustment import balanced_softmax
@@ -75,7 +76,7 @@ def lader(
     z = logits.movedim(1, -1).reshape(-1, classes).to(real)
     labels = target.reshape(-1).long()
     valid = labels != ignore_index
-    if labels.is_cpu and not torch.compiler.is_compiling():
+    if labels.is_cpu and direct((labels, prior)):
         bad = valid & ((labels < 0) | (labels >= classes))
         if bool(bad.any()):
             row = int(bad.nonzero()[0])

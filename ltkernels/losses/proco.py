@@ -13,6 +13,7 @@ from .. import _checks
 from .._backends import Explanation
 from .._backends._shared import bad_label
 from .._errors import ArgumentError, DTypeError
+from .._tables import MadeOfTables
 from ..heads import linear_adjusted_cross_entropy
 from ._core import explain
 from ._module import KeepsTables
@@ -68,7 +69,7 @@ def _term(kappa: Tensor, features: int, tau: float) -> Term:
     return Term("vmf", kappa, None, (width, _checks.number("tau", tau, above=0.0), 0.0))
 
 
-class ProCo(KeepsTables):
+class ProCo(MadeOfTables, KeepsTables):
     """Probabilistic contrastive loss, Du et al. 2024 (ProCo, arXiv:2403.06726): cross-entropy of `ltkernels.adjustments.vmf` of the
     features' cosines with their classes' mean directions, plus the log prior.
 
@@ -155,14 +156,25 @@ class ProCo(KeepsTables):
         self.process_group = process_group
         prior = torch.where(counts.empty, -torch.inf, torch.log(counts.n / counts.total))
         classes = len(counts.n)
-        device = torch.get_default_device()
-        self.register_buffer("log_prior", prior.float().to(device))
-        self.register_buffer("direction", F.normalize(torch.randn(classes, features), dim=1))
-        self.register_buffer("kappa", torch.full((classes,), min(_START * features / (1 - _START**2), self.max_kappa)))
+        self._table("log_prior", prior.float())
+        real = _checks.real_dtype(torch.get_default_dtype())  # 16 bits of kappa would be another loss
+        self.register_buffer("direction", torch.empty(classes, features, dtype=real))
+        self.register_buffer("kappa", torch.empty(classes, dtype=real))
         for name in ("sums", "last_sums"):
             self.register_buffer(name, torch.zeros(classes, features, dtype=torch.float64))
         for name in ("seen", "last_seen"):
             self.register_buffer(name, torch.zeros(classes, dtype=torch.int64))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forgets all samples: random directions, drawn from torch's generator, and the concentration of classes of which nothing is
+        known. After ``to_empty`` the prior comes back too."""
+        super().reset_parameters()
+        self.direction.copy_(F.normalize(torch.randn_like(self.direction), dim=1))
+        self.kappa.fill_(min(_START * self.features / (1 - _START**2), self.max_kappa))
+        for held in (self.sums, self.last_sums, self.seen, self.last_seen):
+            held.zero_()
 
     def forward(self, features: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         """The loss of one view, or the mean of those of several; in training mode the views join the statistics first."""
@@ -228,7 +240,12 @@ class ProCo(KeepsTables):
             raise DTypeError(
                 f"features is {type(views[0]).__name__ if views else 'empty'}; it must be a tensor, or tensors of the views"
             )
-        if not isinstance(target, Tensor) or target.is_floating_point() or target.dim() != 1:
+        if (
+            not isinstance(target, Tensor)
+            or target.is_floating_point()
+            or target.dtype in (torch.bool, torch.complex64, torch.complex128)
+            or target.dim() != 1
+        ):
             given = f"{tuple(target.shape)} {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
             raise DTypeError(f"target is {given}; it must hold class indices (N,)")
         for at, view in enumerate(views):
@@ -239,10 +256,11 @@ class ProCo(KeepsTables):
                 )
         if target.is_cpu and not torch.compiler.is_compiling():  # before the statistics take anything in
             classes = len(self.kappa)
-            bad = (target != self.ignore_index) & ((target < 0) | (target >= classes))
+            labels = target.long()  # torch does not compare unsigned integers of more than 8 bits
+            bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= classes))
             if bad.any():
                 row = int(bad.nonzero()[0])
-                raise bad_label("target", int(target[row]), row, classes, self.ignore_index)
+                raise bad_label("target", int(labels[row]), row, classes, self.ignore_index)
 
     @torch.no_grad()
     def _add(self, rows: Tensor, labels: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _checks
@@ -67,8 +66,8 @@ class RIDE(ExpertsLoss):
         if class_counts is not None:
             log_share, _ = log_prior(class_counts, empty)
             w = 0.05 * len(log_share) * log_share.exp() + 0.95
-            table = (w / w.max()).to(torch.get_default_device(), torch.float32)
-        self.register_buffer("class_weight", table)
+            table = (w / w.max()).float()
+        self._table("class_weight", table)
         self.factor = _checks.number("factor", factor)
         self.temperature = _checks.number("temperature", temperature, above=0.0)
         self.class_temperature = class_temperature
@@ -76,7 +75,7 @@ class RIDE(ExpertsLoss):
         self._focal_gamma = 0.0 if base is None else base.focal_gamma
         for name in self._base:
             if name != "focal_gamma":
-                self.register_buffer(f"base_{name}", getattr(base, name))
+                self._table(f"base_{name}", getattr(base, name), made=False)
 
     def adjustments(self, experts: int) -> list[Adjustment]:
         """The base loss' tables, the same for all."""

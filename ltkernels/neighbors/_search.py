@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._features import as_tensor, check_count, check_features, check_rows
+from .._features import as_tensor, check_count, check_features, check_integers, check_rows
 from .._native import _C
 
 METRICS = ("cosine", "euclidean")
@@ -52,7 +52,7 @@ class References:
         if metric == "euclidean":
             total = torch.zeros(self.width, dtype=torch.float64, device=given.device)
             for part in given.split(self.step):
-                total += part.sum(dim=0, dtype=torch.float64)
+                total += part.contiguous().sum(dim=0, dtype=torch.float64)
             self.centre = total / len(given)
         rows = torch.cat([self.placed(part, "references", at) for at, part in self.parts(given)])
         self.count = len(rows)
@@ -67,13 +67,13 @@ class References:
     def placed(self, x: Tensor, name: str, first: int = 0) -> Tensor:
         """Rows as the products take them: unit vectors, or centred."""
         if self.centre is not None:
-            moved = (x.to(torch.float64) - self.centre).to(self.real)
+            moved = (x.to(torch.float64).contiguous() - self.centre).to(self.real)
             large = (moved * moved).sum(dim=1)
             if not bool(torch.isfinite(large).all()):
                 row = first + int(torch.isfinite(large).logical_not().nonzero()[0])
                 raise ValueError(f"{name} is too large in row {row}: its squared distance overflows {self.real}")
             return moved
-        x = x.to(torch.float64)
+        x = x.to(torch.float64).contiguous()  # one memory order: the length of equal rows has equal bits
         x = x / x.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)  # a square may overflow
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         if bool((norm == 0).any()):
@@ -287,13 +287,11 @@ def check_k(k: int, count: int, without_own: bool) -> int:
 def check_own(own: Any, queries: int, count: int, device: torch.device) -> Tensor | None:
     if own is None:
         return None
-    rows = as_tensor(own, "own").to(device)
-    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
-        raise TypeError(f"own must hold integers, got {rows.dtype}")
+    rows = check_integers(own, "own").to(device)
     if rows.shape != (queries,):
         raise ValueError(f"own has shape {tuple(rows.shape)}; {queries} queries need ({queries},)")
     bad = (rows < -1) | (rows >= count)
     if bool(bad.any()):
         at = int(bad.nonzero()[0])
         raise ValueError(f"own[{at}] is {int(rows[at])}; it must lie in [-1, {count})")
-    return rows.to(torch.int64).contiguous()
+    return rows.contiguous()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._features import as_tensor, check_count, check_features, check_seed
+from .._features import check_count, check_features, check_integers, check_reals, check_seed
 
 # Picks a place with the given probabilities: (n,) weights, not normalised -> index.
 Draw = Callable[[Tensor], int]
@@ -33,7 +33,7 @@ def sample_k_dpp(features: Any, k: int, *, quality: Any = None, seed: int = 0) -
         (k,) int64 rows in ascending order, on the CPU.
 
     Raises:
-        TypeError: features or quality that are not floating-point, k or seed that are no integers.
+        TypeError: features that are not floating-point, a quality that is not real, k or seed that are no integers.
         ValueError: NaN or infinity (first row named), a k above M or above the rank: every such subset has probability 0.
 
     Example:
@@ -73,9 +73,7 @@ def k_dpp_log_probability(features: Any, indices: Any, *, quality: Any = None) -
         [-inf, -0.6931]
     """
     x = _rows(features, quality)
-    at = as_tensor(indices, "indices")
-    if at.is_floating_point() or at.dtype == torch.bool:
-        raise TypeError(f"indices must hold integers, got {at.dtype}")
+    at = check_integers(indices, "indices")
     if at.dim() != 1 or len(at) == 0 or len(at.unique()) != len(at):
         raise ValueError("indices must hold distinct rows, at least one")
     bad = (at < 0) | (at >= len(x))
@@ -146,7 +144,7 @@ def _rows(features: Any, quality: Any) -> Tensor:
         raise ValueError("features is empty: there is no sample to draw")
     if quality is None:
         return x
-    q = as_tensor(quality, "quality").to(x.device, torch.float64)
+    q = check_reals(quality, "quality").to(x.device)
     if q.shape != (len(x),):
         raise ValueError(f"quality has shape {tuple(q.shape)}; features of {len(x)} rows need ({len(x)},)")
     bad = ~(torch.isfinite(q) & (q >= 0))

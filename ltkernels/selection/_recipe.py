@@ -17,23 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._checks import ClassCounts, count_list
 from .._ranks import Ranks, together
 from ._arms import ClassSets, calibrated, class_seed, complete_class, rows_together
 
 
-def head_tail_split(class_counts: Sequence[int], head_ratio: float = 0.9) -> tuple[list[int], list[int]]:
+def head_tail_split(class_counts: ClassCounts, head_ratio: float = 0.9) -> tuple[list[int], list[int]]:
     """Labels of the head and of the tail classes, each by descending count (ties by label).
 
     The head is the shortest run of largest classes that together hold more than `head_ratio` of the samples. Raises
     ValueError where a class is empty.
     """
-    empty = [label for label, count in enumerate(class_counts) if count < 1]
+    counts = count_list(class_counts)
+    empty = [label for label, count in enumerate(counts) if count < 1]
     if empty:
         raise ValueError(f"class_counts must be positive; empty: class {', '.join(map(str, empty))}")
-    order = sorted(range(len(class_counts)), key=lambda label: (-class_counts[label], label))
-    total, held = sum(class_counts), 0
+    order = sorted(range(len(counts)), key=lambda label: (-counts[label], label))
+    total, held = sum(counts), 0
     for size, label in enumerate(order, start=1):
-        held += class_counts[label]
+        held += counts[label]
         if held > head_ratio * total:
             return order[:size], order[size:]
     return order, []
@@ -88,7 +90,7 @@ class Recipe(NamedTuple):
 def fdg_recipe(
     originals: Mapping[int, Any],
     make_pool: Callable[[int, int], Any],
-    class_counts: Sequence[int],
+    class_counts: ClassCounts,
     *,
     head_ratio: float = 0.9,
     classes: Sequence[int] | None = None,
@@ -114,7 +116,7 @@ def fdg_recipe(
     Args:
         originals: features (n_c, d) by label; those of completed classes are read, and with mode "match" those of the head.
         make_pool: called with (label, rows): at least `rows` augmented features for the class.
-        class_counts: training samples of every class.
+        class_counts: (C,) training samples of every class, integers: a sequence, a tensor, or a mapping from every class id.
         head_ratio: head classes hold more than this share of the samples; the rest are the tail.
         classes: complete these instead of the whole tail.
         m: subsets to pick per class; by default as many as bring it to the largest class.
@@ -141,6 +143,7 @@ def fdg_recipe(
     if not 0.0 < share <= 1.0:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
     ranks = None if group is None else Ranks(group)
+    class_counts = count_list(class_counts)
     head, tail = head_tail_split(class_counts, head_ratio)
     largest = max(class_counts)
     size = subset_size or rows_together(mode)

@@ -14,9 +14,11 @@ from torch import Tensor
 from .._features import check_count
 from .._npz import write_npz
 from ._checkpoint import fingerprint, read_checkpoint
-from ._driver import Outcome, run_all
+from ._driver import Outcome, limit_of, run_all
 from ._greedy import Selection, check_steps, make_rule, prepare, to_selection
 from ._rules import Rule
+
+_OF_A_SET = 1000  # bytes beside its picks and their values: records and their numbers
 
 
 class UniformSets(NamedTuple):
@@ -85,6 +87,11 @@ def uniform_fdg_sets(
 
     problem = prepare(original, candidates, offsets, centering, alpha)
     m = check_steps(m, problem.subsets)
+    need, limit = n_sets * (_OF_A_SET + 16 * m), limit_of(memory_budget, torch.device("cpu"))
+    if need > limit:
+        raise ValueError(
+            f"n_sets = {n_sets} of {m} subsets take {need / 2**20:.0f} MiB, memory_budget is {limit / 2**20:.0f} MiB: ask for fewer"
+        )
     base = float(problem.start.base)
     path = None if checkpoint is None else Path(checkpoint)
     key = "" if path is None else fingerprint(*problem.inputs, m, "uniform")

@@ -30,6 +30,7 @@ HEADINGS = {
     "data": "data", "model": "model and loss", "sampler": "batches and schedules", "pretrain": "stages", "epochs": "optimisation",
     "seed": "machine", "select": "selection and retraining",
 }  # fmt: skip
+_SEED = 2**64 - 1  # the largest, as everywhere in the package
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Config:
     image_size: int | None = setting(None, "side in pixels that image files are brought to", at_least=1)
     imbalance: float | None = setting(None, "imbalance factor n_max / n_min (default: the data set's)", at_least=1)
     profile: str = setting("exp", "how class sizes fall from n_max to n_min", choices=PROFILES)
-    data_seed: int = setting(0, "which images the long-tailed set keeps; apart from --seed on purpose", at_least=0)
+    data_seed: int = setting(
+        0, "which images the long-tailed set keeps; apart from --seed on purpose", at_least=0, at_most=_SEED
+    )
     test_split: float = setting(
         0.2, "share of each class that becomes the test set where the data has none", positive=True, at_most=0.5
     )
@@ -153,7 +156,7 @@ class Config:
     weight_decay: float | None = setting(
         None, "L2 penalty of sgd; decay of adamw (default: 5e-4; vectors: 1 / samples, if that is more)", at_least=0
     )
-    seed: int = setting(0, "initialisation, batch order, synthesis and clustering", at_least=0)
+    seed: int = setting(0, "initialisation, batch order, synthesis and clustering", at_least=0, at_most=_SEED)
     device: str = setting("cpu", "torch device: cpu, cuda, cuda:1")
     threads: int | None = setting(None, "torch's CPU threads (default: the data set's, or torch's)", at_least=1)
     precision: str = setting("fp32", "autocast of the forward pass", choices=("fp32", "bf16", "fp16"))

@@ -454,6 +454,8 @@ def rebuild_report(run_dir: str | Path, png: str | Path | None = None) -> Path:
     folder `png` where there is one; returns the page's path."""
     run_dir = Path(run_dir)
     path = run_dir / rundir.REPORT
+    if png is not None:
+        rundir.check_parents(Path(png), "--png", folder=True)
     summary, records = rundir.read_summary(run_dir), rundir.read_metrics(run_dir)
     with rundir.judged(run_dir):
         if "seeds" in summary:  # of several seeds, the curves are those of the first

@@ -43,9 +43,11 @@ def summarize(confusion: Tensor, class_counts: list[int]) -> dict[str, Any]:
     finite test set alone, by the binomial law per class); per_class_accuracy; groups: {name: {accuracy and se, None for an
     empty group, classes}}, a group's accuracy being the mean of its classes' recalls; worst_class: {label, accuracy}, the
     first of the lowest recalls; g_mean, the C-th root of the product of the recalls, and harmonic_mean of them, each with
-    recalls below recall_floor raised to it; macro_f1, the mean of the per-class F1.
+    recalls below recall_floor raised to it; macro_f1, the mean of the per-class F1. ValueError for a class without a test sample.
     """
     hits, sizes = confusion.diagonal(), confusion.sum(1)
+    if not bool(sizes.all()):
+        raise ValueError(f"confusion has no sample of class {int(sizes.argmin())}: its recall is undefined")
     recall = hits.double() / sizes
     # Laplace's (k + 1) / (n + 2) inside the variance: a class with every sample right is not known without error.
     smoothed = (hits + 1).double() / (sizes + 2)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -31,7 +32,7 @@ from ltkernels.train.metrics import (
     summarize,
 )
 from ltkernels.train.models import Classifier, HeadSpec, Shifted
-from ltkernels.train.recipe import Own, Recipe
+from ltkernels.train.recipe import Own, Recipe, parse_lr_schedule
 from ltkernels.train.schedules import build_loss, loss_record, parse_options, start_epoch
 from ltkernels.train.trained import Trained, load_saved, logit_scale, options_of, prior_power
 from ltkernels.train.weights import read_matrix
@@ -53,6 +54,14 @@ class Job:
         # Two jobs of one run share its journal; the prefix keeps their phases apart.
         self.journal, self.prefix = journal or Journal(), prefix
         self.notes: list[str] = []
+        late = [
+            epoch for epoch, _ in parse_lr_schedule(config.lr_schedule) or () if epoch >= (config.epochs or math.inf)
+        ]
+        if late:
+            self.notes.append(
+                f"lr_schedule: {'epochs' if len(late) > 1 else 'epoch'} {', '.join(map(str, late))} of {config.lr_schedule} will not come: "
+                f"the run has {config.epochs}"
+            )
         # Channels last: a third less time for the convolutions, on the CPU too.
         self._layout = torch.channels_last if config.channels_last else torch.preserve_format
         kept, held = self._split()
@@ -151,9 +160,16 @@ class Job:
         weights = "random" if config.init else config.weights
         seed = derived_seed(config.seed, 1)
         backbone, width = build_backbone(named, data.input_shape, seed, weights, data.num_classes, pixels)
+        notes = []
         if side := getattr(backbone, "side", None):
-            note = f"pictures of {data.input_shape[2]} x {data.input_shape[1]} are brought to {side} x {side} for {config.model}"
-            self.notes += [] if note in self.notes else [note]
+            notes.append(
+                f"pictures of {data.input_shape[2]} x {data.input_shape[1]} are brought to {side} x {side} for {config.model}"
+            )
+        if ":" in (config.model or "") and width == data.num_classes:
+            notes.append(
+                f"{config.model} gives as many features as there are classes, {width}: if they are logits, leave its last layer out"
+            )
+        self.notes += [note for note in notes if note not in self.notes]
         return self._placed(Classifier(backbone, self.head(spec, width)))
 
     def _placed(self, model: Classifier) -> Classifier:
@@ -427,6 +443,11 @@ class Job:
             held_out=held_out,
             compared=compared,
         )
+        if not tail:
+            self.notes.append(
+                f"no class was completed: none beyond the head (head_ratio {self.config.head_ratio:g}) has two samples and fewer than "
+                "the largest"
+            )
         for entry in tail:
             if not entry.sets.reached or entry.sets.note:
                 said = entry.sets.note or f"{self.config.select} was not reached; this is the nearest set found"

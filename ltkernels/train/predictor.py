@@ -7,8 +7,10 @@
 it and the like need nothing of this package's trainer.
 """
 
+import importlib.util
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltkernels._features import check_reals
 from ltkernels._files import replacing
 from ltkernels._npz import array_names, map_npy, read_arrays, write_npz
 from ltkernels.train import rundir
@@ -33,6 +36,7 @@ from ltkernels.train.trained import Saved, load_saved
 
 # Files decoded together: a folder of any size is predicted in bounded memory.
 _TOGETHER = 1024
+_ARRAYS = (".npz", ".npy", ".csv")
 _SAMPLES = ("x_test", "x", "features", "x_train")  # of an .npz file, the first that is there
 
 
@@ -109,13 +113,13 @@ class Model(Saved):
 
     def _prior(self, prior: str | Sequence[float], counts: Tensor) -> Tensor:
         classes = len(self.class_names)
-        if prior == "uniform":
-            return torch.full((classes,), 1 / classes, dtype=torch.float64)
-        if prior == "train":
-            return counts / counts.sum()
-        if isinstance(prior, str):
+        if isinstance(prior, str):  # an array compared with a word would be an array
+            if prior == "uniform":
+                return torch.full((classes,), 1 / classes, dtype=torch.float64)
+            if prior == "train":
+                return counts / counts.sum()
             raise ValueError(f"prior must be uniform, train or {classes} numbers, got {prior!r}")
-        wanted = torch.as_tensor(prior, dtype=torch.float64)
+        wanted = check_reals(prior, "prior").cpu()
         if wanted.shape != (classes,) or not bool((torch.isfinite(wanted) & (wanted > 0)).all()):
             raise ValueError(f"prior must hold {classes} positive numbers, one a class")
         return wanted / wanted.sum()
@@ -159,7 +163,7 @@ def _pieces(inputs: Sequence[str | Path], progress: Progress | None = None) -> I
             if not found:
                 raise ValueError(f"{given}: no image files in it ({', '.join(SUFFIXES)})")
             samples += found
-        elif given.suffix.lower() not in (".npz", ".npy", ".csv"):
+        elif given.suffix.lower() not in _ARRAYS:
             samples.append(given)
         elif len(inputs) > 1:
             raise ValueError(f"{given}: a file of arrays is predicted alone")
@@ -171,6 +175,17 @@ def _pieces(inputs: Sequence[str | Path], progress: Progress | None = None) -> I
         yield [str(name) for name in names], piece
         if progress and len(samples) > _TOGETHER:
             progress("predicting", first + len(piece), len(samples), {})
+
+
+@contextmanager
+def _named(inputs: Sequence[str | Path]) -> Iterator[None]:
+    """Names the file in what a model says of its samples; of pictures, each is named by who reads it."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if len(inputs) > 1 or Path(inputs[0]).suffix.lower() not in _ARRAYS:
+            raise
+        raise ValueError(f"{inputs[0]}: {error}") from error
 
 
 def _array(path: Path) -> np.ndarray:
@@ -207,7 +222,8 @@ def predict_files(
     header = ["sample", "class", "probability", *(f"logit:{name}" for name in (model.class_names if logits else ()))]
     rows: list[tuple[Any, ...]] = []
     for names, samples in _pieces(inputs, progress):
-        raw = model(samples)
+        with _named(inputs):
+            raw = model(samples)
         scores = torch.log_softmax(model.scores(raw, prior), 1)
         best, label = scores.max(1)
         columns = [names, [model.class_names[i] for i in label.tolist()], [math.exp(v) for v in best.tolist()]]
@@ -223,17 +239,17 @@ def check_out(out: Path, force: bool, kinds: tuple[str, ...]) -> None:
     """Raise where `out` is no file to write, in words."""
     if out.suffix not in kinds:
         raise ValueError(f"--out {out}: the name must end in {' or '.join(kinds)}")
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ImportError("a .parquet file needs pyarrow: pip install pyarrow (or name a .csv file)")
     rundir.check_file(out, force)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
 
 
 def _write_parquet(out: Path, header: list[str], rows: list[tuple[Any, ...]]) -> None:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError("a .parquet file needs pyarrow: pip install pyarrow (or name a .csv file)") from error
+    import pyarrow
+    from pyarrow import parquet
+
     columns = list(zip(*rows)) or [()] * len(header)
     table = pyarrow.table([pyarrow.array(column) for column in columns], names=header)
     with replacing(out) as file:
@@ -262,7 +278,10 @@ def write_features(
     model = load(run, variant, device)
     names = np.array(model.class_names)
     if inputs:
-        pieces = [(files, model.features(samples)) for files, samples in _pieces(inputs, progress)]
+        pieces = []
+        for files, samples in _pieces(inputs, progress):
+            with _named(inputs):
+                pieces.append((files, model.features(samples)))
         features = torch.cat([part for _, part in pieces])
         arrays: dict[str, Any] = {"files": np.array([name for files, _ in pieces for name in files])}
     else:

@@ -68,9 +68,20 @@ def is_unfinished(out: Path) -> bool:
 
 
 def check_file(out: str | Path | None, force: bool) -> None:
-    """Raise FileExistsError where the file `out` is there and `force` does not allow to replace it, or where it is a folder."""
+    """Raise FileExistsError where the file `out` is there and `force` does not allow to replace it, or where it is a folder; ValueError
+    where it cannot be there."""
+    if out is not None:
+        check_parents(Path(out))
     if out is not None and (Path(out).is_dir() or (Path(out).exists() and not force)):
         raise FileExistsError(f"--out {out}: exists; --force replaces a file")
+
+
+def check_parents(out: Path, flag: str = "--out", *, folder: bool = False) -> None:
+    """Raise ValueError where a file stands in the place of a folder above `out`, or of `out` itself where that is a `folder`."""
+    places = (out, *out.parents) if folder else out.parents
+    blocked = next((place for place in places if place.exists() and not place.is_dir()), None)
+    if blocked is not None:
+        raise ValueError(f"{flag} {out}: {blocked} is a file, not a folder")
 
 
 def check_free(out: Path, force: bool, resume: bool = False) -> None:
@@ -79,9 +90,7 @@ def check_free(out: Path, force: bool, resume: bool = False) -> None:
     FileExistsError if it exists and is not empty without `force` (or `resume`); ValueError if it is no folder, or holds
     anything that a run of ours did not write: `force` replaces results, never other people's files.
     """
-    blocked = next((place for place in out.parents if place.exists() and not place.is_dir()), None)
-    if blocked is not None:
-        raise ValueError(f"--out {out}: {blocked} is a file, not a folder")
+    check_parents(out)
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():

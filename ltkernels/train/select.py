@@ -55,12 +55,16 @@ def load_features(path: Path, labels: Path | None = None, optional: tuple[str, .
 def check_labelled(path: Path, arrays: dict[str, np.ndarray], features: str, labels: str) -> tuple[Tensor, Tensor]:
     """The two arrays as tensors over the same memory; ValueError naming the file and the array."""
     x, y = arrays[features], arrays[labels]
-    finite = x.ndim == 2 and x.dtype.kind == "f" and x.shape[1] > 0
-    finite = finite and all(np.isfinite(x[i : i + _BLOCK]).all() for i in range(0, len(x), _BLOCK))
-    if not finite:
-        raise ValueError(f"{path}: {features} must be a finite floating (n, d) array, got {x.dtype} {x.shape}")
-    if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not len(y) or y.min() < 0:
+    if x.ndim != 2 or x.dtype.kind != "f" or x.shape[1] == 0:
+        raise ValueError(f"{path}: {features} must be a floating (n, d) array, got {x.dtype} {x.shape}")
+    for first in range(0, len(x), _BLOCK):
+        finite = np.isfinite(x[first : first + _BLOCK]).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"{path}: {features} holds NaN or infinity, first in row {first + int(finite.argmin())}")
+    if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not len(y):
         raise ValueError(f"{path}: {labels} must hold {len(x)} class indices >= 0, got {y.dtype} {y.shape}")
+    if y.min() < 0:
+        raise ValueError(f"{path}: {labels} must not be negative, got {y.min()}")
     # Before a table of all classes is made: one forged label would make it as large as it likes.
     if labels == "labels" and y.max() >= len(y):
         raise ValueError(f"{path}: {labels} reach {y.max()}, of {len(y)} samples: some class has none")
@@ -163,6 +167,10 @@ class _Source(Mapping[int, Tensor]):
         # None: every tail class.
         self.able = [label for label in tail if self.counts[label] > 1] if singles else None
         self.notes = [f"not completed, with one sample: class {listed(list(map(str, singles)))}"] if singles else []
+        if not any(self.counts[label] < max(self.counts) for label in tail):
+            self.notes.append(
+                f"no class is completed: none beyond the head (head_ratio {config.head_ratio:g}) has fewer samples than the largest"
+            )
 
     def __getitem__(self, label: int) -> Tensor:
         return self.real[self.labels == label].to(self.dtype)

@@ -48,7 +48,7 @@ OPTIONS: dict[str, Callable[[Draw], Any]] = {
     "alpha": lambda draw: draw.choice([4.0, 0.0]),
     "smoothing": lambda draw: draw.choice([0.98, 0.5, 1.0]),
     "noise": lambda draw: draw.choice([0.5, 0.0, 1]),
-    "seed": lambda draw: draw.choice([0, 7, -(2**63), 2**63 - 1]),
+    "seed": lambda draw: draw.choice([0, 7, -(2**63), 2**63 - 1, 2**63, 2**64 - 1]),
     "gradient": lambda draw: draw.choice(["exact", "straight_through"]),
     "gradient_adjustment": lambda draw: draw.choice([False, True]),
     "empty": lambda draw: draw.choice(["error", "ignore"]),

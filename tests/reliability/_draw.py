@@ -96,7 +96,8 @@ class Draw(random.Random):
             return value
         array = value.numpy()
         kind = self.say(
-            "given", self.choice(["array", "swapped", "backwards", "Fortran", "read only", "long double", "list"])
+            "given",
+            self.choice(["array", "swapped", "backwards", "Fortran", "read only", "long double", "list", "width"]),
         )
         if kind == "swapped":
             return array.astype(array.dtype.newbyteorder("S"))
@@ -109,6 +110,12 @@ class Draw(random.Random):
             array.flags.writeable = False
         if kind == "long double" and array.dtype.kind == "f":
             return array.astype(np.longdouble)
+        if kind == "width" and array.dtype == np.int64:
+            width = self.choice(["i1", "i2", "i4", "u1", "u2", "u4", "u8"])
+            limits = np.iinfo(width)
+            return (
+                array.astype(width) if array.size and limits.min <= array.min() and array.max() <= limits.max else array
+            )
         # Python's numbers are doubles: a list of others would be another type of features.
         return array.tolist() if kind == "list" and array.dtype in (np.float64, np.int64) and array.size else array
 

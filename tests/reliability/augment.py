@@ -164,13 +164,13 @@ def synthesis(draw: Draw) -> None:
     similarity = draw.choice(["euclidean", "cosine"])
     options = {"head_classes": [0, 1], "similarity": similarity, "center": draw.choice(["class_mean", "sample"])}
     options["shrinkage"] = draw.choice([0.0, 0.1, 1.0])
-    assert augment.most_similar_class(x, y, 2, [0, 1], similarity=similarity) in (0, 1)
+    assert augment.most_similar_class(draw.given(x), draw.given(y), 2, [0, 1], similarity=similarity) in (0, 1)
     calibration = augment.calibrate(x, y, 2, **options)
-    made = {"fdc": augment.fdc(x, y, 2, n, **options, generator=generator(draw))}
-    made["smote"] = augment.smote(x, y, 2, n, k=draw.randint(1, 7), generator=generator(draw))
+    made = {"fdc": augment.fdc(draw.given(x), draw.given(y), 2, n, **options, generator=generator(draw))}
+    made["smote"] = augment.smote(draw.given(x), draw.given(y), 2, n, k=draw.randint(1, 7), generator=generator(draw))
     for name, out in made.items():
         assert out.shape == (n, width), name
-        assert out.dtype == x.dtype
+        assert out.dtype in (x.dtype, torch.float64), name  # as it was given
         assert bool(out.isfinite().all())
     between(made["smote"], x[y == 2])
     assert calibration.sample(n).shape == (n, width)

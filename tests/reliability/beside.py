@@ -44,7 +44,8 @@ def search(draw: Draw) -> None:
     r, q = rows(draw, count, width, dtype), rows(draw, draw.size(600 if draw.chance(0.05) else 12, 0.05), width, dtype)
     own = draw.integers(-1, count, len(q)) if count > 1 and draw.chance(0.4) else None
     k = draw.say("k", draw.randint(1, count - (own is not None)))
-    found = neighbors.nearest_neighbors(q, r, k, metric=metric, own=own)
+    given = None if own is None else draw.given(own)
+    found = neighbors.nearest_neighbors(draw.given(q), draw.given(r), k, metric=metric, own=given)
     s = similarity(q, r, metric)
     if own is not None:
         excluded = (own >= 0).nonzero().squeeze(1)
@@ -76,7 +77,13 @@ def classify(draw: Draw) -> None:
     k, balance = draw.say("k", draw.randint(1, count)), draw.say("balance", draw.choice([0.0, 0.5, 1.0]))
     temperature = draw.say("temperature", draw.choice([None, 0.07, 1.0, 1e-300]))
     knn = neighbors.KNeighborsClassifier(
-        x, draw.layout(y), k, metric=metric, balance=balance, temperature=temperature, num_classes=classes
+        draw.given(x),
+        draw.given(draw.layout(y)),
+        k,
+        metric=metric,
+        balance=balance,
+        temperature=temperature,
+        num_classes=classes,
     )
     scores = knn.scores(q)
     assert bool(scores.isfinite().all())
@@ -87,7 +94,7 @@ def classify(draw: Draw) -> None:
     assert torch.equal(knn.predict(q), scores.argmax(1))
     ncm = neighbors.NearestClassMean(width, classes, metric=metric)
     for part in torch.tensor_split(torch.arange(count), [draw.randint(0, count)]):
-        ncm.update(x[part], y[part])
+        ncm.update(draw.given(x[part]), draw.given(y[part]))
     present = sorted(set(y.tolist()))
     means = torch.stack([x[y == c].mean(0) for c in present])
     s = similarity(q, means, metric)
@@ -111,7 +118,7 @@ def values(draw: Draw) -> None:
     x, y = rows(draw, count, width, torch.float64), draw.integers(0, 3, count)
     v, w = draw.normal(draw.size(9), width), draw.integers(0, 3, 9)
     w = w[: len(v)]
-    each = neighbors.knn_shapley(x, y, v, w, k, average="sample")
+    each = neighbors.knn_shapley(draw.given(x), draw.given(y), draw.given(v), draw.given(w), k, average="sample")
     indices = neighbors.nearest_neighbors(v, x, k, metric="euclidean").indices
     share = (y[indices] == w[:, None]).double().mean()
     assert abs(float(each.sum() - share)) < 1e-9, "the values do not sum to the share of neighbours that match"
@@ -132,11 +139,12 @@ def k_dpp(draw: Draw) -> None:
     x = draw.normal(count, width)
     k = draw.say("k", draw.randint(1, min(count, width)))
     quality = draw.uniform(count, low=0.1, high=3.0) if draw.chance(0.5) else None
-    picked = selection.sample_k_dpp(draw.layout(x), k, quality=quality, seed=draw.case)
+    seed = draw.any_seed()
+    picked = selection.sample_k_dpp(draw.layout(x), k, quality=quality, seed=seed)
     assert len(set(picked.tolist())) == k
-    assert torch.equal(picked, selection.sample_k_dpp(x, k, quality=quality, seed=draw.case))
+    assert torch.equal(picked, selection.sample_k_dpp(draw.given(x), k, quality=quality, seed=seed))
     total = sum(
-        math.exp(selection.k_dpp_log_probability(x, chosen, quality=quality))
+        math.exp(selection.k_dpp_log_probability(draw.given(x), draw.given(torch.tensor(chosen)), quality=quality))
         for chosen in itertools.combinations(range(count), k)
     )
     assert abs(total - 1) < 1e-6, f"the probabilities sum to {total}"
@@ -153,7 +161,7 @@ def labels(draw: Draw) -> None:
     epsilon, limit = draw.say("epsilon, limit", (draw.choice([0.01, 0.05, 1.0]), draw.choice([0, 1, 20])))
     s = draw.uniform(*size, low=-1.0).to(dtype)
     prior = draw.uniform(size[1], low=0.01)
-    found = ltk.functional.sinkhorn(draw.layout(s), prior, epsilon, 0.0, limit)
+    found = ltk.functional.sinkhorn(draw.layout(s), draw.given(prior), epsilon, 0.0, limit)
     wanted = iterated(s.double(), prior / prior.sum(), epsilon, 0.0, limit)
     near = (1e-11 if dtype == torch.float64 else 2e-5) / epsilon
     assert float((found.labels - wanted.labels).abs().max()) < near

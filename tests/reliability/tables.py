@@ -33,7 +33,7 @@ BAD_OPTIONS: dict[str, tuple[Any, ...]] = {
     "beta": (1.0, 2.0, -0.1, torch.nan, "1"),
     "eps": (0.0, 1.5, torch.nan),
     "tail_frequency": (-0.1, 1.5, torch.nan),
-    "seed": (2**63, 1.5, "7", True),
+    "seed": (2**64, -(2**63) - 1, 1.5, "7", True),
     "noise": (-0.1, torch.nan, "1"),
     "gradient": ("none", 3),
     "empty": ("drop", None),
@@ -191,7 +191,11 @@ def tau_normalize(draw: Draw) -> None:
 def expert_weights(draw: Draw) -> None:
     shape = draw.say("E, N, C", (draw.size(4), draw.size(12), draw.size(9)))
     first, second = (draw.layout((draw.normal(*shape) * 3).to(draw.choice(DTYPES))) for _ in range(2))
-    options = {"epochs": draw.choice([1, 2, 3]), "batch_size": draw.choice([1, 4, 128]), "seed": draw.choice([0, 5])}
+    options = {
+        "epochs": draw.choice([1, 2, 3]),
+        "batch_size": draw.choice([1, 4, 128]),
+        "seed": draw.choice([0, 5, 2**64 - 1]),
+    }
     out = ltk.inference.expert_weights(first, second, **options)
     assert out.shape == shape[:1]
     assert out.dtype == torch.float64

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ltkernels._arrays import plain, tensor, text
+from ltkernels._features import check_seed
 from ltkernels.train.data._lazy import LazySamples, Samples, rows_of
 from ltkernels.train.data._split import arrange, chosen, listed
 
@@ -164,6 +165,7 @@ class Dataset:
         """
         if (x_test is None) != (y_test is None) or (x_val is None) != (y_val is None):
             raise ValueError("samples and labels go together: x_test with y_test, x_val with y_val")
+        seed = check_seed(seed)
         given = {"train": (x_train, y_train), "test": (x_test, y_test), "val": (x_val, y_val)}
         notes = list(about.pop("notes", ()))
         samples, labels = {}, {}

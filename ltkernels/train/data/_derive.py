@@ -1,6 +1,6 @@
 """Data sets made from data sets: other class counts, folds of one, and one class made similar to another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,18 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltkernels._checks import ClassCounts, count_list
+from ltkernels._features import check_seed
 from ltkernels.train.data._dataset import Dataset, moments, standardised
 from ltkernels.train.data._lazy import rows_of
 from ltkernels.train.data._longtail import thinned
 from ltkernels.train.data._split import chosen, fold_rows, listed
 
 
-def with_counts(data: Dataset, class_counts: Sequence[int], seed: int = 0) -> Dataset:
+def with_counts(data: Dataset, class_counts: ClassCounts, seed: int = 0) -> Dataset:
     """`data` with class_counts[c] training samples of class c, kept by a shuffle seeded with (seed, c); the test set stays.
 
     The samples keep the standardisation of `data`, so that two such sets differ in nothing else. Raises ValueError naming
     the class where fewer samples are there than asked for, or none is asked for.
     """
+    class_counts = count_list(class_counts)
     if len(class_counts) != data.num_classes:
         raise ValueError(f"class_counts has {len(class_counts)} entries, {data.name} has {data.num_classes} classes")
     for label, (wanted, there) in enumerate(zip(class_counts, data.class_counts)):
@@ -47,7 +50,7 @@ def mix_categories(data: Dataset, majority: int, minority: int, rho: float, lam:
     for name, share in (("rho", rho), ("lam", lam)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {share}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     own, other = ((data.y_train == label).nonzero().flatten() for label in (majority, minority))
     order = torch.randperm(len(own), generator=generator)
     partners = other[torch.randint(len(other), (len(own),), generator=generator)]

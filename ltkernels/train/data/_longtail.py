@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ltkernels._features import check_seed
+
 _MOST = 2**53  # larger integers are no float64
 PROFILES = ("exp", "step")
 
@@ -53,10 +55,16 @@ def make_long_tailed(labels: np.ndarray, imbalance: float, profile: str = "exp",
         # Before a table of all classes is made: one forged label would make it as large as it likes.
         raise ValueError(f"labels reach {labels.max()}, of {len(labels)} samples: some class has none")
     available = np.bincount(labels)
+    if available.min() < 2:  # whatever the imbalance, which may be nobody's choice
+        label, count = int(available.argmin()), int(available.min())
+        raise ValueError(
+            f"class {label} has {count} sample{'s' * (count != 1)}: a profile begins at the smallest class, which needs at least 2"
+        )
     return thinned(labels, class_sizes(int(available.min()), len(available), imbalance, profile), seed)
 
 
 def thinned(labels: np.ndarray, sizes: Sequence[int], seed: int) -> np.ndarray:
     """Indices (int64, grouped by class) of sizes[c] samples of each class c, kept by a shuffle seeded with (seed, class)."""
+    seed = check_seed(seed)
     rows = (np.random.default_rng([seed, c]).permutation(np.flatnonzero(labels == c)) for c in range(len(sizes)))
     return np.concatenate([of_class[:size] for of_class, size in zip(rows, sizes)])

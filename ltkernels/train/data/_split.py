@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ltkernels._arrays import class_indices
+from ltkernels._features import check_seed
 from ltkernels.train.data._longtail import make_long_tailed
 
 Part = TypeVar("Part")
@@ -105,7 +106,7 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     """
     if not 0 < share < 1:
         raise ValueError(f"the share to hold out must lie between 0 and 1, got {share}")
-    kept, held = [], []
+    seed, kept, held = check_seed(seed), [], []
     for label, count in enumerate(np.bincount(labels)):
         rows = np.random.default_rng([seed, label, 20_000]).permutation(np.flatnonzero(labels == label))
         if count > 1:
@@ -123,6 +124,7 @@ def fold_rows(labels: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
 
     The draw of a class depends on (seed, class) alone.
     """
+    seed = check_seed(seed)
     found: list[list[np.ndarray]] = [[] for _ in range(folds)]
     for label in range(int(labels.max()) + 1):
         rows = np.random.default_rng([seed, label, 40_000]).permutation(np.flatnonzero(labels == label))

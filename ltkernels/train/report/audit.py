@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltkernels._arrays import each_once
+from ltkernels._features import as_tensor, check_integers, check_reals, check_seed
 from ltkernels.diversity import FeatureStatistics, feature_diversity
+from ltkernels.train.features import derived_seed
 from ltkernels.train.metrics import feature_drift
 from ltkernels.train.report.charts import points
 from ltkernels.train.report.page import by_frequency, page, percent, table
@@ -46,6 +49,9 @@ def out_of_sample_probabilities(features: Tensor, labels: Tensor, num_classes: i
         raise ValueError("every class needs 2 samples: one to learn from, one to look at")
     x, y = features.double().cpu().numpy(), labels.cpu().numpy()
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    seed = check_seed(seed)
+    if seed >= 2**32:  # more than scikit-learn takes
+        seed = derived_seed(seed) % 2**32
     folds = StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)
     return torch.from_numpy(cross_val_predict(model, x, y, cv=folds, method="predict_proba"))
 
@@ -69,43 +75,47 @@ def suspected_label_errors(labels: Tensor, probabilities: Tensor) -> list[dict[s
 
 
 def audit(
-    features: Tensor,
-    labels: Tensor,
+    features: Any,
+    labels: Any,
     *,
-    class_names: Sequence[str] | None = None,
-    probabilities: Tensor | None = None,
-    other: tuple[Tensor, Tensor] | None = None,
+    class_names: Sequence[Any] | None = None,
+    probabilities: Any = None,
+    other: tuple[Any, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Audit a labelled set of features; plain values, ready for JSON and for `render_audit`.
 
     Args:
         features: (n, d) floating, memory-mapped if you like: counts, diversity and drift go through them a class at a time
-            (finding label errors without `probabilities` takes a float64 copy); labels: (n,) int64, every class 0..C-1 with
-            at least one sample.
-        class_names: C names; None numbers them.
+            (finding label errors without `probabilities` takes a float64 copy); labels: (n,) integers, every class 0..C-1 with
+            at least one sample; tensors or NumPy arrays, all of them.
+        class_names: C different names, text or bytes; None numbers them.
         probabilities: (n, C) out-of-sample class probabilities of your own; None takes `out_of_sample_probabilities`.
         other: a second set (features (m, d), labels (m,)) to look for drift in; None leaves that out.
         seed: of the folds.
 
     Returns:
         class_names, class_counts, class_diversity; label_errors (None: not looked for) with label_errors_note, which says why
-        not or how; drift (None without `other`), as `metrics.feature_drift`. Raises ValueError naming the argument.
+        not or how; drift (None without `other`), as `metrics.feature_drift`. Raises TypeError or ValueError naming the argument.
     """
+    features, labels = as_tensor(features, "features"), check_integers(labels, "labels")
     _check("features", features, labels)
     counts = torch.bincount(labels).tolist()
     num_classes = len(counts)
     if 0 in counts:
         raise ValueError(f"labels holds no sample of class {counts.index(0)}")
-    names = [str(c) for c in range(num_classes)] if class_names is None else [str(name) for name in class_names]
+    names = [str(c) for c in range(num_classes)] if class_names is None else list(each_once(class_names))
     if len(names) != num_classes:
         raise ValueError(f"class_names has {len(names)} entries, labels has {num_classes} classes")
+    probabilities = None if probabilities is None else check_reals(probabilities, "probabilities")
     if probabilities is not None and probabilities.shape != (len(labels), num_classes):
         raise ValueError(
             f"probabilities has shape {tuple(probabilities.shape)}; it must be ({len(labels)}, {num_classes})"
         )
+    check_seed(seed)
     drift = None
     if other is not None:
+        other = as_tensor(other[0], "other"), check_integers(other[1], "other")
         _check("other", *other)
         if other[0].shape[1] != features.shape[1] or int(other[1].max()) >= num_classes:
             raise ValueError(f"other must have {features.shape[1]} features and labels below {num_classes}")
