@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._call import TABLES
+from .._tables import KeepsTables
 from ..heads import linear_adjusted_cross_entropy
 from ._adjustment import NEUTRAL, Adjustment, Smoothed, built_classes, rounded
 from ._core import adjusted_cross_entropy, of_checked
@@ -37,17 +38,6 @@ class Common(TypedDict, total=False):
     backend: str | None
     learnable: Sequence[str]
     table_dtype: torch.dtype | None
-
-
-class KeepsTables(torch.nn.Module):
-    """A Module whose tables move with it and keep their dtype under ``.half()`` and friends: a prior rounded to 8 bits is another loss."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
 
 
 class AdjustedCrossEntropy(KeepsTables):
@@ -200,16 +190,18 @@ class AdjustedCrossEntropy(KeepsTables):
             adjustment = rounded(adjustment, table_dtype)
         learned = _learned_tables(adjustment, classes, learnable, table_dtype or torch.float32)
         term = adjustment.term if isinstance(adjustment, ClosedForm) else None
-        # What `reset_parameters` puts back. On the CPU: torch.device("meta") makes buffers that hold nothing.
-        self._start: dict[str, Tensor] = {}
+        # The options in the state dict say whether its tables are those of this loss.
         for name in TABLES:
             first = learned.get(name, getattr(adjustment, name, None))
-            self._own(name, first, name in learned)
-        self._own("label_scale", getattr(adjustment, "label_scale", None))
-        self._own("smoothing", label_smoothing if isinstance(label_smoothing, Tensor) else None)
-        self._own("term_table", None if term is None else term.table)
-        self._own("term_seed", None if term is None else term.seed)
-        self._own("class_counts", counts)
+            self._table(name, _tensor(first), made=False, learned=name in learned)
+        for name, value in {
+            "label_scale": getattr(adjustment, "label_scale", None),
+            "smoothing": label_smoothing if isinstance(label_smoothing, Tensor) else None,
+            "term_table": None if term is None else term.table,
+            "term_seed": None if term is None else term.seed,
+            "class_counts": counts,
+        }.items():
+            self._table(name, _tensor(value), made=False)
         self.closed_form = term is not None
         self._term = ("none", ()) if term is None else (term.form, term.options)
         self._learns = bool(learned)
@@ -252,30 +244,13 @@ class AdjustedCrossEntropy(KeepsTables):
             raise TypeError(f"table_dtype is {table_dtype}, but {self.build.__name__} builds its tables in float32")
         return built
 
-    def _own(self, name: str, value: Tensor | None, learned: bool = False) -> None:
-        """Registers a table, on torch's default device where it is not on another than the CPU."""
-        if value is None:
-            self.register_buffer(name, None)
-            return
-        value = _tensor(value)
-        device = torch.get_default_device() if value.is_cpu else value.device
-        self._start[name] = value.detach().cpu().clone()
-        value = self._start[name].to(device, copy=True)
-        if learned:
-            self.register_parameter(name, torch.nn.Parameter(value))
-        else:
-            self.register_buffer(name, value)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Puts the tables that the loss was made with back in place, learned ones included: after ``to_empty`` they hold anything.
 
         Tables that a schedule has added get their neutral value; its ``step`` sets them.
         """
-        for name, start in self._start.items():
-            held = getattr(self, name)
-            if held is not None:
-                held.copy_(start)
+        super().reset_parameters()
         for name in TABLES:
             held = getattr(self, name)
             if held is not None and name not in self._start:
@@ -464,9 +439,9 @@ def _short(counts: Tensor) -> str:
     return str(values) if len(values) <= 6 else f"[{', '.join(map(str, values[:5]))}, ...] ({len(values)} classes)"
 
 
-def _tensor(value: Any) -> Tensor:
-    """Where it is: torch.as_tensor would move a tensor to torch's default device."""
-    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+def _tensor(value: Any) -> Any:
+    """A tensor stays where it is: torch.as_tensor would move it to torch's default device."""
+    return value if value is None or isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
 
 
 def _plain(value: Any) -> Any:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from .. import _checks
 from .._backends import Explanation
-from .._tables import MadeOfTables
-from ._module import KeepsTables
+from .._tables import KeepsTables
 from ._sigmoid import explain_sigmoid, sigmoid_cross_entropy
 
 
-class DistributionBalanced(MadeOfTables, KeepsTables):
+class DistributionBalanced(KeepsTables):
     """Distribution-balanced loss for multi-label targets, Wu et al. 2020 (DB, arXiv:2007.09654).
 
     With n_j the samples of class j among N, ``a_j = z_j + bias log(n_j / (N - n_j))`` and ``w_ij = base + sigmoid(steepness (r_ij -

@@ -126,7 +126,7 @@ class EQLv2(AdjustedCrossEntropy):
         options = {"gamma": gamma, "mu": mu, "alpha": alpha}
         super().__init__(num_classes=num_classes, options=options, **common)
         for name in ("positive_gradient", "negative_gradient"):
-            self._own(name, torch.zeros(num_classes, dtype=torch.float64, device="cpu"))
+            self._table(name, torch.zeros(num_classes, dtype=torch.float64, device="cpu"), made=False)
         self.process_group = process_group
 
     @property

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from .. import _checks
 from .._errors import ArgumentError
-from .._tables import MadeOfTables
+from .._tables import KeepsTables
 from ._adjustment import Adjustment
-from ._module import KeepsTables
 from .experts import experts_cross_entropy
 
 Logits = Tensor | Sequence[Tensor]
 
 
-class ExpertsLoss(MadeOfTables, KeepsTables):
+class ExpertsLoss(KeepsTables):
     """What the losses of experts share: tables of each expert as buffers, which keep their dtype under ``.half()``, and options.
 
     Args:

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from .. import _checks
 from .._errors import ArgumentError
-from .._tables import MadeOfTables
-from ._module import KeepsTables
+from .._tables import KeepsTables
 from ._row_statistics import row_statistics
 from .margins import ldam
 
 
-class LDAMHinge(MadeOfTables, KeepsTables):
+class LDAMHinge(KeepsTables):
     """LDAM-HG, Cao et al. 2019 (arXiv:1906.07413), equation 10: the hinge loss ``max(0, max_{j != y} z_j - z_y + Delta_y)`` with the
     margins of `LDAM`, ``Delta = max_margin * (n_min / n)^(1/4)``.
 

@@ -13,10 +13,9 @@ from .. import _checks
 from .._backends import Explanation
 from .._backends._shared import bad_label
 from .._errors import ArgumentError, DTypeError
-from .._tables import MadeOfTables
+from .._tables import KeepsTables
 from ..heads import linear_adjusted_cross_entropy
 from ._core import explain
-from ._module import KeepsTables
 from ._terms import ClosedForm, Term
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _term(kappa: Tensor, features: int, tau: float) -> Term:
     return Term("vmf", kappa, None, (width, _checks.number("tau", tau, above=0.0), 0.0))
 
 
-class ProCo(MadeOfTables, KeepsTables):
+class ProCo(KeepsTables):
     """Probabilistic contrastive loss, Du et al. 2024 (ProCo, arXiv:2403.06726): cross-entropy of `ltkernels.adjustments.vmf` of the
     features' cosines with their classes' mean directions, plus the log prior.
 

@@ -120,16 +120,11 @@ class Seesaw(AdjustedCrossEntropy):
             raise ValueError(f"process_group is {process_group!r}; it must be a process group, 'world' or None")
         own = _term_options(p, q, eps)
         super().__init__(ClosedForm(Term("seesaw", options=own)), num_classes=len(start), **common)
-        self._own("seen", start)
+        self._table("seen", start, made=False)
         self._counted: Tensor | None = None  # with the batch at hand
         self.process_group = process_group
         self._seesaw = own
         self.options = {"p": p, "q": q, "eps": eps}
-
-    def reset_parameters(self) -> None:
-        """As of every loss; `seen` starts from the counts that the loss was made with."""
-        super().reset_parameters()
-        self.seen.copy_(self._start["seen"])
 
     def forward(self, logits: Tensor, target: Target, **said: Unpack[Options]) -> Tensor:
         """The loss; as of every loss, for class indices only."""
