@@ -240,6 +240,23 @@ def test_select_says_the_names_of_the_classes(tmp_path, capsys) -> None:
     assert "h.npz: class_names must name 4 classes, got (1,)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("mode", "marker", "title"), [("mean", "o", "mean (points), "), ("max", "", "max (solid), ")])
+def test_the_picture_shows_what_was_chosen(mode, marker, title, tmp_path, monkeypatch) -> None:
+    # Rows that are chosen at once have a path of one point, of which a line draws nothing.
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    x, y = data()
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", "--select", mode) == 0
+    left, right = drawn[0].axes
+    (chosen,) = [line for line in left.lines if line.get_label() == "class 3"]
+    assert (chosen.get_marker(), len(chosen.get_xdata()) == 1) == (marker, marker == "o")
+    assert left.get_title() == f"{title}at random (dotted)"
+    (fdg,) = [line.get_xdata()[0] for line in right.lines if line.get_label() == mode]
+    assert fdg == pytest.approx(json.loads((tmp_path / "out" / "selection.json").read_text())["fdg_tail"])
+
+
 @pytest.mark.parametrize("mode", ["mean", "match", "random", "max", "min", "target:0.1"])
 def test_run_select_and_experiment_take_the_same_rows(mode: str, tmp_path) -> None:
     # The three ways in, from their own entrances: `ltkernels select`, the completion of run and stage 2, the experiment's arms.

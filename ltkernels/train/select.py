@@ -288,12 +288,16 @@ def _picture(recipe: Recipe, wanted: str, name: Callable[[int], str], path: Path
     for i, entry in enumerate(shown):
         colour = colours(0.9 * i / max(1, len(shown) - 1))
         if wanted != "random":
-            left.plot(*zip(*entry.chosen.path), color=colour, label=f"class {name(entry.label)}")
+            # Rows that are chosen all at once have no path, only its end.
+            marker = "o" if len(entry.chosen.path) == 1 else ""
+            left.plot(*zip(*entry.chosen.path), color=colour, marker=marker, label=f"class {name(entry.label)}")
         if entry.random:
             label = f"class {name(entry.label)}" if wanted == "random" else None
             left.plot(*zip(*entry.random[0].path), color=colour, linestyle=":", label=label)
     left.axhline(0.0, color="0.6", linewidth=0.8)
-    left.set(xlabel="samples added", ylabel="FDG", title=f"{wanted} (solid), at random (dotted)")
+    drawn = "points" if all(len(e.chosen.path) == 1 for e in shown) else "solid"
+    title = "at random" if wanted == "random" else f"{wanted} ({drawn}), at random (dotted)"
+    left.set(xlabel="samples added", ylabel="FDG", title=title)
     if shown:
         left.legend(fontsize="small", frameon=False)
     if panels == 2:
@@ -301,6 +305,10 @@ def _picture(recipe: Recipe, wanted: str, name: Callable[[int], str], path: Path
         random = torch.stack([e.random_fdg for e in recipe.classes]).mean(0)
         if len(random):
             right.hist(random.numpy(), bins=20, color="0.75", label="random repeats")
+            right.yaxis.get_major_locator().set_params(integer=True)
+        if wanted != "random" and recipe.classes:
+            fdg = sum(e.fdg for e in recipe.classes) / len(recipe.classes)
+            right.axvline(fdg, color=colours(0.0), label=wanted)
         if recipe.kept:
             values = recipe.fdg.numpy()
             right.plot(values, np.arange(1, len(values) + 1), ".", color="#0072B2", label="kept sets, in order")
