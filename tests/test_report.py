@@ -207,6 +207,8 @@ def test_hundred_classes_and_a_training_alone(summary):
     page = render(many, _metrics())
     _parse(page)
     assert "class 99" in page
+    assert "the two results" not in page, "of one variant there is one"
+    assert "the two results" in render(summary, _metrics())
     assert "FDG" not in page.split("<h2>Definitions")[1]
 
 

@@ -251,5 +251,5 @@ def reliability(title: str, series: Sequence[tuple[str, dict[str, Sequence[float
         )
     axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="confidence, %", ylabel="accuracy, %")
     axes.set_title(fill(shorten(title, 80), 30))
-    legend_below(axes, 30, [axes.lines[0], *axes.containers], handlelength=2.6)
+    legend_below(axes, 38, [axes.lines[0], *axes.containers], handlelength=2.6)
     return figure
