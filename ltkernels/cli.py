@@ -65,6 +65,9 @@ class _Parser(argparse.ArgumentParser):
 
     def _hint(self, message: str) -> str:
         """What a misspelt flag, command or choice may have been meant to be."""
+        if message.endswith("required: COMMAND"):
+            commands = (c for action in self._actions if action.dest == "command" for c in action.choices or ())
+            return f" ({', '.join(commands)}; --help says what they do)"
         if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return did_you_mean(choice[1], re.findall(r"[^', ]+", choice[2]))
         flag = re.search(r"unrecognized arguments: (--[\w-]+)", message)
