@@ -219,7 +219,10 @@ def target(value: Tensor, logits: Tensor, name: str = "target") -> bool:
             )
         return True
     if value.is_complex() or value.dtype == torch.bool:
-        raise DTypeError(f"{name} has dtype {value.dtype}; it must hold class indices (int64) or class probabilities")
+        raise DTypeError(
+            f"{name} has dtype {value.dtype} and shape {tuple(value.shape)}; it must hold class indices (int64) or, in the "
+            f"logits' shape {tuple(shape)}, class probabilities"
+        )
     wanted = shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
     if value.shape != wanted:
         raise ArgumentError(

@@ -65,6 +65,9 @@ class _Parser(argparse.ArgumentParser):
 
     def _hint(self, message: str) -> str:
         """What a misspelt flag, command or choice may have been meant to be."""
+        if message.endswith("required: COMMAND"):
+            commands = (c for action in self._actions if action.dest == "command" for c in action.choices or ())
+            return f" ({', '.join(commands)}; --help says what they do)"
         if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return did_you_mean(choice[1], re.findall(r"[^', ]+", choice[2]))
         flag = re.search(r"unrecognized arguments: (--[\w-]+)", message)
@@ -143,11 +146,17 @@ def _print_variants(variants: list[dict[str, Any]]) -> None:
     def percent(value: float | None) -> str:
         return "n/a" if value is None else f"{100 * value:.1f}"
 
-    print(f"{'variant':<24}{'balanced':>10}{'top-1':>8}{'many':>8}{'medium':>8}{'few':>8}{'FDG tail':>10}")
+    # Of what was completed with features alone.
+    measured = any(v.get("fdg_tail") is not None for v in variants)
+    print(
+        f"{'variant':<24}{'balanced':>10}{'top-1':>8}{'many':>8}{'medium':>8}{'few':>8}{'FDG tail' if measured else '':>10}".rstrip()
+    )
     for v in variants:
-        fdg = "-" if v.get("fdg_tail") is None else f"{v['fdg_tail']:.3f}"
+        fdg = "" if not measured else "-" if v.get("fdg_tail") is None else f"{v['fdg_tail']:.3f}"
         groups = "".join(f"{percent(v['groups'][name]['accuracy']):>8}" for name in ("many", "medium", "few"))
-        print(f"{_plain(v['name']):<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}")
+        print(
+            f"{_plain(v['name']):<24}{percent(v['balanced_accuracy']):>10}{percent(v['top1']):>8}{groups}{fdg:>10}".rstrip()
+        )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -281,6 +281,7 @@ def test_bench_checks_its_answers_and_writes_a_result(tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
+        ([], "COMMAND (run, train, "),
         (["trian"], "did you mean train?"),
         (["train", "--loss-option", "tau=1"], "did you mean --loss-options?"),
         (["train", "--loss", "logit_adjsted"], "did you mean logit_adjusted?"),

@@ -135,3 +135,21 @@ def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
             torch.testing.assert_close(
                 found[name], value, rtol=1e-6, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}"
             )
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (X, Y + 1, r"labels is 3 in row 2; it must lie in \[0, 3\) or be -100"),
+        (X, Y - 1, "labels is -1 in row 0"),
+        (X[:, :3], Y, "features has width 3, centres 4"),
+        ([X, X], Y, "features is list"),
+        (X, Y[:5], r"labels has shape \(5,\); it must be \(6,\)"),
+        (X, Y.float(), "labels has dtype torch.float32"),
+    ],
+)
+def test_a_refused_batch_moves_no_running_centre(features, labels, message) -> None:
+    loss = NN.BalancedContrastive(3, 4)
+    with pytest.raises((ValueError, TypeError), match=message):
+        loss(features, labels)
+    assert not loss.centres.any()

@@ -1,6 +1,7 @@
 """Data sets: golden counts typed by hand, and files that are refused in words."""
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def test_unknown_name_lists_the_known():
         data.load("imagenet")
     with pytest.raises(ValueError, match="unknown data set 'npz:'"):
         data.load("npz:")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("pictures", "folder"), ("a.csv", "csv"), ("a.npz", "npz"), ("a.txt", "list")]
+)
+def test_a_path_alone_is_answered_with_the_way_to_read_it(name, kind, tmp_path):
+    path = tmp_path / name
+    if path.suffix:
+        path.touch()
+    else:
+        path.mkdir()
+    with pytest.raises(ValueError, match=re.escape(f"(did you mean {kind}:{path}?)")):
+        data.load(str(path))
 
 
 def test_image_size_is_refused_where_it_would_do_nothing():
@@ -128,6 +142,17 @@ def test_bad_npz_files_are_named(tmp_path):
     (tmp_path / "junk.npz").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"junk\.npz"):
         data.load(f"npz:{tmp_path / 'junk.npz'}")
+    np.savez(tmp_path / "other.npz", X=np.zeros(3))
+    with pytest.raises(
+        ValueError, match=r"needs the arrays x_train and y_train, or features and labels, or .* \(it holds X\)"
+    ):
+        data.load(f"npz:{tmp_path / 'other.npz'}")
+    np.savez(tmp_path / "features.npz", features=np.zeros((3, 2)), labels=np.zeros(2, int))
+    with pytest.raises(ValueError, match=r"features\.npz: labels must have shape \(3,\), got \(2,\)"):
+        data.load(f"npz:{tmp_path / 'features.npz'}")
+    np.savez(tmp_path / "features.npz", features=np.full((3, 2), np.nan), labels=np.zeros(3, int))
+    with pytest.raises(ValueError, match=r"features\.npz: features holds NaN"):
+        data.load(f"npz:{tmp_path / 'features.npz'}")
     np.savez(tmp_path / "pickled.npz", **{**_arrays(), "y_train": np.array([object()])})
     with pytest.raises(ValueError, match=r"pickled\.npz"):
         data.load(f"npz:{tmp_path / 'pickled.npz'}")

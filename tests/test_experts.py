@@ -519,6 +519,15 @@ BAD = ltk.losses.Adjustment(shift=torch.tensor([0.0, math.nan, 0, 0, 0]))
             "^sample_weight is inf in row 2",
         ),
         (lambda: NN.SADE(COUNTS)(Z, Y), ValueError, "logits are of 2 experts; SADE was made for 3"),
+        (lambda: NN.SADE(COUNTS)(Z[0], Y), ValueError, r"logits has shape \(4, 5\); it must be \(E, N, C\)"),
+        *[
+            (
+                lambda loss=loss: loss([Z[0]] * 3, Y),
+                ValueError,
+                "logits are of 5 classes; .* was made for 3",
+            )
+            for loss in (NN.SADE(COUNTS), NN.BalPoE(COUNTS), NN.RIDE(COUNTS), NN.NCL(COUNTS, hard=2), NN.ResLT(COUNTS))
+        ],
         (lambda: NN.NCL(COUNTS), ValueError, "hard is 30; it must be from 1 to the number of classes, 3"),
         (lambda: NN.RIDE(class_temperature=True), ValueError, "class_counts is None"),
         (lambda: NN.ResLT(COUNTS, reduction="none"), ValueError, "ResLT has its own denominators"),

@@ -314,7 +314,7 @@ def test_what_cannot_be_is_refused_by_name() -> None:
         ({"target": (hot * 3).to(torch.uint8)}, r"target\[\d, \d\] is 3"),
         ({"target": torch.where(hot == 1, math.nan, 0)}, r"target\[\d, \d\] is nan"),
         ({"target": torch.tensor([0, 1, 4, 0, 0])}, "label 4 in row 2"),
-        ({"target": hot[:, :3]}, "class probabilities must have the logits' shape"),
+        ({"target": hot[:, :3]}, r"target has shape \(5, 3\); multi-label targets have the logits' shape \(5, 4\)"),
         ({"weight": one}, "weight is chosen by the label"),
         ({"ignore_index": 1}, "ignore_index is 1, which is what entries"),
         ({"threshold": 1.0}, r"threshold is 1.0; it must lie in \[0, 1\)"),

@@ -170,7 +170,10 @@ def test_samples_that_do_not_fit_are_refused(run, tmp_path, capsys):
         ((place / "run", place / "data.npz", "--out", "x.txt"), ".csv or .parquet"),
         ((place / "run", place / "data.npz", "--out", tmp_path / "no" / "x.csv"), "no folder"),
         ((place / "run", place / "data.npz", "--variant", "ce"), "no variant 'ce'; it has logit_adjusted"),
-        ((place / "run", place / "data.npz", "--prior", "a"), "--prior"),
+        (
+            (place / "run", place / "data.npz", "--prior", "unifrom"),
+            "--prior: must be uniform, train or one number a class (P,P,...), got 'unifrom' (did you mean uniform?)",
+        ),
         ((place, place / "data.npz"), "not a result folder"),
         ((place / "run", tmp_path / "none.npz"), "none.npz: no such file"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -215,6 +216,45 @@ def test_select_takes_pools_of_the_file(tmp_path) -> None:
     assert run("select", tmp_path / "g.npz", "--out", tmp_path / "no") == 2
     rows = {row.tobytes() for row in pool.astype(np.float32)}
     assert all(row.tobytes() in rows for row in added)
+
+
+def test_select_says_the_names_of_the_classes(tmp_path, capsys) -> None:
+    x, y = data()
+    named = {"features": x, "labels": y, "class_names": np.array(["Aal", "Bär", "Kuh", "Äsche"])}
+    np.savez(tmp_path / "f.npz", **named)
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out") == 0
+    assert re.search(
+        r"^class 3 \(Äsche\): \d+ added in the spread of class \d \((Aal|Bär|Kuh)\)", capsys.readouterr().out, re.M
+    )
+    assert json.loads((tmp_path / "out" / "selection.json").read_text())["class_names"] == [
+        "Aal",
+        "Bär",
+        "Kuh",
+        "Äsche",
+    ]
+    np.savez(tmp_path / "g.npz", **named, pool=x, pool_labels=np.ones_like(y))
+    assert run("select", tmp_path / "g.npz", "--out", tmp_path / "no") == 2
+    assert "pool has no samples of class 3 (Äsche); --classes says which classes to complete" in capsys.readouterr().err
+    np.savez(tmp_path / "h.npz", **{**named, "class_names": np.array(["Aal"])})
+    assert run("select", tmp_path / "h.npz", "--out", tmp_path / "no") == 2
+    assert "h.npz: class_names must name 4 classes, got (1,)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mode", "marker", "title"), [("mean", "o", "mean (points), "), ("max", "", "max (solid), ")])
+def test_the_picture_shows_what_was_chosen(mode, marker, title, tmp_path, monkeypatch) -> None:
+    # Rows that are chosen at once have a path of one point, of which a line draws nothing.
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    x, y = data()
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+    assert run("select", tmp_path / "f.npz", "--out", tmp_path / "out", "--select", mode) == 0
+    left, right = drawn[0].axes
+    (chosen,) = [line for line in left.lines if line.get_label() == "class 3"]
+    assert (chosen.get_marker(), len(chosen.get_xdata()) == 1) == (marker, marker == "o")
+    assert left.get_title() == f"{title}at random (dotted)"
+    (fdg,) = [line.get_xdata()[0] for line in right.lines if line.get_label() == mode]
+    assert fdg == pytest.approx(json.loads((tmp_path / "out" / "selection.json").read_text())["fdg_tail"])
 
 
 @pytest.mark.parametrize("mode", ["mean", "match", "random", "max", "min", "target:0.1"])

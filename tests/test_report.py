@@ -188,6 +188,10 @@ def test_confusion_matrix_follows_frequency():
     cells = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
     assert cells == {(0, 0): "4", (0, 1): "3", (1, 0): "2", (1, 1): "1"}
     assert [t.get_text() for t in axes.get_yticklabels()] == ["frequent  1", "rare  2"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2"]
+    # Digits say themselves: "0  1" over a column 1 would be read as another digit.
+    (short,) = charts.matrix_of_confusions("t", [[1, 2], [3, 4]], ["0", "1"], [1, 0]).figure.axes
+    assert [t.get_text() for t in (*short.get_yticklabels(), *short.get_xticklabels())] == ["1", "0", "1", "0"]
     opacity = axes.images[0].get_array()[..., 3]
     np.testing.assert_allclose(np.asarray(opacity), np.sqrt([[4 / 7, 3 / 7], [2 / 3, 1 / 3]]))
 
@@ -203,6 +207,8 @@ def test_hundred_classes_and_a_training_alone(summary):
     page = render(many, _metrics())
     _parse(page)
     assert "class 99" in page
+    assert "the two results" not in page, "of one variant there is one"
+    assert "the two results" in render(summary, _metrics())
     assert "FDG" not in page.split("<h2>Definitions")[1]
 
 

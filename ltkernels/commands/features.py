@@ -78,11 +78,14 @@ def _select(arguments: argparse.Namespace) -> None:
         return
     for note in result["notes"]:
         print(f"note: {note}")
+    names = result["class_names"]
+    numbers = range(len(result["class_counts"]))
+    said = [f"class {c}" if names is None else f"class {c} ({names[c]})" for c in numbers]
     for entry in result["classes"]:
-        name, arm, random = f"class {entry['label']}", entry["arms"][result["selected"]], entry["arms"]["random-0"]
+        name, arm, random = said[entry["label"]], entry["arms"][result["selected"]], entry["arms"]["random-0"]
         head = entry["similar_head"]
         print(
-            f"{name}: {entry['need']} added {'from its pool' if head is None else f'in the spread of class {head}'}, "
+            f"{name}: {entry['need']} added {'from its pool' if head is None else f'in the spread of {said[head]}'}, "
             f"FDG {arm['fdg']:.3f} (at random {random['fdg']:.3f}), "
             f"offset {arm['offset']:.2f} (at random {random['offset']:.2f})"
         )

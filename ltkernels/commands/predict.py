@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ltkernels._names import did_you_mean
 from ltkernels.commands import parts
 
 _ONE = "result folder, or one of its checkpoints/*.pt"
@@ -47,7 +48,14 @@ def add_parsers(commands: Any) -> None:
 
 
 def _prior(text: str) -> str | list[float]:
-    return text if text in ("uniform", "train") else [float(part) for part in text.split(",")]
+    if text in ("uniform", "train"):
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be uniform, train or one number a class (P,P,...), got {text!r}{did_you_mean(text, ('uniform', 'train'))}"
+        ) from None
 
 
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:

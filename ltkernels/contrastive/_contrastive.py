@@ -124,7 +124,7 @@ def contrastive(
         if isinstance(value, Tensor) and type(value) is not Tensor and is_dtensor(value):
             raise DTypeError(f"{name} is a DTensor; give plain tensors, such as its to_local()")
     _checks.reduction(reduction)
-    rows, views = _views(features)
+    rows, views = features_by_row(features)
     real, device, n = _checks.real_dtype(features.dtype), features.device, len(rows)
     served = _backends.choose(backend, device)
     ignore_index = _checks.integer("ignore_index", ignore_index)
@@ -216,7 +216,7 @@ def contrastive(
     return loss.reshape(features.shape[:-1]) if reduction == "none" else loss
 
 
-def _views(features: Tensor) -> tuple[Tensor, int]:
+def features_by_row(features: Tensor) -> tuple[Tensor, int]:
     """(rows, D) and how many rows a sample has."""
     if not isinstance(features, Tensor):
         raise DTypeError(f"features is {type(features).__name__}; it must be a tensor")

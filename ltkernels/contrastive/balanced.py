@@ -10,7 +10,8 @@ from torch import Tensor
 from .. import _checks
 from .._errors import ArgumentError
 from .._ranks import Ranks
-from ._logsumexp import unit
+from ._contrastive import features_by_row
+from ._logsumexp import indices, matrix, unit, within
 from ._module import Contrastive, Options
 
 if TYPE_CHECKING:
@@ -99,19 +100,21 @@ class BalancedContrastive(Contrastive):
                     "centres is missing, and the Module was made without embedding_dim, so it keeps none"
                 )
             if self.training:
-                self._move(features.detach(), labels)
+                rows, views = features_by_row(features)  # refused before a centre moves
+                matrix("features", rows, self.centres.to(rows.dtype), "centres")
+                given = indices("labels", labels, len(features), features.device)
+                within("labels", given, 0, self.num_classes, self.ignore_index)
+                self._move(rows.detach(), given.repeat_interleave(views))
             centres = self.centres.to(features.dtype, copy=True)
         elif len(centres) != self.num_classes:
             raise ArgumentError(f"centres has {len(centres)} rows; the loss has {self.num_classes} classes")
         return self._loss(features, labels, centres=centres, sample_weight=sample_weight)
 
     @torch.no_grad()
-    def _move(self, features: Tensor, labels: Tensor) -> None:
+    def _move(self, rows: Tensor, labels: Tensor) -> None:
         """The running centres of the batch's classes towards the means of their features, of all ranks."""
         assert self.centres is not None
-        views = features.shape[1] if features.dim() == 3 else 1
-        rows = unit(features.flatten(0, -2)).to(self.centres.dtype)
-        labels = labels.repeat_interleave(views)
+        rows = unit(rows).to(self.centres.dtype)
         valid = labels != self.ignore_index
         label = torch.where(valid, labels, 0)
         sums = torch.zeros_like(self.centres).index_add(0, label, rows * valid[:, None])

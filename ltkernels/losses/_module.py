@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _checks
 from .._call import TABLES
+from .._errors import ArgumentError
 from .._tables import KeepsTables
 from ..heads import linear_adjusted_cross_entropy
 from ._adjustment import NEUTRAL, Adjustment, Smoothed, built_classes, rounded
@@ -289,9 +290,14 @@ class AdjustedCrossEntropy(KeepsTables):
         options = self.call_options()
         if said:
             options.update(said)
-        if type(logits) is Tensor and not self.closed_form:  # a call less for each of many small losses
-            return of_checked(checked(logits, target, **options))
-        return adjusted_cross_entropy(logits, target, **options)
+        try:
+            if type(logits) is Tensor and not self.closed_form:  # a call less for each of many small losses
+                return of_checked(checked(logits, target, **options))
+            return adjusted_cross_entropy(logits, target, **options)
+        except ArgumentError:
+            if type(logits) is Tensor:  # a shard of the classes is not one
+                self._fits("logits", logits.shape[:2])
+            raise
 
     def call_options(self) -> Options:
         """What this loss says of a call, as keywords of `ltkernels.functional.adjusted_cross_entropy`."""
@@ -314,6 +320,12 @@ class AdjustedCrossEntropy(KeepsTables):
             "term": self._closed_form() if self.closed_form else None,
         }
 
+    def _fits(self, name: str, shape: Sequence[int]) -> None:
+        """Refuses another number of classes, last in `shape`, than there are counts: the op would name a table that nobody gave."""
+        counts = self._buffers["class_counts"]
+        if counts is not None and len(shape) and shape[-1] != len(counts):
+            raise ArgumentError(f"{name} is of {shape[-1]} classes; class_counts has {len(counts)}") from None
+
     def _closed_form(self) -> Term:
         form, options = self._term
         return Term(form, self.term_table, self.term_seed, options)
@@ -331,6 +343,8 @@ class AdjustedCrossEntropy(KeepsTables):
     ) -> Tensor:
         """This loss of a linear or cosine classifier `weight`, without its logits; the arguments are those of
         `ltkernels.functional.linear_adjusted_cross_entropy`, and count as in `forward`. Class weights are the loss' own."""
+        if type(weight) is Tensor:
+            self._fits("weight", weight.shape[:1])
         options: Any = self.call_options() | said
         class_weight = options.pop("weight")
         return linear_adjusted_cross_entropy(

@@ -207,6 +207,11 @@ def _checked(
             raise ArgumentError(
                 "weight is chosen by the label, and multi-label targets have none: give positive and negative, factors of the terms"
             )
+    elif 0 < target.dim() == len(size):  # class indices have a dimension less
+        raise ArgumentError(
+            f"target has shape {tuple(target.shape)}; multi-label targets have the logits' shape {tuple(size)}, class "
+            f"indices {tuple(size[:1] + size[2:]) if len(size) > 1 else ()}"
+        )
     elif _checks.target(target, logits):
         raise AssertionError("a floating-point target of the logits' shape is a multi-label one")
     given = {"scale": scale, "shift": shift, "positive": positive, "negative": negative, "weight": weight}
@@ -353,7 +358,9 @@ sigmoid_cross_entropy.explain = explain_sigmoid  # type: ignore[attr-defined]  #
 def serves(logits: object, target: object, options: Mapping[str, Any]) -> bool:
     """Whether a call of `adjusted_cross_entropy` is this loss: the sigmoid family of multi-label targets."""
     term = options.get("term")
-    return term is not None and term.form == "sigmoid" and is_multi_label(logits, target)
+    if term is None or term.form != "sigmoid" or not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+        return False
+    return 0 < target.dim() == logits.dim()  # in another shape it is refused there, as a multi-label target
 
 
 _OF_BOTH = ("scale", "shift", "focal_gamma", "weight", "sample_weight", "ignore_index", "reduction", "backend")

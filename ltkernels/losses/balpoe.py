@@ -65,12 +65,12 @@ class BalPoE(ExpertsLoss):
 
     def forward(self, logits: Logits, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """The mean of the experts' losses."""
-        experts = len(logits)
+        adjustments = self.fitting(logits)
         return experts_cross_entropy(
             logits,
             target,
-            self.adjustments(experts),
-            expert_factors=[1 / experts] * experts,
+            adjustments,
+            expert_factors=[1 / len(adjustments)] * len(adjustments),
             sample_weight=sample_weight,
             **self._options(),
         )

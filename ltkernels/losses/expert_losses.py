@@ -62,6 +62,19 @@ class ExpertsLoss(KeepsTables):
         self.label_smoothing = _checks.number("label_smoothing", label_smoothing, low=0.0, high=1.0)
         self.ignore_index, self.reduction = ignore_index, reduction
 
+    def fitting(self, logits: Logits) -> list[Adjustment]:
+        """`adjustments` of as many experts as there are logits, in which the tables have as many classes."""
+        if isinstance(logits, Tensor) and logits.dim() != 3:  # its rows would be taken for experts
+            raise ArgumentError(f"logits has shape {tuple(logits.shape)}; it must be (E, N, C), or E tensors (N, C)")
+        adjustments = self.adjustments(len(logits))
+        made = {table.shape[-1] for table in self.buffers(recurse=False) if table.dim()}
+        first = logits[0] if len(logits) else None
+        if isinstance(first, Tensor) and first.dim() and len(made) == 1 and first.shape[-1] not in made:
+            raise ArgumentError(
+                f"logits are of {first.shape[-1]} classes; {type(self).__name__} was made for {made.pop()}"
+            )
+        return adjustments
+
     def adjustments(self, experts: int) -> list[Adjustment]:
         """The tables of each expert."""
         for table in (self.shift, self.weight):
@@ -78,7 +91,7 @@ class ExpertsLoss(KeepsTables):
     def forward(self, logits: Logits, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """The sum of the experts' losses."""
         return experts_cross_entropy(
-            logits, target, self.adjustments(len(logits)), sample_weight=sample_weight, **self._options()
+            logits, target, self.fitting(logits), sample_weight=sample_weight, **self._options()
         )
 
     def predict(self, logits: Logits, weights: Tensor | None = None) -> Tensor:

@@ -77,7 +77,7 @@ class NCL(ExpertsLoss):
         return experts_cross_entropy(
             logits,
             target,
-            self.adjustments(len(logits)),
+            self.fitting(logits),
             coupling="mutual_kl",
             factor=self.factor,
             adjusted=True,

@@ -74,7 +74,7 @@ class ResLT(ExpertsLoss):
         rows = experts_cross_entropy(
             logits,
             target,
-            self.adjustments(len(logits)),
+            self.fitting(logits),
             coupling="sum",
             sample_weight=sample_weight,
             **{**self._options(), "reduction": "none"},

@@ -92,7 +92,7 @@ class RIDE(ExpertsLoss):
         return experts_cross_entropy(
             logits,
             target,
-            self.adjustments(len(logits)),
+            self.fitting(logits),
             coupling="mean_kl",
             factor=self.factor,
             temperature=temperature,

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ltkernels._arrays import readable, tensor
+from ltkernels._arrays import each_once, readable, tensor
 from ltkernels._npz import map_arrays, map_npy, read_arrays
 from ltkernels._ranks import Ranks, together
 from ltkernels.augment import most_similar_class
@@ -23,6 +23,7 @@ from ltkernels.selection._checkpoint import drop_damaged
 from ltkernels.selection._recipe import Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
+from ltkernels.train.data._dataset import naming
 from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Progress
 from ltkernels.train.features import fdc_pool, recipe_settings, tail_class
@@ -161,12 +162,19 @@ class _Source(Mapping[int, Tensor]):
         self.counts = torch.bincount(self.labels).tolist()
         if 0 in self.counts:
             raise ValueError(f"{path}: labels have no sample of class {self.counts.index(0)}")
+        names = arrays.get("class_names")
+        if names is not None and names.shape != (len(self.counts),):
+            raise ValueError(f"{path}: class_names must name {len(self.counts)} classes, got {names.shape} names")
+        with naming(path):
+            self.names = None if names is None else list(each_once(names.tolist()))
         self.dtype = torch.float64 if self.real.dtype == torch.float64 else torch.float32
         self.head, tail = head_tail_split(self.counts, config.head_ratio)
         singles = [label for label in tail if self.counts[label] == 1]
         # None: every tail class.
         self.able = [label for label in tail if self.counts[label] > 1] if singles else None
-        self.notes = [f"not completed, with one sample: class {listed(list(map(str, singles)))}"] if singles else []
+        self.notes = (
+            [f"not completed, with one sample: class {listed(list(map(self.name, singles)))}"] if singles else []
+        )
         if not any(self.counts[label] < max(self.counts) for label in tail):
             self.notes.append(
                 f"no class is completed: none beyond the head (head_ratio {config.head_ratio:g}) has fewer samples than the largest"
@@ -186,8 +194,14 @@ class _Source(Mapping[int, Tensor]):
             return fdc_pool(self.real.to(self.dtype), self.labels, label, rows, self.head, self.config)
         found = self.pools[0][self.pools[1] == label].to(self.dtype)
         if not len(found):
-            raise ValueError(f"{self.path}: pool has no samples of class {label}")
+            raise ValueError(
+                f"{self.path}: pool has no samples of class {self.name(label)}; --classes says which classes to complete"
+            )
         return found
+
+    def name(self, label: int) -> str:
+        """The class' number, and its name where the file has one."""
+        return str(label) if self.names is None else f"{label} ({self.names[label]})"
 
     def pool_rows(self, label: int) -> Tensor:
         """Rows of the file's pool that are of a class, in order."""
@@ -211,6 +225,7 @@ def _write(source: _Source, recipe: Recipe, wanted: str, n_sets: int, folder: Pa
     arm = arm_name(wanted)
     result = {
         "input": source.path.name,
+        "class_names": source.names,
         "class_counts": source.counts,
         "selected": arm,
         "notes": source.notes,
@@ -246,7 +261,7 @@ def _write(source: _Source, recipe: Recipe, wanted: str, n_sets: int, folder: Pa
         rows = zip(saved["labels"].tolist(), indices.tolist(), files.get("files", [""] * len(indices)))
         write_csv(folder / rundir.SELECTION_TABLE, ("label", "index", "file"), rows)
     np.savez(folder / rundir.SELECTION_ROWS, **{name: x.numpy() for name, x in saved.items()}, **files)
-    result["picture"] = _picture(recipe, wanted, folder / rundir.SELECTION_PICTURE)
+    result["picture"] = _picture(recipe, wanted, source.name, folder / rundir.SELECTION_PICTURE)
     rundir.write_json(folder / rundir.SELECTION, result)
     return result
 
@@ -258,7 +273,7 @@ def _entry(entry: ClassSets, similar: int | None, counts: list[int]) -> dict[str
     return found
 
 
-def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
+def _picture(recipe: Recipe, wanted: str, name: Callable[[int], str], path: Path) -> str | None:
     """FDG paths of the classes, and how the sets are spread; the file's name, or None without matplotlib."""
     try:
         from matplotlib import colormaps
@@ -273,12 +288,16 @@ def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
     for i, entry in enumerate(shown):
         colour = colours(0.9 * i / max(1, len(shown) - 1))
         if wanted != "random":
-            left.plot(*zip(*entry.chosen.path), color=colour, label=f"class {entry.label}")
+            # Rows that are chosen all at once have no path, only its end.
+            marker = "o" if len(entry.chosen.path) == 1 else ""
+            left.plot(*zip(*entry.chosen.path), color=colour, marker=marker, label=f"class {name(entry.label)}")
         if entry.random:
-            label = f"class {entry.label}" if wanted == "random" else None
+            label = f"class {name(entry.label)}" if wanted == "random" else None
             left.plot(*zip(*entry.random[0].path), color=colour, linestyle=":", label=label)
     left.axhline(0.0, color="0.6", linewidth=0.8)
-    left.set(xlabel="samples added", ylabel="FDG", title=f"{wanted} (solid), at random (dotted)")
+    drawn = "points" if all(len(e.chosen.path) == 1 for e in shown) else "solid"
+    title = "at random" if wanted == "random" else f"{wanted} ({drawn}), at random (dotted)"
+    left.set(xlabel="samples added", ylabel="FDG", title=title)
     if shown:
         left.legend(fontsize="small", frameon=False)
     if panels == 2:
@@ -286,6 +305,10 @@ def _picture(recipe: Recipe, wanted: str, path: Path) -> str | None:
         random = torch.stack([e.random_fdg for e in recipe.classes]).mean(0)
         if len(random):
             right.hist(random.numpy(), bins=20, color="0.75", label="random repeats")
+            right.yaxis.get_major_locator().set_params(integer=True)
+        if wanted != "random" and recipe.classes:
+            fdg = sum(e.fdg for e in recipe.classes) / len(recipe.classes)
+            right.axvline(fdg, color=colours(0.0), label=wanted)
         if recipe.kept:
             values = recipe.fdg.numpy()
             right.plot(values, np.arange(1, len(values) + 1), ".", color="#0072B2", label="kept sets, in order")

@@ -13,6 +13,7 @@ torch `Dataset` or a pair of them (training, test).
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from ltkernels._names import did_you_mean
 from ltkernels.train.data import cifar, digits, fashion_mnist, folder, lists, npz
@@ -81,7 +82,7 @@ def load(name: str, request: DataRequest | None = None) -> Dataset:
     prefix, colon, argument = name.partition(":")
     loader = _LOADERS.get(prefix + colon)
     if (loader is None and not (colon and argument.isidentifier())) or (colon and not argument):
-        hint = did_you_mean(prefix + colon if colon else name, _LOADERS)
+        hint = _of_path(Path(name)) or did_you_mean(prefix + colon if colon else name, _LOADERS)
         raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(names())}, or package.module:function")
     if request.image_size is not None and prefix + colon in _FIXED_SIZE:
         raise ValueError(
@@ -92,3 +93,9 @@ def load(name: str, request: DataRequest | None = None) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise TypeError(f"the loader of data set {name!r} returned {type(dataset).__name__}, not a Dataset")
     return dataset
+
+
+def _of_path(path: Path) -> str:
+    """A hint where what is named is a file or a folder, without the word that says how to read it."""
+    kind = "folder" if path.is_dir() else {".csv": "csv", ".npz": "npz", ".txt": "list"}.get(path.suffix)
+    return f" (did you mean {kind}:{path}?)" if kind and path.exists() else ""

@@ -5,6 +5,9 @@ in `Dataset.from_arrays`; without a test set, a share of every class is held out
 imbalance factor is given, which thins it as for the other data sets.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ltkernels._npz import array_names, read_arrays
@@ -17,12 +20,15 @@ def load(request: DataRequest) -> Dataset:
     """Load npz:PATH. Raises FileNotFoundError or ValueError naming the file and the array."""
     path = Path(request.argument)
     names = array_names(path)
-    pair = next((pair for pair in _PAIRS if pair[0] in names), _PAIRS[0])
+    pair = next((pair for pair in _PAIRS if pair[0] in names), None)
+    if pair is None:
+        wanted = ", or ".join(" and ".join(each) for each in _PAIRS)
+        raise ValueError(f"{path}: not a usable .npz file: it needs the arrays {wanted} (it holds {', '.join(names)})")
     test = ("x_test", "y_test") if "x_test" in names or "y_test" in names else ()
     arrays = read_arrays(path, (*pair, *test), ("x_val", "y_val", "class_names", "files"))
     x, y = (arrays.pop(name) for name in pair)
     files, class_names = arrays.pop("files", ()), arrays.pop("class_names", None)
-    with naming(path):
+    with naming(path), _as_in_the_file(pair):
         return Dataset.from_arrays(
             x,
             y,
@@ -32,3 +38,13 @@ def load(request: DataRequest) -> Dataset:
             name=f"npz:{path.name}",
             **request.division(),
         )
+
+
+@contextmanager
+def _as_in_the_file(pair: tuple[str, str]) -> Iterator[None]:
+    """Errors name the arrays as the file has them, not as `Dataset.from_arrays` does."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        text = re.sub(r"\b[xy]_train\b", lambda found: pair["xy".index(found[0][0])], str(error))
+        raise (ValueError if isinstance(error, ValueError) else TypeError)(text) from error

@@ -164,11 +164,13 @@ def _square(
     axes.spines[:].set_color(GRID)
     axes.set_title(fill(shorten(title, 90), max(24, int(9 * size))))
     if n <= _MOST_ROWS:
-        # Of the columns the numbers: names at their head run into each other.
-        axes.set_yticks(
-            range(n), [f"{shorten(names[c], _LETTERS)}  {i + 1}" for i, c in enumerate(order)], size=9 if n <= 15 else 7
-        )
-        axes.set_xticks(range(n) if n <= 15 else range(0, n, 5), range(1, n + 1) if n <= 15 else range(1, n + 1, 5))
+        heads = rows = [names[c] for c in order]
+        if max(map(len, rows)) > 2:  # names at the head of columns run into each other: their numbers
+            heads = [str(i + 1) for i in range(n)]
+            rows = [f"{shorten(name, _LETTERS)}  {head}" for name, head in zip(rows, heads)]
+        axes.set_yticks(range(n), rows, size=9 if n <= 15 else 7)
+        step = 1 if n <= 15 else 5
+        axes.set_xticks(range(0, n, step), heads[::step])
         axes.tick_params(axis="y", colors=INK)
     else:
         for axis in (axes.xaxis, axes.yaxis):
@@ -249,5 +251,5 @@ def reliability(title: str, series: Sequence[tuple[str, dict[str, Sequence[float
         )
     axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel="confidence, %", ylabel="accuracy, %")
     axes.set_title(fill(shorten(title, 80), 30))
-    legend_below(axes, 30, [axes.lines[0], *axes.containers], handlelength=2.6)
+    legend_below(axes, 38, [axes.lines[0], *axes.containers], handlelength=2.6)
     return figure
