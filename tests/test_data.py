@@ -73,6 +73,9 @@ def test_a_path_alone_is_answered_with_the_way_to_read_it(name, kind, tmp_path):
         path.mkdir()
     with pytest.raises(ValueError, match=re.escape(f"(did you mean {kind}:{path}?)")):
         data.load(str(path))
+    for name in ("9" * 5000, "a\0b"):
+        with pytest.raises(ValueError, match="unknown data set"):
+            data.load(name)
 
 
 def test_image_size_is_refused_where_it_would_do_nothing():

@@ -10,10 +10,10 @@ your own module is a data set as it is: `--data package.module:function` calls i
 torch `Dataset` or a pair of them (training, test).
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from ltkernels._names import did_you_mean
 from ltkernels.train.data import cifar, digits, fashion_mnist, folder, lists, npz
@@ -82,7 +82,7 @@ def load(name: str, request: DataRequest | None = None) -> Dataset:
     prefix, colon, argument = name.partition(":")
     loader = _LOADERS.get(prefix + colon)
     if (loader is None and not (colon and argument.isidentifier())) or (colon and not argument):
-        hint = _of_path(Path(name)) or did_you_mean(prefix + colon if colon else name, _LOADERS)
+        hint = _of_path(name) or did_you_mean(prefix + colon if colon else name, _LOADERS)
         raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(names())}, or package.module:function")
     if request.image_size is not None and prefix + colon in _FIXED_SIZE:
         raise ValueError(
@@ -95,7 +95,10 @@ def load(name: str, request: DataRequest | None = None) -> Dataset:
     return dataset
 
 
-def _of_path(path: Path) -> str:
+def _of_path(name: str) -> str:
     """A hint where what is named is a file or a folder, without the word that says how to read it."""
-    kind = "folder" if path.is_dir() else {".csv": "csv", ".npz": "npz", ".txt": "list"}.get(path.suffix)
-    return f" (did you mean {kind}:{path}?)" if kind and path.exists() else ""
+    suffix = os.path.splitext(name)[1].lower()
+    kind = {".csv": "csv", ".npz": "npz", ".txt": "list"}.get(suffix) if os.path.isfile(name) else None
+    # Not a Path's is_dir, which raises for a name that no file system takes.
+    kind = "folder" if os.path.isdir(name) else kind
+    return f" (did you mean {kind}:{name}?)" if kind else ""
