@@ -134,21 +134,17 @@ def number(
     return result
 
 
-def integer(name: str, value: int) -> int:
+def integer(name: str, value: int, below: int = 2**63) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise DTypeError(f"{name} is {value!r}; it must be an integer")
-    if not -(2**63) <= value < 2**63:
+    if not -(2**63) <= value < below:
         raise ArgumentError(f"{name} is {value}; it must be an integer of 64 bits")
     return int(value)
 
 
 def seed(value: int) -> int:
     """A seed as torch's generators take it: an integer of 64 bits, with or without a sign."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise DTypeError(f"seed is {value!r}; it must be an integer")
-    if not -(2**63) <= value < 2**64:
-        raise ArgumentError(f"seed is {value}; it must be an integer of 64 bits")
-    return int(value)
+    return integer("seed", value, 2**64)
 
 
 def grad_scale(value: Tensor | float, device: torch.device, real: torch.dtype) -> Tensor:

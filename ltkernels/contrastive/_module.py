@@ -60,20 +60,13 @@ class Contrastive(MadeOfTables):
         super().__init__()
         _checks.reduction(reduction)
         # Kept as a logarithm: an optimizer's step must not take it below 0.
-        log_tau = torch.tensor(_checks.number("tau", tau, above=0.0)).log()
+        log_tau = torch.tensor(_checks.number("tau", tau, above=0.0), device="cpu").log()
         if learnable_tau:
-            self.log_tau = torch.nn.Parameter(log_tau)
+            self._table("log_tau", log_tau, made=False, learned=True)
         self.learnable_tau, self._tau = learnable_tau, float(tau)
         self._table("class_weight", class_weight, made=False)
         self.ignore_index, self.reduction, self.normalize = ignore_index, reduction, normalize
         self.group, self.chunk_rows, self.backend = group, chunk_rows, backend
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Puts the temperature and the tables that the loss was made with back in place; after ``to_empty`` they hold anything."""
-        super().reset_parameters()
-        if self.learnable_tau:
-            self.log_tau.copy_(torch.tensor(self._tau, dtype=self.log_tau.dtype, device="cpu").log())
 
     @property
     def tau(self) -> float | Tensor:

@@ -180,18 +180,16 @@ def fdg_experiment(
     with rundir.open_run(out, force, resume == "auto", undone=()), signals.handled():
         rundir.write_text(out / rundir.CONFIG, head + to_toml(config))
         (out / rundir.ITEMS).mkdir(exist_ok=True)
+
+        def of_network(name: str, network: int) -> Config:
+            return config.replace(data=name, seed=(config.seed + network) % 2**64)
+
         for name in data:
             for network in range(protocol.networks if protocol.space == "feature" else 0):
-                own = config.replace(data=name, seed=(config.seed + network) % 2**64)
+                own = of_network(name, network)
                 jobs.train(own, loaded[name], out=_base_folder(out, own), resume="auto", progress=progress)
         work = [
-            (
-                str(out),
-                config.replace(data=name, seed=(config.seed + index % protocol.networks) % 2**64),
-                method,
-                index,
-                protocol,
-            )
+            (str(out), of_network(name, index % protocol.networks), method, index, protocol)
             for index in range(protocol.sets)
             for name in data
             for method in methods

@@ -70,9 +70,10 @@ def is_unfinished(out: Path) -> bool:
 def check_file(out: str | Path | None, force: bool) -> None:
     """Raise FileExistsError where the file `out` is there and `force` does not allow to replace it, or where it is a folder; ValueError
     where it cannot be there."""
-    if out is not None:
-        check_parents(Path(out))
-    if out is not None and (Path(out).is_dir() or (Path(out).exists() and not force)):
+    if out is None:
+        return
+    check_parents(Path(out))
+    if Path(out).is_dir() or (Path(out).exists() and not force):
         raise FileExistsError(f"--out {out}: exists; --force replaces a file")
 
 

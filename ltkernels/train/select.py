@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ltkernels._arrays import each_once, readable, tensor
+from ltkernels._arrays import readable, tensor
 from ltkernels._npz import map_arrays, map_npy, read_arrays
 from ltkernels._ranks import Ranks, together
 from ltkernels.augment import most_similar_class
@@ -23,7 +23,6 @@ from ltkernels.selection._checkpoint import drop_damaged
 from ltkernels.selection._recipe import Recipe, fdg_recipe, head_tail_split
 from ltkernels.train import distributed, rundir
 from ltkernels.train.config import Config
-from ltkernels.train.data._dataset import naming
 from ltkernels.train.data._split import listed
 from ltkernels.train.engine import Progress
 from ltkernels.train.features import fdc_pool, recipe_settings, tail_class
@@ -165,8 +164,7 @@ class _Source(Mapping[int, Tensor]):
         names = arrays.get("class_names")
         if names is not None and names.shape != (len(self.counts),):
             raise ValueError(f"{path}: class_names must name {len(self.counts)} classes, got {names.shape} names")
-        with naming(path):
-            self.names = None if names is None else list(each_once(names.tolist()))
+        self.names = None if names is None else names.tolist()
         self.dtype = torch.float64 if self.real.dtype == torch.float64 else torch.float32
         self.head, tail = head_tail_split(self.counts, config.head_ratio)
         singles = [label for label in tail if self.counts[label] == 1]
